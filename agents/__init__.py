@@ -1,0 +1,4 @@
+"""Stable-Baselines3 agents that optimise a reward and a divergence to a teacher in one objective."""
+
+if __name__ != "rlgkd.agents":  # someone wrote `import agents` with a checkout's root on sys.path
+    raise ImportError(f"this is the package rlgkd.agents: write `import rlgkd.agents`, not `import {__name__}`")

@@ -1,0 +1,361 @@
+"""What the agents share: a Stable-Baselines3 algorithm whose policy is a language model.
+
+SB3's OnPolicyAlgorithm gives the interface (learn, callbacks, loggers, predict). Replaced are: its buffer of single
+steps, for a sequence is one sample here; its training loop's order of logging, so that the row of an update holds that
+update's losses; and its pickled files, for Hugging Face folders. A timestep is a generated token, and callbacks are
+called once for each lockstep of the batch, as SB3 calls them once for each step of its vector environment.
+
+Nothing random is global: a sample's stream belongs to (seed, item, sample number), the coin of `student_fraction` to
+(seed, update), the items to (seed, cursor). So `counters` is all that a resumed run needs beside the weights and the
+optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlgkd.agents.policy import LanguageModelPolicy
+from rlgkd.agents.update import accumulate_gradient
+from rlgkd.errors import CheckpointError, ModelError, SettingError
+from rlgkd.lm.loading import load, load_tokenizer, save
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+from rlgkd.objective import Objective
+from rlgkd.ops.sampling import uniforms
+from rlgkd.rollout import references, rollout
+from rlgkd.types import Item, Source, Task, Trajectory
+
+SETTINGS_FILE = "rlgkd_agent.json"
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
+
+
+class TextAlgorithm(OnPolicyAlgorithm):
+    """Base of the agents: builds models and optimizer, collects trajectories, saves and loads. Subclasses `train`."""
+
+    trajectories: list[Trajectory]
+    """The latest rollout."""
+    preset: ClassVar[Mapping[str, Any]] = {}
+    """Knobs of the objective that the algorithm fixes."""
+
+    def __init__(
+        self,
+        policy: str | PreTrainedModel,
+        env: GymEnv | str,
+        *,
+        teacher: str | PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        alpha: float = 0.5,
+        divergence: str = "reverse_kl",
+        beta: float | None = None,
+        normalized: bool = False,
+        student_fraction: float = 1.0,
+        estimator: str = "exact",
+        temperature: float = 1.0,
+        teacher_temperature: float = 1.0,
+        prompts_per_update: int = 16,
+        group_size: int = 4,
+        learning_rate: float | Schedule = 1e-4,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        token_budget: int = 16384,
+        student_layers: Sequence[int] = (),
+        precision: str = "float32",
+        device: str = "auto",
+        seed: int = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        stats_window_size: int = 100,
+    ) -> None:
+        """Build student, teacher and optimizer.
+
+        Args:
+            policy: The student: a path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model.
+            env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them; the
+                agent reads its task (prompts, tokenizer, limits, reward) and samples all rows in lockstep itself.
+            teacher: As `policy`; may be left out only if alpha is 0.
+            tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
+            alpha: Weight of the divergence in Eq. 5, in [0, 1].
+            divergence: By its name in `rlgkd.ops.divergence`.
+            beta: Of a divergence that takes it.
+            normalized: Of a divergence that takes it.
+            student_fraction: The paper's lambda: probability that an update's batch is sampled from the student.
+            estimator: `exact` or `sampled`.
+            temperature: The student's, in sampling and scoring alike.
+            teacher_temperature: The teacher's, in scoring.
+            prompts_per_update: Prompts of one update.
+            group_size: Samples of each prompt.
+            learning_rate: Of AdamW; a number or a schedule of the remaining progress (1 to 0).
+            weight_decay: Of AdamW, on matrices alone.
+            max_grad_norm: The gradient is scaled down to this norm.
+            token_budget: Tokens, padding included, of one micro-batch: bounds the memory, changes nothing else.
+            student_layers: Keep only these layers of `policy`.
+            precision: `float32`, or `bfloat16` for mixed precision.
+            device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
+            seed: Of everything random.
+            verbose: 0 or 1, as in SB3.
+            tensorboard_log: Folder for TensorBoard events.
+            stats_window_size: Episodes in SB3's `ep_info_buffer`.
+
+        Raises: SettingError, ModelError.
+        """
+        self.settings: dict[str, Any] = {
+            "policy": policy, "teacher": teacher, "alpha": alpha, "divergence": divergence, "beta": beta,
+            "normalized": normalized, "student_fraction": student_fraction, "estimator": estimator,
+            "temperature": temperature, "teacher_temperature": teacher_temperature,
+            "prompts_per_update": prompts_per_update, "group_size": group_size, "learning_rate": learning_rate,
+            "weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "token_budget": token_budget,
+            "precision": precision, "seed": seed,
+        }  # fmt: skip
+        for name in ("prompts_per_update", "group_size", "token_budget"):
+            if self.settings[name] < 1:
+                raise SettingError(name, self.settings[name], "give 1 or more")
+        if precision not in PRECISIONS:
+            raise SettingError("precision", precision, f"choose one of {', '.join(PRECISIONS)}")
+        knobs = {
+            "alpha": alpha, "divergence": divergence, "beta": beta, "normalized": normalized,
+            "student_fraction": student_fraction, "estimator": estimator, **self.preset,
+        }  # fmt: skip
+        self.objective = Objective(**knobs)
+        if teacher is None and self.objective.alpha > 0:
+            raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
+        self._sources = (policy, teacher, tokenizer, tuple(student_layers), temperature, teacher_temperature)
+        self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
+        self.weight_decay = weight_decay
+        self.accelerator = Accelerator(mixed_precision=PRECISIONS[precision], cpu=str(device) == "cpu")
+        if self.accelerator.num_processes > 1:
+            raise SettingError("processes", self.accelerator.num_processes, "this version trains in one process")
+        if str(device) not in ("auto", self.accelerator.device.type):
+            raise SettingError("device", device, f"accelerate runs on {self.accelerator.device}; give auto or cpu")
+        self.cursor = 0
+        self.trajectories = []
+        self.latest: dict[str, Any] = {}
+        super().__init__(
+            policy=LanguageModelPolicy,  # type: ignore[arg-type]  # SB3's actor-critic is not needed here
+            env=env.as_sb3() if hasattr(env, "as_sb3") else env,
+            learning_rate=learning_rate,
+            n_steps=1, gamma=1.0, gae_lambda=1.0, ent_coef=0.0, vf_coef=0.0,
+            max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1,
+            stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose, seed=seed,
+            device=self.accelerator.device,
+        )  # fmt: skip
+
+    def _setup_model(self) -> None:
+        """Open the models and build the optimizer; SB3 calls it at the end of its own construction."""
+        self._setup_lr_schedule()
+        assert self.env is not None
+        self.task: Task = self.env.get_attr("task")[0]
+        self.split: str = self.env.get_attr("split")[0]
+        name, teacher, tokenizer, layers, temperature, teacher_temperature = self._sources
+        if tokenizer is None:
+            tokenizer = load_tokenizer(name) if isinstance(name, str) else self.task.tokenizer
+        check_same_vocabulary(self.task.tokenizer, tokenizer)
+        module = load(name, layers=layers, device=self.device)
+        self.teacher: LanguageModel | None = None
+        if teacher is not None:
+            teacher_tokenizer = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
+            check_same_vocabulary(tokenizer, teacher_tokenizer)
+            frozen = load(teacher, device=self.device).requires_grad_(False)
+            self.teacher = LanguageModel(frozen, teacher_tokenizer, temperature=teacher_temperature)
+        self.student = LanguageModel(module.requires_grad_(True), tokenizer, temperature=temperature)
+        room = self.task.max_prompt_tokens + self.task.max_new_tokens
+        for field, lm in (("student", self.student), ("teacher", self.teacher)):
+            if lm is not None and lm.context < room:
+                raise ModelError(
+                    field, lm.module.config.name_or_path,
+                    f"its context of {lm.context} tokens is shorter than the environment's {room}; "
+                    "lower max_prompt_tokens or max_new_tokens",
+                )  # fmt: skip
+        self.policy: LanguageModelPolicy = LanguageModelPolicy(
+            self.observation_space, self.action_space, self.student, seed=self.seed or 0
+        )
+        matrices = [p for p in module.parameters() if p.ndim >= 2]
+        vectors = [p for p in module.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.policy.optimizer = torch.optim.AdamW(groups, lr=self.lr_schedule(1.0), betas=(0.9, 0.95))
+        # SB3's learn hands a buffer to collect_rollouts; a sequence is one sample here, so there is none.
+        self.rollout_buffer = None  # type: ignore[assignment]
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the environment's rows and the action space; unlike SB3, no global generator is touched."""
+        if seed is not None:
+            self.action_space.seed(seed)
+            if self.env is not None:
+                self.env.seed(seed)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "rlgkd",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train until `total_timesteps` tokens have been generated (or read from data); the last batch is finished."""
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None
+        while self.num_timesteps < total_timesteps:
+            if not self.collect_rollouts(self.env, callback):
+                break
+            self._current_progress_remaining = max(0.0, 1.0 - self.num_timesteps / total_timesteps)
+            self.train()
+            self._n_updates += 1
+            if log_interval and self._n_updates % log_interval == 0:
+                self.dump_logs(self._n_updates)
+        callback.on_training_end()
+        return self
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: None = None, n_rollout_steps: int = 0
+    ) -> bool:
+        """Fill `trajectories`: with probability `student_fraction` from the student, else from data (GKD, Alg. 1)."""
+        callback.on_rollout_start()
+        self.policy.forget()
+        self._began = time.perf_counter()
+        seed = self.seed or 0
+        items = [self.task.item(self.split, seed, self.cursor + n) for n in range(self.prompts_per_update)]
+        going = True
+
+        def on_step(tokens: int) -> bool:
+            nonlocal going
+            self.num_timesteps += tokens
+            callback.update_locals({"self": self, "items": items})
+            going = callback.on_step()
+            return going
+
+        if uniforms(seed, "student_fraction", self._n_updates, 1)[0] < self.objective.student_fraction:
+            self.trajectories = rollout(
+                self.student, self.task, items, group=self.group_size, seed=seed, on_step=on_step
+            )
+        else:
+            self.trajectories = references(self.student, self.task, items)
+            on_step(sum(t.length for t in self.trajectories))
+        self.cursor += len(items)
+        episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
+        assert self.ep_info_buffer is not None
+        self.ep_info_buffer.extend(episodes)
+        self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return going
+
+    def descend(self, advantages_B: torch.Tensor) -> None:
+        """One step of AdamW down Eq. 5's loss over `trajectories`, and the record of it."""
+        began = time.perf_counter()
+        self.policy.forget()
+        self._update_learning_rate(self.policy.optimizer)
+        with self.accelerator.autocast():
+            means = accumulate_gradient(
+                self.student, self.teacher, self.objective, self.trajectories, advantages_B,
+                token_budget=self.token_budget, backward=self.accelerator.backward,
+            )  # fmt: skip
+        norm = torch.nn.utils.clip_grad_norm_(self.student.module.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        self.policy.optimizer.zero_grad()
+        self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
+        self.logger.record("train/loss", means["loss"])
+        self.logger.record("train/entropy", means["entropy"])
+        self.logger.record("train/grad_norm", norm.item())
+        self.logger.record("train/alpha", self.objective.alpha)
+        if self.teacher is not None:
+            self.logger.record("train/divergence", means["divergence"])
+
+    def rewards_PG(self) -> torch.Tensor:
+        """[P, G] task rewards of the latest rollout; NaN where one failed. G is 1 for a batch from data."""
+        rewards_B = torch.tensor([t.score.reward for t in self.trajectories], dtype=torch.float64)
+        return rewards_B.view(-1, self.group_size if self.trajectories[0].source is Source.STUDENT else 1)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write one row: means over the latest batch, so that a row depends on its update alone."""
+        batch = self.trajectories
+        rewards = np.array([t.score.reward for t in batch])
+        self.logger.record("time/iterations", iteration, exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        seconds = time.perf_counter() - self._began
+        self.logger.record("time/tokens_per_second", sum(t.length for t in batch) / seconds, exclude="csv")
+        self.logger.record("rollout/ep_rew_mean", float(np.nanmean(rewards)) if np.isfinite(rewards).any() else np.nan)
+        self.logger.record("rollout/ep_len_mean", float(np.mean([t.length for t in batch])))
+        self.logger.record("rollout/ended", float(np.mean([t.stop == "end" for t in batch])))
+        self.logger.record("rollout/student", float(batch[0].source is Source.STUDENT))
+        for part in sorted({name for t in batch for name in t.score.parts}):
+            values = [t.score.parts[part] for t in batch if part in t.score.parts]
+            self.logger.record(f"rollout/reward/{part}", float(np.mean(values)))
+        self.latest = dict(self.logger.name_to_value)
+        self.logger.dump(step=self.num_timesteps)
+
+    def generate(self, prompts: Sequence[str], *, greedy: bool = True, seed: int = 0) -> list[str]:
+        """Complete prompts as the environment would put them, and return the texts."""
+        items = [Item(key=f"generate/{n}", prompt=prompt) for n, prompt in enumerate(prompts)]
+        unscored = _Unscored(self.task)
+        return [t.text for t in rollout(self.student, unscored, items, seed=seed, greedy=greedy)]
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What training has reached, as JSON: all that is needed beside weights and optimizer to go on exactly."""
+        return {"timesteps": self.num_timesteps, "updates": self._n_updates, "cursor": self.cursor}
+
+    @counters.setter
+    def counters(self, values: Mapping[str, Any]) -> None:
+        self.num_timesteps, self._n_updates, self.cursor = values["timesteps"], values["updates"], values["cursor"]
+
+    def save(  # type: ignore[override]
+        self, path: str | Path, exclude: Any = None, include: Any = None
+    ) -> None:
+        """Write a Hugging Face folder with the agent's settings beside the model. SB3's `.zip` ending is dropped."""
+        folder = Path(str(path).removesuffix(".zip"))
+        save(self.student.module, self.student.tokenizer, folder)
+        plain = {name: value for name, value in self.settings.items() if not isinstance(value, PreTrainedModel)}
+        plain = {name: value for name, value in plain.items() if not callable(value)}
+        text = json.dumps({"agent": type(self).__name__, "settings": plain, "counters": self.counters}, indent=2)
+        (folder / SETTINGS_FILE).write_text(text + "\n")
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, path: str | Path, env: GymEnv | str | None = None, **settings: Any
+    ) -> Self:
+        """Open what `save` wrote, on `env`; `settings` override the saved ones (a teacher given as a model must be).
+
+        Raises: CheckpointError if the folder is not an agent's.
+        """
+        folder = Path(str(path).removesuffix(".zip"))
+        try:
+            saved = json.loads((folder / SETTINGS_FILE).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError("path", str(path), f"give a folder that save() wrote: {error}") from error
+        if saved["agent"] != cls.__name__:
+            raise CheckpointError("path", str(path), f"it holds a {saved['agent']}; use {saved['agent']}.load")
+        if env is None:
+            raise SettingError("env", env, "give the environment to go on in, for its prompts, limits and reward")
+        agent = cls(env=env, **{**saved["settings"], "policy": str(folder), **settings})
+        agent.counters = saved["counters"]
+        return agent
+
+
+class _Unscored:
+    """A task whose texts earn nothing: for prompts from outside, which have no reference to be scored against."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Any]:
+        from rlgkd.types import Score
+
+        return [Score(reward=float("nan")) for _ in completions]

@@ -1,0 +1,20 @@
+"""Generalised knowledge distillation: Eq. 5 at alpha = 1 (Agarwal et al., ICLR 2024, arXiv 2306.13649, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from rlgkd.agents.base import TextAlgorithm
+
+
+class Distill(TextAlgorithm):
+    """Descends lambda E_{y~student} D + (1-lambda) E_{y~data} D; the task's reward is logged and not trained on."""
+
+    preset: ClassVar[Mapping[str, Any]] = {"alpha": 1.0}
+
+    def train(self) -> None:
+        """One update; no reward, hence no advantage."""
+        self.descend(torch.zeros(len(self.trajectories)))

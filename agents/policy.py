@@ -1,0 +1,78 @@
+"""The language model as a Stable-Baselines3 policy: observations are token ids, actions the next token.
+
+Its KV cache is a memo: it is used when every row of an observation extends by one token what the memo holds, and
+otherwise the rows are run anew. It changes no action beyond rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+from transformers import DynamicCache
+
+from rlgkd.lm.decoding import advance, prefill
+from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.sampling import sample
+
+
+@dataclass
+class _Memo:
+    tokens_BT: np.ndarray
+    attention_BT: Tensor
+    cache: DynamicCache
+
+
+class LanguageModelPolicy(BasePolicy):
+    """Samples the next token of each observation from the language model (or takes the likeliest)."""
+
+    def __init__(
+        self,
+        observation_space: gym.Space[np.ndarray],
+        action_space: gym.spaces.Discrete[np.int64],
+        language_model: LanguageModel,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Wrap the model; `seed` is that of the stream `predict` samples from."""
+        super().__init__(observation_space, action_space)
+        self.language_model = language_model
+        self.module = language_model.module
+        self.optimizer: torch.optim.Optimizer
+        self._rng = np.random.default_rng(seed)
+        self._memo: _Memo | None = None
+
+    def forget(self) -> None:
+        """Drop the memo; call it when the weights have changed."""
+        self._memo = None
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Dropout stays off in training too: the policy that samples is the policy that is scored."""
+        super().set_training_mode(False)
+
+    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+        logits_BV = self.language_model.logits(self._last_states(observation.cpu().numpy()))
+        if deterministic:
+            return logits_BV.argmax(-1)
+        uniform_B = torch.from_numpy(self._rng.random(len(logits_BV))).to(logits_BV.device)
+        return sample(logits_BV, uniform_B)[0]
+
+    def _last_states(self, tokens_BT: np.ndarray) -> Tensor:
+        """[B, H]: the state behind each row's last token."""
+        lm, length_B = self.language_model, (tokens_BT >= 0).sum(1)
+        memo, newest = self._memo, tokens_BT[np.arange(len(tokens_BT)), length_B - 1]
+        before_BT = tokens_BT.copy()
+        before_BT[np.arange(len(tokens_BT)), length_B - 1] = -1
+        if memo is not None and np.array_equal(memo.tokens_BT, before_BT):
+            token_B = torch.from_numpy(newest).to(lm.device)
+            attention_BT = torch.cat([memo.attention_BT, memo.attention_BT.new_ones(len(newest), 1)], dim=1)
+            state_BH, cache = advance(lm, token_B[:, None], attention_BT, memo.cache), memo.cache
+        else:
+            rows = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
+            state_BH, attention_BT, cache = prefill(lm, rows)
+        self._memo = _Memo(tokens_BT=tokens_BT, attention_BT=attention_BT, cache=cache)
+        return state_BH

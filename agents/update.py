@@ -1,0 +1,89 @@
+"""The gradient of Eq. 5 over a batch of trajectories, in micro-batches without padding to speak of.
+
+Micro-batches are cut by a token budget from trajectories sorted by length; the reductions' weights come from the
+whole batch, so the split changes nothing but the memory. The teacher's body runs once over each micro-batch and its
+head only at action positions; heads and divergence are fused chunk by chunk (rlgkd.lm.fused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rlgkd.lm.fused import fused_sum
+from rlgkd.lm.model import LanguageModel
+from rlgkd.objective import Objective
+from rlgkd.ops import reduction
+from rlgkd.types import Batch, Source, Trajectory
+
+
+def accumulate_gradient(
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    objective: Objective,
+    trajectories: Sequence[Trajectory],
+    advantages_B: Tensor,
+    *,
+    token_budget: int,
+    backward: Callable[[Tensor], None],
+) -> dict[str, float]:
+    """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole batch.
+
+    The policy term applies to trajectories of the student's own, the divergence to all.
+
+    Returns means over the batch's tokens: `loss` (the sum), `divergence` (reduced as the objective says), `entropy`,
+    in nats.
+    """
+    device = student.device
+    lengths_B = torch.tensor([t.length for t in trajectories])
+    own_B = torch.tensor([t.source is Source.STUDENT for t in trajectories])
+    total = {"total_sequences": int((lengths_B > 0).sum()), "total_tokens": int(lengths_B.sum())}
+    policy_B = reduction.weights(objective.policy_reduction, lengths_B, **total) * own_B
+    divergence_B = reduction.weights(objective.divergence_reduction, lengths_B, **total)
+
+    sums = {"loss": 0.0, "divergence": 0.0, "entropy": 0.0}
+    for rows in micro_batches([len(t.tokens_T) for t in trajectories], token_budget):
+        batch = Batch.collate([trajectories[row] for row in rows], pad=student.pad, device=device)
+        per_action = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
+        actions_N = batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
+        advantages_N, policy_N, divergence_N = (
+            values[rows].to(device)[per_action] for values in (advantages_B.float(), policy_B, divergence_B)
+        )
+        teacher_states_NH = None
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_states_NH = teacher.states(batch)
+
+        def chunk_loss(
+            logits_NV: Tensor,
+            which: slice,
+            teacher_states_NH: Tensor | None = teacher_states_NH,
+            columns: tuple[Tensor, ...] = (actions_N, advantages_N, policy_N, divergence_N),
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            teacher_logits_NV = None
+            if teacher is not None and teacher_states_NH is not None:
+                with torch.no_grad():
+                    teacher_logits_NV = teacher.logits(teacher_states_NH[which])
+            return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns))
+
+        loss, records = fused_sum(student, student.states(batch), chunk_loss)
+        backward(loss)
+        sums["loss"] += loss.item()
+        sums["entropy"] += records["entropy"].sum().item() / max(1, total["total_tokens"])
+        if "divergence" in records:
+            sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
+    return sums
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Row numbers, longest first, in groups whose padded size stays within the budget (one row at least)."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+        if group and (len(group) + 1) * lengths[group[0]] > token_budget:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

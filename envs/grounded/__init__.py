@@ -1,0 +1,1 @@
+"""GroundedSummary: a procedural world, its exact oracle, and the learned entailment reward."""

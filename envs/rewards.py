@@ -1,0 +1,64 @@
+"""Rewards: any function whose arguments are taken by name, called once for a batch of finished texts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlgkd.errors import DependencyError, SettingError
+from rlgkd.types import Item, Score
+
+Reward = Callable[..., Sequence[float | Score]]
+
+
+def call_reward(reward: Reward, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+    """Call `reward` with the arguments it names, each a list over the batch, and make Scores of what it returns.
+
+    The names it may use: `prompts`, `completions`, `references`, `items`, and every column that all items have.
+
+    Raises: SettingError for a name that there is not, or if it does not return one value for each completion.
+    """
+    columns: dict[str, list[Any]] = {
+        name: [item.columns[name] for item in items]
+        for name in (items[0].columns if items else ())
+        if all(name in item.columns for item in items)
+    }
+    available: dict[str, Any] = {
+        **columns,
+        "prompts": [item.prompt for item in items],
+        "completions": list(completions),
+        "references": [item.reference for item in items],
+        "items": list(items),
+    }
+    parameters = inspect.signature(reward).parameters.values()
+    wanted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        wanted = list(available)
+    required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if missing := sorted(required - available.keys()):
+        raise SettingError("reward", missing[0], f"it is no column of the data; there are {', '.join(sorted(available))}")
+    values = list(reward(**{name: available[name] for name in wanted if name in available}))
+    if len(values) != len(completions):
+        raise SettingError("reward", f"{len(values)} values", f"return one for each of the {len(completions)} completions")
+    return [value if isinstance(value, Score) else Score(reward=float(value)) for value in values]
+
+
+def rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+    """ROUGE F1 against the reference (`rouge1`, `rouge2`, `rougeL`), as the rouge-score package computes it.
+
+    Raises: DependencyError if the package is not installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise DependencyError("reward", kind, "install it: pip install 'rlgkd[metrics]'") from error
+    scorer = RougeScorer([kind], use_stemmer=False)
+
+    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [
+            scorer.score(reference, completion)[kind].fmeasure
+            for reference, completion in zip(references, completions, strict=True)
+        ]
+
+    return score

@@ -1,0 +1,103 @@
+"""The lockstep environment as a Stable-Baselines3 VecEnv: ended rows begin anew within the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from rlgkd.envs.dynamics import Episodes
+from rlgkd.envs.task import build_task
+from rlgkd.types import Task
+
+
+class TextVecEnv(VecEnv):
+    """`num_envs` episodes in lockstep. Infos of ended rows hold `terminal_observation` and a Monitor's `episode`."""
+
+    def __init__(
+        self, task: Task | str | None = None, *, num_envs: int = 1, split: str = "train", **settings: Any
+    ) -> None:
+        """Make the rows from a task, a task's import path, or the settings of `TextTask`."""
+        self.task, self.split = build_task(task, **settings), split
+        self._episodes = Episodes(self.task, split, num_envs)
+        self.render_mode = None
+        super().__init__(num_envs, self._episodes.observation_space, self._episodes.action_space)
+        self._actions_N = np.zeros(num_envs, dtype=np.int64)
+        self.seed(0)
+
+    def seed(self, seed: int | None = None) -> list[int | None]:  # type: ignore[override]
+        """Row i begins the stream of items that seed + i orders, at the next reset."""
+        first = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+        for row in range(self.num_envs):
+            self._episodes.seed(row, first + row)
+        return [first + row for row in range(self.num_envs)]
+
+    def reset(self) -> VecEnvObs:
+        """Begin every row's next item."""
+        self.reset_infos = [self._episodes.begin(row) for row in range(self.num_envs)]
+        return self._episodes.tokens_NT.copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take one token for each row."""
+        self._actions_N = np.asarray(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Write it."""
+        over = self._episodes.step(range(self.num_envs), self._actions_N)
+        reward_N = np.zeros(self.num_envs, dtype=np.float32)
+        done_N = np.zeros(self.num_envs, dtype=bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for row, (score, info) in over.items():
+            reward_N[row], done_N[row] = score.reward, True
+            length = len(self._episodes.completion(row))
+            infos[row] = {
+                **info,
+                "terminal_observation": self._episodes.tokens_NT[row].copy(),
+                "TimeLimit.truncated": False,
+                "episode": {"r": float(score.reward), "l": length, "t": 0.0},
+            }
+            self.reset_infos[row] = self._episodes.begin(row)
+        return self._episodes.tokens_NT.copy(), reward_N, done_N, infos
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+        """The attribute, once for each row."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+        """Set it for all rows: they share one core."""
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: None | int | Iterable[int] = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call it once for each row."""
+        return [getattr(self, method_name)(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: None | int | Iterable[int] = None
+    ) -> list[bool]:
+        """True for Monitor, whose `episode` info the rows give themselves."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+
+def make_sb3_vec_env(env: str, *, num_envs: int = 1, seed: int = 0, **settings: Any) -> TextVecEnv:
+    """The registered environment `env` with `num_envs` rows in lockstep, seeded.
+
+    Args:
+        env: A registered id whose environments are `TextGenerationEnv`.
+        num_envs: Rows.
+        seed: Row i takes the stream of items that seed + i orders.
+        **settings: Passed to the environment, as `gym.make` would.
+    """
+    inner = gym.make(env, **settings).unwrapped
+    vec = TextVecEnv(inner.task, num_envs=num_envs, split=inner.split)  # type: ignore[attr-defined]
+    vec.seed(seed)
+    return vec

@@ -1,0 +1,69 @@
+"""The scalar environment: one episode, one token a step, Gymnasium's API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rlgkd.envs.dynamics import Episodes
+from rlgkd.envs.task import build_task
+from rlgkd.types import Task
+
+
+class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
+    """Writing a text, token by token; the reward comes with the last one.
+
+    Observation: int64 [max_prompt_tokens + max_new_tokens], the tokens so far padded with -1. Action: a token id.
+    `reset(seed=s)` begins the stream of items that s orders; each later reset takes its next one, and
+    `reset(options={"index": i})` jumps to item i. The infos name the item; the last one holds the text, the stop
+    reason and the reward's parts.
+    """
+
+    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own declaration is a plain dict
+
+    def __init__(
+        self, task: Task | str | None = None, *, split: str = "train", render_mode: str | None = None, **settings: Any
+    ) -> None:
+        """Make the environment from a task, a task's import path, or the settings of `TextTask` (prompts, reward, ...)."""
+        self.task, self.split = build_task(task, **settings), split
+        self.render_mode = render_mode
+        self._episodes = Episodes(self.task, split, 1)
+        self.observation_space = self._episodes.observation_space
+        self.action_space = self._episodes.action_space
+        self._seeded = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin the next item, or the first of the stream that `seed` orders."""
+        super().reset(seed=seed)
+        if seed is not None or not self._seeded:
+            self._episodes.seed(0, seed if seed is not None else int(self.np_random.integers(2**31)))
+            self._seeded = True
+        if options and "index" in options:
+            self._episodes.seed(0, self._episodes.seed_N[0], int(options["index"]))
+        info = self._episodes.begin(0)
+        return self._observation(), info
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Write one token."""
+        over = self._episodes.step([0], np.asarray([action]))
+        if 0 not in over:
+            return self._observation(), 0.0, False, False, {}
+        score, info = over[0]
+        return self._observation(), float(score.reward), True, False, info
+
+    def render(self) -> str:
+        """The text so far, special tokens shown."""
+        tokens = self._episodes.tokens_NT[0, : self._episodes.length_N[0]]
+        return str(self.task.tokenizer.decode(tokens.tolist()))
+
+    def _observation(self) -> np.ndarray:
+        return self._episodes.tokens_NT[0].copy()
+
+
+def make(task: str, **settings: Any) -> TextGenerationEnv:
+    """Entry point of the registered ids."""
+    return TextGenerationEnv(task, **settings)

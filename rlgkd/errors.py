@@ -1,0 +1,35 @@
+"""The errors rlgkd raises on purpose: each names the field, the value and the remedy in one line.
+
+Every kind is also the standard type a caller would expect, so `except ValueError` keeps working. The command line
+prints these as one line and exits with 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class RlgkdError(Exception):
+    """Base of every error that is the user's to mend: one line that names the field, the value and the remedy."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field, self.value, self.remedy = field, value, remedy
+        super().__init__(f"{field}: {value!r} does not work; {remedy}")
+
+
+class SettingError(RlgkdError, ValueError):
+    """A setting outside its range, unknown, or in contradiction to another."""
+
+
+class ModelError(RlgkdError, ValueError):
+    """A model that is missing, damaged, or does not fit its partner (another vocabulary, too short a context)."""
+
+
+class DataError(RlgkdError, ValueError):
+    """Prompts that are missing, empty, too long or malformed."""
+
+
+class CheckpointError(RlgkdError, RuntimeError):
+    """A checkpoint or run folder that is missing, damaged, in use or could not be written."""
+
+
+class DependencyError(RlgkdError, RuntimeError):
+    """An optional package that is not installed."""

@@ -1,0 +1,18 @@
+"""Language models: loading, log-probabilities, decoding with a KV cache, the fused head and loss."""
+
+from rlgkd.lm.decoding import Completion, decode
+from rlgkd.lm.fused import fused_sum
+from rlgkd.lm.loading import load, load_tokenizer, model_names, save
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+
+__all__ = [
+    "Completion",
+    "LanguageModel",
+    "check_same_vocabulary",
+    "decode",
+    "fused_sum",
+    "load",
+    "load_tokenizer",
+    "model_names",
+    "save",
+]

@@ -1,0 +1,108 @@
+"""Sampling completions with a KV cache, recording the log-probabilities they were sampled with.
+
+A prompt is prefilled once and its cache repeated for the samples of its group; rows that finish leave the batch.
+Every row and step has one uniform number of its own, given by the caller, so a sample does not depend on what else is
+in the batch.
+
+Left out: top-k and top-p (they change the support, see ops.sampling), stop strings, preallocated caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.sampling import sample
+
+OnStep = Callable[[int], bool]
+"""Called after each lockstep step with the number of tokens it made; False stops the decoding."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled token ids (the end token included if it was written) and their log-probabilities in nats."""
+
+    ids: list[int]
+    logp: list[float]
+
+
+@torch.inference_mode()
+def decode(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    uniforms_BT: np.ndarray | None,
+    group: int = 1,
+    max_new_tokens: int,
+    on_step: OnStep | None = None,
+) -> list[Completion]:
+    """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
+
+    Args:
+        lm: The policy; its temperature applies.
+        prompts: Token ids, at least one each.
+        uniforms_BT: [len(prompts) * group, max_new_tokens] in [0, 1); None decodes greedily.
+        group: Samples for each prompt.
+        max_new_tokens: Where a completion stops that does not end by itself.
+        on_step: Called after each step; if it returns False the completions are returned as they stand.
+    """
+    rows = len(prompts) * group
+    ids: list[list[int]] = [[] for _ in range(rows)]
+    logp: list[list[float]] = [[] for _ in range(rows)]
+    uniforms = None if uniforms_BT is None else torch.from_numpy(uniforms_BT).to(lm.device)
+
+    state_BH, attention_BT, cache = prefill(lm, prompts, group)
+    active = torch.arange(rows, device=lm.device)
+    for step in range(max_new_tokens):
+        logits_BV = lm.logits(state_BH)
+        if uniforms is None:
+            token_B = logits_BV.argmax(-1)
+            logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
+        else:
+            token_B, logp_B = sample(logits_BV, uniforms[active, step])
+        for row, token, value in zip(active.tolist(), token_B.tolist(), logp_B.tolist(), strict=True):
+            ids[row].append(token)
+            logp[row].append(value)
+        if on_step is not None and not on_step(len(active)):
+            break
+        keep = (token_B != lm.end).nonzero()[:, 0]
+        if len(keep) == 0 or step + 1 == max_new_tokens:
+            break
+        if len(keep) < len(active):
+            active, token_B, attention_BT = active[keep], token_B[keep], attention_BT[keep]
+            cache.batch_select_indices(keep)
+        attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(active), 1)], dim=1)
+        state_BH = advance(lm, token_B[:, None], attention_BT, cache)
+    return [Completion(i, p) for i, p in zip(ids, logp, strict=True)]
+
+
+def advance(lm: LanguageModel, tokens_BT: Tensor, attention_BT: Tensor, cache: DynamicCache) -> Tensor:
+    """Feed `tokens_BT` behind what the cache holds; returns the last state [B, H]. The mask covers cache and tokens."""
+    positions_BT = (attention_BT.cumsum(1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
+    output = lm.body(
+        input_ids=tokens_BT, attention_mask=attention_BT, position_ids=positions_BT, past_key_values=cache,
+        use_cache=True,
+    )  # fmt: skip
+    last: Tensor = output.last_hidden_state[:, -1]
+    return last
+
+
+def prefill(lm: LanguageModel, prompts: Sequence[Sequence[int]], group: int = 1) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Run the prompts once, left-padded so that all end at the same position, and repeat each for its group."""
+    width = max(map(len, prompts))
+    tokens = np.full((len(prompts), width), lm.pad, dtype=np.int64)
+    attention = np.zeros((len(prompts), width), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :], attention[row, width - len(prompt) :] = prompt, 1
+    attention_PT = torch.from_numpy(attention).to(lm.device)
+    cache = DynamicCache(config=lm.module.config)
+    state_PH = advance(lm, torch.from_numpy(tokens).to(lm.device), attention_PT, cache)
+    if group > 1:
+        cache.batch_repeat_interleave(group)
+    return state_PH.repeat_interleave(group, 0), attention_PT.repeat_interleave(group, 0), cache

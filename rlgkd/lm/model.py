@@ -1,0 +1,129 @@
+"""A causal language model as a policy: hidden states at the actions, and logits of one tempered distribution.
+
+The next-token shift is written here and nowhere else: the state at position t-1 predicts token t. Temperature belongs
+to the policy, so sampling and scoring see the same distribution. Vocabulary entries beyond the tokenizer's (a padded
+embedding) are cut off in both. Dropout is off, in sampling, scoring and training alike.
+
+Left out: encoder-decoder models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlgkd.errors import ModelError, SettingError
+from rlgkd.types import Batch
+
+
+class LanguageModel:
+    """A Hugging Face causal model with its tokenizer and the temperature it is sampled and scored at."""
+
+    def __init__(
+        self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0
+    ) -> None:
+        """Wrap a loaded model.
+
+        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if the
+        output head is more than a linear layer (see `logits`), which is tested on one token.
+        """
+        if not temperature > 0:
+            raise SettingError("temperature", temperature, "give a number above 0")
+        self.module, self.tokenizer, self.temperature = module.eval(), tokenizer, temperature
+        self.vocabulary = len(tokenizer)
+        head = module.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
+        if head.weight.shape[0] < self.vocabulary:
+            raise ModelError(
+                "model", module.config.model_type,
+                f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens",
+            )  # fmt: skip
+        self.head: nn.Linear = head
+        self._check_head()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.module.device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence, in tokens, that the model takes."""
+        config = self.module.config
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 2**31))
+
+    @property
+    def end(self) -> int:
+        """The id of the end token."""
+        return end_token(self.tokenizer)
+
+    @property
+    def pad(self) -> int:
+        """The id that fills padding; only the masks tell padding apart, so the end token's id will do."""
+        pad = self.tokenizer.pad_token_id
+        return self.end if pad is None else cast(int, pad)
+
+    def states(self, batch: Batch) -> Tensor:
+        """[N, H]: for each action of the batch, in row order, the hidden state that predicts it."""
+        positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
+        states_BTH = self.body(
+            input_ids=batch.tokens_BT, attention_mask=batch.attention_mask_BT, position_ids=positions_BT, use_cache=False
+        ).last_hidden_state
+        return cast(Tensor, states_BTH[:, :-1][batch.action_mask_BT[:, 1:]])
+
+    def logits(self, states_NH: Tensor, weight_VH: Tensor | None = None) -> Tensor:
+        """[..., H] -> [..., V]: logits of the tempered distribution over the tokenizer's vocabulary, in float32 at least.
+
+        `weight_VH` stands in for the head's weight where a caller needs the gradient with respect to a copy of it.
+        """
+        weight_VH = self.head.weight if weight_VH is None else weight_VH
+        bias_V = self.head.bias
+        logits = nn.functional.linear(states_NH, weight_VH, bias_V)[..., : self.vocabulary]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        cap = getattr(self.module.config, "final_logit_softcapping", None)
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    @property
+    def body(self) -> Any:
+        """The transformer without its head."""
+        return self.module.base_model
+
+    def _check_head(self) -> None:
+        """Refuse architectures whose logits are not head(body): silently wrong probabilities are the worst outcome."""
+        with torch.inference_mode():
+            ids = torch.full((1, 2), self.end, device=self.device)
+            ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
+            theirs = self.module(input_ids=ids, use_cache=False).logits[..., : self.vocabulary].float()
+        if not torch.allclose(ours, theirs / self.temperature, rtol=1e-2, atol=1e-2):
+            raise ModelError(
+                "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
+            )
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the tokenizer's end token.
+
+    Raises: ModelError if it has none; without one no completion can end by itself.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError("tokenizer", tokenizer.name_or_path, "set its eos_token, without which no text can end")
+    return cast(int, tokenizer.eos_token_id)
+
+
+def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError unless both tokenizers map the same tokens to the same ids; a divergence needs that."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    raise ModelError(
+        "teacher", teacher.name_or_path,
+        f"its vocabulary differs from the student's ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
+        f"first {odd[0]!r}); give a teacher with the student's tokenizer",
+    )  # fmt: skip

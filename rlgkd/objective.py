@@ -1,0 +1,115 @@
+"""Eq. 5 of GKD (Agarwal et al., ICLR 2024, arXiv 2306.13649) and its knobs, in one place.
+
+    J(theta) = E_x [ (1-alpha) E_{y~p_S} r(x,y)  -  alpha E_{y~mu} D(p_T || p_S)(y|x) ]
+
+The loss whose gradient estimates -grad J, over the actions n of a batch:
+
+    L = (1-alpha) sum_n w_n * (-A_n log p_S(y_n))  +  alpha sum_n v_n * D_n
+
+A is the advantage of the task reward, w and v the weights of the two reductions: `sequence_sum` for the policy term
+(the gradient of E[r] sums over a sequence's tokens), `sequence_mean` for the divergence, the paper's
+(1/L_y) sum_n D_n, in which 1/L_y is held constant. With `estimator="sampled"`, D_n is not differentiated through the
+logits; the sampled token's log p_T - log p_S is an advantage in the first form.
+
+Horizon 0: no gradient flows through the sampling of the prefixes, as in GKD.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlgkd.errors import SettingError
+from rlgkd.ops import divergence, policy_loss, reduction
+
+ESTIMATORS = ("exact", "sampled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The knobs of Eq. 5."""
+
+    alpha: float = 0.5
+    """Weight of the divergence, in [0, 1]: 0 is pure reinforcement learning, 1 pure distillation."""
+    divergence: str = "reverse_kl"
+    """D, by its name in rlgkd.ops.divergence."""
+    beta: float | None = None
+    """JSD's beta in (0, 1), or [0, 1] if normalized; only for divergences that take it."""
+    normalized: bool = False
+    """Divide JSD by beta (1 - beta), so that its scale does not depend on beta."""
+    student_fraction: float = 1.0
+    """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
+    estimator: str = "exact"
+    """`exact`: D over the full vocabulary, differentiated; `sampled`: the sampled token's log-ratio as an advantage."""
+    policy_reduction: str = "sequence_sum"
+    """How the policy term averages over tokens, by its name in rlgkd.ops.reduction."""
+    divergence_reduction: str = "sequence_mean"
+    """How the divergence averages over tokens."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range or in contradiction."""
+        for name in ("alpha", "student_fraction"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
+                raise SettingError(name, value, "give a number in [0, 1]")
+        if self.estimator not in ESTIMATORS:
+            raise SettingError("estimator", self.estimator, f"choose one of {', '.join(ESTIMATORS)}")
+        if self.estimator == "sampled" and self.divergence != "reverse_kl":
+            raise SettingError("estimator", "sampled", "it estimates reverse_kl; set divergence to reverse_kl or use exact")
+        if self.estimator == "sampled" and self.student_fraction < 1:
+            raise SettingError("estimator", "sampled", "it needs student samples; set student_fraction to 1 or use exact")
+        if self.alpha == 0 and self.student_fraction < 1:
+            raise SettingError(
+                "student_fraction", self.student_fraction,
+                "alpha is 0, so batches from data would teach nothing; set student_fraction to 1 or alpha above 0",
+            )  # fmt: skip
+        for name in (self.policy_reduction, self.divergence_reduction):
+            if name not in reduction.REDUCTIONS:
+                raise SettingError("reduction", name, f"choose one of {', '.join(reduction.REDUCTIONS)}")
+        self.pointwise()
+
+    def pointwise(self) -> divergence.Divergence:
+        """D as a function (teacher_logits, student_logits) -> nats."""
+        settings: dict[str, float | bool] = {}
+        if self.beta is not None:
+            settings["beta"] = self.beta
+        if self.normalized:
+            settings["normalized"] = True
+        return divergence.get(self.divergence, **settings)
+
+    def loss(
+        self,
+        student_logits_NV: Tensor,
+        teacher_logits_NV: Tensor | None,
+        actions_N: Tensor,
+        advantages_N: Tensor,
+        policy_weights_N: Tensor,
+        divergence_weights_N: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L of the module's docstring, summed over N actions; weights are zero where a term does not apply.
+
+        Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, given a teacher, `divergence`.
+        """
+        student_logp_N = _logp(student_logits_NV, actions_N)
+        policy_N = policy_loss.reinforce(student_logp_N, advantages_N)
+        loss = (1 - self.alpha) * (policy_weights_N * policy_N).sum()
+        record = {"logp": student_logp_N, "entropy": policy_loss.entropy(student_logits_NV.detach())}
+        if teacher_logits_NV is not None:
+            if self.estimator == "exact":
+                divergence_N = self.pointwise()(teacher_logits_NV, student_logits_NV)
+                distillation_N = divergence_N
+            else:
+                divergence_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
+                distillation_N = policy_loss.reinforce(student_logp_N, -divergence_N)
+            loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
+            record["divergence"] = divergence_N
+        return loss, record
+
+
+def _logp(logits_NV: Tensor, actions_N: Tensor) -> Tensor:
+    """log p(y_n), [N], without a second [N, V]."""
+    chosen_N = logits_NV.gather(-1, actions_N[:, None])[:, 0]
+    return chosen_N - torch.logsumexp(logits_NV, -1)

@@ -1,0 +1,111 @@
+"""From rewards to returns and advantages.
+
+NaN is the reward of a sample whose grader failed: it gets the advantage 0 and takes no part in the baseline of the
+others. Left out: division by the standard deviation (GRPO), value functions (GAE).
+"""
+
+import torch
+from torch import Tensor
+
+from rlgkd.errors import SettingError
+
+
+def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tensor:
+    """G_n = sum_{m >= n} gamma^(m-n) r_m, where n and m count a row's actions.
+
+    Steps outside the mask are no actions: what stands there is ignored, NaN included, and they do not discount, so
+    tokens that a multi-turn environment puts in between leave the returns as they are. The return *after* the
+    action, sum_{m > n}, is G - r.
+
+    Args:
+        reward_BT: [B, T], the reward of each action.
+        gamma: the discount per action, in [0, 1].
+        mask_BT: [B, T], bool; True at actions.
+
+    Returns:
+        [B, T], in the dtype of the rewards (float32 or better); 0 outside the mask.
+
+    Raises:
+        SettingError: gamma outside [0, 1], the shapes differ, or the mask is not bool.
+
+    Source: Sutton and Barto 2018, Eq. 3.8; the log2(T) steps are Hillis and Steele's scan (1986).
+
+    Example:
+        >>> discounted_returns(torch.tensor([[1.0, 9.0, 4.0]]), 0.5, torch.tensor([[True, False, True]])).tolist()
+        [[3.0, 0.0, 4.0]]
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise SettingError("gamma", gamma, "give a number in [0, 1]")
+    if reward_BT.ndim != 2 or reward_BT.shape != mask_BT.shape:
+        raise SettingError("mask_BT.shape", tuple(mask_BT.shape), f"give [B, T] as reward_BT, {tuple(reward_BT.shape)}")
+    if mask_BT.dtype != torch.bool:
+        raise SettingError("mask_BT.dtype", mask_BT.dtype, "give a bool mask")
+    # G_t = r_t + d_t G_{t+1}, with r = 0 and d = 1 outside the mask; each step doubles how far ahead both reach.
+    dtype = torch.promote_types(reward_BT.dtype, torch.float32)
+    return_BT = reward_BT.to(dtype).masked_fill(~mask_BT, 0.0)
+    if gamma == 0.0:  # 0 * inf is no number, and a horizon of 0 must not see the future
+        return return_BT
+    discount_BT = torch.where(mask_BT, gamma, 1.0).to(dtype)
+    reach = 1
+    while reach < reward_BT.shape[1]:
+        ahead_BT = discount_BT[:, :-reach] * return_BT[:, reach:]
+        return_BT = torch.cat([return_BT[:, :-reach] + ahead_BT, return_BT[:, -reach:]], dim=1)
+        ahead_BT = discount_BT[:, :-reach] * discount_BT[:, reach:]
+        discount_BT = torch.cat([ahead_BT, discount_BT[:, -reach:]], dim=1)
+        reach *= 2
+    return return_BT.masked_fill(~mask_BT, 0.0)
+
+
+def leave_one_out(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i - mean of the others = G/(G-1) (r_i - mean): the baseline is independent of y_i, hence unbiased.
+
+    Args:
+        reward_PG: [P, G], finite or NaN (no reward: see the head of this file).
+
+    Returns:
+        [P, G], in the dtype of the rewards (float32 or better), each group summing to 0; 0 for a group with fewer than
+        two rewards, and exactly 0 where all rewards of a group are equal.
+
+    Raises:
+        SettingError: G below 2, not [P, G], or an infinite reward.
+
+    Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free"; Ahmadian et al. 2024,
+    arXiv 2402.14740 (RLOO).
+
+    Example:
+        >>> leave_one_out(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, float("nan")]])).tolist()
+        [[1.0, -0.5, -0.5], [1.0, -1.0, 0.0]]
+    """
+    centred_PG, count_P1 = _centred(reward_PG)
+    return centred_PG * (count_P1 / (count_P1 - 1.0).clamp(min=1.0))
+
+
+def mean_baseline(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i - mean of the group, y_i included: (G-1)/G times `leave_one_out`.
+
+    Arguments, result and errors as for `leave_one_out`. Source: Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO).
+
+    Example:
+        >>> mean_baseline(torch.tensor([[3.0, 0.0, 0.0]])).tolist()
+        [[2.0, -1.0, -1.0]]
+    """
+    return _centred(reward_PG)[0]
+
+
+def _centred(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (r - mean over the valid [P, G], the number of valid [P, 1]); 0 where invalid or alone."""
+    if reward_PG.ndim != 2:
+        raise SettingError("reward_PG.shape", tuple(reward_PG.shape), "give [P, G]: one row for each prompt")
+    if reward_PG.shape[1] < 2:
+        raise SettingError("group size", reward_PG.shape[1], "a baseline needs 2 or more samples of each prompt")
+    if torch.isinf(reward_PG).any():
+        raise SettingError("reward_PG", "inf", "clip rewards to a finite range; a failed grader's reward is NaN")
+    reward_PG = reward_PG.to(torch.promote_types(reward_PG.dtype, torch.float32))
+    valid_PG = ~reward_PG.isnan()
+    count_P1 = valid_PG.sum(-1, keepdim=True).to(reward_PG.dtype)
+    # Measured from the group's least reward, the mean of equal rewards has no rounding: their advantage is exactly 0,
+    # which dividing by a standard deviation would otherwise blow up.
+    least_P1 = reward_PG.masked_fill(~valid_PG, float("inf")).amin(-1, keepdim=True)
+    above_PG = (reward_PG - least_P1).masked_fill(~valid_PG, 0.0)
+    mean_P1 = above_PG.sum(-1, keepdim=True) / count_P1.clamp(min=1.0)
+    return (above_PG - mean_P1).masked_fill(~valid_PG, 0.0), count_P1

@@ -1,0 +1,104 @@
+"""Policy x task -> trajectories.
+
+The fast path of every agent: prompts are completed in lockstep, texts decoded once at the end, the reward called once
+for the batch. It yields, token for token, what stepping the environment with the same tokens yields.
+
+Left out: turns (an environment that answers), teacher-written and mixed sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlgkd.errors import DataError
+from rlgkd.lm.decoding import OnStep, decode
+from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.sampling import uniforms
+from rlgkd.types import Item, Source, StopReason, Task, Trajectory
+
+
+def rollout(
+    lm: LanguageModel,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    group: int = 1,
+    seed: int = 0,
+    greedy: bool = False,
+    source: Source = Source.STUDENT,
+    on_step: OnStep | None = None,
+) -> list[Trajectory]:
+    """Complete each item's prompt `group` times and score the texts; trajectory p * group + g is sample g of item p.
+
+    A sample is a function of (seed, item's key, sample number) and the policy, not of the batch it is drawn in.
+
+    Raises: DataError if prompt and limit together exceed the model's context.
+    """
+    prompts = [encode_within(lm, task, item) for item in items]
+    uniforms_BT = None
+    if not greedy:
+        uniforms_BT = np.stack([uniforms(seed, item.key, g, task.max_new_tokens) for item in items for g in range(group)])
+    completions = decode(
+        lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=on_step
+    )
+    rows = [(item, prompt, g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)]
+    texts = [task.decode_completion(completion.ids) for completion in completions]
+    scores = task.score([item for item, _, _ in rows], texts)
+    return [
+        Trajectory(
+            item=item,
+            tokens_T=np.array([*prompt, *completion.ids], dtype=np.int64),
+            action_mask_T=np.arange(len(prompt) + len(completion.ids)) >= len(prompt),
+            logp_T=np.array([0.0] * len(prompt) + completion.logp, dtype=np.float32),
+            stop=StopReason.END if completion.ids[-1] == lm.end else StopReason.LENGTH,
+            source=source,
+            sample=g,
+            text=text,
+            score=score,
+        )
+        for (item, prompt, g), completion, text, score in zip(rows, completions, texts, scores, strict=True)
+    ]
+
+
+def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Trajectory]:
+    """The items' references as trajectories from data, scored like any other text.
+
+    Raises: DataError for an item without reference, or as `rollout` does.
+    """
+    for item in items:
+        if not item.reference:
+            raise DataError("reference", item.key, "it has none; give references or set student_fraction to 1")
+    scores = task.score(items, [item.reference for item in items])
+    trajectories = []
+    for item, score in zip(items, scores, strict=True):
+        prompt = encode_within(lm, task, item)
+        completion = task.encode_completion(item.reference)[: task.max_new_tokens]
+        length = len(prompt) + len(completion)
+        trajectories.append(
+            Trajectory(
+                item=item,
+                tokens_T=np.array([*prompt, *completion], dtype=np.int64),
+                action_mask_T=np.arange(length) >= len(prompt),
+                logp_T=np.zeros(length, dtype=np.float32),
+                stop=StopReason.END if completion[-1] == lm.end else StopReason.LENGTH,
+                source=Source.DATA,
+                sample=0,
+                text=item.reference,
+                score=score,
+            )
+        )
+    return trajectories
+
+
+def encode_within(lm: LanguageModel, task: Task, item: Item) -> list[int]:
+    """The prompt's ids, checked to leave room for a completion in the model's context."""
+    prompt = task.encode_prompt(item)
+    if len(prompt) + task.max_new_tokens > lm.context:
+        raise DataError(
+            "prompt", item.key,
+            f"{len(prompt)} tokens and {task.max_new_tokens} new ones exceed the model's context of {lm.context}; "
+            "shorten the prompt or lower max_new_tokens",
+        )  # fmt: skip
+    return prompt

@@ -1,0 +1,152 @@
+"""What flows between the rooms: items, scores, trajectories, batches, and the protocols at the seams.
+
+Dimensions, as suffixes of tensor names everywhere:
+
+    P prompt    G sample of one prompt's group    B sequence    T token    N action (a flat run of tokens that were
+    chosen, over all sequences of a batch)    V vocabulary    H hidden
+
+A trajectory is one token sequence with an action mask. Nothing assumes that the actions form one block behind one
+prompt: an environment may put tokens of its own in between, unmasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Split = str
+"""`train`, `validation` or `test`."""
+
+
+class StopReason(StrEnum):
+    """Why a completion ended."""
+
+    END = "end"
+    """It wrote the end token."""
+    LENGTH = "length"
+    """It reached the length limit."""
+
+
+class Source(StrEnum):
+    """Who wrote a completion."""
+
+    STUDENT = "student"
+    DATA = "data"
+    TEACHER = "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing to write: a prompt, its reference (empty where there is none), and what rewards may ask for by name."""
+
+    key: str
+    """Unique and stable, such as `train/0/17`; the sampling stream belongs to it."""
+    prompt: str
+    reference: str = ""
+    columns: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The task reward of one completion and the parts it is made of. NaN marks a reward that failed."""
+
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What an environment offers to the fast path: its items, its tokens, its reward. `rlgkd.envs` implements it."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    max_prompt_tokens: int
+    max_new_tokens: int
+
+    def size(self, split: Split) -> int:
+        """How many distinct items the split has."""
+        ...
+
+    def item(self, split: Split, seed: int, index: int) -> Item:
+        """The item at `index` of the stream that `seed` orders; any index >= 0, a function of the arguments alone."""
+        ...
+
+    def encode_prompt(self, item: Item) -> list[int]:
+        """The prompt's token ids, at most `max_prompt_tokens`."""
+        ...
+
+    def encode_completion(self, text: str) -> list[int]:
+        """The ids of a completion given as text, end token included."""
+        ...
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text of a completion, end token left out."""
+        ...
+
+    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+        """The task reward, once per batch of completions."""
+        ...
+
+    def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
+        """Measures that training never sees (an oracle, an overlap with the reference), for evaluation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One finished episode: a token sequence, which tokens were actions, and what they earned."""
+
+    item: Item
+    tokens_T: np.ndarray
+    """int64: prompt, then completion."""
+    action_mask_T: np.ndarray
+    """bool: True where the token was chosen as an action (the end token included, padding never)."""
+    logp_T: np.ndarray
+    """float32, nats: log-probability with which an action was sampled; 0 elsewhere and for tokens from data."""
+    stop: StopReason
+    source: Source
+    sample: int
+    """Which of the prompt's group, from 0."""
+    text: str
+    score: Score
+
+    @property
+    def length(self) -> int:
+        """Number of actions."""
+        return int(self.action_mask_T.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Trajectories as right-padded tensors on one device."""
+
+    tokens_BT: Tensor
+    attention_mask_BT: Tensor
+    action_mask_BT: Tensor
+    logp_BT: Tensor
+
+    @staticmethod
+    def collate(trajectories: Sequence[Trajectory], *, pad: int, device: torch.device | str = "cpu") -> Batch:
+        """Pad to the longest with `pad`; the attention mask tells padding from a token that happens to equal it."""
+        size = (len(trajectories), max(len(t.tokens_T) for t in trajectories))
+        tokens = np.full(size, pad, dtype=np.int64)
+        attention = np.zeros(size, dtype=np.int64)
+        action = np.zeros(size, dtype=bool)
+        logp = np.zeros(size, dtype=np.float32)
+        for row, t in enumerate(trajectories):
+            n = len(t.tokens_T)
+            tokens[row, :n], attention[row, :n] = t.tokens_T, 1
+            action[row, :n], logp[row, :n] = t.action_mask_T, t.logp_T
+        tokens_BT, attention_BT, action_BT, logp_BT = (
+            torch.from_numpy(array).to(device) for array in (tokens, attention, action, logp)
+        )
+        return Batch(
+            tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT
+        )

@@ -1,0 +1,113 @@
+"""The command line: train, evaluate, generate, list. `rlgkd COMMAND` and `python scripts/COMMAND.py` are the same.
+
+An error that is the user's to mend is one line on stderr and exit code 2; anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlgkd.errors import RlgkdError, SettingError
+
+app = typer.Typer(
+    help="Reinforcement learning for text generation with distillation inside the objective.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a live one.")]
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/NAME-TIME.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run's folder exactly.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a student on a task reward and a teacher, from a recipe or a file."""
+    from rlgkd.scripts import settings as run_settings
+    from rlgkd.scripts import train as training
+
+    given = arguments or []
+    if resume is not None:
+        if given or out is not None:
+            raise SettingError("--resume", str(resume), "a run goes on with its own settings; leave the others out")
+        page = training.resume(resume, quiet=quiet)
+    else:
+        source = given.pop(0) if given and "=" not in given[0] else "quickstart"
+        settings = run_settings.read(source, given)
+        folder = out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        page = training.start(settings, folder, quiet=quiet)
+    typer.echo(page)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
+    env: Annotated[str, typer.Option(help="Registered id of the environment.")] = "rlgkd/GroundedSummary-v0",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 256,
+    teacher: Annotated[str, typer.Option(help="To measure the divergence to.")] = "",
+    temperature: Annotated[float, typer.Option(help="Of the model.")] = 1.0,
+    greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+) -> None:
+    """Measure a model on held-out prompts: reward, quality, divergence, each with its 95% interval."""
+    from rlgkd.scripts import evaluate as evaluation
+
+    evaluation.show(
+        model, env=env, split=split, prompts=prompts, teacher=teacher, temperature=temperature, greedy=greedy, seed=seed
+    )
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
+    prompts: Annotated[list[str], typer.Argument(help="Texts to complete.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="Of the samples; ignored with --greedy.")] = 1.0,
+    greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
+    chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+) -> None:
+    """Complete prompts with a model."""
+    from rlgkd.scripts import generate as generation
+
+    for text in generation.complete(
+        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, chat=chat, seed=seed
+    ):
+        typer.echo(text)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="envs, recipes, divergences, rewards or models; all by default.")] = "",
+) -> None:
+    """List what there is to name."""
+    from rlgkd.scripts import list as listing
+
+    listing.show(what)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; errors that are the user's to mend are one line and exit code 2."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
+    except RlgkdError as error:
+        print(f"rlgkd: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(command: str, arguments: Sequence[str] | None = None) -> None:
+    """`main` for a script that is one command."""
+    main([command, *(sys.argv[1:] if arguments is None else arguments)])

@@ -1,0 +1,88 @@
+"""Lists what there is to name: `rlgkd list`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import gymnasium as gym
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import rlgkd  # noqa: F401 - registers the environments
+from rlgkd.errors import SettingError
+from rlgkd.scripts.settings import RECIPES, nearest, recipe_names
+
+
+def show(what: str = "") -> None:
+    """Print one kind, or all of them.
+
+    Raises: SettingError for an unknown kind.
+    """
+    if what and what not in KINDS:
+        raise SettingError("what", what, nearest(what, list(KINDS)))
+    for kind in [what] if what else KINDS:
+        Console().print(KINDS[kind]())
+
+
+def _envs() -> Table:
+    table = Table("id", title="envs")
+    for name in sorted(name for name in gym.registry if name.startswith("rlgkd/")):
+        table.add_row(name)
+    return table
+
+
+def _recipes() -> Table:
+    table = Table("recipe", "env", "agent", "alpha", "divergence", "student_fraction", "what", title="recipes")
+    for name in recipe_names():
+        text = (RECIPES / f"{name}.yaml").read_text()
+        values = yaml.safe_load(text)
+        row = (values.get(key, "") for key in ("env", "agent", "alpha", "divergence", "student_fraction"))
+        table.add_row(name, *map(str, row), text.splitlines()[0].lstrip("# "))
+    return table
+
+
+def _divergences() -> Table:
+    from rlgkd.ops import divergence
+
+    table = Table("divergence", "definition", title="divergences")
+    for name in divergence.names():
+        table.add_row(name, (divergence.DIVERGENCES[name].__doc__ or "").splitlines()[0])
+    return table
+
+
+def _rewards() -> Table:
+    from rlgkd.envs import rewards
+
+    table = Table("reward", "what it is", title="rewards in rlgkd.envs.rewards")
+    table.add_row("rouge", (rewards.rouge.__doc__ or "").splitlines()[0])
+    return table
+
+
+def _models() -> Table:
+    from rlgkd.lm.loading import model_names
+
+    table = Table("model", title="models that open without a path or a hub")
+    for name in model_names():
+        table.add_row(name)
+    return table
+
+
+KINDS: dict[str, Callable[[], Table]] = {
+    "envs": _envs,
+    "recipes": _recipes,
+    "divergences": _divergences,
+    "rewards": _rewards,
+    "models": _models,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Same as `rlgkd list`."""
+    from rlgkd.scripts.cli import run
+
+    run("list", arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The settings of a run: typed, from a recipe or a YAML file, overridden by `key=value`; unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlgkd.errors import SettingError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RunSettings(BaseModel):
+    """Everything that decides a run. What the agents take keeps their names (see rlgkd.agents)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("run", description="shown in the report; names the default folder")
+    env: str = Field("rlgkd/GroundedSummary-v0", description="registered id of the environment")
+    env_settings: dict[str, Any] = Field(default_factory=dict, description="passed to the environment")
+    agent: Literal["Reinforce", "Distill"] = Field("Reinforce", description="the algorithm")
+    student: str = Field("embedded:grounded-student", description="model that is trained")
+    student_layers: list[int] = Field(default_factory=list, description="keep only these layers of it")
+    teacher: str = Field("embedded:grounded-teacher", description="model it stays close to; empty for none")
+    tokens: int = Field(200_000, ge=1, description="tokens to train for: generated ones, or read from data")
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the divergence: 0 pure RL, 1 pure distillation")
+    divergence: str = Field("reverse_kl", description="rlgkd list divergences")
+    beta: float | None = Field(None, ge=0, le=1, description="of a divergence that takes it")
+    normalized: bool = Field(False, description="of a divergence that takes it")
+    student_fraction: float = Field(1.0, ge=0, le=1, description="share of batches sampled from the student")
+    estimator: Literal["exact", "sampled"] = Field("exact", description="of the divergence's gradient")
+    temperature: float = Field(1.0, gt=0, description="of the student, in sampling and scoring")
+    teacher_temperature: float = Field(1.0, gt=0, description="of the teacher, in scoring")
+    prompts_per_update: int = Field(16, ge=1, description="prompts of one update")
+    group_size: int = Field(4, ge=1, description="samples of each prompt")
+    learning_rate: float = Field(1e-4, gt=0, description="of AdamW, after the warm-up")
+    learning_rate_end: float = Field(0.1, ge=0, le=1, description="fraction of it left at the end, reached linearly")
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the tokens over which it rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
+    token_budget: int = Field(16384, ge=1, description="tokens of one micro-batch, padding included")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is mixed precision")
+    device: str = Field("auto", description="auto or cpu")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    seed: int = Field(0, ge=0, description="of everything random")
+    eval_split: str = Field("test", description="split of the evaluation before and after")
+    eval_prompts: int = Field(256, ge=1, description="prompts of the evaluation")
+    checkpoint_every: int = Field(50, ge=1, description="updates between checkpoints")
+
+    def schedule(self, remaining: float) -> float:
+        """Learning rate at this remaining progress (1 to 0): linear warm-up, then linear decay."""
+        done = 1.0 - remaining
+        if done < self.warmup:
+            return self.learning_rate * max(done / self.warmup, 0.01)
+        return self.learning_rate * (1 - (1 - self.learning_rate_end) * (done - self.warmup) / (1 - self.warmup))
+
+    def agent_settings(self) -> dict[str, Any]:
+        """What the agent's constructor takes, beside the environment."""
+        shared = (
+            "alpha", "divergence", "beta", "normalized", "student_fraction", "estimator", "temperature",
+            "teacher_temperature", "prompts_per_update", "group_size", "weight_decay", "max_grad_norm", "token_budget",
+            "student_layers", "precision", "device", "seed",
+        )  # fmt: skip
+        chosen = {name: getattr(self, name) for name in shared}
+        if self.agent == "Distill":
+            del chosen["alpha"]
+        return {
+            **chosen, "policy": self.student, "teacher": self.teacher or None, "learning_rate": self.schedule,
+        }  # fmt: skip
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """Settings from a recipe's name or a YAML file, with `key=value` overrides (values in YAML).
+
+    Raises: SettingError for an unknown recipe, a missing or malformed file, an unknown key or a value out of range.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{source}.yaml"
+        if not path.is_file():
+            raise SettingError("recipe", str(source), f"{nearest(str(source), recipe_names())}, or a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError("settings", str(source), f"it could not be read: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise SettingError("settings", str(source), "write `key: value` lines")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise SettingError("argument", override, "write overrides as key=value")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingError(key, text, f"it is no YAML value: {_one_line(error)}") from error
+    return check(values)
+
+
+def check(values: dict[str, Any]) -> RunSettings:
+    """Typed settings from plain values; the first complaint as one line."""
+    for key in values:
+        if key not in RunSettings.model_fields:
+            raise SettingError("setting", key, nearest(str(key), list(RunSettings.model_fields)))
+    try:
+        settings = RunSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        about = RunSettings.model_fields[str(first["loc"][0])].description
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise SettingError(field, first["input"], f"{message} ({about})") from error
+    if settings.agent == "Distill" and "alpha" in values and settings.alpha != 1:
+        raise SettingError("alpha", settings.alpha, "Distill is Eq. 5 at alpha 1; leave it out or use agent=Reinforce")
+    return settings
+
+
+def dump(settings: RunSettings) -> str:
+    """The settings as YAML that runs again as it is."""
+    return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A remedy for an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,176 @@
+"""The command line end to end on the embedded models: a run's folder, exact resume, and errors as one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from rlgkd import agents
+from rlgkd.envs import make_sb3_vec_env
+
+SMALL = (
+    "tokens=5000", "prompts_per_update=4", "group_size=4", "eval_prompts=8", "checkpoint_every=1", "threads=1",
+    "learning_rate=0.001",
+)  # fmt: skip
+"""About 20 updates of 16 sequences."""
+
+
+def rlgkd(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlgkd.scripts", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    result = rlgkd("train", "quickstart", "--out", str(out), "--quiet", *SMALL)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_a_run_leaves_the_promised_files(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    promised = {"config.yaml", "progress.csv", "tensorboard", "rollouts.jsonl", "checkpoints", "model", "summary.json"}
+    assert promised | {"report.html"} <= names
+    rows = list(csv.DictReader((finished / "progress.csv").open()))
+    assert [int(row["time/iterations"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert all(float(row["train/divergence"]) > 0 for row in rows)
+    rollouts = [json.loads(line) for line in (finished / "rollouts.jsonl").open()]
+    assert len(rollouts) == 16 * len(rows)
+    assert {"prompt", "completion", "reward", "parts", "stop", "step", "source"} <= rollouts[0].keys()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"truth", "rouge2", "reverse_kl", "reward"} <= summary["change"].keys()
+    assert len(summary["examples"]) == 8
+
+
+def test_the_resolved_config_runs_again_as_it_is(finished: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["tokens"] == 5000
+    result = rlgkd("train", str(finished / "config.yaml"), "--out", str(finished / "again"), "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert _outcome(finished / "again") == _outcome(finished)
+
+
+def test_the_model_opens_with_transformers_alone_and_with_the_agent(finished: Path) -> None:
+    module = AutoModelForCausalLM.from_pretrained(finished / "model")
+    env = make_sb3_vec_env("rlgkd/GroundedSummary-v0")
+    agent = agents.Reinforce.load(finished / "model", env=env)
+    for name, value in module.state_dict().items():
+        assert (agent.student.module.state_dict()[name] == value).all()
+    assert len(agent.generate([" A farm was sold by Mara Telby.\nSummary:"])[0]) > 0
+    assert not [path for path in finished.rglob("*") if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".zip")]
+
+
+def test_the_run_can_be_evaluated_and_asked(finished: Path) -> None:
+    result = rlgkd("evaluate", str(finished), "--prompts", "8", "--teacher", "embedded:grounded-teacher")
+    assert result.returncode == 0, result.stderr
+    assert "reverse_kl" in result.stdout and "truth" in result.stdout
+    result = rlgkd("generate", str(finished), " A farm was sold by Mara Telby.\nSummary:", "--greedy")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    arguments = ["train", "quickstart", "--out", str(out), "--quiet", *SMALL]
+    kills = 0
+    for delay in (0.3, 1.1, 2.3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlgkd.scripts", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 300
+        have = _rows(out)
+        while process.poll() is None and _rows(out) <= have + kills and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(delay)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        arguments = ["train", "--resume", str(out), "--quiet"]
+    assert kills >= 2
+    result = rlgkd(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "quickstrat"], ["recipe", "quickstrat", "'quickstart'"]),
+        (["train", "quickstart", "alhpa=0.5"], ["alhpa", "'alpha'"]),
+        (["train", "quickstart", "alpha=1.5"], ["alpha", "1.5", "less than or equal to 1"]),
+        (["train", "quickstart", "env=rlgkd/GroundedSumary-v0"], ["env", "'rlgkd/GroundedSummary-v0'"]),
+        (["train", "quickstart", "student=embedded:nobody"], ["embedded:nobody", "embedded:grounded-student"]),
+        (["train", "quickstart", "student=/no/such/model"], ["/no/such/model", "config.json"]),
+        (["train", "quickstart", "teacher="], ["teacher", "alpha"]),
+        (["train", "quickstart", "divergence=jsd"], ["beta"]),
+        (["train", "quickstart", "divergence=reverse_lk"], ["reverse_lk", "'reverse_kl'"]),
+        (["train", "quickstart", "alpha=0", "student_fraction=0.5"], ["student_fraction", "0.5"]),
+        (["train", "quickstart", "env_settings={max_prompt_tokens: 400}"], ["context", "256"]),
+        (["train", "quickstart", "env_settings={max_promt_tokens: 4}"], ["env_settings", "max_promt_tokens"]),
+        (["train", "quickstart", "env_settings={max_prompt_tokens: 20}"], ["prompt", "20"]),
+        (["train", "--resume", "/no/such/run"], ["/no/such/run", "config.yaml"]),
+        (["train", "no/such/file.yaml"], ["no/such/file.yaml"]),
+        (["evaluate", "embedded:nobody"], ["embedded:nobody"]),
+        (["list", "recipe"], ["'recipes'"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from rlgkd.scripts.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rlgkd.scripts.cli import main
+
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "quickstart", "--out", str(tmp_path), "--quiet"])
+    assert stop.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_whole_one_before_it(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "damaged"
+    shutil.copytree(finished, out)
+    newest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = rlgkd("train", "--resume", str(out), "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+def _outcome(run: Path) -> tuple[bytes, ...]:
+    return tuple((run / name).read_bytes() for name in ("model/model.safetensors", "progress.csv", "rollouts.jsonl"))
+
+
+def _rows(run: Path) -> int:
+    file = run / "progress.csv"
+    return len(file.read_text().splitlines()) if file.exists() else 0

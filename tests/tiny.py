@@ -1,0 +1,102 @@
+"""Small scripted things that the tests share: a tokenizer of words, random models of two layers, tasks to count out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from rlgkd.lm import LanguageModel
+from rlgkd.types import Item, Score
+
+CONTEXT = 64
+
+
+def word_tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """Token 0 is the end token and the padding too, as in GPT-2; then the words in order."""
+    vocabulary = {word: n for n, word in enumerate(("<end>", *words))}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
+
+
+def model(kind: str = "llama", *, vocabulary: int, seed: int = 0, layers: int = 2, scale: float = 0.3) -> PreTrainedModel:
+    """A random model; `scale` is the weights' deviation, large enough for distributions that are far from even."""
+    shape = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    wide = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "gpt2":
+            config = GPT2Config(n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **shape)
+            return GPT2LMHeadModel(config).eval()
+        config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[kind]
+        settings = {"num_key_value_heads": 1, "max_position_embeddings": CONTEXT, "initializer_range": scale}
+        return model_class(config_class(**shape, **wide, **settings, tie_word_embeddings=kind == "qwen2")).eval()
+
+
+def set_distribution(lm: LanguageModel, prompt: Sequence[int], probabilities: Sequence[float]) -> None:
+    """Set the head so that these are the probabilities of the token behind `prompt`."""
+    with torch.no_grad():
+        state_H = lm.body(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+        logp_V = torch.tensor(probabilities, dtype=state_H.dtype).log()
+        lm.head.weight.copy_(torch.outer(logp_V, state_H) / state_H.dot(state_H))
+
+
+class WordTask:
+    """Prompts of words and a reward of the completion's text; every item's key is its number, in every split."""
+
+    name = "words"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        reward: Callable[[str], float],
+        *,
+        prompts: Sequence[str] = ("A",),
+        references: Sequence[str] = (),
+        max_new_tokens: int = 3,
+    ) -> None:
+        self.tokenizer, self.reward = tokenizer, reward
+        self.items = [
+            Item(key=str(n), prompt=prompt, reference=references[n] if references else "")
+            for n, prompt in enumerate(prompts)
+        ]
+        self.max_prompt_tokens = max(len(prompt.split()) for prompt in prompts)
+        self.max_new_tokens = max_new_tokens
+
+    def size(self, split: str) -> int:
+        return len(self.items)
+
+    def item(self, split: str, seed: int, index: int) -> Item:
+        pass_, place = divmod(index, len(self.items))
+        item = self.items[place]
+        return Item(key=f"{item.key}/{pass_}", prompt=item.prompt, reference=item.reference)
+
+    def encode_prompt(self, item: Item) -> list[int]:
+        return list(self.tokenizer(item.prompt)["input_ids"])
+
+    def encode_completion(self, text: str) -> list[int]:
+        return [*self.tokenizer(text)["input_ids"], 0]
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+        rewards = [self.reward(text) for text in completions]
+        return [Score(reward=reward, parts={"word": reward}) for reward in rewards]
+
+    def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
+        return [{} for _ in items]
