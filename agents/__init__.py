@@ -2,3 +2,8 @@
 
 if __name__ != "rlgkd.agents":  # someone wrote `import agents` with a checkout's root on sys.path
     raise ImportError(f"this is the package rlgkd.agents: write `import rlgkd.agents`, not `import {__name__}`")
+
+from rlgkd.agents.distill import Distill
+from rlgkd.agents.reinforce import Reinforce
+
+__all__ = ["Distill", "Reinforce"]

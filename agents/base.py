@@ -5,40 +5,44 @@ steps, for a sequence is one sample here; its training loop's order of logging, 
 update's losses; and its pickled files, for Hugging Face folders. A timestep is a generated token, and callbacks are
 called once for each lockstep of the batch, as SB3 calls them once for each step of its vector environment.
 
-Nothing random is global: a sample's stream belongs to (seed, item, sample number), the coin of `student_fraction` to
-(seed, update), the items to (seed, cursor). So `counters` is all that a resumed run needs beside the weights and the
-optimizer.
+Nothing random is global: a sample's stream belongs to (seed, item, its place in the order of items, sample number), the
+coin of `student_fraction` to (seed, update), the items to (seed, cursor). So `counters` is all that a resumed run needs
+beside the weights and the optimizer.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import gymnasium as gym
 import numpy as np
 import torch
 from accelerate import Accelerator
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.update import accumulate_gradient
 from rlgkd.errors import CheckpointError, ModelError, SettingError
 from rlgkd.lm.loading import load, load_tokenizer, save
-from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.objective import Objective
 from rlgkd.ops.sampling import uniforms
 from rlgkd.rollout import references, rollout
-from rlgkd.types import Item, Source, Task, Trajectory
+from rlgkd.types import Item, Score, Source, Task, Trajectory
 
 SETTINGS_FILE = "rlgkd_agent.json"
-PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
+PRECISIONS = ("float32", "bfloat16")
+SEEN_THROUGH = ("Monitor", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor")
+"""Wrappers that change nothing the agent reads; others would be passed by unseen, so they are refused."""
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
@@ -51,10 +55,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
     def __init__(
         self,
-        policy: str | PreTrainedModel,
+        policy: str | Path | PreTrainedModel,
         env: GymEnv | str,
         *,
-        teacher: str | PreTrainedModel | None = None,
+        teacher: str | Path | PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         alpha: float = 0.5,
         divergence: str = "reverse_kl",
@@ -81,7 +85,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Build student, teacher and optimizer.
 
         Args:
-            policy: The student: a path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model.
+            policy: The student: a path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is
+                trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them; the
                 agent reads its task (prompts, tokenizer, limits, reward) and samples all rows in lockstep itself.
             teacher: As `policy`; may be left out only if alpha is 0.
@@ -110,6 +115,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
         Raises: SettingError, ModelError.
         """
+        policy = str(policy) if isinstance(policy, Path) else policy
+        teacher = str(teacher) if isinstance(teacher, Path) else teacher
         self.settings: dict[str, Any] = {
             "policy": policy, "teacher": teacher, "alpha": alpha, "divergence": divergence, "beta": beta,
             "normalized": normalized, "student_fraction": student_fraction, "estimator": estimator,
@@ -123,27 +130,31 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 raise SettingError(name, self.settings[name], "give 1 or more")
         if precision not in PRECISIONS:
             raise SettingError("precision", precision, f"choose one of {', '.join(PRECISIONS)}")
-        knobs = {
-            "alpha": alpha, "divergence": divergence, "beta": beta, "normalized": normalized,
-            "student_fraction": student_fraction, "estimator": estimator, **self.preset,
-        }  # fmt: skip
-        self.objective = Objective(**knobs)
+        for name, fixed in self.preset.items():
+            if self.settings[name] not in (fixed, getattr(Objective, name)):
+                raise SettingError(
+                    name, self.settings[name], f"{type(self).__name__} fixes it at {fixed}; leave it out"
+                )
+        self.settings.update(self.preset)
+        knobs = ("alpha", "divergence", "beta", "normalized", "student_fraction", "estimator")
+        self.objective = Objective(**{name: self.settings[name] for name in knobs})
         if teacher is None and self.objective.alpha > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
         self._sources = (policy, teacher, tokenizer, tuple(student_layers), temperature, teacher_temperature)
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
         self.weight_decay = weight_decay
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[precision], cpu=str(device) == "cpu")
+        self.accelerator = Accelerator(cpu=str(device) == "cpu")
         if self.accelerator.num_processes > 1:
             raise SettingError("processes", self.accelerator.num_processes, "this version trains in one process")
-        if str(device) not in ("auto", self.accelerator.device.type):
+        if str(device) not in ("auto", self.accelerator.device.type, str(self.accelerator.device)):
             raise SettingError("device", device, f"accelerate runs on {self.accelerator.device}; give auto or cpu")
+        self.mixed_precision = precision == "bfloat16"
         self.cursor = 0
         self.trajectories = []
         self.latest: dict[str, Any] = {}
         super().__init__(
             policy=LanguageModelPolicy,  # type: ignore[arg-type]  # SB3's actor-critic is not needed here
-            env=env.as_sb3() if hasattr(env, "as_sb3") else env,
+            env=_as_sb3(env),
             learning_rate=learning_rate,
             n_steps=1, gamma=1.0, gae_lambda=1.0, ent_coef=0.0, vf_coef=0.0,
             max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1,
@@ -155,19 +166,28 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Open the models and build the optimizer; SB3 calls it at the end of its own construction."""
         self._setup_lr_schedule()
         assert self.env is not None
+        _check_wrappers(self.env)
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
         name, teacher, tokenizer, layers, temperature, teacher_temperature = self._sources
         if tokenizer is None:
             tokenizer = load_tokenizer(name) if isinstance(name, str) else self.task.tokenizer
-        check_same_vocabulary(self.task.tokenizer, tokenizer)
+        check_same_vocabulary(self.task.tokenizer, tokenizer, field="policy", owner="environment")
+        if end_token(tokenizer) != end_token(self.task.tokenizer):
+            raise ModelError(
+                "policy", tokenizer.eos_token, f"the environment ends with {self.task.tokenizer.eos_token!r}"
+            )
         module = load(name, layers=layers, device=self.device)
         self.teacher: LanguageModel | None = None
         if teacher is not None:
             teacher_tokenizer = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
             check_same_vocabulary(tokenizer, teacher_tokenizer)
-            frozen = load(teacher, device=self.device).requires_grad_(False)
-            self.teacher = LanguageModel(frozen, teacher_tokenizer, temperature=teacher_temperature)
+            frozen = load(teacher, device=self.device)
+            # The student's own start as teacher must stay where it is while the student moves.
+            frozen = copy.deepcopy(frozen) if frozen is module else frozen
+            self.teacher = LanguageModel(
+                frozen.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature
+            )
         self.student = LanguageModel(module.requires_grad_(True), tokenizer, temperature=temperature)
         room = self.task.max_prompt_tokens + self.task.max_new_tokens
         for field, lm in (("student", self.student), ("teacher", self.teacher)):
@@ -193,6 +213,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
             self.action_space.seed(seed)
             if self.env is not None:
                 self.env.seed(seed)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """As SB3's, with a progress bar that counts tokens."""
+        callback = CallbackList(callback) if isinstance(callback, list) else callback
+        callback = callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
+        return super()._init_callback(CallbackList([callback, _TokenBar()]) if progress_bar else callback)
 
     def learn(
         self,
@@ -239,9 +265,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
             return going
 
         if uniforms(seed, "student_fraction", self._n_updates, 1)[0] < self.objective.student_fraction:
-            self.trajectories = rollout(
-                self.student, self.task, items, group=self.group_size, seed=seed, on_step=on_step
-            )
+            places = range(self.cursor, self.cursor + len(items))
+            with self.autocast():
+                self.trajectories = rollout(
+                    self.student, self.task, items, group=self.group_size, seed=seed, places=places, on_step=on_step
+                )
         else:
             self.trajectories = references(self.student, self.task, items)
             on_step(sum(t.length for t in self.trajectories))
@@ -259,12 +287,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
         began = time.perf_counter()
         self.policy.forget()
         self._update_learning_rate(self.policy.optimizer)
-        with self.accelerator.autocast():
+        with self.autocast():
             means = accumulate_gradient(
                 self.student, self.teacher, self.objective, self.trajectories, advantages_B,
                 token_budget=self.token_budget, backward=self.accelerator.backward,
             )  # fmt: skip
-        norm = torch.nn.utils.clip_grad_norm_(self.student.module.parameters(), self.max_grad_norm)
+        # A gradient that is not a number is an error here, not a model of NaNs one step later.
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.student.module.parameters(), self.max_grad_norm, error_if_nonfinite=True
+        )
         self.policy.optimizer.step()
         self.policy.optimizer.zero_grad()
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
@@ -275,9 +306,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if self.teacher is not None:
             self.logger.record("train/divergence", means["divergence"])
 
+    def autocast(self) -> torch.autocast:
+        """The precision of sampling and scoring, the same in both."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
+
     def rewards_PG(self) -> torch.Tensor:
         """[P, G] task rewards of the latest rollout; NaN where one failed. G is 1 for a batch from data."""
-        rewards_B = torch.tensor([t.score.reward for t in self.trajectories], dtype=torch.float64)
+        rewards_B = torch.tensor([t.score.reward for t in self.trajectories], dtype=torch.float64, device="cpu")
         return rewards_B.view(-1, self.group_size if self.trajectories[0].source is Source.STUDENT else 1)
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -319,8 +354,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Write a Hugging Face folder with the agent's settings beside the model. SB3's `.zip` ending is dropped."""
         folder = Path(str(path).removesuffix(".zip"))
         save(self.student.module, self.student.tokenizer, folder)
-        plain = {name: value for name, value in self.settings.items() if not isinstance(value, PreTrainedModel)}
-        plain = {name: value for name, value in plain.items() if not callable(value)}
+        plain = {name: value for name, value in self.settings.items() if not callable(value)}  # models are callable too
         text = json.dumps({"agent": type(self).__name__, "settings": plain, "counters": self.counters}, indent=2)
         (folder / SETTINGS_FILE).write_text(text + "\n")
 
@@ -328,22 +362,65 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def load(  # type: ignore[override]
         cls, path: str | Path, env: GymEnv | str | None = None, **settings: Any
     ) -> Self:
-        """Open what `save` wrote, on `env`; `settings` override the saved ones (a teacher given as a model must be).
+        """Open what `save` wrote, on `env`; `settings` override the saved ones.
 
-        Raises: CheckpointError if the folder is not an agent's.
+        A teacher that was a loaded model and a learning rate that was a function are not saved: give them again.
+
+        Raises: CheckpointError if the folder is not an agent's; SettingError for what must be given.
         """
         folder = Path(str(path).removesuffix(".zip"))
         try:
             saved = json.loads((folder / SETTINGS_FILE).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            agent_name, plain, counters = saved["agent"], saved["settings"], saved["counters"]
+        except (OSError, json.JSONDecodeError, KeyError) as error:
             raise CheckpointError("path", str(path), f"give a folder that save() wrote: {error}") from error
-        if saved["agent"] != cls.__name__:
-            raise CheckpointError("path", str(path), f"it holds a {saved['agent']}; use {saved['agent']}.load")
+        if agent_name != cls.__name__:
+            raise CheckpointError("path", str(path), f"it holds a {agent_name}; use {agent_name}.load")
+        for name in ("teacher", "learning_rate"):
+            if name not in plain and name not in settings:
+                raise SettingError(name, "unsaved", f"it was given as an object; pass {name}=... to load")
         if env is None:
             raise SettingError("env", env, "give the environment to go on in, for its prompts, limits and reward")
-        agent = cls(env=env, **{**saved["settings"], "policy": str(folder), **settings})
-        agent.counters = saved["counters"]
+        agent = cls(env=env, **{**plain, "policy": str(folder), **settings})
+        agent.counters = counters
         return agent
+
+
+def _as_sb3(env: Any) -> Any:
+    """A vector environment of Gymnasium's as SB3's; others as they are."""
+    if not isinstance(env, gym.vector.VectorEnv):
+        return env
+    if env.unwrapped is not env or not hasattr(env, "as_sb3"):
+        raise SettingError("env", str(env), "give the vector environment itself, without wrappers")
+    return env.as_sb3()
+
+
+def _check_wrappers(env: VecEnv) -> None:
+    """Refuse wrappers: the agent samples whole texts by the task itself, so what a wrapper changes would be ignored."""
+    layers: list[Any] = []
+    while isinstance(env, VecEnvWrapper):
+        layers.append(env)
+        env = env.venv
+    inner = env.envs[0] if isinstance(env, DummyVecEnv) else None
+    while isinstance(inner, gym.Wrapper):
+        layers.append(inner)
+        inner = inner.env
+    for layer in layers:
+        name = type(layer).__name__
+        if name not in SEEN_THROUGH:
+            raise SettingError("env", name, "this agent would not see the wrapper; put what it does into the reward")
+
+
+class _TokenBar(ProgressBarCallback):
+    """SB3's bar, by the tokens really generated: rows that have ended make none."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._first = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.num_timesteps - self._first - self.pbar.n)
+        return True
 
 
 class _Unscored:
@@ -355,7 +432,5 @@ class _Unscored:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Any]:
-        from rlgkd.types import Score
-
+    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
         return [Score(reward=float("nan")) for _ in completions]

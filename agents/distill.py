@@ -17,4 +17,4 @@ class Distill(TextAlgorithm):
 
     def train(self) -> None:
         """One update; no reward, hence no advantage."""
-        self.descend(torch.zeros(len(self.trajectories)))
+        self.descend(torch.zeros(len(self.trajectories), device="cpu"))

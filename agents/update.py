@@ -37,8 +37,8 @@ def accumulate_gradient(
     in nats.
     """
     device = student.device
-    lengths_B = torch.tensor([t.length for t in trajectories])
-    own_B = torch.tensor([t.source is Source.STUDENT for t in trajectories])
+    lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
+    own_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     total = {"total_sequences": int((lengths_B > 0).sum()), "total_tokens": int(lengths_B.sum())}
     policy_B = reduction.weights(objective.policy_reduction, lengths_B, **total) * own_B
     divergence_B = reduction.weights(objective.divergence_reduction, lengths_B, **total)
@@ -47,7 +47,7 @@ def accumulate_gradient(
     for rows in micro_batches([len(t.tokens_T) for t in trajectories], token_budget):
         batch = Batch.collate([trajectories[row] for row in rows], pad=student.pad, device=device)
         per_action = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
-        actions_N = batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
+        actions_N = student.actions(batch)
         advantages_N, policy_N, divergence_N = (
             values[rows].to(device)[per_action] for values in (advantages_B.float(), policy_B, divergence_B)
         )

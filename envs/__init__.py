@@ -2,3 +2,32 @@
 
 if __name__ != "rlgkd.envs":  # someone wrote `import envs` with a checkout's root on sys.path
     raise ImportError(f"this is the package rlgkd.envs: write `import rlgkd.envs`, not `import {__name__}`")
+
+from typing import TYPE_CHECKING, Any
+
+from rlgkd.envs import rewards
+from rlgkd.envs.task import ListItems, TextTask
+from rlgkd.envs.text_env import TextGenerationEnv
+from rlgkd.envs.vector_env import TextVectorEnv
+
+if TYPE_CHECKING:
+    from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
+
+__all__ = [
+    "ListItems",
+    "TextGenerationEnv",
+    "TextTask",
+    "TextVecEnv",
+    "TextVectorEnv",
+    "make_sb3_vec_env",
+    "rewards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Stable-Baselines3 when something of it is first asked for, and not before."""
+    if name in ("TextVecEnv", "make_sb3_vec_env"):
+        from rlgkd.envs import sb3
+
+        return getattr(sb3, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

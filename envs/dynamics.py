@@ -1,22 +1,23 @@
-"""The dynamics of writing text: rows of tokens that grow in lockstep until each ends. Every environment is a view of it.
+"""The dynamics of writing text: rows of tokens that grow in lockstep until each ends. Environments are views of it.
 
 The scalar environment is one row, the vector environments are many; none holds a rule of its own. An observation is
 the tokens so far, padded on the right with `PAD` (-1, which is no token, so an end token that doubles as padding
 stays visible). An episode ends when the end token is written or the length limit reached; both are terminations: the
 text is scored as it stands and nothing is bootstrapped.
 
-An episode's item is a function of (seed, index): seeding a row sets its index to 0, each later reset adds 1.
+An episode's item is a function of (seed, index): seeding a row sets its index to 0, each beginning adds 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from rlgkd.errors import SettingError
+from rlgkd.lm.model import end_token
 from rlgkd.types import Item, Score, StopReason, Task
 
 PAD = -1
@@ -26,11 +27,17 @@ class Episodes:
     """`num` rows over one task's split. Rows are addressed by index lists, so views choose when each resets."""
 
     def __init__(self, task: Task, split: str, num: int) -> None:
-        """Make the rows; each must be seeded and begun before it is stepped."""
+        """Make the rows; each must be seeded and begun before it is stepped.
+
+        Raises: SettingError for fewer than one row; DataError for a split that the task does not have.
+        """
+        if num < 1:
+            raise SettingError("num_envs", num, "give 1 or more")
+        task.size(split)
         self.task, self.split, self.num = task, split, num
         self.width = task.max_prompt_tokens + task.max_new_tokens
         self.vocabulary = len(task.tokenizer)
-        self.end = task.tokenizer.eos_token_id
+        self.end = end_token(task.tokenizer)
         self.tokens_NT = np.full((num, self.width), PAD, dtype=np.int64)
         self.length_N = np.zeros(num, dtype=np.int64)
         self.prompt_N = np.zeros(num, dtype=np.int64)
@@ -48,12 +55,19 @@ class Episodes:
         """One token of the tokenizer's vocabulary."""
         return gym.spaces.Discrete(self.vocabulary)
 
-    def seed(self, row: int, seed: int, index: int = 0) -> None:
-        """Give a row its stream of items and where in it to begin."""
-        self.seed_N[row], self.cursor_N[row] = seed, index
+    def seed(self, row: int, seed: int) -> None:
+        """Put a row at the start of the stream of items that `seed` orders."""
+        self.seed_N[row], self.cursor_N[row] = int(seed), 0
 
-    def begin(self, row: int) -> dict[str, Any]:
-        """Put the row's next prompt in place; returns the reset's info."""
+    def begin(self, row: int, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Put the row's next prompt in place, or that of item `options["index"]`; returns the reset's info.
+
+        Raises: SettingError for an index below 0; DataError for a prompt that does not fit.
+        """
+        if options and "index" in options:
+            if options["index"] < 0:
+                raise SettingError("index", options["index"], "give 0 or more")
+            self.cursor_N[row] = int(options["index"])
         item = self.task.item(self.split, self.seed_N[row], self.cursor_N[row])
         self.cursor_N[row] += 1
         prompt = self.task.encode_prompt(item)
@@ -66,13 +80,19 @@ class Episodes:
     def step(self, rows: Sequence[int], actions: np.ndarray) -> dict[int, tuple[Score, dict[str, Any]]]:
         """Write one token in each of `rows`; returns score and info of those that end by it, scored in one call.
 
-        Raises: SettingError for an action that is no token; AssertionError for a row that has ended.
+        Raises: SettingError for actions that are not one token for each row; ResetNeeded for a row that has ended.
         """
         rows_R = np.asarray(rows, dtype=np.int64)
         actions_R = np.asarray(actions)
-        if ((actions_R < 0) | (actions_R >= self.vocabulary)).any():
-            raise SettingError("action", actions_R.tolist(), f"give tokens in [0, {self.vocabulary - 1}]")
-        assert all(self.items[row] is not None for row in rows), "step after the end; call reset first"
+        if actions_R.shape != rows_R.shape or not np.issubdtype(actions_R.dtype, np.integer):
+            shown = f"{actions_R.dtype} of shape {actions_R.shape}"
+            raise SettingError("action", shown, f"give one integer for each of the {len(rows_R)} rows")
+        odd_R = (actions_R < 0) | (actions_R >= self.vocabulary)
+        if odd_R.any():
+            raise SettingError("action", int(actions_R[odd_R][0]), f"give tokens in [0, {self.vocabulary - 1}]")
+        items = {row: item for row in rows if (item := self.items[row]) is not None}
+        if len(items) < len(rows_R):
+            raise gym.error.ResetNeeded("step: the episode has ended or not begun; call reset first")
         self.tokens_NT[rows_R, self.length_N[rows_R]] = actions_R
         self.length_N[rows_R] += 1
         ended_R = actions_R == self.end
@@ -80,15 +100,14 @@ class Episodes:
         over = [int(row) for row in rows_R[ended_R | limit_R]]
         if not over:
             return {}
-        items = [item for row in over if (item := self.items[row]) is not None]
         texts = [self.task.decode_completion(self.completion(row)) for row in over]
         reasons = [StopReason.END if self.completion(row)[-1] == self.end else StopReason.LENGTH for row in over]
-        scores = self.task.score(items, texts)
+        scores = self.task.score([items[row] for row in over], texts)
         for row in over:
             self.items[row] = None
         return {
-            row: (score, {"key": item.key, "text": text, "stop": str(reason), "parts": dict(score.parts)})
-            for row, item, text, reason, score in zip(over, items, texts, reasons, scores, strict=True)
+            row: (score, {"key": items[row].key, "text": text, "stop": str(reason), "parts": dict(score.parts)})
+            for row, text, reason, score in zip(over, texts, reasons, scores, strict=True)
         }
 
     def completion(self, row: int) -> list[int]:

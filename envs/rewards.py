@@ -17,11 +17,13 @@ def call_reward(reward: Reward, items: Sequence[Item], completions: Sequence[str
 
     The names it may use: `prompts`, `completions`, `references`, `items`, and every column that all items have.
 
-    Raises: SettingError for a name that there is not, or if it does not return one value for each completion.
+    Raises: SettingError for a name that there is not, or if it does not return one number for each completion.
     """
+    if not completions:
+        return []
     columns: dict[str, list[Any]] = {
         name: [item.columns[name] for item in items]
-        for name in (items[0].columns if items else ())
+        for name in items[0].columns
         if all(name in item.columns for item in items)
     }
     available: dict[str, Any] = {
@@ -31,17 +33,28 @@ def call_reward(reward: Reward, items: Sequence[Item], completions: Sequence[str
         "references": [item.reference for item in items],
         "items": list(items),
     }
-    parameters = inspect.signature(reward).parameters.values()
-    wanted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
-        wanted = list(available)
-    required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    if missing := sorted(required - available.keys()):
-        raise SettingError("reward", missing[0], f"it is no column of the data; there are {', '.join(sorted(available))}")
-    values = list(reward(**{name: available[name] for name in wanted if name in available}))
+    returned = reward(**_arguments(reward, available))
+    try:
+        values = [value if isinstance(value, Score) else Score(reward=float(value)) for value in returned]
+    except (TypeError, ValueError) as error:
+        raise SettingError("reward", returned, "return a list of floats or Scores, NaN where it failed") from error
     if len(values) != len(completions):
-        raise SettingError("reward", f"{len(values)} values", f"return one for each of the {len(completions)} completions")
-    return [value if isinstance(value, Score) else Score(reward=float(value)) for value in values]
+        remedy = f"return one for each of the {len(completions)} completions"
+        raise SettingError("reward", f"{len(values)} values", remedy)
+    return values
+
+
+def _arguments(reward: Reward, available: dict[str, Any]) -> dict[str, Any]:
+    """What `reward` asks for by name, all there is if it takes **kwargs; its defaults stand in for the rest."""
+    parameters = inspect.signature(reward).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in available:
+            there = ", ".join(sorted(available))
+            raise SettingError("reward", parameter.name, f"name its arguments after what there is: {there}")
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return available
+    return {p.name: available[p.name] for p in named if p.name in available}
 
 
 def rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:

@@ -13,11 +13,17 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from rlgkd.envs.dynamics import Episodes
 from rlgkd.envs.task import build_task
+from rlgkd.envs.text_env import TextGenerationEnv
+from rlgkd.errors import SettingError
 from rlgkd.types import Task
 
 
 class TextVecEnv(VecEnv):
-    """`num_envs` episodes in lockstep. Infos of ended rows hold `terminal_observation` and a Monitor's `episode`."""
+    """`num_envs` episodes in lockstep. Infos of ended rows hold `terminal_observation` and a Monitor's `episode`.
+
+    As in SB3's own, `seed` and `set_options` take effect at the next `reset`: row i seeded with s equals the scalar
+    environment seeded with s + i. Until a seed is given it is 0.
+    """
 
     def __init__(
         self, task: Task | str | None = None, *, num_envs: int = 1, split: str = "train", **settings: Any
@@ -30,16 +36,14 @@ class TextVecEnv(VecEnv):
         self._actions_N = np.zeros(num_envs, dtype=np.int64)
         self.seed(0)
 
-    def seed(self, seed: int | None = None) -> list[int | None]:  # type: ignore[override]
-        """Row i begins the stream of items that seed + i orders, at the next reset."""
-        first = int(np.random.default_rng().integers(2**31)) if seed is None else seed
-        for row in range(self.num_envs):
-            self._episodes.seed(row, first + row)
-        return [first + row for row in range(self.num_envs)]
-
     def reset(self) -> VecEnvObs:
-        """Begin every row's next item."""
-        self.reset_infos = [self._episodes.begin(row) for row in range(self.num_envs)]
+        """Begin every row's next item, or as `seed` and `set_options` said."""
+        for row, seed in enumerate(self._seeds):
+            if seed is not None:
+                self._episodes.seed(row, seed)
+        self.reset_infos = [self._episodes.begin(row, self._options[row]) for row in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
         return self._episodes.tokens_NT.copy()
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -67,22 +71,22 @@ class TextVecEnv(VecEnv):
     def close(self) -> None:
         """Nothing is held open."""
 
-    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         """The attribute, once for each row."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         """Set it for all rows: they share one core."""
         setattr(self, attr_name, value)
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: None | int | Iterable[int] = None, **method_kwargs: Any
+        self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call it once for each row."""
         return [getattr(self, method_name)(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: None | int | Iterable[int] = None
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
     ) -> list[bool]:
         """True for Monitor, whose `episode` info the rows give themselves."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
@@ -96,8 +100,12 @@ def make_sb3_vec_env(env: str, *, num_envs: int = 1, seed: int = 0, **settings: 
         num_envs: Rows.
         seed: Row i takes the stream of items that seed + i orders.
         **settings: Passed to the environment, as `gym.make` would.
+
+    Raises: SettingError if the id is another kind of environment; what the environment raises.
     """
     inner = gym.make(env, **settings).unwrapped
-    vec = TextVecEnv(inner.task, num_envs=num_envs, split=inner.split)  # type: ignore[attr-defined]
+    if not isinstance(inner, TextGenerationEnv):
+        raise SettingError("env", env, "give the id of a text environment, such as rlgkd/GroundedSummary-v0")
+    vec = TextVecEnv(inner.task, num_envs=num_envs, split=inner.split)
     vec.seed(seed)
     return vec

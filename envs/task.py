@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from rlgkd.types import Item, Score, Task
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
 
 
+@runtime_checkable
 class Items(Protocol):
     """Where prompts come from."""
 
@@ -35,7 +37,11 @@ class Items(Protocol):
 
 
 class ListItems:
-    """Items in memory. A seed orders them anew for each pass; validation and test keep the order they were given in."""
+    """Items in memory. A seed orders them anew for each pass; validation and test keep the order they were given in.
+
+    The number of the pass is put behind an item's key: the sampling stream belongs to the key, and a prompt that comes
+    again must not meet the same random numbers again.
+    """
 
     def __init__(self, splits: Mapping[str, Sequence[Item]]) -> None:
         """Hold the items of each split.
@@ -55,7 +61,8 @@ class ListItems:
         """Pass index // size is a permutation of its own; validation and test are not shuffled."""
         items = self._of(split)
         pass_, place = divmod(index, len(items))
-        return items[_permutation(len(items), seed, pass_)[place] if split == "train" else place]
+        item = items[_permutation(len(items), seed, pass_)[place] if split == "train" else place]
+        return replace(item, key=f"{item.key}/{pass_}")
 
     def _of(self, split: str) -> tuple[Item, ...]:
         if split not in self._splits:
@@ -96,6 +103,8 @@ class TextTask:
         for field, value in (("max_new_tokens", max_new_tokens), ("max_prompt_tokens", max_prompt_tokens)):
             if value < 1:
                 raise SettingError(field, value, "give at least 1 token")
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence | Items):
+            raise DataError("prompts", prompts, "give a list of strings, or a source of items")
         if isinstance(prompts, Sequence):
             listed = [Item(key=str(n), prompt=text) for n, text in enumerate(prompts)]
             prompts = ListItems(dict.fromkeys(("train", "validation", "test"), listed))
@@ -103,8 +112,7 @@ class TextTask:
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
         self.max_new_tokens, self.max_prompt_tokens, self.chat = max_new_tokens, max_prompt_tokens, chat
-        if chat and self.tokenizer.chat_template is None:
-            raise SettingError("chat", chat, "this tokenizer has no chat template; set chat to false")
+        self._frame = _chat_frame(self.tokenizer) if chat else ([], [])
 
     def size(self, split: str) -> int:
         """How many distinct items the split has."""
@@ -119,19 +127,14 @@ class TextTask:
 
         Raises: DataError if it is empty or longer than `max_prompt_tokens`.
         """
-        if self.chat:
-            # The template's own special tokens are wanted, the user's text must not become any: it is put in as ids.
-            before, after = _chat_frame(self.tokenizer)
-            ids = [*before, *self._encode(item.prompt), *after]
-        else:
-            ids = self._encode(item.prompt)
-        if not ids:
+        message = self._encode(item.prompt)
+        if not message:
             raise DataError("prompt", item.key, "it is empty; give a prompt of at least one token")
+        before, after = self._frame
+        ids = [*before, *message, *after]
         if len(ids) > self.max_prompt_tokens:
-            raise DataError(
-                "prompt", item.key,
-                f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens above {self.max_prompt_tokens}",
-            )  # fmt: skip
+            remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"
+            raise DataError("prompt", item.key, remedy)
         return ids
 
     def encode_completion(self, text: str) -> list[int]:
@@ -153,34 +156,40 @@ class TextTask:
         return self.quality_of(items, completions)
 
     def _encode(self, text: str) -> list[int]:
-        return cast(
-            list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
+        """The ids of a user's text; what looks like a special token in it stays ordinary text."""
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def build_task(task: Task | str | None, **settings: Any) -> Task:
     """A task as given, from the import path `package.module:function` of its maker, or from `TextTask`'s settings."""
     if isinstance(task, str):
-        module, _, function = task.partition(":")
+        module, colon, function = task.partition(":")
+        if not colon:
+            raise SettingError("task", task, "give package.module:function, or a registered id to gym.make")
         return cast(Task, getattr(importlib.import_module(module), function)(**settings))
     if task is not None:
         if settings:
-            raise SettingError("environment", sorted(settings), "a ready task takes no further settings")
+            raise SettingError("task", sorted(settings), "a ready task takes no further settings")
         return task
     return TextTask(**settings)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)  # a vector environment's rows each have a seed of their own
 def _permutation(size: int, seed: int, pass_: int) -> np.ndarray:
     return np.random.default_rng([seed, pass_]).permutation(size)
 
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the chat template puts before and after a user's message, as ids."""
+    """What the chat template puts before and after a user's message, as ids, its special tokens among them.
+
+    Raises: SettingError if there is no template, or one that does not hold the message once as it is.
+    """
+    if tokenizer.chat_template is None:
+        raise SettingError("chat", True, "this tokenizer has no chat template; set chat to false")
     mark = "\u2063message\u2063"
-    text = str(tokenizer.apply_chat_template(
-        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-    ))  # fmt: skip
-    before, after = text.split(mark)
-    encode = lambda part: cast(list[int], tokenizer(part, add_special_tokens=False)["input_ids"])  # noqa: E731
-    return encode(before), encode(after)
+    messages = [{"role": "user", "content": mark}]
+    text = str(cast(Any, tokenizer).apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    if text.count(mark) != 1:
+        raise SettingError("chat", True, "this chat template rewrites the message; set chat to false")
+    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(mark))
+    return cast(list[int], before), cast(list[int], after)

@@ -26,7 +26,7 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
     def __init__(
         self, task: Task | str | None = None, *, split: str = "train", render_mode: str | None = None, **settings: Any
     ) -> None:
-        """Make the environment from a task, a task's import path, or the settings of `TextTask` (prompts, reward, ...)."""
+        """Make the environment from a task, a task's import path, or the settings of `TextTask` (prompts, reward)."""
         self.task, self.split = build_task(task, **settings), split
         self.render_mode = render_mode
         self._episodes = Episodes(self.task, split, 1)
@@ -40,11 +40,9 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
         """Begin the next item, or the first of the stream that `seed` orders."""
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
-            self._episodes.seed(0, seed if seed is not None else int(self.np_random.integers(2**31)))
+            self._episodes.seed(0, int(self.np_random.integers(2**31)) if seed is None else seed)
             self._seeded = True
-        if options and "index" in options:
-            self._episodes.seed(0, self._episodes.seed_N[0], int(options["index"]))
-        info = self._episodes.begin(0)
+        info = self._episodes.begin(0, options)
         return self._observation(), info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -61,9 +59,4 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
         return str(self.task.tokenizer.decode(tokens.tolist()))
 
     def _observation(self) -> np.ndarray:
-        return self._episodes.tokens_NT[0].copy()
-
-
-def make(task: str, **settings: Any) -> TextGenerationEnv:
-    """Entry point of the registered ids."""
-    return TextGenerationEnv(task, **settings)
+        return np.array(self._episodes.tokens_NT[0])

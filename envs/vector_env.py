@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlgkd.envs.dynamics import Episodes
 from rlgkd.envs.task import build_task
+from rlgkd.errors import SettingError
 from rlgkd.types import Task
 
 
@@ -19,7 +19,8 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` episodes in lockstep; row i seeded with s equals the scalar environment seeded with s + i.
 
     Ended rows begin anew as `autoreset_mode` says: NEXT_STEP (Gymnasium's default; the action given to an ended row is
-    ignored and its reward is 0) or SAME_STEP (the last observation and info stand in `final_obs` and `final_info`).
+    ignored and its reward is 0), SAME_STEP (the last observation and info stand in `final_obs` and `final_info`) or
+    DISABLED (the caller resets them, with `options["reset_mask"]`). Like Gymnasium's SyncVectorEnv, only faster.
     """
 
     def __init__(
@@ -31,7 +32,13 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **settings: Any,
     ) -> None:
-        """Make the rows from a task, a task's import path, or the settings of `TextTask`."""
+        """Make the rows from a task, a task's import path, or the settings of `TextTask`.
+
+        Raises: SettingError, DataError, ModelError.
+        """
+        modes = {mode.value: mode for mode in AutoresetMode}
+        if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
+            raise SettingError("autoreset_mode", autoreset_mode, f"choose one of {', '.join(modes)}")
         self.task, self.split, self.num_envs = build_task(task, **settings), split, num_envs
         self._mode = AutoresetMode(autoreset_mode)
         self.metadata = {"autoreset_mode": self._mode}
@@ -40,52 +47,58 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = self._episodes.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._over_N = np.zeros(num_envs, dtype=bool)
-        self._seeded = False
+        self._waiting_N = np.zeros(num_envs, dtype=bool)
+        """Rows that begin anew at the next step; only in NEXT_STEP."""
+        self._seeded_N = np.zeros(num_envs, dtype=bool)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin every row's next item (or those of `options["reset_mask"]`)."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        if seed is None and not self._seeded:
-            seed = int(self.np_random.integers(2**31))
-        if seed is not None:
-            seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-            for row, value in enumerate(seeds):
-                if value is not None:
-                    self._episodes.seed(row, value)
-            self._seeded = True
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        """Begin every row's next item, or the first of the stream that its seed orders.
+
+        Args:
+            seed: Row i takes seed + i, or the i-th of a list; None goes on in the streams there are.
+            options: `reset_mask`, a bool array, names the rows to reset; `index` is the item they jump to.
+
+        Raises: SettingError if seeds or mask are not one for each row.
+        """
+        seeds = self._seeds(seed)
+        mask_N = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask_N.shape != (self.num_envs,) or mask_N.dtype != bool or not mask_N.any():
+            raise SettingError("reset_mask", mask_N.tolist(), f"give {self.num_envs} bools, at least one of them True")
         infos: dict[str, Any] = {}
-        for row in np.flatnonzero(mask):
-            infos = self._add_info(infos, self._episodes.begin(int(row)), int(row))
-            self._over_N[row] = False
+        for row in np.flatnonzero(mask_N).tolist():
+            value = seeds[row]
+            if value is not None or not self._seeded_N[row]:
+                self._episodes.seed(row, int(self.np_random.integers(2**31)) if value is None else value)
+            infos = self._add_info(infos, self._episodes.begin(row, options), row)
+        self._seeded_N |= mask_N
+        self._waiting_N &= ~mask_N
         return self._episodes.tokens_NT.copy(), infos
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Write one token in every row that has not ended."""
-        actions = np.asarray(actions)
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Write one token in every row that does not begin anew.
+
+        Raises: SettingError for actions that are not one token for each row; ResetNeeded before the first reset.
+        """
+        actions_N = np.asarray(actions)
+        if actions_N.shape != (self.num_envs,):
+            raise SettingError("actions", f"shape {actions_N.shape}", f"give one for each of the {self.num_envs} rows")
+        running = np.flatnonzero(~self._waiting_N)
+        over = self._episodes.step(running.tolist(), actions_N[running])
         reward_N = np.zeros(self.num_envs, dtype=np.float64)
-        running = np.flatnonzero(~self._over_N)
-        waiting = np.flatnonzero(self._over_N)
-        over = self._episodes.step([int(row) for row in running], actions[running])
+        terminated_N = np.zeros(self.num_envs, dtype=bool)
         infos: dict[str, Any] = {}
-        for row in waiting:
-            infos = self._add_info(infos, self._episodes.begin(int(row)), int(row))
-        self._over_N[:] = False
+        for row in np.flatnonzero(self._waiting_N).tolist():
+            infos = self._add_info(infos, self._episodes.begin(row), row)
         for row, (score, info) in over.items():
-            reward_N[row], self._over_N[row] = score.reward, True
-            if self._mode is AutoresetMode.NEXT_STEP:
-                infos = self._add_info(infos, info, row)
-            else:
+            reward_N[row], terminated_N[row] = score.reward, True
+            if self._mode is AutoresetMode.SAME_STEP:
                 last = {"final_obs": self._episodes.tokens_NT[row].copy(), "final_info": info}
-                infos = self._add_info(infos, {**last, **self._episodes.begin(row)}, row)
-        terminated_N = self._over_N.copy()
-        if self._mode is AutoresetMode.SAME_STEP:
-            self._over_N[:] = False
+                info = {**last, **self._episodes.begin(row)}
+            infos = self._add_info(infos, info, row)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            self._waiting_N = terminated_N.copy()
         return self._episodes.tokens_NT.copy(), reward_N, terminated_N, np.zeros_like(terminated_N), infos
 
     def as_sb3(self) -> Any:
@@ -94,7 +107,12 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         return TextVecEnv(self.task, num_envs=self.num_envs, split=self.split)
 
-
-def make(task: str, num_envs: int = 1, **settings: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Vector entry point of the registered ids."""
-    return TextVectorEnv(task, num_envs=num_envs, **settings)
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, Sequence):
+            if len(seed) != self.num_envs:
+                raise SettingError("seed", list(seed), f"give one for each of the {self.num_envs} rows")
+            return list(seed)
+        super().reset(seed=int(seed))
+        return [int(seed) + row for row in range(self.num_envs)]

@@ -9,10 +9,13 @@ import gymnasium as gym
 
 __version__ = "0.1.0"
 
-for _id, _task in (("GroundedSummary", "grounded.env:grounded_summary"), ("DocstringSummary", "docstrings:docstring_summary")):
+for _id, _task in {
+    "GroundedSummary": "rlgkd.envs.grounded.env:grounded_summary",
+    "DocstringSummary": "rlgkd.envs.docstrings:docstring_summary",
+}.items():
     gym.register(
         id=f"rlgkd/{_id}-v0",
-        entry_point="rlgkd.envs.text_env:make",
-        vector_entry_point="rlgkd.envs.vector_env:make",
-        kwargs={"task": f"rlgkd.envs.{_task}"},
+        entry_point="rlgkd.envs.text_env:TextGenerationEnv",
+        vector_entry_point="rlgkd.envs.vector_env:TextVectorEnv",
+        kwargs={"task": _task},
     )

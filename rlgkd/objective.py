@@ -9,7 +9,8 @@ The loss whose gradient estimates -grad J, over the actions n of a batch:
 A is the advantage of the task reward, w and v the weights of the two reductions: `sequence_sum` for the policy term
 (the gradient of E[r] sums over a sequence's tokens), `sequence_mean` for the divergence, the paper's
 (1/L_y) sum_n D_n, in which 1/L_y is held constant. With `estimator="sampled"`, D_n is not differentiated through the
-logits; the sampled token's log p_T - log p_S is an advantage in the first form.
+logits; the sampled token's log p_T - log p_S is an advantage in the first form. Its expected gradient is that of the
+exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean` the 1/L_y does, through the stop token.
 
 Horizon 0: no gradient flows through the sampling of the prefixes, as in GKD.
 """
@@ -26,6 +27,7 @@ from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, policy_loss, reduction
 
 ESTIMATORS = ("exact", "sampled")
+REDUCTIONS = tuple(name for name in reduction.REDUCTIONS if name != "constant")  # which needs a length; no knob yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +60,17 @@ class Objective:
         if self.estimator not in ESTIMATORS:
             raise SettingError("estimator", self.estimator, f"choose one of {', '.join(ESTIMATORS)}")
         if self.estimator == "sampled" and self.divergence != "reverse_kl":
-            raise SettingError("estimator", "sampled", "it estimates reverse_kl; set divergence to reverse_kl or use exact")
+            raise SettingError("estimator", "sampled", "it estimates reverse_kl; set divergence to that or use exact")
         if self.estimator == "sampled" and self.student_fraction < 1:
-            raise SettingError("estimator", "sampled", "it needs student samples; set student_fraction to 1 or use exact")
+            raise SettingError("estimator", "sampled", "it needs own samples; set student_fraction to 1 or use exact")
         if self.alpha == 0 and self.student_fraction < 1:
             raise SettingError(
                 "student_fraction", self.student_fraction,
                 "alpha is 0, so batches from data would teach nothing; set student_fraction to 1 or alpha above 0",
             )  # fmt: skip
-        for name in (self.policy_reduction, self.divergence_reduction):
-            if name not in reduction.REDUCTIONS:
-                raise SettingError("reduction", name, f"choose one of {', '.join(reduction.REDUCTIONS)}")
+        for field in ("policy_reduction", "divergence_reduction"):
+            if getattr(self, field) not in REDUCTIONS:
+                raise SettingError(field, getattr(self, field), f"choose one of {', '.join(REDUCTIONS)}")
         self.pointwise()
 
     def pointwise(self) -> divergence.Divergence:
@@ -94,17 +96,21 @@ class Objective:
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, given a teacher, `divergence`.
         """
         student_logp_N = _logp(student_logits_NV, actions_N)
-        policy_N = policy_loss.reinforce(student_logp_N, advantages_N)
-        loss = (1 - self.alpha) * (policy_weights_N * policy_N).sum()
         record = {"logp": student_logp_N, "entropy": policy_loss.entropy(student_logits_NV.detach())}
+        loss = student_logp_N.new_zeros(())
+        if self.alpha < 1:
+            policy_N = policy_loss.reinforce(student_logp_N, advantages_N)
+            loss = loss + (1 - self.alpha) * (policy_weights_N * policy_N).sum()
         if teacher_logits_NV is not None:
             if self.estimator == "exact":
-                divergence_N = self.pointwise()(teacher_logits_NV, student_logits_NV)
-                distillation_N = divergence_N
+                # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
+                logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
+                distillation_N = divergence_N = self.pointwise()(teacher_logits_NV, logits_NV)
             else:
                 divergence_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
                 distillation_N = policy_loss.reinforce(student_logp_N, -divergence_N)
-            loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
+            if self.alpha > 0:
+                loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
             record["divergence"] = divergence_N
         return loss, record
 

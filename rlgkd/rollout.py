@@ -28,18 +28,22 @@ def rollout(
     seed: int = 0,
     greedy: bool = False,
     source: Source = Source.STUDENT,
+    places: Sequence[int] = (),
     on_step: OnStep | None = None,
 ) -> list[Trajectory]:
     """Complete each item's prompt `group` times and score the texts; trajectory p * group + g is sample g of item p.
 
-    A sample is a function of (seed, item's key, sample number) and the policy, not of the batch it is drawn in.
+    A sample is a function of (seed, item's key, its place, sample number) and the policy, not of the batch it is drawn
+    in. `places` says where in its stream each item stands, so that an item that comes round again is sampled anew;
+    without it every place is 0.
 
     Raises: DataError if prompt and limit together exceed the model's context.
     """
     prompts = [encode_within(lm, task, item) for item in items]
     uniforms_BT = None
     if not greedy:
-        uniforms_BT = np.stack([uniforms(seed, item.key, g, task.max_new_tokens) for item in items for g in range(group)])
+        keys = [f"{place}/{item.key}" for place, item in zip(places or [0] * len(items), items, strict=True)]
+        uniforms_BT = np.stack([uniforms(seed, key, g, task.max_new_tokens) for key in keys for g in range(group)])
     completions = decode(
         lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=on_step
     )
@@ -63,18 +67,18 @@ def rollout(
 
 
 def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Trajectory]:
-    """The items' references as trajectories from data, scored like any other text.
+    """The items' references as trajectories from data, cut at the length limit and scored like any other text.
 
     Raises: DataError for an item without reference, or as `rollout` does.
     """
     for item in items:
         if not item.reference:
             raise DataError("reference", item.key, "it has none; give references or set student_fraction to 1")
-    scores = task.score(items, [item.reference for item in items])
+    completions = [task.encode_completion(item.reference)[: task.max_new_tokens] for item in items]
+    texts = [task.decode_completion(completion) for completion in completions]
     trajectories = []
-    for item, score in zip(items, scores, strict=True):
+    for item, completion, text, score in zip(items, completions, texts, task.score(items, texts), strict=True):
         prompt = encode_within(lm, task, item)
-        completion = task.encode_completion(item.reference)[: task.max_new_tokens]
         length = len(prompt) + len(completion)
         trajectories.append(
             Trajectory(
@@ -85,7 +89,7 @@ def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Tra
                 stop=StopReason.END if completion[-1] == lm.end else StopReason.LENGTH,
                 source=Source.DATA,
                 sample=0,
-                text=item.reference,
+                text=text,
                 score=score,
             )
         )

@@ -147,6 +147,4 @@ class Batch:
         tokens_BT, attention_BT, action_BT, logp_BT = (
             torch.from_numpy(array).to(device) for array in (tokens, attention, action, logp)
         )
-        return Batch(
-            tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT
-        )
+        return Batch(tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT)

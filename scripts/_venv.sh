@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the commands beside it: sets `root` and `venv`, and offers `need_venv run|test`.
 #
-# A virtual environment is filled once for each state of pyproject.toml and constraints.txt: a stamp in it holds their
-# hash, and while that matches nothing is installed and no network is used. `test` holds all that `run` does.
+# .venv is filled once for each state of pyproject.toml, constraints.txt and this file: a stamp in it holds their hash,
+# and while that matches nothing is installed and no network is used. `test` holds all that `run` does.
 
 root=$(dirname "$(cd -P "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd)")
 venv="$root/.venv"
@@ -17,7 +17,8 @@ venv_hash() {
     "$venv/bin/python" - "$root/pyproject.toml" "$root/constraints.txt" "$root/scripts/_venv.sh" <<'PY'
 import hashlib, pathlib, sys
 
-print(hashlib.sha256(b"\0".join([sys.prefix.encode(), *(pathlib.Path(p).read_bytes() for p in sys.argv[1:])])).hexdigest())
+parts = [sys.prefix.encode(), *(pathlib.Path(path).read_bytes() for path in sys.argv[1:])]
+print(hashlib.sha256(b"\0".join(parts)).hexdigest())
 PY
 }
 

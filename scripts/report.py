@@ -4,7 +4,7 @@ Reads `config.yaml`, `progress.csv` and `summary.json` of a run's folder; each m
 the report then shows what there is. Whatever a model wrote is hostile: the template escapes all text, and the page's
 content security policy runs no script but its own. The same input gives the same bytes.
 
-Left out on purpose: anything that must be fetched (fonts, plotting libraries), and rounds of evaluation during training.
+Left out on purpose: what would have to be fetched (fonts, plotting libraries), and evaluations during training.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -157,14 +158,14 @@ class Row:
 
     @property
     def sentence(self) -> str:
-        """`62.1% -> 88.0% (+25.9 points, 95% interval 22.0 to 29.8)`, as far as it is known."""
+        """`from 62.1% to 88.0% (+25.9 points, 95% interval 22.0 to 29.8)`, as far as it is known."""
         unit = f" {self.metric.unit}" if self.metric.unit else ""
         if not math.isfinite(self.before.mean) or not math.isfinite(self.after.mean):
             return self.metric.value(self.after.mean) + unit
         told = [self.change_text.replace(" (", ", ").removesuffix(")")]
         if bounds := self.metric.bounds(self.change.low, self.change.high, between=" to "):
             told.append(f"95% interval {bounds}")
-        way = f"{self.metric.value(self.before.mean)} {ARROW} {self.metric.value(self.after.mean)}{unit}"
+        way = f"from {self.metric.value(self.before.mean)} to {self.metric.value(self.after.mean)}{unit}"
         return f"{way} ({', '.join(told)})"
 
 
@@ -187,11 +188,11 @@ def write_report(run: Path) -> Path:
         title=str(summary.get("name") or config.get("name") or run.resolve().name),
         facts=_facts(summary, config, progress),
         rows=found,
-        headlines=[row for key in HEADLINES for row in found if row.metric.key == key and math.isfinite(row.after.mean)],
+        headlines=_headlines(found),
         exploited=_exploited(found),
         marks=MARKS,
         curves=_curves(progress),
-        dumbbell=_dumbbell(found),
+        dumbbells=_dumbbells(found),
         examples=examples,
         judge="truth" if any(example["judge"] == "truth" for example in examples) else "reward",
         config=config_text,
@@ -208,11 +209,12 @@ def table(summary: Mapping[str, Any]) -> Table:
     """The before/after/teacher table of a `summary.json`, for the terminal."""
     found = rows(summary)
     teacher = any(math.isfinite(row.teacher.mean) for row in found)
-    out = Table(title=_title(summary), caption="Change: mean and 95% interval, paired by prompt", title_justify="left")
+    out = Table(title=_title(summary), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out.caption = "Changes are paired by prompt; not clear: their 95% interval holds 0"
     out.add_column("Measure")
     for name in ("Before", "After", *(["Teacher"] if teacher else []), "Change", "95% interval"):
         out.add_column(name, justify="right")
-    out.add_column("Interval excludes 0")
+    out.add_column("Verdict")
     styles = {"better": "green", "worse": "red", "changed": "cyan"}
     for row in found:
         scores = [row.before, row.after, *([row.teacher] if teacher else [])]
@@ -330,6 +332,11 @@ def _mark(metric: Metric, change: Score) -> str:
     return "better" if (change.low > 0) == (metric.better > 0) else "worse"
 
 
+def _headlines(found: list[Row]) -> list[Row]:
+    known = {row.metric.key: row for row in found if math.isfinite(row.after.mean)}
+    return [known[key] for key in HEADLINES if key in known]
+
+
 def _exploited(found: list[Row]) -> list[str]:
     """The measures that clearly fell while the reward clearly rose: what the reward does not see."""
     marks = {row.metric.key: row.mark for row in found}
@@ -410,10 +417,8 @@ def _difference(old: str, new: str) -> tuple[list[tuple[str, bool]], list[tuple[
 
 # Plots. Colours are stand-ins that become the page's CSS variables, so that one drawing serves light and dark.
 
-_COLOURS: Final = {
-    name: f"#0a0b{number:02x}"
-    for number, name in enumerate(("ink", "muted", "line", "before", "after", "teacher", "card"))
-}
+_ROLES: Final = ("ink", "muted", "line", "before", "after", "teacher", "card")
+_COLOURS: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(_ROLES)}
 
 _PANELS: Final = (
     ("rollout/ep_rew_mean", "Reward", "per text"),
@@ -430,10 +435,7 @@ def _curves(progress: Mapping[str, Floats]) -> list[dict[str, object]]:
     if not np.isfinite(x).any():
         axis, x = "updates", progress.get("time/iterations", np.empty(0))
     if not np.isfinite(x).any():
-        axis, x = (
-            "updates",
-            np.arange(1, 1 + max((len(column) for column in progress.values()), default=0), dtype=float),
-        )
+        x = np.arange(1.0, 1 + max((len(column) for column in progress.values()), default=0))
     panels: list[dict[str, object]] = []
     for column, label, unit in _PANELS:
         y = progress.get(column, np.full(len(x), math.nan))
@@ -441,7 +443,7 @@ def _curves(progress: Mapping[str, Floats]) -> list[dict[str, object]]:
         if not known.any() or (column == "train/alpha" and np.ptp(y[known]) == 0):
             continue
         smooth = _smoothed(y[known])
-        ends = f"{_compact(smooth[0])} {ARROW} {_compact(smooth[-1])}"
+        ends = f"{_three(smooth[0])} {ARROW} {_three(smooth[-1])}"
         alt = f"{label} ({unit}) over {_thousands(x[known][-1])} {axis}: smoothed, from {_compact(smooth[0])} to "
         alt += f"{_compact(smooth[-1])}; raw values between {_compact(y[known].min())} and {_compact(y[known].max())}."
         with _style():
@@ -463,51 +465,65 @@ def _panel(x: Floats, y: Floats, smooth: Floats, axis: str) -> Figure:
     axes.plot(x[-1:], smooth[-1:], "o", color=_COLOURS["after"], markersize=5)
     axes.set_xlabel(axis, color=_COLOURS["muted"], labelpad=3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
     return figure
 
 
-def _dumbbell(found: list[Row]) -> Markup | None:
-    """Before, after and teacher on one scale, for the measures whose values lie in [0, 1]."""
-    shown = [
-        row for row in found
-        if (means := [s.mean for s in (row.before, row.after, row.teacher) if math.isfinite(s.mean)])
-        and (row.metric.share or not row.metric.unit) and all(0 <= mean <= 1 for mean in means)
-    ]  # fmt: skip
+def _dumbbells(found: list[Row]) -> list[dict[str, object]]:
+    """Before, after and teacher on one scale, for what lies in [0, 1]; drawn for wide pages and for phones."""
+    shown = [row for row in found if (row.metric.share or not row.metric.unit) and _within_one(row)]
     if not shown:
-        return None
+        return []
     told = [f"{_visible(row.metric.label)} {row.sentence}" for row in shown]
     alt = f"Before, after and teacher on a scale from 0 to 1. {'; '.join(told)}."
     with _style():
-        return _svg(_dumbbells(shown), "dumbbell", alt)
+        return [
+            {"kind": kind, "svg": _svg(_dumbbell(shown, width), f"dumbbell-{kind}", alt)}
+            for kind, width in (("wide", 1030), ("narrow", 330))
+        ]
 
 
-def _dumbbells(shown: list[Row]) -> Figure:
+def _within_one(row: Row) -> bool:
+    means = [score.mean for score in (row.before, row.after, row.teacher) if math.isfinite(score.mean)]
+    return bool(means) and all(0 <= mean <= 1 for mean in means)
+
+
+def _dumbbell(shown: list[Row], width: int) -> Figure:
+    """One line for each measure. On a wide page its name stands left of it and its values right, else above it."""
     from matplotlib.figure import Figure
 
-    step, foot, width = 50, 26, 520
+    narrow = width < 600
+    step, up, foot = (52, 15, 26) if narrow else (36, -4, 26)
     height = step * len(shown) + foot
+    left, right = (8, 8) if narrow else (150, 140)
     figure = Figure(figsize=(width / 72, height / 72))
-    axes = figure.add_axes((0.02, foot / height, 0.96, 1 - foot / height))
+    axes = figure.add_axes((left / width, foot / height, 1 - (left + right) / width, 1 - foot / height))
     _bare(axes)
-    axes.set(xlim=(-0.01, 1.01), ylim=(step * len(shown), 0), yticks=[], xticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set(xlim=(0, 1), ylim=(step * len(shown), 0), yticks=[], xticks=[0, 0.25, 0.5, 0.75, 1])
     axes.grid(axis="x", color=_COLOURS["line"], linewidth=0.8)
+    pixel = 1 / (width - left - right)
     for line, row in enumerate(shown):
-        y, label = line * step + 34, _visible(row.metric.label)[:32]
+        y, label = line * step + (35 if narrow else step / 2), _visible(row.metric.label)[: 26 if narrow else 20]
         before, after, teacher = row.before, row.after, row.teacher
         way = f" {ARROW} ".join(row.metric.value(s.mean) for s in (before, after) if math.isfinite(s.mean))
+        ends = (0.0, 1.0) if narrow else (-left * pixel, 1 + right * pixel)
         boxed = {"bbox": {"facecolor": _COLOURS["card"], "edgecolor": "none", "pad": 1.5}, "parse_math": False}
-        axes.text(0, y - 15, label, color=_COLOURS["ink"], va="baseline", **boxed)
-        axes.text(1, y - 15, way, color=_COLOURS["muted"], ha="right", va="baseline", **boxed)
+        axes.text(ends[0], y - up, label, color=_COLOURS["ink"], va="baseline", **boxed)
+        axes.text(ends[1], y - up, way, color=_COLOURS["muted"], ha="right", va="baseline", **boxed)
+        line_ = {"clip_on": False, "solid_capstyle": "round"}
         axes.plot([0, 1], [y, y], color=_COLOURS["line"], linewidth=1.2)
-        axes.plot([before.mean, after.mean], [y, y], color=_COLOURS["after"], alpha=0.35, linewidth=5)
+        axes.plot([before.mean, after.mean], [y, y], color=_COLOURS["after"], alpha=0.4, linewidth=6, **line_)
         for score, colour in ((before, "before"), (teacher, "teacher"), (after, "after")):
-            axes.plot([score.low, score.high], [y, y], color=_COLOURS[colour], linewidth=1.6, marker="|", markersize=9)
-        axes.plot([teacher.mean], [y], "D", color=_COLOURS["card"], mec=_COLOURS["teacher"], mew=2, markersize=7.5)
-        axes.plot([before.mean], [y], "o", color=_COLOURS["card"], mec=_COLOURS["before"], mew=2.2, markersize=9)
-        axes.plot([after.mean], [y], "o", color=_COLOURS["after"], markersize=10)
+            edges = np.clip([score.low, score.high], 0, 1)
+            axes.plot(edges, [y, y], color=_COLOURS[colour], linewidth=1.6, marker="|", markersize=10, **line_)
+        ring = {"color": _COLOURS["card"], "clip_on": False, "zorder": 3}
+        axes.plot([teacher.mean], [y], "D", mec=_COLOURS["teacher"], mew=2, markersize=7.5, **ring)
+        axes.plot([before.mean], [y], "o", mec=_COLOURS["before"], mew=2.2, markersize=9, **ring)
+        axes.plot(
+            [after.mean], [y], "o", mec=_COLOURS["after"], mew=1, markersize=10, **ring | {"color": _COLOURS["after"]}
+        )
     axes.xaxis.set_major_formatter(lambda value, _: _compact(value))
     return figure
 
@@ -523,7 +539,7 @@ def _bare(axes: Axes) -> None:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib's defaults whatever the user's matplotlibrc says, text that stays text, ids that repeat; then as it was."""
+    """Matplotlib's defaults whatever a matplotlibrc says, text that stays text, ids that repeat; then as it was."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -545,11 +561,11 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     text = re.sub(r"font(-size|-family)?: [^;\"]*;? ?", "", text)
     for colour, stand_in in _COLOURS.items():
         text = text.replace(stand_in, f"var(--{colour})")
-    box = re.search(r'viewBox="[^"]*"', text)
-    assert box is not None
+    view = re.search(r'viewBox="[^"]*"', text)
+    assert view is not None
     head = Markup('<svg {} role="img" aria-label="{}" xmlns:xlink="http://www.w3.org/1999/xlink">')
     body = re.sub(r"\n\s*", "\n", text[text.index(">") + 1 :]).replace("<defs>\n</defs>\n", "")
-    return head.format(Markup(box[0]), alt) + Markup(body)
+    return head.format(Markup(view[0]), alt) + Markup(body)
 
 
 def _smoothed(y: Floats) -> Floats:
@@ -612,7 +628,7 @@ def _list(value: object) -> list[Any]:
 
 def _signed(text: str) -> str:
     """With a proper minus sign; and what rounds to zero has no sign of less than zero."""
-    text = re.sub(r"^-(0(?:\.0*)?)(?=\D|$)", r"\1", text)
+    text = re.sub(r"^-(0(?:\.0+)?)(?![\d.])", r"\1", text)
     return text.replace("-", MINUS)
 
 
@@ -621,6 +637,11 @@ def _compact(x: float) -> str:
     if not math.isfinite(x):
         return DASH
     return _signed(f"{x:.3g}") if abs(x) < 1000 else _thousands(x)
+
+
+def _three(x: float) -> str:
+    """Three significant digits, zeros among them."""
+    return _signed(f"{x:#.3g}".rstrip(".")) if 1e-3 <= abs(x) < 1000 else _compact(x)
 
 
 def _thousands(x: float) -> str:

@@ -100,7 +100,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
         if not equals:
             raise SettingError("argument", override, "write overrides as key=value")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
             raise SettingError(key, text, f"it is no YAML value: {_one_line(error)}") from error
     return check(values)

@@ -221,7 +221,7 @@ def test_random_states_are_restored(tmp_path: Path) -> None:
 
 def test_the_state_of_the_caller_comes_back(tmp_path: Path) -> None:
     model, optimizer = tiny()
-    state = {
+    state: dict[str, checkpoint.JSON] = {
         "step": 2**70,
         "third": 1 / 3,
         "best": -math.inf,
@@ -263,32 +263,22 @@ def test_an_accelerated_optimizer_is_saved_and_restored(tmp_path: Path) -> None:
     checkpoint.load(folder, model=model, optimizer=plain)  # wrapped or not, it is the same optimizer
 
 
-def test_a_gradient_scaler_is_saved_and_restored(tmp_path: Path) -> None:
-    model, plain = tiny()
-
-    class Wrapper(SGD):
-        """As accelerate's: an optimizer around an optimizer, with a scaler."""
-
-        def __init__(self) -> None:
-            self.optimizer, self.scaler = plain, torch.amp.GradScaler("cpu", init_scale=2.0**9)
-
-    wrapper = Wrapper()
-    folder = checkpoint.save(tmp_path / "step-1", model=model, optimizer=wrapper, state={})
-    wrapper.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    checkpoint.load(folder, model=model, optimizer=wrapper)
-    assert wrapper.scaler.state_dict()["scale"] == 2.0**9
-    with unchanged(model, plain), pytest.raises(CheckpointError, match="gradient scaler"):
-        checkpoint.load(folder, model=model, optimizer=plain)
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("three")
+    model, optimizer = tiny()
+    for step in (1, 2, 3):
+        checkpoint.save(parent / f"step-{step}", model=model, optimizer=optimizer, state={})
+    return parent
 
 
 @pytest.mark.parametrize("file", [*checkpoint.FILES, checkpoint.MANIFEST])
 @pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "longer", "empty", "a folder"])
 def test_a_damaged_file_is_refused_in_one_line_that_names_a_whole_checkpoint(
-    file: str, harm: str, tmp_path: Path
+    file: str, harm: str, three_checkpoints: Path, tmp_path: Path
 ) -> None:
     model, optimizer = tiny()
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path / f"step-{step}", model=model, optimizer=optimizer, state={})
+    shutil.copytree(three_checkpoints, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "step-3" / file
     content = path.read_bytes()
     path.unlink()
@@ -308,6 +298,14 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_a_whole_checkpoint(
     assert checkpoint.latest(tmp_path) == tmp_path / "step-2"
 
 
+def test_where_only_a_later_checkpoint_is_whole_it_is_called_later(three_checkpoints: Path, tmp_path: Path) -> None:
+    model, optimizer = tiny()
+    shutil.copytree(three_checkpoints, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "step-1" / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.json.*missing; use a later checkpoint: .*step-3"):
+        checkpoint.load(tmp_path / "step-1", model=model, optimizer=optimizer)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', '{"format": "rlgkd-checkpoint-1", "files": 3}'])
 def test_a_foreign_manifest_is_refused(content: str, tmp_path: Path) -> None:
     model, optimizer = tiny()
@@ -319,7 +317,7 @@ def test_a_foreign_manifest_is_refused(content: str, tmp_path: Path) -> None:
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     model, optimizer = tiny()
-    with pytest.raises(CheckpointError, match="step-9.*missing"):
+    with pytest.raises(CheckpointError, match=r"step-9.*missing"):
         checkpoint.load(tmp_path / "step-9", model=model, optimizer=optimizer)
     assert checkpoint.latest(tmp_path / "nowhere") is None
     assert checkpoint.prune(tmp_path / "nowhere") == []
@@ -336,7 +334,7 @@ def other_dtype(model: Tied) -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: Tied(hidden=9), r"shape is \(11, 9\) here, \(11, 8\) saved"),
+        (lambda: Tied(hidden=9), r"'body\.0\.bias'.*shape is \(9,\) here, \(8,\) saved"),
         (lambda: Tied(tie=False), "'head.weight'.*tie is None here, embed.weight saved"),
         (lambda: other_names(Tied()), "not in the checkpoint|only in the checkpoint"),
         (lambda: other_dtype(Tied()), r"dtype is torch\.float64 here, torch\.float32 saved"),
@@ -422,7 +420,7 @@ import torch
 from rlgkd import checkpoint
 parent, rounds = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
-model = torch.nn.Linear(512, 1024)
+model = torch.nn.Linear(256, 512)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 model.weight.grad, model.bias.grad = torch.ones_like(model.weight), torch.ones_like(model.bias)
 optimizer.step()
@@ -443,11 +441,13 @@ for _ in range(rounds):
             if number % 5 == 0:
                 checkpoint.prune(parent)
     os.close(writer)
-    time.sleep(random_delay.uniform(0.0, 0.25))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(reader) as lines:
-        acknowledged = max([acknowledged, *map(int, lines.read().split())])
+        start = time.perf_counter()
+        first = lines.readline()
+        time.sleep(random_delay.uniform(0, 3) * (time.perf_counter() - start))  # up to some three saves later
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        acknowledged = max(map(int, [first, *lines.read().split()]))
     broken_off += any(p.name.startswith(".") for p in parent.iterdir())
     folder = checkpoint.latest(parent)
     number = checkpoint.load(folder, model=model, optimizer=optimizer)["number"]
@@ -470,21 +470,25 @@ def test_after_kill_9_at_any_moment_the_latest_checkpoint_is_whole_and_the_last_
     assert acknowledged > 0 and broken_off > 0  # else nothing was tested
 
 
-def test_an_error_at_any_flush_leaves_whole_checkpoints_and_no_temporary(
+def test_an_error_at_any_flush_or_rename_leaves_whole_checkpoints_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = tiny()
     folder = tmp_path / "step-1"
-    flush, countdown = os.fsync, 0
+    countdown = 0
 
-    def failing(descriptor: int) -> None:
-        nonlocal countdown
-        countdown -= 1
-        if countdown == 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        flush(descriptor)
+    def failing(call: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: Any) -> None:
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            call(*arguments)
 
-    monkeypatch.setattr(os, "fsync", failing)
+        return wrapped
+
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(os, "rename", failing(os.rename))
     checkpoint.save(folder, model=model, optimizer=optimizer, state={"old": True})
     for place in range(1, 100):
         countdown = place
@@ -494,10 +498,10 @@ def test_an_error_at_any_flush_leaves_whole_checkpoints_and_no_temporary(
         except CheckpointError as error:
             assert "Input/output error" in str(error) and "\n" not in str(error)
         countdown = 0
-        assert checkpoint.latest(tmp_path) == folder
+        assert folder.is_dir() and checkpoint.latest(tmp_path) == folder
         checkpoint.remove_stale(tmp_path)  # the one replaced, where the very last flush failed
         assert not hidden(tmp_path)
-    assert len(checkpoint.FILES) + 3 < place < 99
+    assert place == len(checkpoint.FILES) + 6  # manifest, folder, two renames, parent; and one that went well
 
 
 @contextmanager
@@ -519,7 +523,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_whole_and_no_temporary(si
     for folder in (tmp_path / "step-2", good):
         with (
             file_size_limit(size),
-            pytest.raises(CheckpointError, match="File too large.*earlier checkpoints") as caught,
+            pytest.raises(CheckpointError, match=r"File too large.*earlier checkpoints") as caught,
         ):
             checkpoint.save(folder, model=model, optimizer=optimizer, state={})
         assert "\n" not in str(caught.value)
@@ -561,7 +565,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_atomic_write_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     checkpoint.atomic_write(path, "ä old")
-    checkpoint.atomic_write(path, "new".encode())
+    checkpoint.atomic_write(path, b"new")
     with file_size_limit(3), pytest.raises(CheckpointError, match=r"summary\.json.*File too large"):
         checkpoint.atomic_write(path, "longer than three")
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["summary.json"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from stable_baselines3.common.logger import KVWriter
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -33,18 +34,38 @@ def word_tokenizer(*words: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
 
 
-def model(kind: str = "llama", *, vocabulary: int, seed: int = 0, layers: int = 2, scale: float = 0.3) -> PreTrainedModel:
+def model(
+    kind: str = "llama", *, vocabulary: int, seed: int = 0, layers: int = 2, scale: float = 0.3
+) -> PreTrainedModel:
     """A random model; `scale` is the weights' deviation, large enough for distributions that are far from even."""
     shape = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     wide = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "gpt2":
-            config = GPT2Config(n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **shape)
+            config = GPT2Config(
+                n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **shape
+            )
             return GPT2LMHeadModel(config).eval()
-        config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[kind]
+        config_class, model_class = {
+            "llama": (LlamaConfig, LlamaForCausalLM),
+            "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        }[kind]
         settings = {"num_key_value_heads": 1, "max_position_embeddings": CONTEXT, "initializer_range": scale}
         return model_class(config_class(**shape, **wide, **settings, tie_word_embeddings=kind == "qwen2")).eval()
+
+
+class Rows(KVWriter):
+    """A logger's output kept in memory: `Logger(None, [rows])`, then `rows.rows`."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def write(self, key_values, key_excluded, step=0) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
 
 
 def set_distribution(lm: LanguageModel, prompt: Sequence[int], probabilities: Sequence[float]) -> None:

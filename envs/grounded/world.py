@@ -116,8 +116,10 @@ class Story:
     events: tuple[Event, ...]
 
 
-def story(split: str, seed: int, index: int) -> Story:
+def story(split: str, seed: int, index: int, *, others: int | None = None) -> Story:
     """The item with this index; the same arguments give the same item in every process.
+
+    `others` is how many events the passage tells beside the main one; by default the item draws one or two.
 
     Raises: ValueError for an unknown split.
     """
@@ -127,13 +129,13 @@ def story(split: str, seed: int, index: int) -> Story:
     names = names_of(split)
     main = _event(rng, names)
     events = (main,)
-    for _ in range(rng.choice((1, 1, 2))):
+    for _ in range(rng.choice((1, 1, 2)) if others is None else others):
         events = (*events, _event(rng, names, earlier=events))
     return Story(passage=_passage(rng, names, events), reference=summarise(main, rng), events=events)
 
 
 def vocabulary() -> list[str]:
-    """Every word of this world, a leading space included; names as their syllables, so that no split's name is one.
+    """Every word of this world, a leading space included; names as syllables, numbers as their first two digits.
 
     What a tokenizer needs to cut a passage into few tokens without knowing any name.
     """
@@ -143,9 +145,9 @@ def vocabulary() -> list[str]:
     first = {stem for stems in (_LAST_STEMS, _PLACE_STEMS, _ORG_STEMS) for stem in stems}
     ends = {end for ends in (_LAST_ENDS, _PLACE_ENDS, _ORG_ENDS) for end in ends}
     plain = sorted(w for w in words - names if not w[0].isdigit())
-    digits = [f" {digit}" for digit in range(1, 10)]
+    numbers = [f" {number}" for number in range(1, 100)]
     syllables = [f" {stem}" for stem in sorted(first)] + sorted(ends)
-    return [f" {word}" for word in plain] + digits + ["Summary"] + 20 * syllables
+    return [f" {word}" for word in plain] + numbers + ["Summary"] + 20 * syllables
 
 
 def summarise(event: Event, rng: random.Random, *, drop: float = 0.2) -> str:
@@ -210,8 +212,10 @@ def _event(rng: random.Random, names: Names, earlier: tuple[Event, ...] = ()) ->
 
 def _passage(rng: random.Random, names: Names, events: tuple[Event, ...]) -> str:
     """The main event's first mention, then everything else in an order that keeps mention before details."""
-    threads = [_thread(rng, event, events, follow_ups=rng.choice((1, 2) if i == 0 else (0, 1, 1)))
-               for i, event in enumerate(events)]
+    threads = [
+        _thread(rng, event, events, follow_ups=rng.choice((1, 2) if i == 0 else (0, 1, 1)))
+        for i, event in enumerate(events)
+    ]
     sentences = [threads[0].pop(0)]
     length = max(3, min(6, 1 + sum(map(len, threads)) + rng.choice((0, 0, 1))))
     while 1 + sum(map(len, threads)) < length:

@@ -27,46 +27,46 @@ def fused_sum(student: LanguageModel, states_NH: Tensor, loss: ChunkLoss) -> tup
     """Sum `loss` over all actions and collect what it records.
 
     Returns a differentiable scalar and the recorded values concatenated to [N] (detached). The gradient reaches
-    `states_NH` and the head's weight, each only if it requires one; under `torch.no_grad` no gradient is formed.
+    `states_NH` and the head's weight and bias, each only if it requires one; under `torch.no_grad` none is formed.
     """
     recorded: dict[str, list[Tensor]] = {}
-    total = cast(Tensor, _FusedSum.apply(states_NH, student.head.weight, student, loss, recorded))
+    inputs = (states_NH, student.head.weight, student.head.bias)
+    wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs]
+    total = cast(Tensor, _FusedSum.apply(*inputs, wanted, student, loss, recorded))
     return total, {name: torch.cat(values) for name, values in recorded.items()}
 
 
 class _FusedSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states_NH: Tensor, weight_VH: Tensor, student: LanguageModel, loss: ChunkLoss,
-        recorded: dict[str, list[Tensor]],
+        ctx: Any, states_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: list[bool],
+        student: LanguageModel, loss: ChunkLoss, recorded: dict[str, list[Tensor]],
     ) -> Tensor:  # fmt: skip
         chunk = max(1, CHUNK_ELEMENTS // student.vocabulary)
-        wanted = [needed for needed in ctx.needs_input_grad[:2]]
-        grad_states = torch.zeros_like(states_NH) if wanted[0] else None
-        grad_weight = torch.zeros_like(weight_VH) if wanted[1] else None
-        total = torch.zeros((), dtype=torch.float64, device=states_NH.device)
+        inputs = (states_NH, weight_VH, bias_V)
+        # Leaves of their own, cut off from the graph that this function is part of.
+        leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
+        grads = [torch.zeros_like(t) if t is not None and w else None for t, w in zip(inputs, wanted, strict=True)]
+        total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for start in range(0, len(states_NH), chunk):
             which = slice(start, start + chunk)
-            with torch.enable_grad() if any(wanted) else torch.no_grad():
-                states = states_NH[which].detach().requires_grad_(wanted[0])
-                weight = weight_VH.detach().requires_grad_(wanted[1])
-                value, records = loss(student.logits(states, weight), which)
+            with torch.set_grad_enabled(any(wanted)):
+                leaves[0] = states_NH[which].detach().requires_grad_(wanted[0])
+                value, records = loss(student.logits(*leaves), which)
             for name, record in records.items():
                 recorded.setdefault(name, []).append(record.detach())
             total += value.detach()
-            inputs = [t for t, needed in zip((states, weight), wanted, strict=True) if needed]
-            if inputs and value.requires_grad:
-                grads = list(torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True))
-                if grad_states is not None:
-                    grad_states[which] = grads.pop(0)
-                if grad_weight is not None:
-                    grad_weight += grads.pop(0)
-        ctx.grad_states, ctx.grad_weight = grad_states, grad_weight
-        return total.to(torch.promote_types(states_NH.dtype, torch.float32))
+            if value.requires_grad:
+                into = [grads[0] if grads[0] is None else grads[0][which], *grads[1:]]
+                targets = [g for g in into if g is not None]
+                leaf = [t for t, w in zip(leaves, wanted, strict=True) if w and t is not None]
+                for target, g in zip(targets, torch.autograd.grad(value, leaf, materialize_grads=True), strict=True):
+                    target += g
+        ctx.grads = grads
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_outputs[0]
-        grads = (g if g is None else g.mul_(scale) for g in (ctx.grad_states, ctx.grad_weight))
-        ctx.grad_states = ctx.grad_weight = None
-        return (*grads, None, None, None)
+        grads = [g if g is None else g.mul_(grad_outputs[0]) for g in ctx.grads]
+        ctx.grads = None
+        return (*grads, None, None, None, None)

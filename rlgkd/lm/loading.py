@@ -40,7 +40,8 @@ def load(
     """Open a model, in evaluation mode.
 
     Args:
-        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model (copied when layers are cut).
+        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved as it stands
+            (copied when layers are cut).
         layers: Which transformer layers to keep, in order; empty keeps all.
         dtype: Of the weights.
         device: Where to put it.
@@ -52,7 +53,13 @@ def load(
         module = copy.deepcopy(name) if layers else name
     else:
         where, arguments = _resolve(str(name))
-        module = _open(str(name), auto_class.from_pretrained, where, dtype=dtype, use_safetensors=True, **arguments)
+        module, report = _open(
+            str(name), auto_class.from_pretrained, where, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            **arguments,
+        )  # fmt: skip
+        if report["missing_keys"]:  # transformers warns and fills them with random numbers
+            lacking = ", ".join(sorted(report["missing_keys"])[:3])
+            raise ModelError("model", str(name), f"its file lacks weights ({lacking}, ...); copy it again")
         if arguments.get("gguf_file"):
             module = _without_quantization(module)
     if layers:
@@ -109,13 +116,14 @@ def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -
     try:
         return opener(where, trust_remote_code=False, **arguments)
     except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError("model", name, f"it could not be opened ({reason}); check the name or the files") from error
     except Exception as error:
         # safetensors and tokenizers raise types of their own for damaged files.
         if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
             raise
-        raise ModelError("model", name, f"it is damaged ({error}); copy it again") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError("model", name, f"it is damaged ({reason}); copy it again") from error
 
 
 def _without_quantization(module: PreTrainedModel) -> PreTrainedModel:
@@ -134,11 +142,13 @@ def _cut(module: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     stack = getattr(module.base_model, "layers", None)
     if stack is None:
         raise ModelError("layers", module.config.model_type, "only models with a `layers` list can be cut")
-    if any(not 0 <= index < len(stack) for index in layers):
-        raise SettingError("layers", list(layers), f"the model has layers 0 to {len(stack) - 1}")
+    if any(not 0 <= index < len(stack) for index in layers) or len(set(layers)) < len(layers):
+        raise SettingError("layers", list(layers), f"choose from 0 to {len(stack) - 1}, each once")
     kept = [stack[index] for index in layers]
     for number, layer in enumerate(kept):
-        layer.self_attn.layer_idx = number
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number
     module.base_model.layers = torch.nn.ModuleList(kept)
     module.config.num_hidden_layers = len(kept)
     if getattr(module.config, "layer_types", None):

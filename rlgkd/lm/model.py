@@ -28,7 +28,7 @@ class LanguageModel:
         """Wrap a loaded model.
 
         Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if the
-        output head is more than a linear layer (see `logits`), which is tested on one token.
+        output head is more than a linear layer (see `logits`), which is tested on a few tokens.
         """
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
@@ -71,17 +71,24 @@ class LanguageModel:
         """[N, H]: for each action of the batch, in row order, the hidden state that predicts it."""
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
         states_BTH = self.body(
-            input_ids=batch.tokens_BT, attention_mask=batch.attention_mask_BT, position_ids=positions_BT, use_cache=False
+            input_ids=batch.tokens_BT,
+            attention_mask=batch.attention_mask_BT,
+            position_ids=positions_BT,
+            use_cache=False,
         ).last_hidden_state
         return cast(Tensor, states_BTH[:, :-1][batch.action_mask_BT[:, 1:]])
 
-    def logits(self, states_NH: Tensor, weight_VH: Tensor | None = None) -> Tensor:
-        """[..., H] -> [..., V]: logits of the tempered distribution over the tokenizer's vocabulary, in float32 at least.
+    def actions(self, batch: Batch) -> Tensor:
+        """[N]: the tokens that were chosen, in the order of `states`."""
+        return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
 
-        `weight_VH` stands in for the head's weight where a caller needs the gradient with respect to a copy of it.
+    def logits(self, states_NH: Tensor, weight_VH: Tensor | None = None, bias_V: Tensor | None = None) -> Tensor:
+        """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least.
+
+        `weight_VH` and `bias_V` stand in for the head's where a caller needs the gradient with respect to copies.
         """
         weight_VH = self.head.weight if weight_VH is None else weight_VH
-        bias_V = self.head.bias
+        bias_V = self.head.bias if bias_V is None else bias_V
         logits = nn.functional.linear(states_NH, weight_VH, bias_V)[..., : self.vocabulary]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         cap = getattr(self.module.config, "final_logit_softcapping", None)
@@ -97,10 +104,10 @@ class LanguageModel:
     def _check_head(self) -> None:
         """Refuse architectures whose logits are not head(body): silently wrong probabilities are the worst outcome."""
         with torch.inference_mode():
-            ids = torch.full((1, 2), self.end, device=self.device)
+            ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
             ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
-            theirs = self.module(input_ids=ids, use_cache=False).logits[..., : self.vocabulary].float()
-        if not torch.allclose(ours, theirs / self.temperature, rtol=1e-2, atol=1e-2):
+            theirs = self.module(input_ids=ids, use_cache=False).logits[..., : self.vocabulary].to(ours.dtype)
+        if not torch.allclose(ours, theirs / self.temperature, rtol=1e-3, atol=1e-3):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
             )
@@ -116,14 +123,23 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return cast(int, tokenizer.eos_token_id)
 
 
-def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError unless both tokenizers map the same tokens to the same ids; a divergence needs that."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
+def check_same_vocabulary(
+    tokenizer: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    *,
+    field: str = "teacher",
+    owner: str = "student",
+) -> None:
+    """Raise ModelError unless both tokenizers map the same tokens to the same ids; a divergence needs that.
+
+    `field` names the model that `other` belongs to, `owner` whose tokenizer it must equal.
+    """
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours == theirs:
         return
     odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     raise ModelError(
-        "teacher", teacher.name_or_path,
-        f"its vocabulary differs from the student's ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
-        f"first {odd[0]!r}); give a teacher with the student's tokenizer",
+        field, other.name_or_path,
+        f"its vocabulary differs from the {owner}'s ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
+        f"first {odd[0]!r}); give a {field} with the {owner}'s tokenizer",
     )  # fmt: skip

@@ -45,7 +45,7 @@ def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tens
     return_BT = reward_BT.to(dtype).masked_fill(~mask_BT, 0.0)
     if gamma == 0.0:  # 0 * inf is no number, and a horizon of 0 must not see the future
         return return_BT
-    discount_BT = torch.where(mask_BT, gamma, 1.0).to(dtype)
+    discount_BT = torch.ones_like(return_BT).masked_fill(mask_BT, gamma)
     reach = 1
     while reach < reward_BT.shape[1]:
         ahead_BT = discount_BT[:, :-reach] * return_BT[:, reach:]
@@ -76,8 +76,8 @@ def leave_one_out(reward_PG: Tensor) -> Tensor:
         >>> leave_one_out(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, float("nan")]])).tolist()
         [[1.0, -0.5, -0.5], [1.0, -1.0, 0.0]]
     """
-    centred_PG, count_P1 = _centred(reward_PG)
-    return centred_PG * (count_P1 / (count_P1 - 1.0).clamp(min=1.0))
+    excess_PG, count_P1 = _excess(reward_PG)
+    return excess_PG / (count_P1 - 1.0).clamp(min=1.0)
 
 
 def mean_baseline(reward_PG: Tensor) -> Tensor:
@@ -89,11 +89,12 @@ def mean_baseline(reward_PG: Tensor) -> Tensor:
         >>> mean_baseline(torch.tensor([[3.0, 0.0, 0.0]])).tolist()
         [[2.0, -1.0, -1.0]]
     """
-    return _centred(reward_PG)[0]
+    excess_PG, count_P1 = _excess(reward_PG)
+    return excess_PG / count_P1.clamp(min=1.0)
 
 
-def _centred(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (r - mean over the valid [P, G], the number of valid [P, 1]); 0 where invalid or alone."""
+def _excess(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (G r - sum over the valid [P, G], with G the number of valid [P, 1]); 0 where invalid or alone."""
     if reward_PG.ndim != 2:
         raise SettingError("reward_PG.shape", tuple(reward_PG.shape), "give [P, G]: one row for each prompt")
     if reward_PG.shape[1] < 2:
@@ -103,9 +104,9 @@ def _centred(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     reward_PG = reward_PG.to(torch.promote_types(reward_PG.dtype, torch.float32))
     valid_PG = ~reward_PG.isnan()
     count_P1 = valid_PG.sum(-1, keepdim=True).to(reward_PG.dtype)
-    # Measured from the group's least reward, the mean of equal rewards has no rounding: their advantage is exactly 0,
-    # which dividing by a standard deviation would otherwise blow up.
+    # Measured from the group's least reward, equal rewards leave no rounding: their advantage is exactly 0, where a
+    # division by a standard deviation would otherwise blow it up.
     least_P1 = reward_PG.masked_fill(~valid_PG, float("inf")).amin(-1, keepdim=True)
     above_PG = (reward_PG - least_P1).masked_fill(~valid_PG, 0.0)
-    mean_P1 = above_PG.sum(-1, keepdim=True) / count_P1.clamp(min=1.0)
-    return (above_PG - mean_P1).masked_fill(~valid_PG, 0.0), count_P1
+    excess_PG = count_P1 * above_PG - above_PG.sum(-1, keepdim=True)
+    return excess_PG.masked_fill(~valid_PG, 0.0), count_P1

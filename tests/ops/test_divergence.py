@@ -425,8 +425,8 @@ def test_forward_kl_covers_both_modes_and_reverse_kl_seeks_one() -> None:
 
     def best_location(divergence: D.Divergence) -> float:
         location = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([location], lr=0.02)
-        for _ in range(400):
+        optimizer = torch.optim.Adam([location], lr=0.05)
+        for _ in range(120):
             optimizer.zero_grad()
             divergence(teacher, -((x - location) ** 2) / 0.5).backward()
             optimizer.step()
@@ -476,8 +476,8 @@ def test_shapes_and_dtypes_are_checked_at_the_door(name: str, given_settings: di
         divergence(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(SettingError, match=r"student_logits.shape: \(1, 3\)"):
         divergence(torch.zeros(2, 3), torch.zeros(1, 3))
-    with pytest.raises(SettingError, match="student_logits.dtype: torch.int64"):
+    with pytest.raises(SettingError, match=r"student_logits.dtype: torch.int64"):
         divergence(torch.zeros(3), torch.zeros(3, dtype=torch.long))
-    with pytest.raises(SettingError, match="teacher_logits.shape"):
+    with pytest.raises(SettingError, match=r"teacher_logits.shape"):
         divergence(torch.zeros(()), torch.zeros(()))
     assert divergence(torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0,)

@@ -1,0 +1,308 @@
+"""What Stable-Baselines3 promises of an algorithm: learn, callbacks, loggers, predict, evaluate_policy, save, load."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tiny
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecNormalize
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlgkd.agents import Distill, Reinforce
+from rlgkd.envs.sb3 import TextVecEnv
+from rlgkd.envs.text_env import TextGenerationEnv
+from rlgkd.envs.vector_env import TextVectorEnv
+from rlgkd.errors import CheckpointError, ModelError, SettingError
+
+TOKENIZER = tiny.word_tokenizer("A", "B", "C")
+PROMPTS = ("A", "B C", "C A B")
+
+
+def task(**settings) -> tiny.WordTask:
+    settings = {"prompts": PROMPTS, "max_new_tokens": 4, **settings}
+    return tiny.WordTask(TOKENIZER, lambda text: float(text.startswith("B")), **settings)
+
+
+def environment(rows: int = 3, **settings) -> TextVecEnv:
+    return TextVecEnv(task(**settings), num_envs=rows)
+
+
+def model(seed: int = 0):
+    return tiny.model(vocabulary=4, seed=seed, scale=0.1)
+
+
+def agent(env=None, **settings) -> Reinforce:
+    settings = {"alpha": 0.0, "prompts_per_update": 3, "group_size": 2, **settings}
+    return Reinforce(model(), environment() if env is None else env, **settings)
+
+
+class Counting(BaseCallback):
+    """Counts its calls; stops at one of them."""
+
+    def __init__(self, stop_at: int = 10**9) -> None:
+        super().__init__()
+        self.stop_at, self.timesteps, self.events = stop_at, [], []
+
+    def _on_training_start(self) -> None:
+        self.events.append("start")
+
+    def _on_rollout_start(self) -> None:
+        self.events.append("rollout")
+
+    def _on_rollout_end(self) -> None:
+        self.events.append("end of rollout")
+
+    def _on_training_end(self) -> None:
+        self.events.append("end")
+
+    def _on_step(self) -> bool:
+        self.timesteps.append(self.num_timesteps)
+        return self.n_calls < self.stop_at
+
+
+def test_a_callback_is_called_each_lockstep_with_the_tokens_so_far():
+    callback, learner = Counting(), agent()
+    learner.learn(20, callback=callback)
+    assert callback.timesteps[0] == 6 and callback.timesteps == sorted(set(callback.timesteps))
+    assert callback.timesteps[-1] == learner.num_timesteps >= 20
+    updates = learner.counters["updates"]
+    assert callback.events == ["start", *["rollout", "end of rollout"] * updates, "end"]
+
+
+def test_a_callback_that_returns_false_stops_the_training_at_once():
+    callback, learner = Counting(stop_at=2), agent()
+    before = learner.student.head.weight.clone()
+    learner.learn(10_000, callback=callback)
+    assert callback.n_calls == 2 and callback.events[-1] == "end"
+    assert torch.equal(learner.student.head.weight, before), "a cut rollout was trained on"
+
+
+def test_sb3_callbacks_evaluate_and_save(tmp_path):
+    evaluation = EvalCallback(
+        environment(2), n_eval_episodes=3, eval_freq=4, best_model_save_path=str(tmp_path / "best"), verbose=0
+    )
+    checkpoint = CheckpointCallback(save_freq=4, save_path=str(tmp_path / "all"))
+    agent().learn(60, callback=[evaluation, checkpoint])
+    assert 0.0 <= evaluation.last_mean_reward <= 1.0
+    folders = [*(tmp_path / "all").iterdir(), tmp_path / "best" / "best_model"]
+    assert len(folders) > 1
+    for folder in folders:
+        assert Reinforce.load(folder, env=environment()).num_timesteps > 0
+
+
+def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
+    learner = agent(teacher=model(1), alpha=0.2)
+    learner.set_logger(configure(str(tmp_path), ["stdout", "csv", "tensorboard"]))
+    learner.learn(60)
+    learner.logger.close()
+    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    assert [row["time/iterations"] for row in rows] == [str(n + 1) for n in range(learner.counters["updates"])]
+    names = {
+        "rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/ended", "rollout/student", "rollout/reward/word",
+        "time/total_timesteps", "train/loss", "train/divergence", "train/entropy", "train/grad_norm", "train/alpha",
+        "train/learning_rate",
+    }  # fmt: skip
+    assert names <= rows[0].keys()
+    assert all(row[name] for row in rows for name in names), "a row lacks what its own update measured"
+    assert not any("second" in name for name in rows[0]), "a clock is no part of the curve"
+    assert "ep_rew_mean" in capsys.readouterr().out
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_the_progress_bar_counts_tokens(monkeypatch):
+    import rlgkd.agents.base as base
+
+    bars = []
+    finish = base._TokenBar._on_training_end
+    monkeypatch.setattr(base._TokenBar, "_on_training_end", lambda bar: bars.append(bar.pbar.n) or finish(bar))
+    learner = agent().learn(30, progress_bar=True)
+    assert bars == [learner.num_timesteps]
+
+
+def test_the_learning_rate_follows_its_schedule():
+    rates = []
+    learner = agent(learning_rate=lambda remaining: remaining)
+    update = learner.train
+
+    def train() -> None:
+        update()
+        rates.append(learner.policy.optimizer.param_groups[0]["lr"])
+
+    learner.train = train
+    learner.learn(60)
+    assert rates == sorted(rates, reverse=True) and rates[0] < 1 and rates[-1] == 0
+
+
+def test_evaluate_policy_measures_the_environments_reward():
+    learner = agent()
+    mean, deviation = evaluate_policy(learner, environment(2), n_eval_episodes=6, deterministic=True)
+    texts = learner.generate(PROMPTS)
+    assert mean == pytest.approx(np.mean([text.startswith("B") for text in texts]))
+    assert deviation >= 0
+
+
+def test_predict_takes_one_observation_or_many():
+    learner, env = agent(), environment()
+    observations = env.reset()
+    many, state = learner.predict(observations, deterministic=True)
+    assert state is None and many.shape == (3,)
+    for observation, action in zip(observations, many, strict=True):
+        one, _ = learner.predict(observation, deterministic=True)
+        assert one == action and learner.action_space.contains(int(one))
+        tokens = observation[observation >= 0]
+        logits = learner.student.module(torch.from_numpy(tokens)[None]).logits[0, -1, :4]
+        assert int(action) == int(logits.argmax())
+
+
+def test_predict_samples_the_policys_distribution():
+    learner = agent()
+    observations = np.repeat(environment(1).reset(), 3000, 0)
+    actions, _ = learner.predict(observations)
+    logits = learner.student.module(torch.tensor([[1]])).logits[0, -1, :4]
+    np.testing.assert_allclose(np.bincount(actions, minlength=4) / 3000, logits.softmax(-1).detach(), atol=0.03)
+
+
+def test_the_memo_changes_no_action():
+    learner, env = agent(), environment(max_new_tokens=8)
+    observations, used = env.reset(), 0
+    for _ in range(30):
+        memo = learner.policy._memo
+        actions, _ = learner.predict(observations, deterministic=True)
+        used += memo is not None and learner.policy._memo.cache is memo.cache
+        with_memo = learner.policy._memo
+        learner.policy.forget()
+        fresh, _ = learner.predict(observations, deterministic=True)
+        assert (actions == fresh).all()
+        learner.policy._memo = with_memo
+        observations, *_ = env.step(actions)
+    assert used > 0
+
+
+def test_the_memo_is_dropped_when_the_weights_change():
+    learner, env = agent(learning_rate=0.5), environment()
+    learner.predict(env.reset())
+    learner.learn(6)
+    assert learner.policy._memo is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TextGenerationEnv(task()),
+        lambda: TextVectorEnv(task(), num_envs=2),
+        lambda: TextVecEnv(task(), num_envs=2),
+    ],
+)
+def test_every_kind_of_environment_trains_alike(make):
+    learner = agent(make()).learn(40)
+    same = agent().learn(40)
+    assert torch.equal(learner.student.head.weight, same.student.head.weight)
+
+
+def test_wrappers_that_the_agent_would_not_see_are_refused():
+    class Doubled(gym.RewardWrapper):
+        def reward(self, reward):
+            return 2 * reward
+
+    for env in (Doubled(TextGenerationEnv(task())), VecNormalize(environment(), norm_obs=False)):
+        with pytest.raises(SettingError, match="reward"):
+            agent(env)
+
+
+def test_generate_completes_prompts_of_ones_own():
+    learner = agent()
+    assert learner.generate(["A", "C C"]) == learner.generate(["A", "C C"])
+    assert len(learner.generate(["A"] * 3, greedy=False, seed=1)) == 3
+
+
+def test_a_saved_agent_is_a_hugging_face_folder_without_a_pickle(tmp_path):
+    learner = agent().learn(20)
+    learner.save(tmp_path / "agent.zip")
+    folder = tmp_path / "agent"
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".txt"}
+    opened = AutoModelForCausalLM.from_pretrained(folder)
+    for name, value in learner.student.module.state_dict().items():
+        assert torch.equal(value, opened.state_dict()[name])
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_a_loaded_agent_goes_on_from_where_it_was_saved(tmp_path):
+    learner = agent(temperature=1.3, learning_rate=1e-3).learn(20)
+    learner.save(tmp_path)
+    again = Reinforce.load(tmp_path, env=environment())
+    assert again.counters == learner.counters
+    assert (again.student.temperature, again.group_size, again.objective) == (1.3, 2, learner.objective)
+    assert again.generate(PROMPTS) == learner.generate(PROMPTS)
+    again.learn(20, reset_num_timesteps=False)
+    assert again.num_timesteps > learner.num_timesteps
+    assert again.trajectories[0].item.key == "0/" + str(learner.cursor // 3)
+
+
+def test_what_was_given_as_an_object_must_be_given_again(tmp_path):
+    learner = agent(teacher=model(1), alpha=0.5, learning_rate=lambda remaining: 1e-3)
+    learner.save(tmp_path)
+    with pytest.raises(SettingError, match="teacher"):
+        Reinforce.load(tmp_path, env=environment())
+    with pytest.raises(SettingError, match="learning_rate"):
+        Reinforce.load(tmp_path, env=environment(), teacher=model(1))
+    again = Reinforce.load(tmp_path, env=environment(), teacher=model(1), learning_rate=1e-4)
+    assert again.objective.alpha == 0.5
+
+
+def test_a_folder_that_is_no_agent_is_refused(tmp_path):
+    agent().save(tmp_path / "agent")
+    with pytest.raises(CheckpointError, match=r"use Reinforce\.load"):
+        Distill.load(tmp_path / "agent", env=environment())
+    with pytest.raises(CheckpointError, match="save"):
+        Reinforce.load(tmp_path / "nothing", env=environment())
+    with pytest.raises(SettingError, match="env"):
+        Reinforce.load(tmp_path / "agent")
+    settings = tmp_path / "agent" / "rlgkd_agent.json"
+    settings.write_text(json.dumps({"settings": {}}))
+    with pytest.raises(CheckpointError, match="save"):
+        Reinforce.load(tmp_path / "agent", env=environment())
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"alpha": 0.5}, "teacher"),
+        ({"alpha": 2.0}, "alpha"),
+        ({"group_size": 1}, "group_size"),
+        ({"prompts_per_update": 0}, "prompts_per_update"),
+        ({"token_budget": 0}, "token_budget"),
+        ({"precision": "float16"}, "precision"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"device": "cuda:7"}, "device"),
+    ],
+)
+def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):
+    with pytest.raises(SettingError) as error:
+        agent(**settings)
+    assert error.value.field == field
+
+
+def test_distillation_refuses_an_alpha_of_its_own():
+    with pytest.raises(SettingError, match="alpha"):
+        Distill(model(), environment(), teacher=model(1), alpha=0.2)
+    assert Distill(model(), environment(), teacher=model(1)).settings["alpha"] == 1.0
+
+
+def test_partners_that_do_not_fit_are_refused():
+    other = tiny.word_tokenizer("B", "A", "C")
+    with pytest.raises(ModelError, match="environment's"):
+        agent(tokenizer=other)
+    ended = tiny.word_tokenizer("A", "B", "C")
+    ended.eos_token = "C"
+    with pytest.raises(ModelError, match="ends with"):
+        agent(tokenizer=ended)
+    with pytest.raises(ModelError, match="context of 64"):
+        agent(environment(max_new_tokens=62))

@@ -1,0 +1,160 @@
+"""Tiny tasks solved in seconds, closed forms reached through the public agents, the same curve for the same seed."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from stable_baselines3.common.logger import Logger, configure
+
+from rlgkd.agents import Distill, Reinforce
+from rlgkd.envs.sb3 import TextVecEnv
+from rlgkd.errors import DataError
+from rlgkd.lm import LanguageModel
+from rlgkd.types import Source
+
+TOKENIZER = tiny.word_tokenizer("A", "B", "C")
+
+
+def environment(reward=lambda text: float(text.startswith("B")), **settings) -> TextVecEnv:
+    return TextVecEnv(tiny.WordTask(TOKENIZER, reward, **settings), num_envs=2)
+
+
+def student(seed: int = 0):
+    return tiny.model(vocabulary=4, seed=seed)
+
+
+def curve(agent, timesteps: int, name: str) -> list[float]:
+    """What is logged under a name while the agent learns."""
+    rows = tiny.Rows()
+    agent.set_logger(Logger(None, [rows]))
+    agent.learn(timesteps)
+    return [row[name] for row in rows.rows]
+
+
+def distribution(agent, prompt=(1,)) -> torch.Tensor:
+    """The probabilities of the first token."""
+    lm = agent.student
+    with torch.no_grad():
+        return lm.logits(lm.body(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]).softmax(-1)
+
+
+def test_reinforce_learns_which_word_to_write_first():
+    agent = Reinforce(student(), environment(), alpha=0.0, learning_rate=2e-2, prompts_per_update=4)
+    assert distribution(agent)[2] < 0.5
+    agent.learn(1500)
+    assert distribution(agent)[2] > 0.9
+    assert np.mean([t.score.reward for t in agent.trajectories]) > 0.9
+
+
+def one_step_world(group_size: int, updates: int) -> float:
+    """Largest error of the probabilities that training arrives at."""
+    teacher = student(1)
+    tiny.set_distribution(LanguageModel(teacher, TOKENIZER), [1], [0.5, 0.3, 0.15, 0.05])
+    reward = {"": 0.0, "A": 1.0, "B": 0.0, "C": 1.0}.__getitem__
+    agent = Reinforce(
+        student(), environment(reward, max_new_tokens=1), teacher=teacher, alpha=0.3, divergence="reverse_kl",
+        group_size=group_size, prompts_per_update=1, learning_rate=lambda remaining: 1e-2 * remaining,
+    )  # fmt: skip
+    agent.learn(updates * group_size)
+    optimum = torch.tensor([0.11739, 0.726336, 0.035217, 0.121056])  # p_T exp((1-alpha) r / alpha) / Z
+    return float((distribution(agent) - optimum).abs().max())
+
+
+def test_the_mixture_arrives_at_the_optimum_of_equation_5():
+    assert one_step_world(group_size=256, updates=100) < 0.02
+
+
+def test_distillation_drives_the_divergence_to_zero():
+    agent = Distill(student(), environment(), teacher=student(1), learning_rate=lambda remaining: 3e-2 * remaining)
+    divergences = curve(agent, 6_000, "train/divergence")
+    assert divergences[0] > 0.1 and max(divergences[-3:]) < 0.01
+
+
+def test_distillation_from_data_reads_references_and_never_samples(monkeypatch):
+    def refuse(*args, **settings):
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr("rlgkd.agents.base.rollout", refuse)
+    env = environment(references=("B C A",), max_new_tokens=4)
+    agent = Distill(student(), env, teacher=student(1), student_fraction=0.0, prompts_per_update=2)
+    agent.learn(20)
+    assert {t.source for t in agent.trajectories} == {Source.DATA}
+    assert agent.trajectories[0].tokens_T.tolist() == [1, 2, 3, 1, 0]
+
+
+def test_on_policy_training_never_reads_a_reference(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("read a reference")
+
+    monkeypatch.setattr("rlgkd.agents.base.references", refuse)
+    monkeypatch.setattr(tiny.WordTask, "encode_completion", refuse)
+    Distill(student(), environment(), teacher=student(1), student_fraction=1.0).learn(400)
+
+
+def test_the_coin_of_the_student_fraction_falls_as_often_as_it_says(monkeypatch):
+    sources = []
+    agent = Distill(
+        student(), environment(references=("B",)), teacher=student(1), student_fraction=0.25, prompts_per_update=1,
+        group_size=1,
+    )  # fmt: skip
+    monkeypatch.setattr(agent, "train", lambda: sources.append(agent.trajectories[0].source))
+    agent.learn(500)
+    assert 0.15 < np.mean([source is Source.STUDENT for source in sources]) < 0.35
+
+
+def test_a_batch_from_data_without_references_is_an_error_that_says_so():
+    agent = Distill(student(), environment(), teacher=student(1), student_fraction=0.0)
+    with pytest.raises(DataError, match="student_fraction"):
+        agent.learn(10)
+
+
+def test_the_own_start_as_teacher_stays_where_it_is():
+    module = student()
+    agent = Reinforce(module, environment(), teacher=module, alpha=0.1, learning_rate=2e-2)
+    before = agent.teacher.head.weight.clone()
+    agent.learn(600)
+    assert torch.equal(agent.teacher.head.weight, before)
+    assert not torch.equal(agent.student.head.weight, before)
+    assert not any(p.requires_grad for p in agent.teacher.module.parameters())
+
+
+def run(folder, seed: int):
+    agent = Reinforce(
+        student(), environment(references=("B",)), teacher=student(1), alpha=0.3, student_fraction=0.7, seed=seed,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    agent.set_logger(configure(str(folder), ["csv"]))
+    torch.rand(seed + 1)  # nothing depends on the global generator
+    agent.learn(1200)
+    rows = list(csv.DictReader((folder / "progress.csv").open()))
+    return rows, [p.detach().clone() for p in agent.student.module.parameters()]
+
+
+def test_the_same_seed_gives_the_same_rows_and_weights_to_the_bit(tmp_path):
+    (rows, weights), (again, others), (different, _) = (run(tmp_path / str(n), n // 2) for n in range(3))
+    assert rows == again and len(rows) > 5
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
+    assert rows != different
+
+
+def test_a_prompt_that_comes_again_is_sampled_anew():
+    agent = Reinforce(student(), environment(), alpha=0.0, learning_rate=1e-9, prompts_per_update=2, group_size=8)
+    agent.learn(1)
+    first = [t.tokens_T.tolist() for t in agent.trajectories]
+    agent.learn(1, reset_num_timesteps=False)
+    second = [t.tokens_T.tolist() for t in agent.trajectories]
+    assert first[:8] != first[8:] and first != second
+
+
+def test_bfloat16_trains_about_as_float32_does():
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        agent = Distill(student(), environment(), teacher=student(1), precision=precision, learning_rate=1e-2)
+        losses.append(curve(agent, 600, "train/loss"))
+        assert all(p.dtype == torch.float32 for p in agent.student.module.parameters())
+    assert losses[0] != losses[1], "there was no mixed precision"
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.3)

@@ -1,0 +1,141 @@
+"""Opening, cutting and saving models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm import LanguageModel, decode, load, load_tokenizer, model_names, save
+
+TOKENIZER = tiny.word_tokenizer("A", "B", "C")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tiny.model(vocabulary=4, layers=3), TOKENIZER, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_what_is_saved_is_what_is_loaded(tmp_path, kind):
+    module = tiny.model(kind, vocabulary=4)
+    save(module, TOKENIZER, tmp_path)
+    loaded, tokenizer = load(tmp_path), load_tokenizer(str(tmp_path))
+    assert not loaded.training
+    if kind != "gpt2":  # AutoTokenizer makes any tokenizer beside a GPT-2 GPT-2's own, with one more token
+        assert tokenizer.get_vocab() == TOKENIZER.get_vocab()
+        assert tokenizer.eos_token_id == 0
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    assert not {path.suffix for path in tmp_path.iterdir()} & {".bin", ".pt", ".pkl", ".zip"}
+
+
+def test_the_folder_of_a_run_opens_by_its_model(folder):
+    assert load(folder.parent).config.num_hidden_layers == 3
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
+    for opener in (load, load_tokenizer):
+        with pytest.raises(ModelError) as error:
+            opener(str(tmp_path / "nothing"))
+        assert "config.json" in one_line(error)
+
+
+def test_an_unknown_embedded_model_lists_those_there_are():
+    with pytest.raises(ModelError) as error:
+        load("embedded:nothing")
+    assert all(name in one_line(error) for name in model_names())
+
+
+def test_a_hub_name_without_a_network_is_one_line():
+    with pytest.raises(ModelError) as error:
+        load("rlgkd/no-such-model")
+    assert "rlgkd/no-such-model" in one_line(error)
+
+
+def test_a_truncated_file_is_one_line(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    one_line(error)
+
+
+def test_a_file_that_lacks_weights_is_refused_and_not_filled_with_random_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    assert "model.layers.1.mlp.up_proj.weight" in one_line(error)
+
+
+def test_a_file_of_another_shape_is_one_line(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nothing"}'])
+def test_a_damaged_configuration_is_one_line(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    one_line(error)
+
+
+def test_a_damaged_tokenizer_is_one_line(folder):
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(folder)
+    one_line(error)
+
+
+def test_a_pickle_is_not_read(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_cut_student_keeps_the_chosen_layers_and_decodes_with_the_cache(tmp_path, kind):
+    whole = tiny.model(kind, vocabulary=4, layers=4)
+    cut = load(whole, layers=[0, 3])
+    assert whole.config.num_hidden_layers == 4 and len(whole.base_model.layers) == 4
+    for number, index in enumerate([0, 3]):
+        ours, theirs = cut.base_model.layers[number].state_dict(), whole.base_model.layers[index].state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    lm = LanguageModel(cut, TOKENIZER)
+    (completion,) = decode(lm, [[1, 2]], uniforms_BT=None, max_new_tokens=6)
+    ids = [1, 2]
+    for token in completion.ids:  # without a cache
+        assert token == int(cut(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        ids.append(token)
+    save(cut, TOKENIZER, tmp_path)
+    again = load(tmp_path)
+    torch.testing.assert_close(again(torch.tensor([[1, 2]])).logits, cut(torch.tensor([[1, 2]])).logits)
+
+
+@pytest.mark.parametrize("layers", [[0, 4], [-1], [1, 1]])
+def test_layers_that_are_not_there_or_come_twice_are_refused(layers):
+    with pytest.raises(SettingError, match="0 to 3"):
+        load(tiny.model(vocabulary=4, layers=4), layers=layers)
+
+
+def test_a_model_without_a_list_of_layers_cannot_be_cut():
+    with pytest.raises(ModelError, match="gpt2"):
+        load(tiny.model("gpt2", vocabulary=4), layers=[0])

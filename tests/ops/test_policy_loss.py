@@ -1,0 +1,76 @@
+"""The policy-gradient loss and the entropy."""
+
+import math
+
+import pytest
+import torch
+
+from rlgkd.errors import SettingError
+from rlgkd.ops import policy_loss as L
+
+
+def test_the_gradient_of_reinforce_over_all_actions_is_minus_that_of_the_expected_reward() -> None:
+    logits = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    reward = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    logp = logits.log_softmax(-1)
+    (expected,) = torch.autograd.grad((logp.exp() * reward).sum(), logits, retain_graph=True)
+    (got,) = torch.autograd.grad((logp.exp().detach() * L.reinforce(logp, reward)).sum(), logits)
+    torch.testing.assert_close(got, -expected)
+
+
+def test_a_constant_added_to_the_advantage_leaves_the_expected_gradient_unchanged() -> None:
+    logits = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    reward = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    logp = logits.log_softmax(-1)
+    slopes = [
+        torch.autograd.grad((logp.exp().detach() * L.reinforce(logp, reward + c)).sum(), logits, retain_graph=True)[0]
+        for c in (0.0, 5.0)
+    ]
+    torch.testing.assert_close(*slopes)
+
+
+def test_no_gradient_flows_into_the_advantage() -> None:
+    logp, advantage = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    L.reinforce(logp, advantage).sum().backward()
+    assert advantage.grad is None and logp.grad.tolist() == [-1.0] * 3
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"advantage_N.shape: \(3, 1\)"):
+        L.reinforce(torch.zeros(3), torch.zeros(3, 1))
+
+
+def test_entropy_of_known_distributions() -> None:
+    assert L.entropy(torch.zeros(2, 8)).tolist() == pytest.approx([math.log(8)] * 2)
+    p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    value = L.entropy(p.log())
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(-sum(x * math.log(x) for x in p.tolist()))
+
+
+def test_the_gradient_of_the_entropy_is_that_of_finite_differences() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(L.entropy, logits)
+
+
+def test_suppressed_tokens_add_nothing_to_the_entropy_or_its_gradient() -> None:
+    logits = torch.tensor([0.3, -math.inf, 1.0, -math.inf], requires_grad=True)
+    value = L.entropy(logits)
+    value.backward()
+    assert value.item() == pytest.approx(L.entropy(torch.tensor([0.3, 1.0])).item())
+    assert logits.grad.isfinite().all() and logits.grad[1] == logits.grad[3] == 0.0
+
+
+def test_entropy_of_bfloat16_logits_is_computed_in_float32() -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    value = L.entropy(logits)
+    value.sum().backward()
+    assert value.dtype == torch.float32 and logits.grad.dtype == torch.bfloat16
+    assert torch.equal(value, L.entropy(logits.float()))
+
+
+def test_nan_logits_give_a_nan_entropy_and_logits_without_a_vocabulary_are_refused() -> None:
+    assert L.entropy(torch.tensor([0.0, math.nan])).isnan()
+    for logits in (torch.zeros(()), torch.zeros(2, 0), torch.zeros(2, dtype=torch.long)):
+        with pytest.raises(SettingError, match="logits: "):
+            L.entropy(logits)

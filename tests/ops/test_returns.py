@@ -1,0 +1,121 @@
+"""Returns against a loop and closed forms; leave-one-out against its identities."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlgkd.errors import SettingError
+from rlgkd.ops import returns as R
+
+NAN = float("nan")
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    size_T=st.integers(0, 20),
+    gamma=st.sampled_from([0.0, 0.3, 0.9, 0.99, 1.0]),
+)
+@settings(deadline=None)
+def test_discounted_returns_equal_the_slow_loop_over_a_rows_actions(seed: int, size_T: int, gamma: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reward_BT = torch.randn(4, size_T, generator=generator, dtype=torch.float64)
+    mask_BT = torch.rand(4, size_T, generator=generator) < 0.7
+    result = R.discounted_returns(reward_BT.masked_fill(~mask_BT, NAN), gamma, mask_BT)
+    for b in range(4):
+        actions = mask_BT[b].nonzero()[:, 0].tolist()
+        expected = [0.0] * size_T
+        for n, t in enumerate(actions):
+            expected[t] = sum(gamma ** (m - n) * reward_BT[b, actions[m]].item() for m in range(n, len(actions)))
+        assert result[b].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_constant_reward_returns_the_geometric_series() -> None:
+    result = R.discounted_returns(torch.ones(1, 2000), 0.9, torch.ones(1, 2000, dtype=torch.bool))
+    assert result[0, 0].item() == pytest.approx(1 / (1 - 0.9), rel=1e-5)
+
+
+def test_a_horizon_of_zero_does_not_see_an_infinite_future() -> None:
+    result = R.discounted_returns(torch.tensor([[1.0, math.inf]]), 0.0, torch.ones(1, 2, dtype=torch.bool))
+    assert result.tolist() == [[1.0, math.inf]]
+
+
+def test_tokens_of_the_environment_between_two_turns_do_not_discount() -> None:
+    together = R.discounted_returns(torch.tensor([[1.0, 4.0]]), 0.5, torch.tensor([[True, True]]))
+    apart = R.discounted_returns(torch.tensor([[1.0, 9, 9, 9, 4.0]]), 0.5, torch.tensor([[1, 0, 0, 0, 1]]).bool())
+    assert together.tolist() == [[3.0, 4.0]]
+    assert apart.tolist() == [[3.0, 0.0, 0.0, 0.0, 4.0]]
+
+
+def test_returns_are_refused_a_gamma_or_a_mask_that_does_not_fit() -> None:
+    ones = torch.ones(1, 2, dtype=torch.bool)
+    for gamma in (-0.1, 1.1, NAN):
+        with pytest.raises(SettingError, match=r"gamma: .*give a number in \[0, 1\]"):
+            R.discounted_returns(torch.ones(1, 2), gamma, ones)
+    with pytest.raises(SettingError, match=r"mask_BT.shape"):
+        R.discounted_returns(torch.ones(1, 3), 0.5, ones)
+    with pytest.raises(SettingError, match=r"mask_BT.dtype"):
+        R.discounted_returns(torch.ones(1, 2), 0.5, ones.int())
+
+
+@given(
+    st.lists(
+        st.lists(st.one_of(st.floats(-100, 100), st.just(NAN)), min_size=4, max_size=4),
+        min_size=1,
+        max_size=5,
+    )
+)
+@settings(deadline=None)
+def test_leave_one_out_is_the_reward_less_the_mean_of_the_other_valid_ones(rewards: list[list[float]]) -> None:
+    advantage_PG = R.leave_one_out(torch.tensor(rewards, dtype=torch.float64)).tolist()
+    for row, advantages in zip(rewards, advantage_PG, strict=True):
+        for i, (reward, advantage) in enumerate(zip(row, advantages, strict=True)):
+            others = [r for j, r in enumerate(row) if j != i and not math.isnan(r)]
+            expected = 0.0 if math.isnan(reward) or not others else reward - sum(others) / len(others)
+            assert advantage == pytest.approx(expected, abs=1e-10)
+
+
+def test_leave_one_out_is_g_over_g_minus_one_times_the_mean_baseline_and_sums_to_zero() -> None:
+    reward_PG = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    advantage_PG = R.leave_one_out(reward_PG)
+    torch.testing.assert_close(advantage_PG, 5 / 4 * R.mean_baseline(reward_PG))
+    torch.testing.assert_close(R.mean_baseline(reward_PG), reward_PG - reward_PG.mean(-1, keepdim=True))
+    assert advantage_PG.sum(-1).abs().max().item() < 1e-12
+
+
+def test_leave_one_out_leaves_the_policy_gradient_unbiased_and_the_mean_baseline_shrinks_it() -> None:
+    """Enumerated over every group of three samples of a policy over three actions."""
+    logits = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    reward = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    (exact,) = torch.autograd.grad((logits.softmax(-1) * reward).sum(), logits)
+    probability, score = logits.softmax(-1).detach(), torch.eye(3) - logits.softmax(-1).detach()
+    means = {R.leave_one_out: torch.zeros(3, dtype=torch.float64), R.mean_baseline: torch.zeros(3, dtype=torch.float64)}
+    for group in map(list, itertools.product(range(3), repeat=3)):
+        for advantage, mean in means.items():
+            mean += probability[group].prod() * (advantage(reward[group][None])[0, :, None] * score[group]).mean(0)
+    torch.testing.assert_close(means[R.leave_one_out], exact)
+    torch.testing.assert_close(means[R.mean_baseline], exact * 2 / 3)
+
+
+def test_a_failed_grader_gets_no_advantage_and_stays_out_of_the_others_baseline() -> None:
+    rewards = torch.tensor([[1.0, NAN, 3.0], [NAN, 5.0, NAN], [NAN, NAN, NAN]])
+    assert R.leave_one_out(rewards).tolist() == [[-2.0, 0.0, 2.0], [0.0] * 3, [0.0] * 3]
+    assert R.mean_baseline(rewards).tolist() == [[-1.0, 0.0, 1.0], [0.0] * 3, [0.0] * 3]
+
+
+def test_equal_rewards_have_an_advantage_of_exactly_zero() -> None:
+    for value in (0.1, 1 / 3, 1e6 + 0.1):
+        assert torch.count_nonzero(R.leave_one_out(torch.full((2, 7), value))) == 0
+
+
+@pytest.mark.parametrize("advantage", [R.leave_one_out, R.mean_baseline])
+def test_a_group_of_one_an_infinite_reward_and_a_flat_tensor_are_refused(advantage) -> None:
+    with pytest.raises(SettingError, match=r"group size: 1.*2 or more samples of each prompt"):
+        advantage(torch.ones(3, 1))
+    with pytest.raises(SettingError, match=r"reward_PG: 'inf'.*clip rewards"):
+        advantage(torch.tensor([[1.0, -math.inf]]))
+    with pytest.raises(SettingError, match=r"reward_PG.shape: \(3,\)"):
+        advantage(torch.ones(3))

@@ -1,0 +1,69 @@
+"""Evaluation: intervals that cover, changes paired by prompt, and distances that agree with a slow loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rlgkd.envs.grounded.env import grounded_summary
+from rlgkd.errors import SettingError
+from rlgkd.evaluation import Interval, evaluate, interval
+from rlgkd.lm import LanguageModel, load, load_tokenizer
+from rlgkd.types import Batch
+
+
+@pytest.fixture(scope="module")
+def student() -> LanguageModel:
+    return LanguageModel(load("embedded:grounded-student"), load_tokenizer("embedded:grounded-student"))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LanguageModel:
+    return LanguageModel(load("embedded:grounded-teacher"), load_tokenizer("embedded:grounded-teacher"))
+
+
+def test_the_interval_covers_the_true_mean_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        found = interval(rng.exponential(1.0, 200))
+        covered += found.low <= 1.0 <= found.high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_values_that_failed_are_left_out_and_equal_ones_have_no_width() -> None:
+    assert interval(np.array([1.0, np.nan, 1.0])) == Interval(1.0, 1.0, 1.0)
+    assert np.isnan(interval(np.array([np.nan])).mean)
+
+
+def test_a_policy_compared_with_itself_has_not_changed(student: LanguageModel, teacher: LanguageModel) -> None:
+    first = evaluate(student, teacher, grounded_summary(), prompts=6)
+    again = evaluate(student, teacher, grounded_summary(), prompts=6, batch_size=2)
+    assert [t.text for t in first.trajectories] == [t.text for t in again.trajectories]
+    for name, change in again.change_from(first).items():
+        assert abs(change.mean) < 1e-5, name
+
+
+def test_the_reverse_kl_is_that_of_a_slow_loop_and_zero_to_itself(
+    student: LanguageModel, teacher: LanguageModel
+) -> None:
+    result = evaluate(student, teacher, grounded_summary(), prompts=5)
+    for row, written in enumerate(result.trajectories):
+        batch = Batch.collate([written], pad=student.pad)
+        with torch.no_grad():
+            log_q = student.module(batch.tokens_BT).logits.double().log_softmax(-1)[0, :-1]
+            log_p = teacher.module(batch.tokens_BT).logits.double().log_softmax(-1)[0, :-1]
+        kl_T = (log_q.exp() * (log_q - log_p)).sum(-1)[batch.action_mask_BT[0, 1:]]
+        assert result.measures["reverse_kl"][row] == pytest.approx(kl_T.mean().item(), rel=1e-4)
+    own = evaluate(teacher, teacher, grounded_summary(), prompts=5)
+    assert np.abs(own.measures["reverse_kl"]).max() < 1e-6
+
+
+def test_prompts_of_other_items_are_not_compared(student: LanguageModel) -> None:
+    some = evaluate(student, None, grounded_summary(), prompts=3)
+    others = evaluate(student, None, grounded_summary(), prompts=3, split="validation")
+    with pytest.raises(SettingError, match="same prompts"):
+        some.change_from(others)
+    with pytest.raises(SettingError, match="at least 1"):
+        evaluate(student, None, grounded_summary(), prompts=0)

@@ -1,0 +1,306 @@
+"""Eq. 5's gradient against a slow loop written from the formula, and against worlds small enough to count out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from rlgkd.agents.update import accumulate_gradient, micro_batches
+from rlgkd.errors import SettingError
+from rlgkd.lm import LanguageModel
+from rlgkd.objective import Objective
+from rlgkd.ops import divergence
+from rlgkd.ops.returns import leave_one_out
+from rlgkd.types import Item, Score, Source, StopReason, Trajectory
+
+TOKENIZER = tiny.word_tokenizer("A", "B", "C")
+END = 0
+BUDGET = 10**6
+
+
+def policy(seed: int, temperature: float = 1.0) -> LanguageModel:
+    return LanguageModel(tiny.model(vocabulary=4, seed=seed).double(), TOKENIZER, temperature=temperature)
+
+
+def trajectory(prompt: Sequence[int], completion: Sequence[int], source: Source = Source.STUDENT) -> Trajectory:
+    length = len(prompt) + len(completion)
+    return Trajectory(
+        item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion]),
+        action_mask_T=np.arange(length) >= len(prompt), logp_T=np.zeros(length, dtype=np.float32),
+        stop=StopReason.END, source=source, sample=0, text="", score=Score(reward=0.0),
+    )  # fmt: skip
+
+
+# Prompts and completions of several lengths, the end token (which is the padding too) as an action and in a prompt.
+BATCH = [
+    trajectory([1], [2, 3, END]),
+    trajectory([2, 3, 1, 0, 2], [1, 1]),
+    trajectory([3, 3], [END]),
+    trajectory([1, 2], [3, 2, 1, 3, END]),
+]
+ADVANTAGES = torch.tensor([1.0, -0.5, 2.0, 0.25])
+
+
+def gradient(
+    objective: Objective,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    batch: Sequence[Trajectory] = BATCH,
+    advantages_B: Tensor = ADVANTAGES,
+    token_budget: int = BUDGET,
+) -> Tensor:
+    """The gradient with respect to all parameters, in one vector."""
+    student.module.zero_grad()
+    accumulate_gradient(
+        student,
+        teacher,
+        objective,
+        batch,
+        advantages_B,
+        token_budget=token_budget,
+        backward=lambda loss: loss.backward(),
+    )
+    return torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None])
+
+
+def slow_gradient(
+    objective: Objective, student: LanguageModel, teacher: LanguageModel, pointwise: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Eq. 5 as it is written: sequence by sequence without padding, token by token, with autograd."""
+    sequences, tokens = len(BATCH), sum(t.length for t in BATCH)
+    loss = torch.zeros((), dtype=torch.float64)
+    for t, advantage in zip(BATCH, ADVANTAGES.double(), strict=True):
+        ids = torch.from_numpy(t.tokens_T)[None]
+        log_q, log_p = ((lm.module(ids).logits[0] / lm.temperature).log_softmax(-1) for lm in (student, teacher))
+        weight = {
+            "sequence_mean": 1 / (t.length * sequences), "token_mean": 1 / tokens, "sequence_sum": 1 / sequences
+        }  # fmt: skip
+        for place in np.flatnonzero(t.action_mask_T):
+            q, p = log_q[place - 1], log_p[place - 1].detach()
+            if t.source is Source.STUDENT:
+                reward_term = weight[objective.policy_reduction] * advantage * q[t.tokens_T[place]]
+                loss = loss - (1 - objective.alpha) * reward_term
+            loss = loss + objective.alpha * weight[objective.divergence_reduction] * pointwise(p, q)
+    student.module.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in student.module.parameters()])
+
+
+def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
+    return (q.exp() * (q - p)).sum()
+
+
+def jsd(p: Tensor, q: Tensor) -> Tensor:
+    m = (0.9 * p.exp() + 0.1 * q.exp()).log()
+    return 0.9 * (p.exp() * (p - m)).sum() + 0.1 * (q.exp() * (q - m)).sum()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("policy_reduction", ["sequence_sum", "token_mean", "sequence_mean"])
+def test_the_gradient_is_that_of_equation_5_for_every_reduction(alpha, policy_reduction):
+    student, teacher = policy(0, temperature=1.3), policy(1, temperature=0.8)
+    for reduction in ("sequence_mean", "token_mean", "sequence_sum"):
+        objective = Objective(alpha=alpha, policy_reduction=policy_reduction, divergence_reduction=reduction)
+        torch.testing.assert_close(
+            gradient(objective, student, teacher), slow_gradient(objective, student, teacher, reverse_kl),
+            atol=1e-7, rtol=1e-6,
+        )  # fmt: skip
+
+
+def test_the_gradient_with_jsd_is_the_papers():
+    student, teacher = policy(0), policy(1)
+    objective = Objective(alpha=0.3, divergence="jsd", beta=0.9)
+    torch.testing.assert_close(
+        gradient(objective, student, teacher), slow_gradient(objective, student, teacher, jsd), atol=1e-7, rtol=1e-6
+    )
+
+
+def test_alpha_1_is_exactly_distillation_and_alpha_0_exactly_reinforcement():
+    student, teacher = policy(0), policy(1)
+    pure = gradient(Objective(alpha=1.0), student, teacher)
+    assert torch.equal(pure, gradient(Objective(alpha=1.0), student, teacher, advantages_B=1e6 * ADVANTAGES))
+    pure = gradient(Objective(alpha=0.0), student, None)
+    assert torch.equal(pure, gradient(Objective(alpha=0.0), student, teacher))
+
+
+def test_at_alpha_0_an_infinite_divergence_does_not_spoil_the_gradient():
+    student, teacher = policy(0), policy(1)
+    with torch.no_grad():
+        teacher.head.weight.mul_(1e308)
+    assert gradient(Objective(alpha=0.0), student, teacher).isfinite().all()
+
+
+@pytest.mark.parametrize("name", divergence.names())
+def test_where_the_student_is_the_teacher_loss_and_gradient_are_zero(name):
+    student = policy(0)
+    beta = 0.9 if name == "jsd" else None
+    objective = Objective(alpha=1.0, divergence=name, beta=beta)
+    means = accumulate_gradient(
+        student, student, objective, BATCH, ADVANTAGES, token_budget=BUDGET, backward=lambda loss: loss.backward()
+    )
+    assert abs(means["loss"]) < 1e-12 and abs(means["divergence"]) < 1e-12
+    assert all(p.grad.abs().max() < 1e-12 for p in student.module.parameters())
+
+
+def test_padding_batch_order_and_micro_batches_do_not_change_the_gradient():
+    student, teacher, objective = policy(0), policy(1), Objective(alpha=0.3, divergence_reduction="token_mean")
+    whole = gradient(objective, student, teacher)
+    for budget in (1, 8, 14):
+        torch.testing.assert_close(
+            gradient(objective, student, teacher, token_budget=budget), whole, atol=1e-9, rtol=1e-6
+        )
+    order = [2, 0, 3, 1]
+    shuffled = gradient(objective, student, teacher, [BATCH[n] for n in order], ADVANTAGES[order], token_budget=8)
+    torch.testing.assert_close(shuffled, whole, atol=1e-9, rtol=1e-6)
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    lengths = [3, 9, 1, 4, 9, 20]
+    groups = list(micro_batches(lengths, 18))
+    assert sorted(row for group in groups for row in group) == list(range(6))
+    assert all(len(group) == 1 or len(group) * max(lengths[row] for row in group) <= 18 for group in groups)
+    assert len(groups) == 3
+
+
+def test_the_prompt_carries_no_loss():
+    student, teacher = policy(0), policy(1)
+    prompt = trajectory([1, 2, 3], [2])
+    objective = Objective(alpha=1.0, divergence_reduction="sequence_sum")
+    means = accumulate_gradient(
+        student, teacher, objective, [prompt], torch.zeros(1), token_budget=BUDGET, backward=lambda loss: None
+    )
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        log_p, log_q = (lm.module(ids).logits[0, -1].log_softmax(-1) for lm in (teacher, student))
+    assert means["loss"] == pytest.approx(reverse_kl(log_p, log_q).item(), abs=1e-9)
+
+
+def test_the_policy_term_applies_to_the_students_own_texts_alone():
+    student, teacher, objective = policy(0), policy(1), Objective(alpha=0.5)
+    data = [trajectory([1], [2, 3, END], Source.DATA)]
+    given = gradient(objective, student, teacher, data, torch.tensor([5.0]))
+    torch.testing.assert_close(given, 0.5 * gradient(Objective(alpha=1.0), student, teacher, data, torch.zeros(1)))
+
+
+# An enumerable world: the prompt A, four tokens, at most three of them.
+
+PROMPT = [1]
+ALL = [
+    [*front, last]
+    for length in (1, 2, 3)
+    for front in itertools.product((1, 2, 3), repeat=length - 1)
+    for last in ((END,) if length < 3 else range(4))
+]
+
+
+def reward(completion: Sequence[int]) -> float:
+    return completion.count(2) - 0.5 * len(completion) + (completion[0] == 3)
+
+
+def log_likelihood(lm: LanguageModel, completion: Sequence[int]) -> Tensor:
+    ids = torch.tensor([[*PROMPT, *completion]])
+    logp_TV = lm.module(ids).logits[0].log_softmax(-1)
+    return sum(logp_TV[len(PROMPT) - 1 + n, token] for n, token in enumerate(completion))
+
+
+def expected_gradient(objective: Objective, student: LanguageModel, teacher: LanguageModel | None) -> Tensor:
+    """sum_y p(y) times the gradient of the batch [y], whose advantage is its reward."""
+    total = 0.0
+    for y in ALL:
+        with torch.no_grad():
+            probability = log_likelihood(student, y).exp()
+        one = gradient(objective, student, teacher, [trajectory(PROMPT, y)], torch.tensor([reward(y)]))
+        total = total + probability * one
+    return total
+
+
+def exact_gradient(student: LanguageModel) -> Tensor:
+    """Of -E[r], by autograd through the probabilities of all texts."""
+    student.module.zero_grad()
+    expected = sum(log_likelihood(student, y).exp() * reward(y) for y in ALL)
+    (-expected).backward()
+    return torch.cat([p.grad.flatten() for p in student.module.parameters()])
+
+
+def test_the_world_is_complete():
+    with torch.no_grad():
+        assert sum(log_likelihood(policy(0), y).exp() for y in ALL).item() == pytest.approx(1.0)
+
+
+def test_reinforce_estimates_the_exact_gradient_of_the_expected_reward():
+    student = policy(0)
+    expected = expected_gradient(Objective(alpha=0.0), student, None)
+    torch.testing.assert_close(expected, exact_gradient(student), atol=1e-6, rtol=1e-6)
+
+
+def test_a_mean_over_the_tokens_would_not():
+    student = policy(0)
+    wrong = expected_gradient(Objective(alpha=0.0, policy_reduction="sequence_mean"), student, None)
+    assert (wrong - exact_gradient(student)).abs().max() > 1e-3
+
+
+def test_leaving_one_out_stays_unbiased():
+    student = policy(0)
+    with torch.no_grad():
+        p_Y = torch.stack([log_likelihood(student, y).exp() for y in ALL])
+    score = [
+        gradient(Objective(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1)) for y in ALL
+    ]  # of -log p(y)
+    pairs = list(itertools.product(range(len(ALL)), repeat=2))
+    reward_PG = torch.tensor([[reward(ALL[a]), reward(ALL[b])] for a, b in pairs], dtype=torch.float64)
+    weight_Y = torch.zeros(len(ALL), dtype=torch.float64)
+    for (a, b), (of_a, of_b) in zip(pairs, leave_one_out(reward_PG), strict=True):
+        weight_Y[a] += p_Y[a] * p_Y[b] * of_a / 2
+        weight_Y[b] += p_Y[a] * p_Y[b] * of_b / 2
+    mean = sum(w * g for w, g in zip(weight_Y, score, strict=True))
+    torch.testing.assert_close(mean, exact_gradient(student), atol=1e-6, rtol=1e-6)
+
+
+def test_the_sampled_estimator_expects_the_exact_gradient_at_horizon_0():
+    student, teacher = policy(0), policy(1)
+    settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum"}
+    exact = expected_gradient(Objective(**settings), student, teacher)
+    sampled = expected_gradient(Objective(**settings, estimator="sampled"), student, teacher)
+    assert exact.abs().max() > 1e-2
+    torch.testing.assert_close(sampled, exact, atol=1e-6, rtol=1e-6)
+
+
+def test_a_training_step_makes_no_tensor_on_the_default_device():
+    student, teacher = policy(0), policy(1)
+    objective = Objective(alpha=0.3, divergence="jsd", beta=0.9)
+    expected = gradient(objective, student, teacher)
+    torch.set_default_device("meta")  # what is made without naming its device is unusable
+    try:
+        given = gradient(objective, student, teacher)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"alpha": 1.5}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"student_fraction": -0.1}, "student_fraction"),
+        ({"divergence": "reverse-kl"}, "divergence"),
+        ({"divergence": "jsd"}, "beta"),
+        ({"divergence": "jsd", "beta": 2.0}, "beta"),
+        ({"beta": 0.5}, "beta"),
+        ({"estimator": "approximate"}, "estimator"),
+        ({"estimator": "sampled", "divergence": "forward_kl"}, "estimator"),
+        ({"estimator": "sampled", "student_fraction": 0.5}, "estimator"),
+        ({"alpha": 0.0, "student_fraction": 0.5}, "student_fraction"),
+        ({"policy_reduction": "constant"}, "policy_reduction"),
+    ],
+)
+def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):
+    with pytest.raises(SettingError) as error:
+        Objective(**settings)
+    assert error.value.field == field
