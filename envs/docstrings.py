@@ -41,9 +41,9 @@ PACKAGES = (
 )  # fmt: skip
 """What rlgkd depends on, directly or not, and the standard library; those that are not installed are passed over."""
 
-MAX_BYTES = 2_500_000
+MAX_BYTES = 2_000_000
 """Source read from one package, in files drawn by hash: torch or transformers alone would take a minute to parse."""
-BYTES_PER_DOCSTRING = 8_000
+BYTES_PER_DOCSTRING = 6_000
 """A file with less than one promising docstring in so many bytes is passed over."""
 SUMMARY_WORDS = (3, 20)
 BODY_WORDS = (12, 56)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -37,11 +36,7 @@ class Items(Protocol):
 
 
 class ListItems:
-    """Items in memory. A seed orders them anew for each pass; validation and test keep the order they were given in.
-
-    The number of the pass is put behind an item's key: the sampling stream belongs to the key, and a prompt that comes
-    again must not meet the same random numbers again.
-    """
+    """Items in memory. A seed orders them anew for each pass; validation and test keep the order they were given in."""
 
     def __init__(self, splits: Mapping[str, Sequence[Item]]) -> None:
         """Hold the items of each split.
@@ -61,8 +56,7 @@ class ListItems:
         """Pass index // size is a permutation of its own; validation and test are not shuffled."""
         items = self._of(split)
         pass_, place = divmod(index, len(items))
-        item = items[_permutation(len(items), seed, pass_)[place] if split == "train" else place]
-        return replace(item, key=f"{item.key}/{pass_}")
+        return items[_permutation(len(items), seed, pass_)[place] if split == "train" else place]
 
     def _of(self, split: str) -> tuple[Item, ...]:
         if split not in self._splits:

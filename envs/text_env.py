@@ -21,7 +21,8 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
     reason and the reward's parts.
     """
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own declaration is a plain dict
+    # Gymnasium warns where no render_fps is declared, whatever the mode; a frame is a token.
+    metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 - Gymnasium declares a plain dict
 
     def __init__(
         self, task: Task | str | None = None, *, split: str = "train", render_mode: str | None = None, **settings: Any

@@ -5,6 +5,7 @@ An error that is the user's to mend is one line on stderr and exit code 2; anyth
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -101,6 +102,9 @@ def list_(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors that are the user's to mend are one line and exit code 2."""
+    # transformers draws a bar for every file it opens, over the command's own line.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
     except RlgkdError as error:

@@ -509,16 +509,19 @@ def _dumbbell(shown: list[Row], width: int) -> Figure:
         before, after, teacher = row.before, row.after, row.teacher
         way = f" {ARROW} ".join(row.metric.value(s.mean) for s in (before, after) if math.isfinite(s.mean))
         ends = (0.0, 1.0) if narrow else (-left * pixel, 1 + right * pixel)
-        boxed = {"bbox": {"facecolor": _COLOURS["card"], "edgecolor": "none", "pad": 1.5}, "parse_math": False}
+        boxed: dict[str, Any] = {
+            "bbox": {"facecolor": _COLOURS["card"], "edgecolor": "none", "pad": 1.5},
+            "parse_math": False,
+        }
         axes.text(ends[0], y - up, label, color=_COLOURS["ink"], va="baseline", **boxed)
         axes.text(ends[1], y - up, way, color=_COLOURS["muted"], ha="right", va="baseline", **boxed)
-        line_ = {"clip_on": False, "solid_capstyle": "round"}
+        bar: dict[str, Any] = {"clip_on": False, "solid_capstyle": "round"}
         axes.plot([0, 1], [y, y], color=_COLOURS["line"], linewidth=1.2)
-        axes.plot([before.mean, after.mean], [y, y], color=_COLOURS["after"], alpha=0.4, linewidth=6, **line_)
+        axes.plot([before.mean, after.mean], [y, y], color=_COLOURS["after"], alpha=0.4, linewidth=6, **bar)
         for score, colour in ((before, "before"), (teacher, "teacher"), (after, "after")):
             edges = np.clip([score.low, score.high], 0, 1)
-            axes.plot(edges, [y, y], color=_COLOURS[colour], linewidth=1.6, marker="|", markersize=10, **line_)
-        ring = {"color": _COLOURS["card"], "clip_on": False, "zorder": 3}
+            axes.plot(edges, [y, y], color=_COLOURS[colour], linewidth=1.6, marker="|", markersize=10, **bar)
+        ring: dict[str, Any] = {"color": _COLOURS["card"], "clip_on": False, "zorder": 3}
         axes.plot([teacher.mean], [y], "D", mec=_COLOURS["teacher"], mew=2, markersize=7.5, **ring)
         axes.plot([before.mean], [y], "o", mec=_COLOURS["before"], mew=2.2, markersize=9, **ring)
         axes.plot(

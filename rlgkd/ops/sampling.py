@@ -22,8 +22,8 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
 
     Never returns a token of probability 0 (a logit of -inf, or so low that its probability underflows), whatever u and
     the rounding of F. F is summed in two levels, over blocks of 256 tokens and then within the block hit (in float64
-    where the device has it): a cumulative sum over the vocabulary loses digits in float32 and is slow in float64 (9 times
-    the cost of a softmax, measured at [64, 49152] on one CPU core; the whole of this function is 1.6 times).
+    where the device has it): a cumulative sum over the vocabulary loses digits in float32 and is slow in float64. (At
+    [64, 49152] on one CPU core it takes 9 times as long as a softmax, the whole of this function 1.6 times.)
 
     Args:
         logits_BV: [B, V], any floating dtype, the temperature already applied.

@@ -103,7 +103,7 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
     learner.set_logger(configure(str(tmp_path), ["stdout", "csv", "tensorboard"]))
     learner.learn(60)
     learner.logger.close()
-    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "progress.csv").read_text().splitlines()))
     assert [row["time/iterations"] for row in rows] == [str(n + 1) for n in range(learner.counters["updates"])]
     names = {
         "rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/ended", "rollout/student", "rollout/reward/word",
@@ -117,6 +117,7 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+@pytest.mark.filterwarnings("ignore:rich is experimental")  # from the bar that SB3 uses, tqdm.rich
 def test_the_progress_bar_counts_tokens(monkeypatch):
     import rlgkd.agents.base as base
 
@@ -171,7 +172,8 @@ def test_predict_samples_the_policys_distribution():
 
 
 def test_the_memo_changes_no_action():
-    learner, env = agent(), environment(max_new_tokens=8)
+    env = environment(max_new_tokens=8)
+    learner = agent(env)
     observations, used = env.reset(), 0
     for _ in range(30):
         memo = learner.policy._memo

@@ -243,7 +243,7 @@ def test_an_unknown_split_a_negative_index_and_a_missing_tokenizer_are_refused(
 
 def test_a_prompt_too_long_is_an_error_at_its_reset(make_task: MakeTask) -> None:
     env = TextGenerationEnv(make_task(prompts=["dog" * 9], max_prompt_tokens=4))
-    with pytest.raises(DataError, match="prompt: '0/0' does not work; it has"):
+    with pytest.raises(DataError, match="prompt: '0' does not work; it has"):
         env.reset(seed=0)
 
 
@@ -267,7 +267,7 @@ def test_grounded_summary_rewards_its_references_more_than_the_references_of_oth
 def test_grounded_summarys_references_fit_its_limits_and_satisfy_its_oracle() -> None:
     vec = gym.make_vec("rlgkd/GroundedSummary-v0", num_envs=2)
     assert isinstance(vec, TextVectorEnv)
-    items = [vec.task.item(split, 0, index) for split in ("train", "validation", "test") for index in range(100)]
+    items = [vec.task.item(split, 0, index) for split in ("train", "validation", "test") for index in range(40)]
     assert all(len(vec.task.encode_prompt(item)) <= vec.task.max_prompt_tokens for item in items)
     assert all(len(vec.task.encode_completion(item.reference)) <= vec.task.max_new_tokens for item in items)
     assert all(q["truth"] == q["rouge2"] == 1.0 for q in vec.task.quality(items, [item.reference for item in items]))

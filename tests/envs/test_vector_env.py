@@ -128,9 +128,10 @@ def test_next_step_ignores_the_action_of_the_row_that_begins_anew_whatever_it_is
     vec = TextVectorEnv(task, num_envs=2)
     vec.reset(seed=0)
     letter, end = task.encode_completion("a")
+    vec.step(np.array([letter, letter]))
     last, rewards, terminated, _, infos = vec.step(np.array([end, letter]))
     assert terminated.tolist() == [True, False] and rewards[0] != 0.0
-    assert end in last[0] and infos["text"][0] == "" and infos["_text"].tolist() == [True, False]
+    assert end in last[0] and infos["text"][0] == "a" and infos["_text"].tolist() == [True, False]
     anew, rewards, terminated, _, infos = vec.step(np.array([-99, end]))
     assert (rewards[0], terminated.tolist()) == (0.0, [False, True])
     prompt = task.encode_prompt(task.item("train", 0, 1))

@@ -174,7 +174,7 @@ def typed(text: str) -> str:
 def test_the_headline_tells_the_change_with_its_interval(run: Path) -> None:
     text = typed(Outline(report(run)).text)
     assert "On 512 test prompts, truth went from 62.1% to 88.0% (+25.9 points, 95% interval 22.0 to 29.8)." in text
-    assert "(1 - alpha) · reward - alpha · reverse KL to the teacher with alpha = 0.25" in text
+    assert "(1 - alpha) · reward - alpha · reverse KL to the teacher, with alpha = 0.25" in text
     assert "-0.360 (-59%)" in text  # the reverse KL's change in percent of its start
 
 
@@ -392,9 +392,11 @@ def test_the_filter_shows_what_it_names(run: Path, browse: Callable[..., tuple[s
     assert shown(everything) == {"improved": 12, "worse": 4, "same": 4}
     improved, console = browse(page, "#filter=improved")
     assert console == [] and shown(improved) == {"improved": 12} and "12 of 20 examples" in improved
-    name = summary()["examples"][2]["reference"].split()[0]
-    searched, console = browse(page, f"#q={name}%20SUMMARY")
-    assert console == [] and 1 <= sum(shown(searched).values()) < 20
+    examples = summary()["examples"]
+    word = max(examples[2]["reference"].split(), key=len)
+    having = sum(word.lower() in json.dumps(example).lower() for example in examples)
+    searched, console = browse(page, f"#q={word.upper()}%20summary")
+    assert console == [] and 0 < having < 20 and sum(shown(searched).values()) == having
 
 
 @needs_browser
@@ -423,7 +425,8 @@ def test_a_phone_need_not_scroll_sideways(
         "</iframe><script>"
         "addEventListener('load', () => { const seen = document.querySelector('iframe').contentDocument;"
         "document.title = `${seen.documentElement.clientWidth} ${seen.documentElement.scrollWidth}` +"
-        "[...seen.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 391 && !e.closest('svg'))"
+        "[...seen.querySelectorAll('body *')].filter(e => !e.closest('svg, thead, .sr')"  # clipped, for screen readers
+        "&& e.getBoundingClientRect().right > 390)"
         ".map(e => ` ${e.tagName}.${e.className}`).join('') })</script>",
         encoding="utf-8",
     )
