@@ -197,7 +197,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
                     f"its context of {lm.context} tokens is shorter than the environment's {room}; "
                     "lower max_prompt_tokens or max_new_tokens",
                 )  # fmt: skip
-        self.policy: LanguageModelPolicy = LanguageModelPolicy(
+        self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=self.seed or 0
         )
         matrices = [p for p in module.parameters() if p.ndim >= 2]

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -33,7 +34,7 @@ class LanguageModelPolicy(BasePolicy):
     def __init__(
         self,
         observation_space: gym.Space[np.ndarray],
-        action_space: gym.spaces.Discrete[np.int64],
+        action_space: gym.Space[np.int64],
         language_model: LanguageModel,
         *,
         seed: int = 0,
@@ -54,7 +55,8 @@ class LanguageModelPolicy(BasePolicy):
         """Dropout stays off in training too: the policy that samples is the policy that is scored."""
         super().set_training_mode(False)
 
-    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        assert isinstance(observation, Tensor)
         logits_BV = self.language_model.logits(self._last_states(observation.cpu().numpy()))
         if deterministic:
             return logits_BV.argmax(-1)

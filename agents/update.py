@@ -39,9 +39,12 @@ def accumulate_gradient(
     device = student.device
     lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
     own_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
-    total = {"total_sequences": int((lengths_B > 0).sum()), "total_tokens": int(lengths_B.sum())}
-    policy_B = reduction.weights(objective.policy_reduction, lengths_B, **total) * own_B
-    divergence_B = reduction.weights(objective.divergence_reduction, lengths_B, **total)
+    sequences, tokens = reduction.totals(lengths_B)
+    policy_B, divergence_B = (
+        reduction.weights(name, lengths_B, total_sequences=sequences, total_tokens=tokens)
+        for name in (objective.policy_reduction, objective.divergence_reduction)
+    )
+    policy_B = policy_B * own_B
 
     sums = {"loss": 0.0, "divergence": 0.0, "entropy": 0.0}
     for rows in micro_batches([len(t.tokens_T) for t in trajectories], token_budget):
@@ -71,7 +74,7 @@ def accumulate_gradient(
         loss, records = fused_sum(student, student.states(batch), chunk_loss)
         backward(loss)
         sums["loss"] += loss.item()
-        sums["entropy"] += records["entropy"].sum().item() / max(1, total["total_tokens"])
+        sums["entropy"] += records["entropy"].sum().item() / max(1, tokens)
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
     return sums

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, policy_loss, reduction
+from rlgkd.ops.divergence import Divergence
 
 ESTIMATORS = ("exact", "sampled")
 REDUCTIONS = tuple(name for name in reduction.REDUCTIONS if name != "constant")  # which needs a length; no knob yet
@@ -73,7 +74,7 @@ class Objective:
                 raise SettingError(field, getattr(self, field), f"choose one of {', '.join(REDUCTIONS)}")
         self.pointwise()
 
-    def pointwise(self) -> divergence.Divergence:
+    def pointwise(self) -> Divergence:
         """D as a function (teacher_logits, student_logits) -> nats."""
         settings: dict[str, float | bool] = {}
         if self.beta is not None:

@@ -3,8 +3,8 @@
     python scripts/build_assets.py [--only STAGE] [--out rlgkd/assets]
 
 Everything is drawn from the procedural world with fixed seeds; each model gets a card (README.md) with its data,
-steps, time and scores. The two writers begin with writing random tokens twice, then with passages of one event: copying is the
-skill they lack, and on the passages alone it appears only after a long plateau.
+steps, time and scores. The two writers begin with writing random tokens twice, then with passages of one event:
+copying is the skill they lack, and on the passages alone it appears only after a long plateau.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from rlgkd.envs.grounded.env import encode_pairs, prompt_of
-from rlgkd.envs.grounded.oracle import judge
-from rlgkd.envs.grounded.pairs import pair
+from rlgkd.envs.grounded.oracle import first_error, judge
+from rlgkd.envs.grounded.pairs import Pair, pair
 from rlgkd.envs.grounded.world import story, vocabulary
 from rlgkd.lm.decoding import decode
 from rlgkd.lm.model import LanguageModel
@@ -60,37 +60,77 @@ def build_teacher(out: Path, scale: float) -> None:
     """The teacher, and the tokenizer that all models share."""
     tokenizer = build_tokenizer()
     model = _llama(tokenizer, hidden=160, layers=3)
-    _build_writer(model, tokenizer, out / "grounded-teacher", "teacher", steps=int(2000 * scale), warmup=150, rate=1.5e-3)
+    folder = out / "grounded-teacher"
+    _build_writer(model, tokenizer, folder, "teacher", scale, rounds=((2000, 1.5e-3),), warmup=150)
 
 
 def build_student(out: Path, scale: float) -> None:
     """The student: a tenth of the teacher, stopped early."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
     model = _llama(tokenizer, hidden=64, layers=2)
-    _build_writer(model, tokenizer, out / "grounded-student", "student", steps=int(1500 * scale), warmup=250, rate=3e-3)
+    folder = out / "grounded-student"
+    _build_writer(model, tokenizer, folder, "student", scale, rounds=((1500, 3e-3),), warmup=250)
 
 
 def build_classifier(out: Path, scale: float) -> None:
-    """The entailment classifier: the teacher's body, which can find what a sentence speaks of, learns to judge it."""
+    """The entailment classifier: the teacher's body and one layer more, which learns to judge a sentence.
+
+    It learns the verdict at every token (is what stands so far still true of one event?) and is used at the last one.
+    """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
     body = LlamaForCausalLM.from_pretrained(out / "grounded-teacher", dtype=torch.float32).model
     labels = {0: "not_entailment", 1: "entailment"}
     names = {name: label for label, name in labels.items()}
-    config = LlamaConfig(**{**body.config.to_dict(), "num_labels": 2, "id2label": labels, "label2id": names})
-    model = LlamaForSequenceClassification(config)
-    model.model = body
-    steps, size, began = int(700 * scale), 64, time.perf_counter()
+    shape = {**body.config.to_dict(), "num_hidden_layers": body.config.num_hidden_layers + 1}
+    model = LlamaForSequenceClassification(
+        LlamaConfig(**{**shape, "num_labels": 2, "id2label": labels, "label2id": names})
+    )
+    model.model.load_state_dict(body.state_dict(), strict=False)
+    steps, size, began = int(800 * scale), 64, time.perf_counter()
+    batches = _judged_pairs(tokenizer, size)
 
-    def loss_of(step: int) -> Tensor:
-        pairs = [pair("train", SEED, step * size + n) for n in range(size)]
-        ids, mask = encode_pairs(tokenizer, [p.premise for p in pairs], [p.hypothesis for p in pairs])
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        return torch.nn.functional.cross_entropy(logits, torch.tensor([int(p.entailed) for p in pairs]))
+    def loss_of(_: int) -> Tensor:
+        ids, verdicts_BT = next(batches)
+        judged = verdicts_BT >= 0
+        states_NH = model.model(input_ids=ids).last_hidden_state[judged]
+        return torch.nn.functional.cross_entropy(model.score(states_NH), verdicts_BT[judged])
 
-    curve = _fit(model, loss_of, steps, rate=7e-4)
+    curve = _fit(model, loss_of, steps, rate=1e-3)
     folder = _save(model, tokenizer, out / "grounded-nli")
     scores = _classifier_scores(folder, tokenizer)
     _card(folder, "entailment classifier", model, steps, size, time.perf_counter() - began, curve, scores)
+
+
+def _judged_pairs(tokenizer: PreTrainedTokenizerFast, size: int) -> Iterator[Batch]:
+    """Token ids and verdicts of fresh pairs, cut into batches of like length."""
+    index = 0
+    while True:
+        pairs = [pair("train", SEED, index + n) for n in range(8 * size)]
+        index += len(pairs)
+        pairs.sort(key=lambda p: len(p.premise) + len(p.hypothesis))
+        batches = [pairs[n : n + size] for n in range(0, len(pairs), size)]
+        random.Random(index).shuffle(batches)
+        for batch in batches:
+            ids, _ = encode_pairs(tokenizer, [p.premise for p in batch], [p.hypothesis for p in batch])
+            yield ids, _verdicts(tokenizer, batch, ids.shape[1])
+
+
+def _verdicts(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], width: int) -> Tensor:
+    """[B, T] 1 at the hypothesis's tokens while it is true, 0 from its first error on, -1 where nothing is to learn.
+
+    Of a broken sentence only the end is judged.
+    """
+    verdicts_BT = torch.full((len(pairs), width), -1)
+    for row, p in enumerate(pairs):
+        premise = prompt_of(p.premise)
+        offsets = tokenizer(f"{premise} {p.hypothesis}", return_offsets_mapping=True)["offset_mapping"]
+        begin = len(tokenizer(premise)["input_ids"])
+        if p.kind != "broken":
+            end = len(premise) + 1 + (len(p.hypothesis) if p.entailed else first_error(p.hypothesis, p.events))
+            for column in range(begin, len(offsets)):
+                verdicts_BT[row, column] = int(p.entailed or offsets[column][1] < end)
+        verdicts_BT[row, len(offsets)] = int(p.entailed)
+    return verdicts_BT
 
 
 STAGES: dict[str, Callable[[Path, float], None]] = {
@@ -128,28 +168,36 @@ def _llama(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int) -> L
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
     )
 
 
 def _build_writer(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, role: str, *,
-    steps: int, warmup: int, rate: float, size: int = 64,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, role: str, scale: float, *,
+    rounds: tuple[tuple[int, float], ...], warmup: int, size: int = 64,
 ) -> None:  # fmt: skip
-    """Fit a model to reference summaries of fresh stories, save it, write its card."""
+    """Fit a model to reference summaries of fresh stories, save it, write its card.
+
+    Each round is (steps, learning rate); a learning rate that falls and rises again leaves a plateau sooner than one
+    long fall does.
+    """
     began = time.perf_counter()
     easy, batches = _summaries(tokenizer, size, others=0), _summaries(tokenizer, size)
     words = _words(tokenizer)
 
-    def loss_of(step: int) -> Tensor:
+    def first_loss(step: int) -> Tensor:
         if step < warmup:
             return _next_token_loss(model, *_twice(words, step, size))
         return _next_token_loss(model, *next(easy if step < 2 * warmup else batches))
 
-    curve = _fit(model, loss_of, steps, rate=rate)
+    curve: list[float] = []
+    for number, (steps, rate) in enumerate(rounds):
+        loss_of = first_loss if number == 0 else lambda _: _next_token_loss(model, *next(batches))
+        curve += _fit(model, loss_of, int(steps * scale), rate=rate)
     saved = _save(model, tokenizer, folder)
     scores = {split: _writer_scores(saved, tokenizer, split) for split in ("train", "test")}
-    _card(saved, role, model, steps, size, time.perf_counter() - began, curve, scores)
+    total = sum(int(steps * scale) for steps, _ in rounds)
+    _card(saved, role, model, total, size, time.perf_counter() - began, curve, scores)
 
 
 def _fit(model: torch.nn.Module, loss_of: Callable[[int], Tensor], steps: int, *, rate: float) -> list[float]:

@@ -79,7 +79,7 @@ class Entailment:
     def _open(self) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
         model = load(self.classifier, device=self.device, auto_class=AutoModelForSequenceClassification)
         tokenizer = load_tokenizer(self.classifier)
-        label = {name.lower(): index for index, name in model.config.id2label.items()}["entailment"]
+        label = {name.lower(): index for index, name in (model.config.id2label or {}).items()}["entailment"]
 
         @torch.inference_mode()
         def score(premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:

@@ -80,6 +80,31 @@ def judge(sentence: str, events: tuple[Event, ...]) -> Verdict:
     return Verdict(parsable=True, true=any(_agrees(told, event) for event in events), coverage=coverage)
 
 
+def first_error(sentence: str, events: tuple[Event, ...]) -> int:
+    """Where a sentence of the grammar stops to agree with any one event: the end of the first word that settles it.
+
+    Returns the offset in characters, or the sentence's length if it is true or not a sentence of the grammar.
+
+    >>> event = Event(actor="Mara Telby", action="close", object="clinic", amount="12")
+    >>> text = "Mara Telby shut a clinic with 13 beds."
+    >>> text[:first_error(text, (event,))]
+    'Mara Telby shut a clinic with 13'
+    """
+    told = parse(sentence)
+    if told is None:
+        return len(sentence)
+    verb = next(verb for verb in ACTIONS[told.action] if f" {verb} " in sentence)
+    words = {"actor": told.actor, "action": f" {verb}", "object": f" {told.object}"}
+    words |= {detail: f" {getattr(told, detail)}" for detail in told.told()}
+    ends = sorted((sentence.index(word) + len(word), fact) for fact, word in words.items())
+    candidates = list(events)
+    for end, fact in ends:
+        candidates = [event for event in candidates if getattr(event, fact) == getattr(told, fact)]
+        if not candidates:
+            return end
+    return len(sentence)
+
+
 def _agrees(told: Event, event: Event) -> bool:
     same_core = (told.actor, told.action, told.object) == (event.actor, event.action, event.object)
     return same_core and all(getattr(told, detail) == getattr(event, detail) for detail in told.told())

@@ -57,6 +57,8 @@ class Pair:
     entailed: bool
     kind: str
     """One of `TRUE_KINDS` or `FALSE_KINDS`."""
+    events: tuple[Event, ...]
+    """What the premise tells."""
 
 
 def pair(split: str, seed: int, index: int) -> Pair:
@@ -79,7 +81,9 @@ def pair(split: str, seed: int, index: int) -> Pair:
         kind, hypothesis = "broken", _broken(rng, story)
     else:
         kind, hypothesis = _near_miss(rng, story, split)
-    return Pair(premise=story.passage, hypothesis=hypothesis, entailed=kind in TRUE_KINDS, kind=kind)
+    return Pair(
+        premise=story.passage, hypothesis=hypothesis, entailed=kind in TRUE_KINDS, kind=kind, events=story.events
+    )  # fmt: skip
 
 
 def _source(rng: random.Random, story: Story) -> Event:

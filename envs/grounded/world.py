@@ -128,7 +128,7 @@ def story(split: str, seed: int, index: int, *, others: int | None = None) -> St
     rng = random.Random(f"rlgkd-grounded:{split}:{seed}:{index}")
     names = names_of(split)
     main = _event(rng, names)
-    events = (main,)
+    events: tuple[Event, ...] = (main,)
     for _ in range(rng.choice((1, 1, 2)) if others is None else others):
         events = (*events, _event(rng, names, earlier=events))
     return Story(passage=_passage(rng, names, events), reference=summarise(main, rng), events=events)

@@ -30,23 +30,24 @@ def fused_sum(student: LanguageModel, states_NH: Tensor, loss: ChunkLoss) -> tup
     `states_NH` and the head's weight and bias, each only if it requires one; under `torch.no_grad` none is formed.
     """
     recorded: dict[str, list[Tensor]] = {}
-    inputs = (states_NH, student.head.weight, student.head.bias)
-    wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs]
-    total = cast(Tensor, _FusedSum.apply(*inputs, wanted, student, loss, recorded))
+    inputs = [states_NH, *student.head.parameters()]
+    wanted = [t.requires_grad and torch.is_grad_enabled() for t in inputs]
+    total = cast(Tensor, cast(Any, _FusedSum).apply(student, loss, recorded, wanted, *inputs))
     return total, {name: torch.cat(values) for name, values in recorded.items()}
 
 
 class _FusedSum(torch.autograd.Function):
+    """Of (states, head's weight[, bias]); `grads` holds the gradients that are wanted, by place among these."""
+
     @staticmethod
     def forward(
-        ctx: Any, states_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: list[bool],
-        student: LanguageModel, loss: ChunkLoss, recorded: dict[str, list[Tensor]],
+        ctx: Any, student: LanguageModel, loss: ChunkLoss, recorded: dict[str, list[Tensor]], wanted: list[bool],
+        *inputs: Tensor,
     ) -> Tensor:  # fmt: skip
+        states_NH = inputs[0]
         chunk = max(1, CHUNK_ELEMENTS // student.vocabulary)
-        inputs = (states_NH, weight_VH, bias_V)
-        # Leaves of their own, cut off from the graph that this function is part of.
-        leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
-        grads = [torch.zeros_like(t) if t is not None and w else None for t, w in zip(inputs, wanted, strict=True)]
+        leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
+        grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for start in range(0, len(states_NH), chunk):
             which = slice(start, start + chunk)
@@ -57,16 +58,14 @@ class _FusedSum(torch.autograd.Function):
                 recorded.setdefault(name, []).append(record.detach())
             total += value.detach()
             if value.requires_grad:
-                into = [grads[0] if grads[0] is None else grads[0][which], *grads[1:]]
-                targets = [g for g in into if g is not None]
-                leaf = [t for t, w in zip(leaves, wanted, strict=True) if w and t is not None]
-                for target, g in zip(targets, torch.autograd.grad(value, leaf, materialize_grads=True), strict=True):
-                    target += g
-        ctx.grads = grads
+                parts = torch.autograd.grad(value, [leaves[place] for place in grads], materialize_grads=True)
+                for (place, grad), part in zip(grads.items(), parts, strict=True):
+                    (grad if place else grad[which]).add_(part)
+        ctx.grads, ctx.places = grads, range(len(inputs))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [g if g is None else g.mul_(grad_outputs[0]) for g in ctx.grads]
-        ctx.grads = None
-        return (*grads, None, None, None, None)
+        grads = [ctx.grads[place].mul_(grad_outputs[0]) if place in ctx.grads else None for place in ctx.places]
+        ctx.grads = {}
+        return (None, None, None, None, *grads)

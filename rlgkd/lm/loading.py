@@ -64,7 +64,7 @@ def load(
             module = _without_quantization(module)
     if layers:
         module = _cut(module, layers)
-    return cast(PreTrainedModel, module.to(device=device, dtype=dtype).eval())  # type: ignore[arg-type]
+    return cast(PreTrainedModel, cast(Any, module).to(device=device, dtype=dtype).eval())
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

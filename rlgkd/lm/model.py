@@ -34,6 +34,7 @@ class LanguageModel:
             raise SettingError("temperature", temperature, "give a number above 0")
         self.module, self.tokenizer, self.temperature = module.eval(), tokenizer, temperature
         self.vocabulary = len(tokenizer)
+        end_token(tokenizer)
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
@@ -48,13 +49,13 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
-        return self.module.device
+        return self.head.weight.device
 
     @property
     def context(self) -> int:
         """The longest sequence, in tokens, that the model takes."""
-        config = self.module.config
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 2**31))
+        limit = getattr(self.module.config, "max_position_embeddings", None)
+        return 2**31 if limit is None else int(limit)
 
     @property
     def end(self) -> int:

@@ -170,3 +170,12 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         R.token_mean(torch.zeros(2, 3), torch.ones(2, 4))
     with pytest.raises(SettingError, match=r"mask_BT.dtype: torch.float32"):
         R.token_mean(torch.zeros(2, 3), torch.ones(2, 3))
+
+
+@every_reduction
+def test_a_sequence_without_tokens_has_weight_zero(name: str) -> None:
+    length = LENGTH if name == "constant" else None
+    lengths_B = torch.tensor([2, 0, 3])
+    weights_B = R.weights(name, lengths_B, total_sequences=2, total_tokens=5, length=length)
+    assert weights_B[1] == 0.0 and (weights_B[[0, 2]] > 0.0).all()
+    assert not R.weights(name, torch.tensor([0, 0]), total_sequences=0, total_tokens=0, length=length).any()
