@@ -3,8 +3,8 @@
     python scripts/build_assets.py [--only STAGE] [--out rlgkd/assets]
 
 Everything is drawn from the procedural world with fixed seeds; each model gets a card (README.md) with its data,
-steps, time and scores. The two writers begin with writing random tokens twice, then with passages of one event:
-copying is the skill they lack, and on the passages alone it appears only after a long plateau.
+steps, time and scores. They begin with random tokens twice, to be copied or compared, then with passages of one event:
+copying and comparing are the skills they lack, and on full passages these appear only after a long plateau.
 """
 
 from __future__ import annotations
@@ -86,11 +86,15 @@ def build_classifier(out: Path, scale: float) -> None:
         LlamaConfig(**{**shape, "num_labels": 2, "id2label": labels, "label2id": names})
     )
     model.model.load_state_dict(body.state_dict(), strict=False)
-    steps, size, began = int(800 * scale), 64, time.perf_counter()
-    batches = _judged_pairs(tokenizer, size)
+    steps, warmup, size, began = int(950 * scale), int(250 * scale), 64, time.perf_counter()
+    easy, batches = _judged_pairs(tokenizer, size, others=0), _judged_pairs(tokenizer, size)
+    words = _words(tokenizer)
 
-    def loss_of(_: int) -> Tensor:
-        ids, verdicts_BT = next(batches)
+    def loss_of(step: int) -> Tensor:
+        if step < warmup:
+            ids, verdicts_BT = _spotted(words, step, size)
+        else:
+            ids, verdicts_BT = next(easy if step < 2 * warmup else batches)
         judged = verdicts_BT >= 0
         states_NH = model.model(input_ids=ids).last_hidden_state[judged]
         return torch.nn.functional.cross_entropy(model.score(states_NH), verdicts_BT[judged])
@@ -101,11 +105,24 @@ def build_classifier(out: Path, scale: float) -> None:
     _card(folder, "entailment classifier", model, steps, size, time.perf_counter() - began, curve, scores)
 
 
-def _judged_pairs(tokenizer: PreTrainedTokenizerFast, size: int) -> Iterator[Batch]:
+def _spotted(words: list[int], step: int, size: int, length: int = 24) -> Batch:
+    """Random tokens, then the same with every fourth replaced; learnt is which of them follow the one before aright."""
+    rng = np.random.default_rng([SEED, step])
+    once = rng.choice(words, (size, length))
+    wrong = rng.random((size, length)) < 0.25
+    again = np.where(wrong, rng.choice(words, (size, length)), once)
+    verdicts = (~wrong).astype(np.int64)
+    verdicts[:, 0] = -1
+    verdicts[:, 1:][wrong[:, :-1]] = -1  # behind a wrong token there is nothing to follow
+    before = np.full((size, length), -1)
+    return torch.from_numpy(np.concatenate([once, again], 1)), torch.from_numpy(np.concatenate([before, verdicts], 1))
+
+
+def _judged_pairs(tokenizer: PreTrainedTokenizerFast, size: int, others: int | None = None) -> Iterator[Batch]:
     """Token ids and verdicts of fresh pairs, cut into batches of like length."""
     index = 0
     while True:
-        pairs = [pair("train", SEED, index + n) for n in range(8 * size)]
+        pairs = [pair("train", SEED, index + n, others=others) for n in range(8 * size)]
         index += len(pairs)
         pairs.sort(key=lambda p: len(p.premise) + len(p.hypothesis))
         batches = [pairs[n : n + size] for n in range(0, len(pairs), size)]

@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from rlgkd import agents, checkpoint
 from rlgkd.agents.base import TextAlgorithm
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
 from rlgkd.scripts import report
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
@@ -48,7 +48,12 @@ def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-        return _run(settings, agent, out, quiet)
+        try:
+            return _run(settings, agent, out, quiet)
+        except RlgkdError:
+            if not (out / PROGRESS).exists():  # refused before any training: leave nothing behind
+                shutil.rmtree(out)
+            raise
 
 
 def resume(out: Path, *, quiet: bool = False) -> Path:

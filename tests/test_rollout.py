@@ -91,7 +91,7 @@ def test_references_are_trajectories_from_data_with_their_end_token():
 
 def test_an_item_without_reference_is_an_error_that_names_it():
     words = task()
-    with pytest.raises(DataError, match="0/0"):
+    with pytest.raises(DataError, match="'0'"):
         references(policy(), words, items(words))
 
 

@@ -102,9 +102,7 @@ class WordTask:
         return len(self.items)
 
     def item(self, split: str, seed: int, index: int) -> Item:
-        pass_, place = divmod(index, len(self.items))
-        item = self.items[place]
-        return Item(key=f"{item.key}/{pass_}", prompt=item.prompt, reference=item.reference)
+        return self.items[index % len(self.items)]
 
     def encode_prompt(self, item: Item) -> list[int]:
         return list(self.tokenizer(item.prompt)["input_ids"])

@@ -12,9 +12,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rlgkd.envs.grounded.oracle import judge
-from rlgkd.envs.grounded.world import story
+from rlgkd.envs.grounded.world import SPLITS, story
 from rlgkd.envs.rewards import rouge
 from rlgkd.envs.task import TextTask
+from rlgkd.errors import SettingError
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.types import Item
 
@@ -33,7 +34,12 @@ class GroundedItems:
     """Stories without end; a split's seed and names are its own."""
 
     def size(self, split: str) -> int:
-        """As good as endless."""
+        """As good as endless.
+
+        Raises: SettingError for an unknown split.
+        """
+        if split not in SPLITS:
+            raise SettingError("split", split, f"choose one of {', '.join(SPLITS)}")
         return 2**31
 
     def item(self, split: str, seed: int, index: int) -> Item:

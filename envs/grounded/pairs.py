@@ -61,8 +61,10 @@ class Pair:
     """What the premise tells."""
 
 
-def pair(split: str, seed: int, index: int) -> Pair:
+def pair(split: str, seed: int, index: int, *, others: int | None = None) -> Pair:
     """The pair with this index; the same arguments give the same pair in every process.
+
+    `others` is how many events the premise tells beside its main one, as in `world.story`.
 
     Every true sentence is true by the oracle, every false one false or, of kind `broken`, unparsable.
 
@@ -71,7 +73,7 @@ def pair(split: str, seed: int, index: int) -> Pair:
     >>> pair("train", 0, 0) == pair("train", 0, 0)
     True
     """
-    story = world.story(split, seed + _STORY_SEED_OFFSET, index)
+    story = world.story(split, seed + _STORY_SEED_OFFSET, index, others=others)
     rng = random.Random(f"rlgkd-grounded-pair:{split}:{seed}:{index}")
     if rng.random() < 0.5:
         source = _source(rng, story)
@@ -87,7 +89,7 @@ def pair(split: str, seed: int, index: int) -> Pair:
 
 
 def _source(rng: random.Random, story: Story) -> Event:
-    return story.events[0] if rng.random() < MAIN_SHARE else rng.choice(story.events[1:])
+    return story.events[0] if rng.random() < MAIN_SHARE else rng.choice(story.events[1:] or story.events)
 
 
 def _shortened(rng: random.Random, event: Event) -> Event:
@@ -119,9 +121,11 @@ def _near_miss(rng: random.Random, story: Story, split: str) -> tuple[str, str]:
     words = tuple(word.strip(".,") for word in story.passage.split())
     while True:
         source = _source(rng, story)
+        others = [event for event in story.events if event is not source]
+        stranger = world.story(split, rng.randrange(2**31), 0).events[0]
         scene = _Scene(
             told=_shortened(rng, source), source=source, passage_words=words, names=world.names_of(split),
-            other=rng.choice([event for event in story.events if event is not source]),
+            other=rng.choice(others or [stranger]),
         )  # fmt: skip
         possible = [kind for kind in _NEAR_MISSES if _applies(kind, scene)]
         (kind,) = rng.choices(possible, [_WEIGHTS.get(kind, 1.0) for kind in possible])

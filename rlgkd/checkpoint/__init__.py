@@ -81,7 +81,7 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         CheckpointError: It could not be written (the disk is full, say), or something in it is no tensor and no JSON.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> with tempfile.TemporaryDirectory() as run:

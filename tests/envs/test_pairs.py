@@ -91,7 +91,7 @@ def test_neither_the_length_nor_a_told_detail_gives_the_label_away(split: str) -
 
 def test_hypotheses_keep_to_the_names_of_their_split() -> None:
     for split in SPLITS:
-        names = world._names(split)
+        names = world.names_of(split)
         actors, places = {*names.people, *names.organisations}, {"", *names.places}
         told = [parse(p.hypothesis) for p in some_pairs(split) if p.kind != "broken"]
         assert all(event and event.actor in actors and event.where in places for event in told)

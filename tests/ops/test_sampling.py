@@ -56,6 +56,16 @@ def test_equally_spaced_numbers_hit_every_token_in_proportion() -> None:
     assert torch.equal(tokens, tokens.sort().values)
 
 
+def test_a_number_on_the_edge_between_two_tokens_belongs_to_the_second() -> None:
+    assert S.sample(torch.zeros(4, 4), torch.tensor([0.0, 0.25, 0.5, 0.75]))[0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_cumulative_sum_that_is_not_monotone_never_hits_a_weight_of_zero() -> None:
+    """As a parallel scan on a GPU may leave it: above the target at the token of weight 0."""
+    cumulative, weight = torch.tensor([[0.5, 0.5000001, 0.5, 1.0]]), torch.tensor([[0.5, 0.0, 0.0, 0.5]])
+    assert S._first_above(cumulative, weight, torch.tensor([[0.5]])).item() == 3
+
+
 @pytest.mark.parametrize("u", [0.0, 5e-324, 0.5, BELOW_ONE, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_edges_never_give_a_token_of_probability_zero(u: float, dtype: torch.dtype) -> None:

@@ -25,7 +25,8 @@ from rich.console import Console
 from rlgkd.envs.grounded.oracle import judge
 from rlgkd.envs.grounded.world import story
 from rlgkd.errors import CheckpointError
-from rlgkd.scripts.report import Metric, Score, rows, table, write_report
+from rlgkd.scripts.measures import Metric, Score, rows
+from rlgkd.scripts.report import table, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
