@@ -45,6 +45,8 @@ def accumulate_gradient(
         for name in (objective.policy_reduction, objective.divergence_reduction)
     )
     policy_B = policy_B * own_B
+    if own_B.any():  # one batch in 1/lambda is the student's: so weighed, its policy term has Eq. 5's expectation
+        policy_B = policy_B / objective.student_fraction
 
     sums = {"loss": 0.0, "divergence": 0.0, "entropy": 0.0}
     for rows in micro_batches([len(t.tokens_T) for t in trajectories], token_budget):

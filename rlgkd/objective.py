@@ -12,6 +12,9 @@ A is the advantage of the task reward, w and v the weights of the two reductions
 logits; the sampled token's log p_T - log p_S is an advantage in the first form. Its expected gradient is that of the
 exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean` the 1/L_y does, through the stop token.
 
+mu is a coin for each batch: with probability lambda (`student_fraction`) the student samples it, else it comes from
+data and has no policy term. That of a student batch is divided by lambda, so that alpha weighs what Eq. 5 says.
+
 Horizon 0: no gradient flows through the sampling of the prefixes, as in GKD.
 """
 

@@ -3,7 +3,7 @@
     python scripts/build_assets.py [--only STAGE] [--out rlgkd/assets]
 
 Everything is drawn from the procedural world with fixed seeds; each model gets a card (README.md) with its data,
-steps, time and scores. They begin with random tokens twice, to be copied or compared, then with passages of one event:
+steps, time and scores. They begin with random tokens written twice or tokens replaced, then with passages of one event:
 copying and comparing are the skills they lack, and on full passages these appear only after a long plateau.
 """
 
@@ -86,15 +86,12 @@ def build_classifier(out: Path, scale: float) -> None:
         LlamaConfig(**{**shape, "num_labels": 2, "id2label": labels, "label2id": names})
     )
     model.model.load_state_dict(body.state_dict(), strict=False)
-    steps, warmup, size, began = int(950 * scale), int(250 * scale), 64, time.perf_counter()
+    steps, warmup, size, began = int(650 * scale), int(240 * scale), 64, time.perf_counter()
     easy, batches = _judged_pairs(tokenizer, size, others=0), _judged_pairs(tokenizer, size)
-    words = _words(tokenizer)
+    altered = _altered(tokenizer, size)
 
     def loss_of(step: int) -> Tensor:
-        if step < warmup:
-            ids, verdicts_BT = _spotted(words, step, size)
-        else:
-            ids, verdicts_BT = next(easy if step < 2 * warmup else batches)
+        ids, verdicts_BT = next(altered if step < warmup else easy if step < 1.5 * warmup else batches)
         judged = verdicts_BT >= 0
         states_NH = model.model(input_ids=ids).last_hidden_state[judged]
         return torch.nn.functional.cross_entropy(model.score(states_NH), verdicts_BT[judged])
@@ -105,17 +102,19 @@ def build_classifier(out: Path, scale: float) -> None:
     _card(folder, "entailment classifier", model, steps, size, time.perf_counter() - began, curve, scores)
 
 
-def _spotted(words: list[int], step: int, size: int, length: int = 24) -> Batch:
-    """Random tokens, then the same with every fourth replaced; learnt is which of them follow the one before aright."""
-    rng = np.random.default_rng([SEED, step])
-    once = rng.choice(words, (size, length))
-    wrong = rng.random((size, length)) < 0.25
-    again = np.where(wrong, rng.choice(words, (size, length)), once)
-    verdicts = (~wrong).astype(np.int64)
-    verdicts[:, 0] = -1
-    verdicts[:, 1:][wrong[:, :-1]] = -1  # behind a wrong token there is nothing to follow
-    before = np.full((size, length), -1)
-    return torch.from_numpy(np.concatenate([once, again], 1)), torch.from_numpy(np.concatenate([before, verdicts], 1))
+def _altered(tokenizer: PreTrainedTokenizerFast, size: int) -> Iterator[Batch]:
+    """Passages of one event with summaries, in half of which tokens come from other sentences; learnt is which do not.
+
+    The task of ELECTRA (Clark et al. 2020, arXiv 2003.10555). At the end token the verdict is on the whole sentence.
+    """
+    rng = np.random.default_rng(SEED)
+    for ids, learnt in _summaries(tokenizer, size, others=0):
+        end = ids == tokenizer.eos_token_id
+        strange = torch.from_numpy(rng.choice(ids[learnt & ~end].numpy(), tuple(ids.shape)))
+        touched = torch.from_numpy(rng.random((size, 1)) < 0.5) & torch.from_numpy(rng.random(tuple(ids.shape)) < 0.15)
+        given = torch.where(learnt & ~end & touched, strange, ids)
+        right = given == ids
+        yield given, torch.where(learnt, torch.where(end, right.all(1, keepdim=True), right).long(), -1)
 
 
 def _judged_pairs(tokenizer: PreTrainedTokenizerFast, size: int, others: int | None = None) -> Iterator[Batch]:
@@ -133,9 +132,9 @@ def _judged_pairs(tokenizer: PreTrainedTokenizerFast, size: int, others: int | N
 
 
 def _verdicts(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], width: int) -> Tensor:
-    """[B, T] 1 at the hypothesis's tokens while it is true, 0 from its first error on, -1 where nothing is to learn.
+    """[B, T] 1 at the hypothesis's tokens while it is true, 0 at its first error, -1 where nothing is to learn.
 
-    Of a broken sentence only the end is judged.
+    At the end token the verdict is on the whole sentence; of a broken one that is all that is learnt.
     """
     verdicts_BT = torch.full((len(pairs), width), -1)
     for row, p in enumerate(pairs):
@@ -143,9 +142,10 @@ def _verdicts(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], width: int)
         offsets = tokenizer(f"{premise} {p.hypothesis}", return_offsets_mapping=True)["offset_mapping"]
         begin = len(tokenizer(premise)["input_ids"])
         if p.kind != "broken":
-            end = len(premise) + 1 + (len(p.hypothesis) if p.entailed else first_error(p.hypothesis, p.events))
+            end = len(premise) + 1 + (len(p.hypothesis) + 1 if p.entailed else first_error(p.hypothesis, p.events))
             for column in range(begin, len(offsets)):
-                verdicts_BT[row, column] = int(p.entailed or offsets[column][1] < end)
+                if offsets[column][1] <= end:
+                    verdicts_BT[row, column] = int(offsets[column][1] < end)
         verdicts_BT[row, len(offsets)] = int(p.entailed)
     return verdicts_BT
 

@@ -45,6 +45,7 @@ def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
     agent = build_agent(settings)
+    made = next(folder for folder in (*reversed(out.parents), out) if not folder.exists() or folder == out)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
@@ -52,7 +53,7 @@ def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
             return _run(settings, agent, out, quiet)
         except RlgkdError:
             if not (out / PROGRESS).exists():  # refused before any training: leave nothing behind
-                shutil.rmtree(out)
+                shutil.rmtree(made)
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -305,3 +306,14 @@ def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):
     with pytest.raises(SettingError) as error:
         Objective(**settings)
     assert error.value.field == field
+
+
+def test_over_the_coin_the_policy_term_has_the_weight_that_equation_5_gives_it() -> None:
+    student, teacher = policy(0), policy(1)
+    data = [dataclasses.replace(t, source=Source.DATA) for t in BATCH]
+    mixed = Objective(alpha=0.3, student_fraction=0.25)
+    expected = 0.25 * gradient(mixed, student, teacher) + 0.75 * gradient(mixed, student, teacher, batch=data)
+    on_policy = gradient(Objective(alpha=0.3), student, teacher)
+    torch.testing.assert_close(
+        expected, on_policy
+    )  # the texts are the same, so is the divergence; the reward counts once

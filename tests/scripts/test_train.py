@@ -43,10 +43,10 @@ def test_a_run_leaves_the_promised_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     promised = {"config.yaml", "progress.csv", "tensorboard", "rollouts.jsonl", "checkpoints", "model", "summary.json"}
     assert promised | {"report.html"} <= names
-    rows = list(csv.DictReader((finished / "progress.csv").open()))
+    rows = list(csv.DictReader((finished / "progress.csv").read_text().splitlines()))
     assert [int(row["time/iterations"]) for row in rows] == list(range(1, len(rows) + 1))
     assert all(float(row["train/divergence"]) > 0 for row in rows)
-    rollouts = [json.loads(line) for line in (finished / "rollouts.jsonl").open()]
+    rollouts = [json.loads(line) for line in (finished / "rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 16 * len(rows)
     assert {"prompt", "completion", "reward", "parts", "stop", "step", "source"} <= rollouts[0].keys()
     summary = json.loads((finished / "summary.json").read_text())
@@ -65,7 +65,7 @@ def test_the_resolved_config_runs_again_as_it_is(finished: Path) -> None:
 def test_the_model_opens_with_transformers_alone_and_with_the_agent(finished: Path) -> None:
     module = AutoModelForCausalLM.from_pretrained(finished / "model")
     env = make_sb3_vec_env("rlgkd/GroundedSummary-v0")
-    agent = agents.Reinforce.load(finished / "model", env=env)
+    agent = agents.Reinforce.load(finished / "model", env=env, learning_rate=1e-3)
     for name, value in module.state_dict().items():
         assert (agent.student.module.state_dict()[name] == value).all()
     assert len(agent.generate([" A farm was sold by Mara Telby.\nSummary:"])[0]) > 0
