@@ -20,7 +20,10 @@ def test_every_recipe_is_valid_and_opens_with_its_paper(name: str) -> None:
 
 
 def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
-    settings = read("quickstart", ["alpha=0.25", "student_layers=[0, 1]", "teacher=", "env_settings={split: train}"])
+    settings = read(
+        "quickstart",
+        ["agent=Reinforce", "alpha=0.25", "student_layers=[0, 1]", "teacher=", "env_settings={split: train}"],
+    )
     assert settings.alpha == 0.25
     assert settings.student_layers == [0, 1]
     assert settings.env_settings == {"split": "train"}
@@ -54,4 +57,4 @@ def test_the_learning_rate_rises_and_then_falls_to_its_end() -> None:
 
 
 def test_a_teacher_left_empty_is_an_empty_name() -> None:
-    assert read("quickstart", ["teacher=''", "alpha=0"]).agent_settings()["teacher"] is None
+    assert read("quickstart", ["agent=Reinforce", "teacher=''", "alpha=0"]).agent_settings()["teacher"] is None

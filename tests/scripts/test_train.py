@@ -19,6 +19,7 @@ from rlgkd import agents
 from rlgkd.envs import make_sb3_vec_env
 
 SMALL = (
+    "agent=Reinforce", "alpha=0.5",
     "tokens=5000", "prompts_per_update=4", "group_size=4", "eval_prompts=8", "checkpoint_every=1", "threads=1",
     "learning_rate=0.001",
 )  # fmt: skip
@@ -115,10 +116,10 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
         (["train", "quickstart", "env=rlgkd/GroundedSumary-v0"], ["env", "'rlgkd/GroundedSummary-v0'"]),
         (["train", "quickstart", "student=embedded:nobody"], ["embedded:nobody", "embedded:grounded-student"]),
         (["train", "quickstart", "student=/no/such/model"], ["/no/such/model", "config.json"]),
-        (["train", "quickstart", "teacher="], ["teacher", "alpha"]),
+        (["train", "quickstart", "agent=Reinforce", "teacher="], ["teacher", "alpha"]),
         (["train", "quickstart", "divergence=jsd"], ["beta"]),
         (["train", "quickstart", "divergence=reverse_lk"], ["reverse_lk", "'reverse_kl'"]),
-        (["train", "quickstart", "alpha=0", "student_fraction=0.5"], ["student_fraction", "0.5"]),
+        (["train", "quickstart", "agent=Reinforce", "alpha=0", "student_fraction=0.5"], ["student_fraction", "0.5"]),
         (["train", "quickstart", "env_settings={max_prompt_tokens: 400}"], ["context", "256"]),
         (["train", "quickstart", "env_settings={max_promt_tokens: 4}"], ["env_settings", "max_promt_tokens"]),
         (["train", "quickstart", "env_settings={max_prompt_tokens: 20}"], ["prompt", "20"]),
