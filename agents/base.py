@@ -13,25 +13,25 @@ beside the weights and the optimizer.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import gymnasium as gym
 import numpy as np
 import torch
 from accelerate import Accelerator
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlgkd.agents.environment import as_sb3, check_wrappers
 from rlgkd.agents.policy import LanguageModelPolicy
+from rlgkd.agents.saving import agent_folder, read_settings, write_settings
 from rlgkd.agents.update import accumulate_gradient
-from rlgkd.errors import CheckpointError, ModelError, SettingError
+from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import load, load_tokenizer, save
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.objective import Objective
@@ -39,10 +39,7 @@ from rlgkd.ops.sampling import uniforms
 from rlgkd.rollout import references, rollout
 from rlgkd.types import Item, Score, Source, Task, Trajectory
 
-SETTINGS_FILE = "rlgkd_agent.json"
 PRECISIONS = ("float32", "bfloat16")
-SEEN_THROUGH = ("Monitor", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor")
-"""Wrappers that change nothing the agent reads; others would be passed by unseen, so they are refused."""
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
@@ -154,7 +151,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.latest: dict[str, Any] = {}
         super().__init__(
             policy=LanguageModelPolicy,  # type: ignore[arg-type]  # SB3's actor-critic is not needed here
-            env=_as_sb3(env),
+            env=as_sb3(env),
             learning_rate=learning_rate,
             n_steps=1, gamma=1.0, gae_lambda=1.0, ent_coef=0.0, vf_coef=0.0,
             max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1,
@@ -166,7 +163,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Open the models and build the optimizer; SB3 calls it at the end of its own construction."""
         self._setup_lr_schedule()
         assert self.env is not None
-        _check_wrappers(self.env)
+        check_wrappers(self.env)
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
         name, teacher, tokenizer, layers, temperature, teacher_temperature = self._sources
@@ -352,11 +349,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self, path: str | Path, exclude: Any = None, include: Any = None
     ) -> None:
         """Write a Hugging Face folder with the agent's settings beside the model. SB3's `.zip` ending is dropped."""
-        folder = Path(str(path).removesuffix(".zip"))
+        folder = agent_folder(path)
         save(self.student.module, self.student.tokenizer, folder)
-        plain = {name: value for name, value in self.settings.items() if not callable(value)}  # models are callable too
-        text = json.dumps({"agent": type(self).__name__, "settings": plain, "counters": self.counters}, indent=2)
-        (folder / SETTINGS_FILE).write_text(text + "\n")
+        write_settings(folder, type(self).__name__, self.settings, self.counters)
 
     @classmethod
     def load(  # type: ignore[override]
@@ -368,47 +363,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
         Raises: CheckpointError if the folder is not an agent's; SettingError for what must be given.
         """
-        folder = Path(str(path).removesuffix(".zip"))
-        try:
-            saved = json.loads((folder / SETTINGS_FILE).read_text())
-            agent_name, plain, counters = saved["agent"], saved["settings"], saved["counters"]
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise CheckpointError("path", str(path), f"give a folder that save() wrote: {error}") from error
-        if agent_name != cls.__name__:
-            raise CheckpointError("path", str(path), f"it holds a {agent_name}; use {agent_name}.load")
-        for name in ("teacher", "learning_rate"):
-            if name not in plain and name not in settings:
-                raise SettingError(name, "unsaved", f"it was given as an object; pass {name}=... to load")
+        folder = agent_folder(path)
+        plain, counters = read_settings(folder, cls.__name__, given=settings)
         if env is None:
             raise SettingError("env", env, "give the environment to go on in, for its prompts, limits and reward")
         agent = cls(env=env, **{**plain, "policy": str(folder), **settings})
         agent.counters = counters
         return agent
-
-
-def _as_sb3(env: Any) -> Any:
-    """A vector environment of Gymnasium's as SB3's; others as they are."""
-    if not isinstance(env, gym.vector.VectorEnv):
-        return env
-    if env.unwrapped is not env or not hasattr(env, "as_sb3"):
-        raise SettingError("env", str(env), "give the vector environment itself, without wrappers")
-    return env.as_sb3()
-
-
-def _check_wrappers(env: VecEnv) -> None:
-    """Refuse wrappers: the agent samples whole texts by the task itself, so what a wrapper changes would be ignored."""
-    layers: list[Any] = []
-    while isinstance(env, VecEnvWrapper):
-        layers.append(env)
-        env = env.venv
-    inner = env.envs[0] if isinstance(env, DummyVecEnv) else None
-    while isinstance(inner, gym.Wrapper):
-        layers.append(inner)
-        inner = inner.env
-    for layer in layers:
-        name = type(layer).__name__
-        if name not in SEEN_THROUGH:
-            raise SettingError("env", name, "this agent would not see the wrapper; put what it does into the reward")
 
 
 class _TokenBar(ProgressBarCallback):

@@ -3,42 +3,45 @@
     python scripts/build_assets.py [--only STAGE] [--out rlgkd/assets]
 
 Everything is drawn from the procedural world with fixed seeds; each model gets a card (README.md) with its data,
-steps, time and scores. They begin with random tokens written twice or tokens replaced, then with passages of one event:
-copying and comparing are the skills they lack, and on full passages these appear only after a long plateau.
+steps, time and scores. The writers begin with random tokens written twice, then passages of one event: copying is the
+skill they lack, and on full passages it appears only after a long plateau. The classifier begins as the teacher.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from rlgkd.envs.grounded.env import encode_pairs, prompt_of
-from rlgkd.envs.grounded.oracle import first_error, judge
-from rlgkd.envs.grounded.pairs import Pair, pair
+from rlgkd.envs.grounded.oracle import judge
+from rlgkd.envs.grounded.pairs import pair
 from rlgkd.envs.grounded.world import story, vocabulary
 from rlgkd.lm.decoding import decode
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
+from rlgkd.scripts.packing import judged, summaries, twice
 
 SEED = 2024
 """Of the items that the models learn from; training runs use other seeds."""
 PAD, END = "<|pad|>", "<|end|>"
 CONTEXT = 256
-
-Batch = tuple[Tensor, Tensor]
-"""Token ids [B, T] and the mask of those that are learnt."""
+PASSAGES = 32
+"""In each step."""
+WORDINGS, SENTENCES = 3, 4
+"""Of a summary for the writers, and pairs for the classifier, that each passage carries."""
 
 
 def main() -> None:
@@ -59,95 +62,100 @@ def main() -> None:
 def build_teacher(out: Path, scale: float) -> None:
     """The teacher, and the tokenizer that all models share."""
     tokenizer = build_tokenizer()
-    model = _llama(tokenizer, hidden=160, layers=3)
-    folder = out / "grounded-teacher"
-    _build_writer(model, tokenizer, folder, "teacher", scale, rounds=((2000, 1.5e-3),), warmup=150)
+    model = _llama(tokenizer, hidden=160, layers=4)
+    _build_writer(model, tokenizer, out / "grounded-teacher", "teacher", int(4000 * scale), rate=3e-3)
 
 
 def build_student(out: Path, scale: float) -> None:
     """The student: a tenth of the teacher, stopped early."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
     model = _llama(tokenizer, hidden=64, layers=2)
-    folder = out / "grounded-student"
-    _build_writer(model, tokenizer, folder, "student", scale, rounds=((1500, 3e-3),), warmup=250)
+    _build_writer(model, tokenizer, out / "grounded-student", "student", int(800 * scale), rate=3e-3)
+
+
+def _build_writer(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, role: str, steps: int, rate: float
+) -> None:
+    """Fit a model to reference summaries of fresh stories, save it, write its card."""
+    began = time.perf_counter()
+    batches = chain(
+        islice(twice(tokenizer, 2 * PASSAGES, seed=SEED), 100),
+        islice(summaries(tokenizer, PASSAGES, seed=SEED, wordings=WORDINGS, others=0), 150),
+        summaries(tokenizer, PASSAGES, seed=SEED, wordings=WORDINGS),
+    )
+
+    def loss() -> dict[str, Tensor]:
+        packed = next(batches)
+        states_BTH = model.model(**packed.inputs, use_cache=False).last_hidden_state
+        learnt = packed.tokens_of(torch.ones_like(packed.row_S))
+        logits_NV = model.lm_head(states_BTH[learnt.row_N, learnt.before_N])
+        return {"next token": functional.cross_entropy(logits_NV, learnt.ids(packed))}
+
+    curve = _fit(dict(model.named_parameters()), loss, steps, rate=rate, hold=0.3)
+    seconds = time.perf_counter() - began
+    saved = _save(model, tokenizer, folder)
+    scores = {split: _writer_scores(saved, tokenizer, split) for split in ("train", "test")}
+    _card(saved, role, model, f"{WORDINGS} wordings of the summary", seconds, curve, scores)
 
 
 def build_classifier(out: Path, scale: float) -> None:
-    """The entailment classifier: the teacher's body and one layer more, which learns to judge a sentence.
+    """The entailment classifier: the teacher's body and two layers more.
 
-    It learns the verdict at every token (is what stands so far still true of one event?) and is used at the last one.
+    Three losses, each a layer above the other: the body goes on predicting true sentences (of any event, not the main
+    one alone); the first new layer tells of every token whether the body expected it; the second carries what was not
+    expected to the end token, where the verdict is read. The verdict alone teaches nothing, and neither does the one
+    wrong token of a false sentence: comparing is learnt from a random token tried in the place of every true one.
     """
+    began = time.perf_counter()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
-    body = LlamaForCausalLM.from_pretrained(out / "grounded-teacher", dtype=torch.float32).model
-    labels = {0: "not_entailment", 1: "entailment"}
-    names = {name: label for label, name in labels.items()}
-    shape = {**body.config.to_dict(), "num_hidden_layers": body.config.num_hidden_layers + 1}
+    teacher = LlamaForCausalLM.from_pretrained(out / "grounded-teacher", dtype=torch.float32)
+    depth, labels = teacher.config.num_hidden_layers, ("not_entailment", "entailment")
     model = LlamaForSequenceClassification(
-        LlamaConfig(**{**shape, "num_labels": 2, "id2label": labels, "label2id": names})
-    )
-    model.model.load_state_dict(body.state_dict(), strict=False)
-    steps, warmup, size, began = int(650 * scale), int(240 * scale), 64, time.perf_counter()
-    easy, batches = _judged_pairs(tokenizer, size, others=0), _judged_pairs(tokenizer, size)
-    altered = _altered(tokenizer, size)
+        LlamaConfig(**{
+            **teacher.config.to_dict(), "num_hidden_layers": depth + 2,
+            "id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)},
+        })
+    )  # fmt: skip
+    model.model.load_state_dict(teacher.model.state_dict(), strict=False)
+    # Heads of the first two losses, gone after training. The norm above the body is the body's own.
+    predict = teacher.model.norm
+    spot = nn.Sequential(nn.RMSNorm(teacher.config.hidden_size), nn.Linear(teacher.config.hidden_size, 1))
+    batches = judged(tokenizer, PASSAGES, seed=SEED, sentences=SENTENCES)
 
-    def loss_of(step: int) -> Tensor:
-        ids, verdicts_BT = next(altered if step < warmup else easy if step < 1.5 * warmup else batches)
-        judged = verdicts_BT >= 0
-        states_NH = model.model(input_ids=ids).last_hidden_state[judged]
-        return torch.nn.functional.cross_entropy(model.score(states_NH), verdicts_BT[judged])
+    def loss() -> dict[str, Tensor]:
+        batch = next(batches)
+        packed, true, tried = batch.packed, batch.true, batch.tried
+        states = model.model(**packed.inputs, use_cache=False, output_hidden_states=True)
+        body_BTH, spotter_BTH = states.hidden_states[depth : depth + 2]
+        logits_NV = predict(body_BTH[true.row_N, true.before_N]) @ model.model.embed_tokens.weight.T
+        probabilities_NV = logits_NV.detach().softmax(-1)
+        spotted, unexpected = [], []
+        for tokens in (true, tried):
+            probability_N = probabilities_NV.gather(1, tokens.ids(packed)[:, None])[:, 0]
+            sure = (probability_N < 0.003) | (probability_N > 0.03)
+            spotted.append(spotter_BTH[tokens.row_N, tokens.column_N][sure])
+            unexpected.append((probability_N < 0.01)[sure].float())
+        known = batch.wrong_BT >= 0
+        ends_SH = states.last_hidden_state[packed.row_S, packed.end_S - 1]
+        return {
+            "next token": functional.cross_entropy(logits_NV, true.ids(packed)),
+            "unexpected token": functional.binary_cross_entropy_with_logits(
+                spot(torch.cat(spotted))[:, 0], torch.cat(unexpected)
+            ),
+            "wrong token": functional.binary_cross_entropy_with_logits(
+                spot(spotter_BTH[known])[:, 0], batch.wrong_BT[known].float()
+            ),
+            "verdict": functional.cross_entropy(model.score(ends_SH), batch.entailed_S),
+        }
 
-    curve = _fit(model, loss_of, steps, rate=1e-3)
+    parameters = {**dict(model.named_parameters()), "predict": predict.weight, **dict(spot.named_parameters())}
+    curve = _fit(parameters, loss, int(1500 * scale), rate=2e-3, hold=0.5)
+    seconds = time.perf_counter() - began
     folder = _save(model, tokenizer, out / "grounded-nli")
-    scores = _classifier_scores(folder, tokenizer)
-    _card(folder, "entailment classifier", model, steps, size, time.perf_counter() - began, curve, scores)
-
-
-def _altered(tokenizer: PreTrainedTokenizerFast, size: int) -> Iterator[Batch]:
-    """Passages of one event with summaries, in half of which tokens come from other sentences; learnt is which do not.
-
-    The task of ELECTRA (Clark et al. 2020, arXiv 2003.10555). At the end token the verdict is on the whole sentence.
-    """
-    rng = np.random.default_rng(SEED)
-    for ids, learnt in _summaries(tokenizer, size, others=0):
-        end = ids == tokenizer.eos_token_id
-        strange = torch.from_numpy(rng.choice(ids[learnt & ~end].numpy(), tuple(ids.shape)))
-        touched = torch.from_numpy(rng.random((size, 1)) < 0.5) & torch.from_numpy(rng.random(tuple(ids.shape)) < 0.15)
-        given = torch.where(learnt & ~end & touched, strange, ids)
-        right = given == ids
-        yield given, torch.where(learnt, torch.where(end, right.all(1, keepdim=True), right).long(), -1)
-
-
-def _judged_pairs(tokenizer: PreTrainedTokenizerFast, size: int, others: int | None = None) -> Iterator[Batch]:
-    """Token ids and verdicts of fresh pairs, cut into batches of like length."""
-    index = 0
-    while True:
-        pairs = [pair("train", SEED, index + n, others=others) for n in range(8 * size)]
-        index += len(pairs)
-        pairs.sort(key=lambda p: len(p.premise) + len(p.hypothesis))
-        batches = [pairs[n : n + size] for n in range(0, len(pairs), size)]
-        random.Random(index).shuffle(batches)
-        for batch in batches:
-            ids, _ = encode_pairs(tokenizer, [p.premise for p in batch], [p.hypothesis for p in batch])
-            yield ids, _verdicts(tokenizer, batch, ids.shape[1])
-
-
-def _verdicts(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], width: int) -> Tensor:
-    """[B, T] 1 at the hypothesis's tokens while it is true, 0 at its first error, -1 where nothing is to learn.
-
-    At the end token the verdict is on the whole sentence; of a broken one that is all that is learnt.
-    """
-    verdicts_BT = torch.full((len(pairs), width), -1)
-    for row, p in enumerate(pairs):
-        premise = prompt_of(p.premise)
-        offsets = tokenizer(f"{premise} {p.hypothesis}", return_offsets_mapping=True)["offset_mapping"]
-        begin = len(tokenizer(premise)["input_ids"])
-        if p.kind != "broken":
-            end = len(premise) + 1 + (len(p.hypothesis) + 1 if p.entailed else first_error(p.hypothesis, p.events))
-            for column in range(begin, len(offsets)):
-                if offsets[column][1] <= end:
-                    verdicts_BT[row, column] = int(offsets[column][1] < end)
-        verdicts_BT[row, len(offsets)] = int(p.entailed)
-    return verdicts_BT
+    _card(
+        folder, "entailment classifier", model, f"{SENTENCES} sentences", seconds, curve,
+        _classifier_scores(folder, tokenizer),
+    )  # fmt: skip
 
 
 STAGES: dict[str, Callable[[Path, float], None]] = {
@@ -189,92 +197,40 @@ def _llama(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int) -> L
     )
 
 
-def _build_writer(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, role: str, scale: float, *,
-    rounds: tuple[tuple[int, float], ...], warmup: int, size: int = 64,
-) -> None:  # fmt: skip
-    """Fit a model to reference summaries of fresh stories, save it, write its card.
+def _fit(
+    parameters: dict[str, nn.Parameter], loss: Callable[[], dict[str, Tensor]], steps: int, *, rate: float, hold: float
+) -> list[dict[str, float]]:
+    """Muon for the layers' matrices, AdamW for the rest; returns the mean losses of each hundred steps.
 
-    Each round is (steps, learning rate); a learning rate that falls and rises again leaves a plateau sooner than one
-    long fall does.
+    The learning rate rises for 100 steps, holds until `hold` of all, and falls to almost nothing.
     """
-    began = time.perf_counter()
-    easy, batches = _summaries(tokenizer, size, others=0), _summaries(tokenizer, size)
-    words = _words(tokenizer)
-
-    def first_loss(step: int) -> Tensor:
-        if step < warmup:
-            return _next_token_loss(model, *_twice(words, step, size))
-        return _next_token_loss(model, *next(easy if step < 2 * warmup else batches))
-
-    curve: list[float] = []
-    for number, (steps, rate) in enumerate(rounds):
-        loss_of = first_loss if number == 0 else lambda _: _next_token_loss(model, *next(batches))
-        curve += _fit(model, loss_of, int(steps * scale), rate=rate)
-    saved = _save(model, tokenizer, folder)
-    scores = {split: _writer_scores(saved, tokenizer, split) for split in ("train", "test")}
-    total = sum(int(steps * scale) for steps, _ in rounds)
-    _card(saved, role, model, total, size, time.perf_counter() - began, curve, scores)
-
-
-def _fit(model: torch.nn.Module, loss_of: Callable[[int], Tensor], steps: int, *, rate: float) -> list[float]:
-    """AdamW, 100 steps of warm-up, a constant half, a linear decay; returns the mean loss of each hundred steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    losses: list[float] = []
-    model.train()
+    inner = {name for name, p in parameters.items() if ".layers." in name and p.ndim == 2}
+    optimizers = [
+        torch.optim.Muon(
+            [p for name, p in parameters.items() if name in inner],
+            lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [p for name, p in parameters.items() if name not in inner], lr=rate, betas=(0.9, 0.98), weight_decay=0.01
+        ),
+    ]  # fmt: skip
+    losses: list[dict[str, float]] = []
+    curve: list[dict[str, float]] = []
     for step in range(steps):
-        decay = min(1.0, 2 * (steps - step) / steps)
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100) * max(0.02, decay)
-        loss = loss_of(step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+        share = min(1.0, (step + 1) / 100) * max(0.02, min(1.0, (1 - step / steps) / (1 - hold)))
+        parts = loss()
+        torch.stack(list(parts.values())).sum().backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append({name: part.item() for name, part in parts.items()})
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}/{steps}  loss {np.mean(losses[-100:]):.4f}", flush=True)
-    model.eval()
-    return [float(np.mean(losses[n : n + 100])) for n in range(0, steps, 100)]
-
-
-def _next_token_loss(model: LlamaForCausalLM, ids: Tensor, learnt: Tensor) -> Tensor:
-    states = model.model(input_ids=ids).last_hidden_state[:, :-1][learnt[:, 1:]]
-    return torch.nn.functional.cross_entropy(model.lm_head(states), ids[:, 1:][learnt[:, 1:]])
-
-
-def _words(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The tokens that the world's words are made of."""
-    return sorted({token for word in vocabulary() for token in tokenizer(word)["input_ids"]})
-
-
-def _twice(words: list[int], step: int, size: int, length: int = 24) -> Batch:
-    """Random tokens, then the same again; the second time is learnt."""
-    once = np.random.default_rng([SEED, step]).choice(words, (size, length))
-    ids = torch.from_numpy(np.concatenate([once, once], axis=1))
-    learnt = torch.zeros_like(ids, dtype=torch.bool)
-    learnt[:, length + 1 :] = True
-    return ids, learnt
-
-
-def _summaries(tokenizer: PreTrainedTokenizerFast, size: int, others: int | None = None) -> Iterator[Batch]:
-    """Passages with their reference summaries, cut into batches of like length."""
-    index = 0
-    while True:
-        stories = [story("train", SEED, index + n, others=others) for n in range(8 * size)]
-        index += len(stories)
-        prompts = tokenizer([prompt_of(s.passage) for s in stories])["input_ids"]
-        endings = tokenizer([f" {s.reference}{END}" for s in stories])["input_ids"]
-        rows = sorted(zip(prompts, endings, strict=True), key=lambda row: len(row[0]) + len(row[1]))
-        batches = [rows[n : n + size] for n in range(0, len(rows), size)]
-        random.Random(index).shuffle(batches)
-        for batch in batches:
-            width = max(len(prompt) + len(ending) for prompt, ending in batch)
-            ids = torch.full((size, width), int(tokenizer.pad_token_id))
-            learnt = torch.zeros(size, width, dtype=torch.bool)
-            for row, (prompt, ending) in enumerate(batch):
-                total = len(prompt) + len(ending)
-                ids[row, :total], learnt[row, len(prompt) : total] = torch.tensor(prompt + ending), True
-            yield ids, learnt
+            curve.append({name: float(np.mean([row[name] for row in losses[-100:]])) for name in parts})
+            print(f"step {step + 1}/{steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in curve[-1].items()), flush=True)
+    return curve
 
 
 def _writer_scores(folder: Path, tokenizer: PreTrainedTokenizerFast, split: str, number: int = 512) -> dict[str, float]:
@@ -319,17 +275,19 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
 
 
 def _card(
-    folder: Path, role: str, model: torch.nn.Module, steps: int, size: int, seconds: float, curve: list[float],
+    folder: Path, role: str, model: nn.Module, carried: str, seconds: float, curve: list[dict[str, float]],
     scores: dict[str, Any],
 ) -> None:  # fmt: skip
     """Write the model's card: what it is, what it learnt from, how long, and how well it does."""
     parameters = sum(p.numel() for p in model.parameters())
+    losses = "\n".join(f"- {name}: {', '.join(f'{row[name]:.3f}' for row in curve)}" for name in curve[0])
     text = f"""# {folder.name}
 
 The {role} of GroundedSummary: a Llama of {parameters:,} parameters, weights in float16.
 
 - Data: fresh items of the procedural world, split `train`, seed {SEED}; none is seen twice.
-- Steps: {steps} of {size} items, {seconds / 60:.0f} minutes on {torch.get_num_threads()} threads, float32.
+- Steps: {100 * len(curve)} of {PASSAGES} passages with {carried} each, {seconds / 60:.0f} minutes on
+  {torch.get_num_threads()} threads, float32.
 - Rebuilt by `python scripts/build_assets.py`.
 
 Scores of the weights as saved, on items of other seeds (samples at temperature 1, the exact oracle's verdict) or
@@ -339,7 +297,9 @@ pairs of the test split:
 {json.dumps(scores, indent=2)}
 ```
 
-Mean loss (nats) of each hundred steps: {", ".join(f"{value:.3f}" for value in curve)}
+Mean losses (nats) of each hundred steps:
+
+{losses}
 """
     (folder / "README.md").write_text(text)
     print(folder.name, json.dumps(scores), flush=True)

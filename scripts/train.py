@@ -15,14 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import gymnasium as gym
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from rlgkd import agents, checkpoint
 from rlgkd.agents.base import TextAlgorithm
@@ -30,11 +28,11 @@ from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
 from rlgkd.scripts import report
+from rlgkd.scripts.recorder import CHECKPOINTS, PROGRESS, ROLLOUTS, ProgressCsv, Recorder
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
-from rlgkd.types import Trajectory
 
 EXAMPLES = 20
-CONFIG, PROGRESS, ROLLOUTS, SUMMARY = "config.yaml", "progress.csv", "rollouts.jsonl", "summary.json"
+CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 
 def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
@@ -66,15 +64,7 @@ def resume(out: Path, *, quiet: bool = False) -> Path:
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
     settings = read(out / CONFIG)
     with _locked(out):
-        agent = build_agent(settings)
-        newest = checkpoint.latest(out / "checkpoints")
-        sizes = {PROGRESS: 0, ROLLOUTS: 0}
-        if newest is not None:
-            state = checkpoint.load(newest, model=agent.student.module, optimizer=agent.policy.optimizer)
-            agent.counters, sizes = state["counters"], state["sizes"]
-        for name, size in sizes.items():
-            _cut(out / name, size)
-        return _run(settings, agent, out, quiet)
+        return _run(settings, build_agent(settings), out, quiet)
 
 
 def build_agent(settings: RunSettings) -> TextAlgorithm:
@@ -101,28 +91,28 @@ def make_env(env: str, *, seed: int, **env_settings: Any) -> TextVecEnv:
 
 
 def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
-    """Evaluate, train, evaluate, and write what is left: model, summary, report."""
+    """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report."""
     console = Console(stderr=True)
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
-    before = _evaluate(settings, agent, trained=False)
-    taught = None
-    if agent.teacher is not None:
-        taught = evaluate(agent.teacher, agent.teacher, agent.task, **_evaluation(settings))
+    scored: dict[str, Any] = {"split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.seed}
+    before = evaluate(agent.student, agent.teacher, agent.task, **scored)
+    taught = evaluate(agent.teacher, agent.teacher, agent.task, **scored) if agent.teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
 
+    _rewind(agent, out)
     with (out / PROGRESS).open("a") as progress, (out / ROLLOUTS).open("a") as rollouts:
         events = TensorBoardOutputFormat(str(out / "tensorboard"))
-        agent.set_logger(Logger(str(out), [_ProgressCsv(progress), events]))
+        agent.set_logger(Logger(str(out), [ProgressCsv(progress), events]))
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = _Recorder(settings, out, progress, rollouts, quiet=quiet, console=console)
+            recorder = Recorder(settings, out, progress, rollouts, quiet=quiet, console=console)
             agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
         events.close()
 
-    after = _evaluate(settings, agent, trained=True)
+    after = evaluate(agent.student, agent.teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     _save_model(agent, out / "model")
@@ -133,17 +123,15 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     return page
 
 
-def _evaluate(settings: RunSettings, agent: TextAlgorithm, *, trained: bool) -> Evaluation:
-    """The student now, or (a continued run needs it) as it was before training."""
-    student = agent.student
-    if not trained and agent.num_timesteps:
-        fresh = build_agent(settings)
-        student = fresh.student
-    return evaluate(student, agent.teacher, agent.task, **_evaluation(settings))
-
-
-def _evaluation(settings: RunSettings) -> dict[str, Any]:
-    return {"split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.seed}
+def _rewind(agent: TextAlgorithm, out: Path) -> None:
+    """Bring agent and growing files to the newest whole checkpoint, or to the beginning where there is none."""
+    newest = checkpoint.latest(out / CHECKPOINTS)
+    sizes = {PROGRESS: 0, ROLLOUTS: 0}
+    if newest is not None:
+        state = checkpoint.load(newest, model=agent.student.module, optimizer=agent.policy.optimizer)
+        agent.counters, sizes = state["counters"], state["sizes"]
+    for name, size in sizes.items():
+        _cut(out / name, size)
 
 
 def summarise(
@@ -179,102 +167,6 @@ def summarise(
             for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
         ],
     }  # fmt: skip
-
-
-class _ProgressCsv(KVWriter):
-    """SB3's csv, but appended to and never rewritten: the header is the first row's keys."""
-
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-        file.seek(0, 2)
-        self.keys: list[str] = []
-        if file.tell():
-            with open(file.name) as written:
-                self.keys = written.readline().rstrip("\n").split(",")
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        row = {name: value for name, value in key_values.items() if "csv" not in (key_excluded[name] or ())}
-        if not self.keys:
-            self.keys = sorted(row)
-            self.file.write(",".join(self.keys) + "\n")
-        self.file.write(",".join(str(row.get(name, "")) for name in self.keys) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        """The file belongs to the run."""
-
-
-class _Recorder(BaseCallback):
-    """Writes checkpoints and rollouts, and shows how it goes."""
-
-    def __init__(
-        self, settings: RunSettings, out: Path, progress: TextIO, rollouts: TextIO, *, quiet: bool, console: Console
-    ) -> None:
-        super().__init__()
-        self.settings, self.out, self.quiet, self.console = settings, out, quiet, console
-        self.files = {PROGRESS: progress, ROLLOUTS: rollouts}
-        self.model: TextAlgorithm
-        self._saved = -1
-        self._bar = Progress(
-            BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn(), console=console,
-            disable=quiet,
-        )  # fmt: skip
-        self._row = self._bar.add_task("sampling", total=settings.tokens)
-
-    def _on_training_start(self) -> None:
-        self._saved = self.model.counters["updates"]
-        self._bar.start()
-
-    def _on_step(self) -> bool:
-        self._bar.update(self._row, completed=self.model.num_timesteps)
-        return True
-
-    def _on_rollout_start(self) -> None:
-        """Between two updates everything is at rest: this is where a run can be continued from."""
-        updates = self.model.counters["updates"]
-        if updates > self._saved:
-            self._show(updates)
-            if updates % self.settings.checkpoint_every == 0:
-                self._checkpoint(updates)
-
-    def _on_rollout_end(self) -> None:
-        for trajectory in self.model.trajectories:
-            self.files[ROLLOUTS].write(json.dumps(self._record(trajectory)) + "\n")
-        self.files[ROLLOUTS].flush()
-
-    def _on_training_end(self) -> None:
-        self._bar.stop()
-        self._checkpoint(self.model.counters["updates"])
-
-    def _record(self, t: Trajectory) -> dict[str, Any]:
-        return {
-            "step": self.model.counters["updates"], "key": t.item.key, "sample": t.sample, "source": str(t.source),
-            "prompt": t.item.prompt, "completion": t.text, "reward": t.score.reward, "parts": dict(t.score.parts),
-            "length": t.length, "logp": float(t.logp_T.sum()), "stop": str(t.stop),
-        }  # fmt: skip
-
-    def _show(self, updates: int) -> None:
-        shown = self.model.latest
-        line = (
-            f"update {updates}  reward {shown.get('rollout/ep_rew_mean', float('nan')):.3f}"
-            f"  divergence {shown.get('train/divergence', float('nan')):.3f} nats"
-            f"  length {shown.get('rollout/ep_len_mean', 0):.1f}"
-            f"  {shown.get('time/tokens_per_second', 0):.0f} tokens/s"
-        )
-        self._bar.update(self._row, description=line)
-        if self.quiet and updates % 10 == 0:
-            self.console.print(line, highlight=False)
-
-    def _checkpoint(self, updates: int) -> None:
-        sizes = {name: file.tell() for name, file in self.files.items()}
-        folder = self.out / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        checkpoint.save(
-            folder / f"step-{updates}", model=self.model.student.module, optimizer=self.model.policy.optimizer,
-            state={"counters": self.model.counters, "sizes": sizes, "settings": self.settings.model_dump()},
-        )  # fmt: skip
-        checkpoint.prune(folder)
-        self._saved = updates
 
 
 def _save_model(agent: TextAlgorithm, folder: Path) -> None:

@@ -61,10 +61,10 @@ class Pair:
     """What the premise tells."""
 
 
-def pair(split: str, seed: int, index: int, *, others: int | None = None) -> Pair:
+def pair(split: str, seed: int, index: int, *, variant: int = 0) -> Pair:
     """The pair with this index; the same arguments give the same pair in every process.
 
-    `others` is how many events the premise tells beside its main one, as in `world.story`.
+    Pairs of one index share their premise; `variant` numbers them.
 
     Every true sentence is true by the oracle, every false one false or, of kind `broken`, unparsable.
 
@@ -73,8 +73,8 @@ def pair(split: str, seed: int, index: int, *, others: int | None = None) -> Pai
     >>> pair("train", 0, 0) == pair("train", 0, 0)
     True
     """
-    story = world.story(split, seed + _STORY_SEED_OFFSET, index, others=others)
-    rng = random.Random(f"rlgkd-grounded-pair:{split}:{seed}:{index}")
+    story = world.story(split, seed + _STORY_SEED_OFFSET, index)
+    rng = random.Random(f"rlgkd-grounded-pair:{split}:{seed}:{index}" + (f":{variant}" if variant else ""))
     if rng.random() < 0.5:
         source = _source(rng, story)
         kind = "main" if source is story.events[0] else "other"

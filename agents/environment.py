@@ -1,0 +1,38 @@
+"""Which environments an agent takes: those of rlgkd.envs, bare or in wrappers that change nothing the agent reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+
+from rlgkd.errors import SettingError
+
+SEEN_THROUGH = ("Monitor", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor")
+"""Wrappers that change nothing the agent reads; others would be passed by unseen, so they are refused."""
+
+
+def as_sb3(env: Any) -> Any:
+    """A vector environment of Gymnasium's as SB3's; others as they are."""
+    if not isinstance(env, gym.vector.VectorEnv):
+        return env
+    if env.unwrapped is not env or not hasattr(env, "as_sb3"):
+        raise SettingError("env", str(env), "give the vector environment itself, without wrappers")
+    return env.as_sb3()
+
+
+def check_wrappers(env: VecEnv) -> None:
+    """Refuse wrappers: the agent samples whole texts by the task itself, so what a wrapper changes would be ignored."""
+    layers: list[Any] = []
+    while isinstance(env, VecEnvWrapper):
+        layers.append(env)
+        env = env.venv
+    inner = env.envs[0] if isinstance(env, DummyVecEnv) else None
+    while isinstance(inner, gym.Wrapper):
+        layers.append(inner)
+        inner = inner.env
+    for layer in layers:
+        name = type(layer).__name__
+        if name not in SEEN_THROUGH:
+            raise SettingError("env", name, "this agent would not see the wrapper; put what it does into the reward")

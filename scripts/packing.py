@@ -1,0 +1,223 @@
+"""What the embedded models learn from: passages, each with several sentences that do not see one another.
+
+A row is a passage and its sentences side by side. Each sentence takes the positions right behind the passage and
+attends to the passage and to itself, so that it is read as if it stood there alone, and one reading of the passage
+(most of a row) serves all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlgkd.envs.grounded.env import prompt_of
+from rlgkd.envs.grounded.oracle import first_error
+from rlgkd.envs.grounded.pairs import Pair, pair
+from rlgkd.envs.grounded.world import story, summarise, vocabulary
+
+Drawn = TypeVar("Drawn")
+Row = tuple[list[int], list[list[int]]]
+"""Tokens of a passage, and of each of its sentences, which end with the end token."""
+PASSAGES_AHEAD = 8
+"""Batches that are drawn at a time, so that rows of like length can share one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Rows in one rectangle, right-padded."""
+
+    ids_BT: Tensor
+    positions_BT: Tensor
+    mask_B1TT: Tensor
+    """Added to attention scores: 0 where a token may look, -inf where not (a padded token sees itself)."""
+    passage_S: Tensor
+    """Of each sentence: the length of its passage, in tokens."""
+    row_S: Tensor
+    begin_S: Tensor
+    end_S: Tensor
+    """Of each sentence: its row, its first column, the one past its end token."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """As a Hugging Face model takes them."""
+        return {
+            "input_ids": self.ids_BT, "position_ids": self.positions_BT, "attention_mask": self.mask_B1TT
+        }  # fmt: skip
+
+    def tokens_of(self, chosen_S: Tensor) -> Tokens:
+        """All tokens of the chosen sentences."""
+        rows, columns, before = [], [], []
+        for s in chosen_S.nonzero()[:, 0].tolist():
+            begin, end = int(self.begin_S[s]), int(self.end_S[s])
+            rows.append(self.row_S[s].expand(end - begin))
+            columns.append(torch.arange(begin, end))
+            before.append(torch.cat([self.passage_S[s, None] - 1, torch.arange(begin, end - 1)]))
+        return Tokens(row_N=torch.cat(rows), column_N=torch.cat(columns), before_N=torch.cat(before))
+
+    def beside(self, tokens: Tokens, ids_N: Tensor) -> tuple[Packed, Tokens]:
+        """For each of the tokens another one that could stand in its place, in a column of its own.
+
+        It sees what that token sees; no other token sees it.
+        """
+        (size, width), counts = self.ids_BT.shape, torch.bincount(tokens.row_N, minlength=len(self.ids_BT))
+        order = tokens.row_N.argsort(stable=True)
+        column_N = torch.empty_like(order)
+        column_N[order] = width + torch.cat([torch.arange(n) for n in counts.tolist()])
+        wide = width + int(counts.max())
+        pad_ids_BT, pad_positions_BT = self.ids_BT.new_zeros(size, wide), self.ids_BT.new_zeros(size, wide)
+        mask_BTT = torch.full((size, wide, wide), float("-inf"))
+        pad_ids_BT[:, :width], pad_positions_BT[:, :width] = self.ids_BT, self.positions_BT
+        mask_BTT[:, :width, :width] = self.mask_B1TT[:, 0]
+        pad_ids_BT[tokens.row_N, column_N] = ids_N
+        pad_positions_BT[tokens.row_N, column_N] = self.positions_BT[tokens.row_N, tokens.column_N]
+        mask_BTT[tokens.row_N, column_N] = mask_BTT[tokens.row_N, tokens.column_N]
+        mask_BTT[tokens.row_N, column_N, tokens.column_N] = float("-inf")
+        mask_BTT.diagonal(dim1=1, dim2=2).zero_()
+        packed = replace(self, ids_BT=pad_ids_BT, positions_BT=pad_positions_BT, mask_B1TT=mask_BTT[:, None])
+        return packed, replace(tokens, column_N=column_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Some tokens of a rectangle."""
+
+    row_N: Tensor
+    column_N: Tensor
+    before_N: Tensor
+    """The column whose state predicts the token."""
+
+    def ids(self, packed: Packed) -> Tensor:
+        """What they are."""
+        return packed.ids_BT[self.row_N, self.column_N]
+
+
+def pack(rows: Sequence[Row], *, pad: int) -> Packed:
+    """Lay out rows of passages and sentences."""
+    shape = (len(rows), max(len(passage) + sum(map(len, sentences)) for passage, sentences in rows))
+    ids_BT, positions_BT = np.full(shape, pad), np.zeros(shape, np.int64)
+    owner_BT = np.full(shape, -1)  # 0 the passage, then 1, 2, ... the sentences
+    spans = []
+    for row, (passage, sentences) in enumerate(rows):
+        begin = 0
+        for owner, tokens in enumerate([passage, *sentences]):
+            end = begin + len(tokens)
+            ids_BT[row, begin:end], owner_BT[row, begin:end] = tokens, owner
+            start = len(passage) if owner else 0
+            positions_BT[row, begin:end] = np.arange(start, start + len(tokens))
+            if owner:
+                spans.append((len(passage), row, begin, end))
+            begin = end
+    seen_BTT = (owner_BT[:, :, None] == owner_BT[:, None, :]) | (owner_BT[:, None, :] == 0)
+    seen_BTT &= np.tri(shape[1], dtype=bool)
+    passage_S, row_S, begin_S, end_S = torch.tensor(spans).T
+    return Packed(
+        ids_BT=torch.from_numpy(ids_BT),
+        positions_BT=torch.from_numpy(positions_BT),
+        mask_B1TT=torch.zeros(seen_BTT.shape).masked_fill_(~torch.from_numpy(seen_BTT), float("-inf"))[:, None],
+        passage_S=passage_S, row_S=row_S, begin_S=begin_S, end_S=end_S,
+    )  # fmt: skip
+
+
+def twice(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, length: int = 24) -> Iterator[Packed]:
+    """Random tokens of the world's words as the passage, the same again as the sentence: to learn to copy."""
+    words = _words(tokenizer)
+    for step in count():
+        tokens = np.random.default_rng([seed, step]).choice(words, (size, length)).tolist()
+        yield pack([(row, [row]) for row in tokens], pad=int(tokenizer.pad_token_id))
+
+
+def summaries(
+    tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, wordings: int, others: int | None = None
+) -> Iterator[Packed]:
+    """Passages with several wordings of the reference; `others` as in `world.story`."""
+
+    def row(index: int) -> Row:
+        told = story("train", seed, index, others=others)
+        rng = random.Random(f"wordings:{index}")
+        sentences = [told.reference, *(summarise(told.events[0], rng) for _ in range(wordings - 1))]
+        return _tokens(tokenizer, told.passage, sentences)
+
+    for batch in _of_like_length(row, _length, size):
+        yield pack(batch, pad=int(tokenizer.pad_token_id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Passages with true and false sentences."""
+
+    packed: Packed
+    entailed_S: Tensor
+    """1 or 0."""
+    true: Tokens
+    """The tokens of the true sentences."""
+    tried: Tokens
+    """Beside each of them a random one, half of them from the passage: mostly wrong in its place."""
+    wrong_BT: Tensor
+    """1 at the token that makes a sentence false, 0 at those before it and at all of a true one, else -1."""
+
+
+def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentences: int) -> Iterator[Judged]:
+    """Passages, each with so many of its pairs of `grounded.pairs`."""
+    words, rng = _words(tokenizer), np.random.default_rng(seed)
+
+    def row(index: int) -> tuple[Row, list[Pair]]:
+        pairs = [pair("train", seed, index, variant=variant) for variant in range(sentences)]
+        return _tokens(tokenizer, pairs[0].premise, [p.hypothesis for p in pairs]), pairs
+
+    for batch in _of_like_length(row, lambda drawn: _length(drawn[0]), size):
+        packed = pack([tokens for tokens, _ in batch], pad=int(tokenizer.pad_token_id))
+        pairs = [p for _, pairs in batch for p in pairs]
+        entailed_S = torch.tensor([int(p.entailed) for p in pairs])
+        true = packed.tokens_of(entailed_S)
+        near_N = [int(rng.choice(batch[r][0][0])) for r in true.row_N.tolist()]
+        far_N = rng.choice(words, len(near_N))
+        packed, tried = packed.beside(true, torch.from_numpy(np.where(rng.random(len(far_N)) < 0.5, near_N, far_N)))
+        wrong_BT = torch.full_like(packed.ids_BT, -1)
+        for p, at, begin in zip(pairs, packed.row_S.tolist(), packed.begin_S.tolist(), strict=True):
+            verdicts = _verdicts(tokenizer, p)
+            wrong_BT[at, begin : begin + len(verdicts)] = torch.tensor(verdicts)
+        yield Judged(packed=packed, entailed_S=entailed_S, true=true, tried=tried, wrong_BT=wrong_BT)
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the world's words are made of."""
+    return sorted({token for word in vocabulary() for token in tokenizer(word)["input_ids"]})
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, passage: str, sentences: Sequence[str]) -> Row:
+    first, *rest = tokenizer([prompt_of(passage), *(f" {s}" for s in sentences)])["input_ids"]
+    return first, [[*tokens, int(tokenizer.eos_token_id)] for tokens in rest]
+
+
+def _verdicts(tokenizer: PreTrainedTokenizerBase, p: Pair) -> list[int]:
+    """`Judged.wrong_BT` of one sentence; of a broken one nothing is learnt token by token."""
+    if p.kind == "broken":
+        return []
+    offsets = tokenizer(f" {p.hypothesis}", return_offsets_mapping=True)["offset_mapping"]
+    if p.entailed:
+        return [0] * len(offsets)
+    error = 1 + first_error(p.hypothesis, p.events)  # 1 for the space ahead
+    right = [end for _, end in offsets if end < error]
+    return [0] * len(right) + [1]
+
+
+def _length(row: Row) -> int:
+    passage, sentences = row
+    return len(passage) + sum(map(len, sentences))
+
+
+def _of_like_length(draw: Callable[[int], Drawn], length: Callable[[Drawn], int], size: int) -> Iterator[list[Drawn]]:
+    """What `draw` gives for 0, 1, 2, ..., in batches that need little padding."""
+    for first in count(step=PASSAGES_AHEAD * size):
+        drawn = sorted(map(draw, range(first, first + PASSAGES_AHEAD * size)), key=length)
+        batches = [drawn[n : n + size] for n in range(0, len(drawn), size)]
+        random.Random(first).shuffle(batches)
+        yield from batches

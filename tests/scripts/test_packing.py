@@ -1,0 +1,76 @@
+"""Sentences packed behind one passage are read as if each stood there alone."""
+
+from __future__ import annotations
+
+import torch
+
+from rlgkd.envs.grounded.env import prompt_of
+from rlgkd.envs.grounded.pairs import pair
+from rlgkd.envs.grounded.world import story
+from rlgkd.lm import load, load_tokenizer
+from rlgkd.scripts.packing import judged, summaries
+
+TOKENIZER = load_tokenizer("embedded:grounded-student")
+
+
+@torch.no_grad()
+def test_a_packed_sentence_is_read_as_if_it_stood_alone_behind_the_passage() -> None:
+    model = load("embedded:grounded-student")
+    packed = next(summaries(TOKENIZER, 4, seed=1, wordings=3))
+    logits_BTV = model(**packed.inputs).logits
+    for s in range(len(packed.row_S)):
+        sentence = packed.tokens_of(torch.arange(len(packed.row_S)) == s)
+        passage, ids = packed.ids_BT[packed.row_S[s], : packed.passage_S[s]], sentence.ids(packed)
+        alone_TV = model(torch.cat([passage, ids])[None]).logits[0]
+        torch.testing.assert_close(
+            logits_BTV[sentence.row_N, sentence.before_N], alone_TV[len(passage) - 1 : -1], rtol=1e-4, atol=1e-4
+        )  # the shift by one: a state predicts the token behind it
+        assert ids[-1] == TOKENIZER.eos_token_id
+
+
+@torch.no_grad()
+def test_a_token_tried_in_the_place_of_another_changes_nothing_and_reads_as_if_it_stood_there() -> None:
+    model = load("embedded:grounded-student")
+    packed = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
+    third = packed.tokens_of(torch.arange(len(packed.row_S)) == 3)
+    other_N = third.ids(packed).roll(1)
+    wider, tried = packed.beside(third, other_N)
+    assert torch.equal(tried.ids(wider), other_N)
+    logits_BTV = model(**wider.inputs).logits
+    torch.testing.assert_close(
+        logits_BTV[:, : packed.ids_BT.shape[1]], model(**packed.inputs).logits, rtol=1e-4, atol=1e-4
+    )
+    passage, ids = packed.ids_BT[packed.row_S[3], : packed.passage_S[3]], third.ids(packed)
+    for n in range(len(ids)):
+        alone_TV = model(torch.cat([passage, ids[:n], other_N[n, None]])[None]).logits[0]
+        torch.testing.assert_close(logits_BTV[tried.row_N[n], tried.column_N[n]], alone_TV[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_wording_is_the_reference() -> None:
+    packed = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
+    told = {prompt_of(s.passage): s.reference for s in (story("train", 1, index) for index in range(32))}
+    for s in range(0, len(packed.row_S), 2):
+        row, passage = packed.ids_BT[packed.row_S[s]], int(packed.passage_S[s])
+        sentence = row[packed.begin_S[s] : packed.end_S[s] - 1]
+        assert TOKENIZER.decode(sentence).strip() == told[TOKENIZER.decode(row[:passage])]
+
+
+def test_of_a_false_sentence_the_token_that_makes_it_false_is_marked_and_nothing_behind_it() -> None:
+    batch = next(judged(TOKENIZER, 8, seed=1, sentences=4))
+    drawn = {
+        f" {p.hypothesis}": p for p in (pair("train", 1, index, variant=v) for index in range(64) for v in range(4))
+    }
+    seen = set()
+    for s, entailed in enumerate(batch.entailed_S.tolist()):
+        row, columns = batch.packed.row_S[s], slice(int(batch.packed.begin_S[s]), int(batch.packed.end_S[s]) - 1)
+        ids, marks = batch.packed.ids_BT[row, columns], batch.wrong_BT[row, columns].tolist()
+        p = drawn[TOKENIZER.decode(ids)]
+        assert bool(entailed) == p.entailed
+        if p.entailed or p.kind == "broken":
+            assert set(marks) == ({0} if p.entailed else {-1})
+        else:
+            at = marks.index(1)
+            assert marks == [0] * at + [1] + [-1] * (len(marks) - at - 1)
+        seen.add(p.kind)
+    assert len(seen) > 4
+    assert (batch.wrong_BT[batch.packed.ids_BT == TOKENIZER.eos_token_id] == -1).all()
