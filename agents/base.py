@@ -174,14 +174,16 @@ class TextAlgorithm(OnPolicyAlgorithm):
             raise ModelError(
                 "policy", tokenizer.eos_token, f"the environment ends with {self.task.tokenizer.eos_token!r}"
             )
-        module = load(name, layers=layers, device=self.device)
+        opened = load(name, device=self.device)
+        module = load(opened, layers=layers, device=self.device)  # a copy where layers are cut
         self.teacher: LanguageModel | None = None
         if teacher is not None:
             teacher_tokenizer = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
             check_same_vocabulary(tokenizer, teacher_tokenizer)
-            frozen = load(teacher, device=self.device)
-            # The student's own start as teacher must stay where it is while the student moves.
-            frozen = copy.deepcopy(frozen) if frozen is module else frozen
+            if teacher == name:  # opened once; the student's own start must stay where it is while the student moves
+                frozen = copy.deepcopy(opened) if module is opened else opened
+            else:
+                frozen = load(teacher, device=self.device)
             self.teacher = LanguageModel(
                 frozen.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature
             )

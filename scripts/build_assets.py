@@ -101,10 +101,11 @@ def _build_writer(
 def build_classifier(out: Path, scale: float) -> None:
     """The entailment classifier: the teacher's body and two layers more.
 
-    Three losses, each a layer above the other: the body goes on predicting true sentences (of any event, not the main
-    one alone); the first new layer tells of every token whether the body expected it; the second carries what was not
-    expected to the end token, where the verdict is read. The verdict alone teaches nothing, and neither does the one
-    wrong token of a false sentence: comparing is learnt from a random token tried in the place of every true one.
+    Losses, each a layer above the other: the body goes on predicting true sentences (of any event, not the main one
+    alone); the first new layer tells of every token whether the body expected it; the second gathers what was not
+    expected into a verdict on the sentence so far, which is read at the end token. The verdict alone teaches nothing,
+    and neither does the one wrong token of a false sentence: comparing is learnt from a random token tried in the
+    place of every true one.
     """
     began = time.perf_counter()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
@@ -135,8 +136,8 @@ def build_classifier(out: Path, scale: float) -> None:
             sure = (probability_N < 0.003) | (probability_N > 0.03)
             spotted.append(spotter_BTH[tokens.row_N, tokens.column_N][sure])
             unexpected.append((probability_N < 0.01)[sure].float())
-        known = batch.wrong_BT >= 0
-        ends_SH = states.last_hidden_state[packed.row_S, packed.end_S - 1]
+        known, judged_so_far = batch.wrong_BT >= 0, batch.verdict_BT >= 0
+        verdicts_BTC = model.score(states.last_hidden_state)
         return {
             "next token": functional.cross_entropy(logits_NV, true.ids(packed)),
             "unexpected token": functional.binary_cross_entropy_with_logits(
@@ -145,7 +146,8 @@ def build_classifier(out: Path, scale: float) -> None:
             "wrong token": functional.binary_cross_entropy_with_logits(
                 spot(spotter_BTH[known])[:, 0], batch.wrong_BT[known].float()
             ),
-            "verdict": functional.cross_entropy(model.score(ends_SH), batch.entailed_S),
+            "verdict so far": functional.cross_entropy(verdicts_BTC[judged_so_far], batch.verdict_BT[judged_so_far]),
+            "verdict": functional.cross_entropy(verdicts_BTC[packed.row_S, packed.end_S - 1], batch.entailed_S),
         }
 
     parameters = {**dict(model.named_parameters()), "predict": predict.weight, **dict(spot.named_parameters())}

@@ -162,6 +162,8 @@ class Judged:
     """Beside each of them a random one, half of them from the passage: mostly wrong in its place."""
     wrong_BT: Tensor
     """1 at the token that makes a sentence false, 0 at those before it and at all of a true one, else -1."""
+    verdict_BT: Tensor
+    """1 at tokens up to which a sentence is true, 0 at those from its first error on, else -1."""
 
 
 def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentences: int) -> Iterator[Judged]:
@@ -180,11 +182,18 @@ def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentence
         near_N = [int(rng.choice(batch[r][0][0])) for r in true.row_N.tolist()]
         far_N = rng.choice(words, len(near_N))
         packed, tried = packed.beside(true, torch.from_numpy(np.where(rng.random(len(far_N)) < 0.5, near_N, far_N)))
-        wrong_BT = torch.full_like(packed.ids_BT, -1)
-        for p, at, begin in zip(pairs, packed.row_S.tolist(), packed.begin_S.tolist(), strict=True):
-            verdicts = _verdicts(tokenizer, p)
-            wrong_BT[at, begin : begin + len(verdicts)] = torch.tensor(verdicts)
-        yield Judged(packed=packed, entailed_S=entailed_S, true=true, tried=tried, wrong_BT=wrong_BT)
+        wrong_BT, verdict_BT = torch.full_like(packed.ids_BT, -1), torch.full_like(packed.ids_BT, -1)
+        for p, at, begin, end in zip(
+            pairs, packed.row_S.tolist(), packed.begin_S.tolist(), packed.end_S.tolist(), strict=True
+        ):
+            verdict_BT[at, end - 1] = int(p.entailed)
+            if p.kind != "broken":
+                error = begin + _true_tokens(tokenizer, p)
+                wrong_BT[at, begin:error], wrong_BT[at, error : min(error, end - 2) + 1] = 0, 1
+                verdict_BT[at, begin:error], verdict_BT[at, error : end - 1] = 1, 0
+        yield Judged(
+            packed=packed, entailed_S=entailed_S, true=true, tried=tried, wrong_BT=wrong_BT, verdict_BT=verdict_BT
+        )
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -197,16 +206,11 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, passage: str, sentences: Sequenc
     return first, [[*tokens, int(tokenizer.eos_token_id)] for tokens in rest]
 
 
-def _verdicts(tokenizer: PreTrainedTokenizerBase, p: Pair) -> list[int]:
-    """`Judged.wrong_BT` of one sentence; of a broken one nothing is learnt token by token."""
-    if p.kind == "broken":
-        return []
+def _true_tokens(tokenizer: PreTrainedTokenizerBase, p: Pair) -> int:
+    """How many tokens of a sentence, from its beginning, lie before its first error: all of a true one's."""
     offsets = tokenizer(f" {p.hypothesis}", return_offsets_mapping=True)["offset_mapping"]
-    if p.entailed:
-        return [0] * len(offsets)
     error = 1 + first_error(p.hypothesis, p.events)  # 1 for the space ahead
-    right = [end for _, end in offsets if end < error]
-    return [0] * len(right) + [1]
+    return len(offsets) if p.entailed else sum(end < error for _, end in offsets)
 
 
 def _length(row: Row) -> int:

@@ -64,13 +64,17 @@ def test_of_a_false_sentence_the_token_that_makes_it_false_is_marked_and_nothing
     for s, entailed in enumerate(batch.entailed_S.tolist()):
         row, columns = batch.packed.row_S[s], slice(int(batch.packed.begin_S[s]), int(batch.packed.end_S[s]) - 1)
         ids, marks = batch.packed.ids_BT[row, columns], batch.wrong_BT[row, columns].tolist()
+        verdicts = batch.verdict_BT[row, columns].tolist()
         p = drawn[TOKENIZER.decode(ids)]
         assert bool(entailed) == p.entailed
         if p.entailed or p.kind == "broken":
             assert set(marks) == ({0} if p.entailed else {-1})
+            assert set(verdicts) == ({1} if p.entailed else {-1})
         else:
             at = marks.index(1)
             assert marks == [0] * at + [1] + [-1] * (len(marks) - at - 1)
+            assert verdicts == [1] * at + [0] * (len(marks) - at)
+        assert batch.verdict_BT[row, batch.packed.end_S[s] - 1] == entailed
         seen.add(p.kind)
     assert len(seen) > 4
     assert (batch.wrong_BT[batch.packed.ids_BT == TOKENIZER.eos_token_id] == -1).all()
