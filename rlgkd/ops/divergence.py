@@ -14,10 +14,11 @@ for the backward pass, and there is no second derivative.
 To add a divergence: write one function here and name it in `DIVERGENCES` at the bottom. Its settings are its
 keyword-only arguments. If it has no closed gradient, plain autograd through `torch.log_softmax` will do.
 
-Left out: sampled estimators of a KL and truncated (top-k) ones.
+Left out: sampled estimators of a KL. For a teacher known by its top k tokens alone, see rlgkd.ops.truncation.
 
 Sources: Agarwal et al. 2024, arXiv 2306.13649 (GKD: forward, reverse, generalised JSD); Wen et al. 2023, arXiv
-2307.15190 (f-distill: total variation).
+2307.15190 (f-distill: total variation); Ko et al. 2024, arXiv 2402.03898 (DistiLLM: skew); Wu et al. 2024, arXiv
+2404.02657 (adaptive KL).
 """
 
 import functools
@@ -130,9 +131,7 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, *, beta: float, normaliz
         return (forward_kl if beta == 0.0 else reverse_kl)(teacher_logits, student_logits)
 
     p_V, q_V, log_u_V = _p_q_log_u(teacher_logits, student_logits)
-    # Finite from here on, so that a probability of 0 silences its term. At |log u| = 80 the smaller of P and Q is
-    # below 2e-35 of the larger: nothing that float64 can see in a sum.
-    log_u_V.nan_to_num_(nan=0.0).clamp_(-80.0, 80.0)
+    log_u_V = _bounded(log_u_V)
     # log(M/Q) = log(1 + beta (u - 1)) and log(M/P) differ by log u. The one that is nearer to 0 is computed, the other
     # follows: exact at P = Q, and accurate relative to beta (to 1-beta) near the ends, where logaddexp would leave
     # a rounding error that `normalized` divides by beta.
@@ -184,6 +183,133 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     q_sign_V = difference_V.sign_().mul_(q_V)
     gradient_V = q_sign_V.sub_(q_V.mul_(q_sign_V.sum(-1, keepdim=True))).mul_(0.5)
     return with_gradient(student_logits, value, gradient_V)
+
+
+def skew_forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: float = 0.1) -> Tensor:
+    """KL(P||M), M = a P + (1-a) Q with a = `skew`: a forward KL that stays finite where the student cannot follow.
+
+    c = -(1-a) P/M. In [0, -ln a]; at a = 0 it is `forward_kl`.
+
+    Args:
+        teacher_logits: [..., V], any floating dtype; a constant.
+        student_logits: [..., V], same shape.
+        skew: the teacher's weight in the mixture M; in [0, 1).
+
+    Returns:
+        [...], nats per position.
+
+    Raises:
+        SettingError: skew outside its range, the two shapes differ, or the logits are not floating point.
+
+    Source: Ko et al. 2024, arXiv 2402.03898.
+
+    Example:
+        >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
+        >>> round(skew_forward_kl(teacher, student, skew=0.1).item(), 5)
+        0.49382
+    """
+    if _check_skew(skew) == 0.0:
+        return forward_kl(teacher_logits, student_logits)
+    p_V, q_V, log_u_V = _p_q_log_u(teacher_logits, student_logits)
+    log_m_p_V = _bounded(log_u_V).neg_().expm1_().mul_(1.0 - skew).log1p_()
+    # The first term is 0 but for rounding, as in forward_kl.
+    value = (1.0 - skew) * (q_V - p_V).sum(-1) - p_V.mul_(log_m_p_V).sum(-1)
+    if not wants_gradient(student_logits):
+        return value
+    # c + (1-a), which has the same gradient and is exactly 0 at P = Q
+    q_c_V = log_m_p_V.neg_().expm1_().mul_(skew - 1.0).mul_(q_V)
+    return with_gradient(student_logits, value, q_c_V.sub_(q_V.mul_(q_c_V.sum(-1, keepdim=True))))
+
+
+def skew_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: float = 0.1) -> Tensor:
+    """KL(Q||M), M = (1-a) P + a Q with a = `skew`: a reverse KL that stays finite where the teacher forbids a token.
+
+    c = log(Q/M) - a Q/M. In [0, -ln a]; at a = 0 it is `reverse_kl`.
+
+    Args:
+        teacher_logits: [..., V], any floating dtype; a constant.
+        student_logits: [..., V], same shape.
+        skew: the student's weight in the mixture M; in [0, 1).
+
+    Returns:
+        [...], nats per position.
+
+    Raises:
+        SettingError: skew outside its range, the two shapes differ, or the logits are not floating point.
+
+    Source: Ko et al. 2024, arXiv 2402.03898.
+
+    Example:
+        >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
+        >>> round(skew_reverse_kl(teacher, student, skew=0.1).item(), 5)
+        0.50775
+    """
+    if _check_skew(skew) == 0.0:
+        return reverse_kl(teacher_logits, student_logits)
+    p_V, q_V, log_u_V = _p_q_log_u(teacher_logits, student_logits)
+    log_m_q_V = _bounded(log_u_V).expm1_().mul_(1.0 - skew).log1p_()
+    value = (1.0 - skew) * p_V.sub_(q_V).sum(-1) - (q_V * log_m_q_V).sum(-1)
+    if not wants_gradient(student_logits):
+        return value
+    # c + a, which has the same gradient and is exactly 0 at P = Q
+    q_c_V = log_m_q_V.neg().expm1_().mul_(-skew).sub_(log_m_q_V).mul_(q_V)
+    return with_gradient(student_logits, value, q_c_V.sub_(q_V.mul_(q_c_V.sum(-1, keepdim=True))))
+
+
+def jeffreys(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(P||Q) + KL(Q||P), symmetric: charges for what is missed and for what is made up. In [0, inf].
+
+    Args:
+        teacher_logits: [..., V], any floating dtype; a constant.
+        student_logits: [..., V], same shape.
+
+    Returns:
+        [...], nats per position.
+
+    Raises:
+        SettingError: the two shapes differ, or the logits are not floating point.
+
+    Example:
+        >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
+        >>> round(jeffreys(teacher, student).item(), 5)
+        1.3107
+    """
+    return _two_kls(student_logits, *_p_q_log_u(teacher_logits, student_logits), forward=1.0, reverse=1.0)
+
+
+def adaptive_kl(teacher_logits: Tensor, student_logits: Tensor, *, head: float = 0.5) -> Tensor:
+    """w KL(P||Q) + (1-w) KL(Q||P), where w is the share of sum_v |P - Q| that lies on the teacher's head.
+
+    The head is the fewest tokens, most probable first, that hold `head` of the teacher's mass. Forward KL fits the head
+    first and reverse KL the tail, so each is weighed by where the student is wrong. w is held constant in the gradient.
+
+    Args:
+        teacher_logits: [..., V], any floating dtype; a constant.
+        student_logits: [..., V], same shape.
+        head: the teacher's mass on its head; in (0, 1).
+
+    Returns:
+        [...], nats per position.
+
+    Raises:
+        SettingError: head outside its range, the two shapes differ, or the logits are not floating point.
+
+    Source: Wu et al. 2024, arXiv 2404.02657.
+
+    Example:
+        >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
+        >>> round(adaptive_kl(teacher, student).item(), 5)  # the head is one token, which holds half of the gap
+        0.65535
+    """
+    if not 0.0 < head < 1.0:
+        raise SettingError("head", head, "give a number in (0, 1)")
+    p_V, q_V, log_u_V = _p_q_log_u(teacher_logits, student_logits)
+    sorted_V, order_V = p_V.sort(dim=-1, descending=True, stable=True)
+    in_head_V = sorted_V.cumsum(-1) - sorted_V < head  # the mass of those before it is not enough
+    gap_V = (p_V - q_V).abs_().gather(-1, order_V)
+    total = gap_V.sum(-1)
+    share = torch.where(total > 0, (gap_V * in_head_V).sum(-1) / total, 0.5)
+    return _two_kls(student_logits, p_V, q_V, log_u_V, forward=share, reverse=1.0 - share)
 
 
 def names() -> tuple[str, ...]:
@@ -244,6 +370,38 @@ def _times(probability_V: Tensor, log_V: Tensor) -> Tensor:
     return log_V.mul_(probability_V).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
+def _two_kls(
+    student_logits: Tensor, p_V: Tensor, q_V: Tensor, log_u_V: Tensor, *,
+    forward: Tensor | float, reverse: Tensor | float,
+) -> Tensor:  # fmt: skip
+    """Return forward * KL(P||Q) + reverse * KL(Q||P), the weights [...] or numbers; overwrites `log_u_V`."""
+    kl_forward = _times(p_V, log_u_V.clone()).sum(-1)
+    q_log_u_V = _times(q_V, log_u_V)
+    mean_log_u = q_log_u_V.sum(-1)
+    excess_V = q_V - p_V  # its sum is 0 but for rounding, as in forward_kl
+    rounding = excess_V.sum(-1)
+    value = forward * (kl_forward + rounding) - reverse * (mean_log_u + rounding)
+    if not wants_gradient(student_logits):
+        return value
+    forward, reverse = (torch.as_tensor(weight, device=value.device).unsqueeze(-1) for weight in (forward, reverse))
+    gradient_V = forward * excess_V + reverse * (q_V * mean_log_u.unsqueeze(-1) - q_log_u_V)
+    return with_gradient(student_logits, value, gradient_V)
+
+
+def _bounded(log_u_V: Tensor) -> Tensor:
+    """Return log(P/Q) finite, so that a probability of 0 silences its term; overwrites its argument.
+
+    At |log u| = 80 the smaller of P and Q is below 2e-35 of the larger: nothing that float64 can see in a sum.
+    """
+    return log_u_V.nan_to_num_(nan=0.0).clamp_(-80.0, 80.0)
+
+
+def _check_skew(skew: float) -> float:
+    if not 0.0 <= skew < 1.0:  # refuses NaN too
+        raise SettingError("skew", skew, "give a number in [0, 1)")
+    return skew
+
+
 def _check_logits(teacher_logits: Tensor, student_logits: Tensor) -> torch.dtype:
     """Check shapes and dtypes; return the dtype to compute in, float32 or better."""
     if teacher_logits.ndim == 0 or teacher_logits.shape[-1] == 0:
@@ -262,4 +420,8 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "reverse_kl": reverse_kl,
     "jsd": jsd,
     "total_variation": total_variation,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "jeffreys": jeffreys,
+    "adaptive_kl": adaptive_kl,
 }

@@ -28,8 +28,17 @@ ALL = [
     ("jsd", {"beta": 0.9, "normalized": True}),
     ("jsd", {"beta": 0.0, "normalized": True}),
     ("jsd", {"beta": 1.0, "normalized": True}),
+    ("skew_forward_kl", {"skew": 0.1}),
+    ("skew_forward_kl", {"skew": 0.0}),
+    ("skew_reverse_kl", {"skew": 0.1}),
+    ("skew_reverse_kl", {"skew": 0.6}),
+    ("jeffreys", {}),
+    ("adaptive_kl", {}),
+    ("adaptive_kl", {"head": 0.9}),
 ]
 every_divergence = pytest.mark.parametrize(("name", "given_settings"), ALL, ids=[f"{n}{s or ''}" for n, s in ALL])
+SMOOTH = [(name, given_settings) for name, given_settings in ALL if name != "adaptive_kl"]
+"""Those without a weight that is held constant and jumps where a token enters the head."""
 
 logits_pairs = st.integers(1, 9).flatmap(
     lambda v: hnp.arrays(np.float64, (2, v), elements=st.floats(-30, 30, allow_subnormal=False))
@@ -37,7 +46,10 @@ logits_pairs = st.integers(1, 9).flatmap(
 betas = st.floats(0.001, 0.999)
 
 
-def slow(name: str, teacher: np.ndarray, student: np.ndarray, beta: float = 0.5, normalized: bool = False) -> float:
+def slow(
+    name: str, teacher: np.ndarray, student: np.ndarray, beta: float = 0.5, normalized: bool = False,
+    skew: float = 0.1, head: float = 0.5,
+) -> float:  # fmt: skip
     """One position, float64, token by token."""
 
     def probabilities(logits: np.ndarray) -> list[float]:
@@ -57,6 +69,20 @@ def slow(name: str, teacher: np.ndarray, student: np.ndarray, beta: float = 0.5,
         return kl(q, p)
     if name == "total_variation":
         return 0.5 * math.fsum(abs(x - y) for x, y in zip(p, q, strict=True))
+    if name == "skew_forward_kl":
+        return kl(p, [skew * x + (1 - skew) * y for x, y in zip(p, q, strict=True)])
+    if name == "skew_reverse_kl":
+        return kl(q, [(1 - skew) * x + skew * y for x, y in zip(p, q, strict=True)])
+    if name == "jeffreys":
+        return kl(p, q) + kl(q, p)
+    if name == "adaptive_kl":
+        mass, gap_of_head = 0.0, 0.0
+        for x, y in sorted(zip(p, q, strict=True), key=lambda pair: -pair[0]):
+            gap_of_head += abs(x - y) if mass < head else 0.0
+            mass += x
+        gap = math.fsum(abs(x - y) for x, y in zip(p, q, strict=True))
+        share = gap_of_head / gap if gap > 0 else 0.5
+        return share * kl(p, q) + (1 - share) * kl(q, p)
     m = [beta * x + (1 - beta) * y for x, y in zip(p, q, strict=True)]
     raw = beta * kl(p, m) + (1 - beta) * kl(q, m)
     return raw / (beta * (1 - beta)) if normalized else raw
@@ -86,6 +112,10 @@ def gradient(divergence: D.Divergence, teacher: Tensor, student: Tensor) -> Tens
         ("jsd", {"beta": 0.1}, 0.0558908),
         ("jsd", {"beta": 0.5}, 0.1513581),
         ("jsd", {"beta": 0.9}, 0.0583987),
+        ("skew_forward_kl", {"skew": 0.1}, 0.4938153),
+        ("skew_reverse_kl", {"skew": 0.1}, 0.5077543),
+        ("jeffreys", {}, 0.634897 + 0.675806),
+        ("adaptive_kl", {}, 0.5 * (0.634897 + 0.675806)),
     ],
 )
 def test_golden_values_of_the_design(name: str, given_settings: dict[str, float], expected: float) -> None:
@@ -167,7 +197,7 @@ def test_total_variation_is_bounded_by_one_and_by_pinsker(logits: np.ndarray) ->
 @settings(deadline=None)
 def test_a_constant_added_to_the_logits_changes_nothing(logits: np.ndarray, shift: float) -> None:
     teacher, student = torch.from_numpy(logits)
-    for name, given_settings in ALL:
+    for name, given_settings in SMOOTH:
         divergence = D.get(name, **given_settings)
         moved = divergence(teacher + shift, student)
         torch.testing.assert_close(moved, divergence(teacher, student), rtol=1e-4, atol=1e-4)
@@ -204,17 +234,34 @@ def test_normalized_jsd_is_the_raw_value_over_beta_times_one_minus_beta() -> Non
 # Gradients
 
 
-@every_divergence
+@pytest.mark.parametrize(("name", "given_settings"), SMOOTH)
 def test_the_gradient_is_that_of_finite_differences(name: str, given_settings: dict[str, float]) -> None:
     teacher, student = random_logits(3, 6, scale=1.0)
     divergence = D.get(name, **given_settings)
     assert torch.autograd.gradcheck(lambda s: divergence(teacher, s), student.requires_grad_())
 
 
-def taped(name: str, teacher: Tensor, student: Tensor, beta: float = 0.5, normalized: bool = False) -> Tensor:
+def taped(
+    name: str, teacher: Tensor, student: Tensor, beta: float = 0.5, normalized: bool = False, skew: float = 0.0,
+    head: float = 0.5,
+) -> Tensor:  # fmt: skip
     """The definition, left to autograd."""
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
+    if name == "skew_forward_kl":
+        return (p * (log_p - (skew * p + (1 - skew) * q).log())).sum(-1)
+    if name == "skew_reverse_kl":
+        return (q * (log_q - ((1 - skew) * p + skew * q).log())).sum(-1)
+    if name in ("jeffreys", "adaptive_kl"):
+        forward, reverse = (p * (log_p - log_q)).sum(-1), (q * (log_q - log_p)).sum(-1)
+        if name == "jeffreys":
+            return forward + reverse
+        order = p.argsort(dim=-1, descending=True)
+        before = p.gather(-1, order).cumsum(-1).roll(1, -1)
+        before[..., 0] = 0
+        gap = (p - q).abs().detach()
+        share = (gap.gather(-1, order) * (before < head)).sum(-1) / gap.sum(-1)
+        return share * forward + (1 - share) * reverse
     if name == "forward_kl" or beta == 0:
         return (p * (log_p - log_q)).sum(-1)
     if name == "reverse_kl" or beta == 1:
@@ -440,7 +487,7 @@ def test_forward_kl_covers_both_modes_and_reverse_kl_seeks_one() -> None:
 
 
 def test_every_name_gives_its_function_and_survives_pickling() -> None:
-    assert D.names() == ("forward_kl", "jsd", "reverse_kl", "total_variation")
+    assert D.names() == tuple(sorted({name for name, _ in ALL}))
     assert D.get("forward_kl")(P.log(), Q.log()) == D.forward_kl(P.log(), Q.log())
     jsd = pickle.loads(pickle.dumps(D.get("jsd", beta=0.1, normalized=True)))
     assert jsd(P.log(), Q.log()) == D.jsd(P.log(), Q.log(), beta=0.1, normalized=True)
@@ -451,7 +498,7 @@ def test_every_name_gives_its_function_and_survives_pickling() -> None:
     [
         ("revers_kl", {}, r"divergence: 'revers_kl'.*did you mean 'reverse_kl'\?.*jsd"),
         ("Forward-KL", {}, "did you mean 'forward_kl'"),
-        ("nothing_like_it", {}, "known: forward_kl, jsd, reverse_kl, total_variation"),
+        ("nothing_like_it", {}, "known: adaptive_kl, forward_kl, jeffreys, jsd"),
         ("jsd", {}, "beta: None.*jsd needs it"),
         ("jsd", {"bta": 0.5}, r"bta: 0.5.*jsd does not take it; did you mean 'beta'\?"),
         ("forward_kl", {"beta": 0.5}, "beta: 0.5.*forward_kl does not take it; none is taken here"),
