@@ -61,6 +61,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         divergence: str = "reverse_kl",
         beta: float | None = None,
         normalized: bool = False,
+        skew: float | None = None,
         student_fraction: float = 1.0,
         estimator: str = "exact",
         temperature: float = 1.0,
@@ -92,6 +93,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             divergence: By its name in `rlgkd.ops.divergence`.
             beta: Of a divergence that takes it.
             normalized: Of a divergence that takes it.
+            skew: Of a divergence that takes it.
             student_fraction: The paper's lambda: probability that an update's batch is sampled from the student.
             estimator: `exact` or `sampled`.
             temperature: The student's, in sampling and scoring alike.
@@ -116,7 +118,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         teacher = str(teacher) if isinstance(teacher, Path) else teacher
         self.settings: dict[str, Any] = {
             "policy": policy, "teacher": teacher, "alpha": alpha, "divergence": divergence, "beta": beta,
-            "normalized": normalized, "student_fraction": student_fraction, "estimator": estimator,
+            "normalized": normalized, "skew": skew, "student_fraction": student_fraction, "estimator": estimator,
             "temperature": temperature, "teacher_temperature": teacher_temperature,
             "prompts_per_update": prompts_per_update, "group_size": group_size, "learning_rate": learning_rate,
             "weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "token_budget": token_budget,
@@ -133,7 +135,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
                     name, self.settings[name], f"{type(self).__name__} fixes it at {fixed}; leave it out"
                 )
         self.settings.update(self.preset)
-        knobs = ("alpha", "divergence", "beta", "normalized", "student_fraction", "estimator")
+        knobs = ("alpha", "divergence", "beta", "normalized", "skew", "student_fraction", "estimator")
         self.objective = Objective(**{name: self.settings[name] for name in knobs})
         if teacher is None and self.objective.alpha > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")

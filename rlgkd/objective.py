@@ -46,6 +46,8 @@ class Objective:
     """JSD's beta in (0, 1), or [0, 1] if normalized; only for divergences that take it."""
     normalized: bool = False
     """Divide JSD by beta (1 - beta), so that its scale does not depend on beta."""
+    skew: float | None = None
+    """Of the skew KLs, in [0, 1)."""
     student_fraction: float = 1.0
     """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
     estimator: str = "exact"
@@ -79,12 +81,8 @@ class Objective:
 
     def pointwise(self) -> Divergence:
         """D as a function (teacher_logits, student_logits) -> nats."""
-        settings: dict[str, float | bool] = {}
-        if self.beta is not None:
-            settings["beta"] = self.beta
-        if self.normalized:
-            settings["normalized"] = True
-        return divergence.get(self.divergence, **settings)
+        settings = {"beta": self.beta, "skew": self.skew, "normalized": self.normalized or None}
+        return divergence.get(self.divergence, **{k: value for k, value in settings.items() if value is not None})
 
     def loss(
         self,

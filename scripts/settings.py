@@ -32,6 +32,7 @@ class RunSettings(BaseModel):
     divergence: str = Field("reverse_kl", description="rlgkd list divergences")
     beta: float | None = Field(None, ge=0, le=1, description="of a divergence that takes it")
     normalized: bool = Field(False, description="of a divergence that takes it")
+    skew: float | None = Field(None, ge=0, lt=1, description="of a divergence that takes it")
     student_fraction: float = Field(1.0, ge=0, le=1, description="share of batches sampled from the student")
     estimator: Literal["exact", "sampled"] = Field("exact", description="of the divergence's gradient")
     temperature: float = Field(1.0, gt=0, description="of the student, in sampling and scoring")
@@ -62,9 +63,9 @@ class RunSettings(BaseModel):
     def agent_settings(self) -> dict[str, Any]:
         """What the agent's constructor takes, beside the environment."""
         shared = (
-            "alpha", "divergence", "beta", "normalized", "student_fraction", "estimator", "temperature",
-            "teacher_temperature", "prompts_per_update", "group_size", "weight_decay", "max_grad_norm", "token_budget",
-            "student_layers", "precision", "device", "seed",
+            "alpha", "divergence", "beta", "normalized", "skew", "student_fraction", "estimator",
+            "temperature", "teacher_temperature", "prompts_per_update", "group_size", "weight_decay",
+            "max_grad_norm", "token_budget", "student_layers", "precision", "device", "seed",
         )  # fmt: skip
         chosen = {name: getattr(self, name) for name in shared}
         if self.agent == "Distill":

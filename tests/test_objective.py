@@ -295,6 +295,8 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
         ({"divergence": "jsd"}, "beta"),
         ({"divergence": "jsd", "beta": 2.0}, "beta"),
         ({"beta": 0.5}, "beta"),
+        ({"skew": 0.5}, "skew"),
+        ({"divergence": "skew_forward_kl", "skew": 1.0}, "skew"),
         ({"estimator": "approximate"}, "estimator"),
         ({"estimator": "sampled", "divergence": "forward_kl"}, "estimator"),
         ({"estimator": "sampled", "student_fraction": 0.5}, "estimator"),
