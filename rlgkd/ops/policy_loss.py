@@ -1,6 +1,8 @@
 """Losses per action whose gradient is a policy gradient, and the entropy of a policy.
 
-Left out so far: ratios to an older policy and their clipping (PPO, GSPO, CISPO).
+Where a batch is used for more than one update, the policy has moved from the one that sampled it. rho_n = pi(y_n) /
+old(y_n), from the log-probabilities recorded in sampling, says how far; at rho = 1 all losses here have the gradient of
+`reinforce`.
 """
 
 import torch
@@ -32,6 +34,67 @@ def reinforce(logp_N: Tensor, advantage_N: Tensor) -> Tensor:
     if logp_N.shape != advantage_N.shape:
         raise SettingError("advantage_N.shape", tuple(advantage_N.shape), f"give that of logp_N, {tuple(logp_N.shape)}")
     return -advantage_N.detach() * logp_N
+
+
+def clipped(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, *, low: float = 0.2, high: float = 0.2) -> Tensor:
+    """loss_n = -min(rho A, clip(rho, 1-low, 1+high) A): no gradient where rho has gone far enough in A's direction.
+
+    Args:
+        logp_N: [N], log-probability of each action in nats, with its gradient.
+        old_logp_N: [N], under the policy that sampled it; a constant.
+        advantage_N: [N], a constant.
+        low: how far rho may fall where A < 0; in [0, 1].
+        high: how far it may rise where A > 0; at least 0. DAPO's is above `low`.
+
+    Returns:
+        [N], the negative of the surrogate's value.
+
+    Raises:
+        SettingError: the shapes differ, or low or high out of range.
+
+    Source: Schulman et al. 2017, arXiv 1707.06347 (PPO); Yu et al. 2025, arXiv 2503.14476 (DAPO: two bounds).
+
+    Example:
+        >>> logp = torch.tensor([0.5, 0.5, 1.5]).log().requires_grad_()
+        >>> loss = clipped(logp, torch.zeros(3), torch.tensor([1.0, -1.0, 1.0]))
+        >>> loss.tolist()  # the second may not fall below 1 - low, the third has risen beyond 1 + high
+        [-0.5, 0.800000011920929, -1.2000000476837158]
+        >>> loss.sum().backward()
+        >>> logp.grad.tolist()
+        [-0.5, 0.0, 0.0]
+    """
+    if not 0.0 <= low <= 1.0:
+        raise SettingError("low", low, "give a number in [0, 1]")
+    rho_N = _ratio(logp_N, old_logp_N, advantage_N, high)
+    advantage_N = advantage_N.detach()
+    return -torch.minimum(rho_N * advantage_N, rho_N.clamp(1.0 - low, 1.0 + high) * advantage_N)
+
+
+def clipped_weight(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, *, high: float = 4.0) -> Tensor:
+    """loss_n = -stop_gradient(min(rho, 1+high) A) log pi(y_n): every action keeps a gradient, only its weight is held.
+
+    With the old policy's being that of another engine, it is the truncated importance weight C = 1+high.
+
+    Arguments, result and errors as for `clipped`; the value means nothing, the gradient does.
+
+    Source: MiniMax 2025, arXiv 2506.13585 (CISPO).
+
+    Example:
+        >>> logp = torch.tensor([0.5, 1.5, 9.0]).log().requires_grad_()
+        >>> clipped_weight(logp, torch.zeros(3), torch.ones(3), high=1.0).sum().backward()
+        >>> logp.grad.tolist()
+        [-0.5, -1.5, -2.0]
+    """
+    return reinforce(logp_N, _ratio(logp_N, old_logp_N, advantage_N, high).clamp(max=1.0 + high) * advantage_N)
+
+
+def _ratio(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, high: float) -> Tensor:
+    if not high >= 0.0:
+        raise SettingError("high", high, "give 0 or more")
+    for field, values_N in (("old_logp_N", old_logp_N), ("advantage_N", advantage_N)):
+        if logp_N.shape != values_N.shape:
+            raise SettingError(f"{field}.shape", tuple(values_N.shape), f"give that of logp_N, {tuple(logp_N.shape)}")
+    return (logp_N - old_logp_N.detach()).exp()
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
 """From rewards to returns and advantages.
 
 NaN is the reward of a sample whose grader failed: it gets the advantage 0 and takes no part in the baseline of the
-others. Left out: division by the standard deviation (GRPO), value functions (GAE).
+others. Left out: value functions (GAE).
+
+To add an advantage: write one function [P, G] -> [P, G] here and name it in `ADVANTAGES` at the bottom.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -93,14 +97,55 @@ def mean_baseline(reward_PG: Tensor) -> Tensor:
     return excess_PG / count_P1.clamp(min=1.0)
 
 
+def raw(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i: no baseline, and the policy gradient at its noisiest. G may be 1.
+
+    Arguments, result and errors as for `leave_one_out`.
+
+    Example:
+        >>> raw(torch.tensor([[3.0], [float("nan")]])).tolist()
+        [[3.0], [0.0]]
+    """
+    _check(reward_PG, least=1)
+    return reward_PG.to(torch.promote_types(reward_PG.dtype, torch.float32)).nan_to_num(nan=0.0)
+
+
+def group_normalised(reward_PG: Tensor) -> Tensor:
+    """A_i = (r_i - mean) / std, over the group, with the n-1 of the sample standard deviation.
+
+    Every prompt then moves the policy alike, however small its differences: biased towards very easy and very hard
+    prompts. A group of equal rewards has the advantage 0.
+
+    Arguments, result and errors as for `leave_one_out`. Source: Shao et al. 2024, arXiv 2402.03300 (GRPO).
+
+    Example:
+        >>> group_normalised(torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.1, 0.1]])).tolist()
+        [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    excess_PG = mean_baseline(reward_PG)
+    count_P1 = (~reward_PG.isnan()).sum(-1, keepdim=True)
+    std_P1 = (excess_PG.square().sum(-1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
+    return torch.where(std_P1 > 0, excess_PG / std_P1, 0.0)
+
+
+def batch_normalised(reward_PG: Tensor) -> Tensor:
+    """A = (r - mean) / std, both over the whole batch, with the n-1 of the sample standard deviation. G may be 1.
+
+    Arguments, result and errors as for `leave_one_out`. Source: Hu et al. 2025, arXiv 2501.03262 (REINFORCE++).
+
+    Example:
+        >>> batch_normalised(torch.tensor([[2.0], [0.0], [1.0]])).tolist()
+        [[1.0], [-1.0], [0.0]]
+    """
+    _check(reward_PG, least=1)
+    if reward_PG.numel() < 2:
+        return torch.zeros_like(raw(reward_PG))
+    return group_normalised(reward_PG.reshape(1, -1)).reshape(reward_PG.shape)
+
+
 def _excess(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     """Return (G r - sum over the valid [P, G], with G the number of valid [P, 1]); 0 where invalid or alone."""
-    if reward_PG.ndim != 2:
-        raise SettingError("reward_PG.shape", tuple(reward_PG.shape), "give [P, G]: one row for each prompt")
-    if reward_PG.shape[1] < 2:
-        raise SettingError("group size", reward_PG.shape[1], "a baseline needs 2 or more samples of each prompt")
-    if torch.isinf(reward_PG).any():
-        raise SettingError("reward_PG", "inf", "clip rewards to a finite range; a failed grader's reward is NaN")
+    _check(reward_PG, least=2)
     reward_PG = reward_PG.to(torch.promote_types(reward_PG.dtype, torch.float32))
     valid_PG = ~reward_PG.isnan()
     count_P1 = valid_PG.sum(-1, keepdim=True).to(reward_PG.dtype)
@@ -110,3 +155,22 @@ def _excess(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     above_PG = (reward_PG - least_P1).masked_fill(~valid_PG, 0.0)
     excess_PG = count_P1 * above_PG - above_PG.sum(-1, keepdim=True)
     return excess_PG.masked_fill(~valid_PG, 0.0), count_P1
+
+
+def _check(reward_PG: Tensor, *, least: int) -> None:
+    """Refuse what is not [P, G] with G of `least` or more, and infinite rewards."""
+    if reward_PG.ndim != 2:
+        raise SettingError("reward_PG.shape", tuple(reward_PG.shape), "give [P, G]: one row for each prompt")
+    if reward_PG.shape[1] < least:
+        raise SettingError("group size", reward_PG.shape[1], "a baseline needs 2 or more samples of each prompt")
+    if torch.isinf(reward_PG).any():
+        raise SettingError("reward_PG", "inf", "clip rewards to a finite range; a failed grader's reward is NaN")
+
+
+ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "raw": raw,
+    "mean_baseline": mean_baseline,
+    "leave_one_out": leave_one_out,
+    "group_normalised": group_normalised,
+    "batch_normalised": batch_normalised,
+}

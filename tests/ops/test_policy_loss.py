@@ -40,6 +40,53 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         L.reinforce(torch.zeros(3), torch.zeros(3, 1))
 
 
+def test_at_a_ratio_of_one_every_loss_has_the_gradient_of_reinforce() -> None:
+    logp = torch.tensor([-0.5, -2.0, -0.1], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    (expected,) = torch.autograd.grad(L.reinforce(logp, advantage).sum(), logp)
+    for loss in (L.clipped, L.clipped_weight):
+        (got,) = torch.autograd.grad(loss(logp, logp.detach(), advantage).sum(), logp)
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_importance_ratio_makes_the_gradient_of_old_samples_unbiased() -> None:
+    """Enumerated: sum_v old(v) grad loss(v) = -grad E_pi[r], with bounds so wide that nothing is clipped."""
+    logits = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    reward = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    logp = logits.log_softmax(-1)
+    (expected,) = torch.autograd.grad((logp.exp() * reward).sum(), logits, retain_graph=True)
+    wide = (
+        L.clipped(logp, old.log(), reward, low=1.0, high=100.0),
+        L.clipped_weight(logp, old.log(), reward, high=100.0),
+    )
+    for loss in wide:
+        (got,) = torch.autograd.grad((old * loss).sum(), logits, retain_graph=True)
+        torch.testing.assert_close(got, -expected)
+
+
+def test_clipping_stops_the_step_that_goes_further_and_lets_the_way_back_open() -> None:
+    rho = torch.tensor([0.7, 0.7, 1.5, 1.5], dtype=torch.float64)
+    logp = rho.log().requires_grad_()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    L.clipped(logp, torch.zeros_like(logp), advantage, low=0.2, high=0.28).sum().backward()
+    torch.testing.assert_close(logp.grad, torch.tensor([-0.7, 0.0, 0.0, 1.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((torch.zeros(3), torch.zeros(2), torch.zeros(3)), {}, r"old_logp_N.shape: \(2,\)"),
+        ((torch.zeros(3), torch.zeros(3), torch.zeros(3, 1)), {}, r"advantage_N.shape: \(3, 1\)"),
+        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), {"low": 1.5}, "low: 1.5"),
+        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), {"high": -0.1}, "high: -0.1"),
+    ],
+)
+def test_clipping_refuses_what_it_cannot_do(arguments, settings, message) -> None:
+    with pytest.raises(SettingError, match=message):
+        L.clipped(*arguments, **settings)
+
+
 def test_entropy_of_known_distributions() -> None:
     assert L.entropy(torch.zeros(2, 8)).tolist() == pytest.approx([math.log(8)] * 2)
     p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
