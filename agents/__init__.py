@@ -4,6 +4,7 @@ if __name__ != "rlgkd.agents":  # someone wrote `import agents` with a checkout'
     raise ImportError(f"this is the package rlgkd.agents: write `import rlgkd.agents`, not `import {__name__}`")
 
 from rlgkd.agents.distill import Distill
-from rlgkd.agents.reinforce import Reinforce
+from rlgkd.agents.grpo import GRPO
+from rlgkd.agents.reinforce import RLOO, Reinforce
 
-__all__ = ["Distill", "Reinforce"]
+__all__ = ["GRPO", "RLOO", "Distill", "Reinforce"]

@@ -13,6 +13,7 @@ beside the weights and the optimizer.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import load, load_tokenizer, save
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.objective import Objective
+from rlgkd.ops.returns import ADVANTAGES, check_advantage
 from rlgkd.ops.sampling import uniforms
 from rlgkd.rollout import references, rollout
 from rlgkd.types import Item, Score, Source, Task, Trajectory
@@ -43,12 +45,16 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
-    """Base of the agents: builds models and optimizer, collects trajectories, saves and loads. Subclasses `train`."""
+    """Base of the agents: builds models and optimizer, collects trajectories, descends Eq. 5, saves and loads."""
 
     trajectories: list[Trajectory]
     """The latest rollout."""
     preset: ClassVar[Mapping[str, Any]] = {}
-    """Knobs of the objective that the algorithm fixes."""
+    """Settings that the algorithm fixes."""
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "alpha": 0.5, "advantage": "leave_one_out", "policy_loss": "reinforce", "policy_reduction": "sequence_sum"
+    }  # fmt: skip
+    """Settings that it chooses where None is given."""
 
     def __init__(
         self,
@@ -57,17 +63,25 @@ class TextAlgorithm(OnPolicyAlgorithm):
         *,
         teacher: str | Path | PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        alpha: float = 0.5,
+        alpha: float | None = None,
         divergence: str = "reverse_kl",
         beta: float | None = None,
         normalized: bool = False,
         skew: float | None = None,
+        teacher_top_k: int | None = None,
         student_fraction: float = 1.0,
         estimator: str = "exact",
+        advantage: str | None = None,
+        policy_loss: str | None = None,
+        policy_reduction: str | None = None,
+        divergence_reduction: str = "sequence_mean",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
         temperature: float = 1.0,
         teacher_temperature: float = 1.0,
         prompts_per_update: int = 16,
         group_size: int = 4,
+        epochs: int = 1,
         learning_rate: float | Schedule = 1e-4,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -89,17 +103,25 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 agent reads its task (prompts, tokenizer, limits, reward) and samples all rows in lockstep itself.
             teacher: As `policy`; may be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
-            alpha: Weight of the divergence in Eq. 5, in [0, 1].
+            alpha: Weight of the divergence in Eq. 5, in [0, 1]; None is the agent's own.
             divergence: By its name in `rlgkd.ops.divergence`.
             beta: Of a divergence that takes it.
             normalized: Of a divergence that takes it.
             skew: Of a divergence that takes it.
+            teacher_top_k: The divergence sees the teacher's k most probable tokens and the rest as one; None: all.
             student_fraction: The paper's lambda: probability that an update's batch is sampled from the student.
             estimator: `exact` or `sampled`.
+            advantage: What the task rewards become, by its name in `rlgkd.ops.returns`; None is the agent's own.
+            policy_loss: By its name in `rlgkd.ops.policy_loss`; None is the agent's own.
+            policy_reduction: How the policy term averages, by its name in `rlgkd.ops.reduction`; None is the agent's.
+            divergence_reduction: How the divergence averages.
+            clip_low: Of a policy loss that takes it.
+            clip_high: Of a policy loss that takes it.
             temperature: The student's, in sampling and scoring alike.
             teacher_temperature: The teacher's, in scoring.
             prompts_per_update: Prompts of one update.
             group_size: Samples of each prompt.
+            epochs: Updates on each rollout.
             learning_rate: Of AdamW; a number or a schedule of the remaining progress (1 to 0).
             weight_decay: Of AdamW, on matrices alone.
             max_grad_norm: The gradient is scaled down to this norm.
@@ -118,30 +140,34 @@ class TextAlgorithm(OnPolicyAlgorithm):
         teacher = str(teacher) if isinstance(teacher, Path) else teacher
         self.settings: dict[str, Any] = {
             "policy": policy, "teacher": teacher, "alpha": alpha, "divergence": divergence, "beta": beta,
-            "normalized": normalized, "skew": skew, "student_fraction": student_fraction, "estimator": estimator,
+            "normalized": normalized, "skew": skew, "teacher_top_k": teacher_top_k,
+            "student_fraction": student_fraction, "estimator": estimator,
+            "advantage": advantage, "policy_loss": policy_loss, "policy_reduction": policy_reduction,
+            "divergence_reduction": divergence_reduction, "clip_low": clip_low, "clip_high": clip_high,
             "temperature": temperature, "teacher_temperature": teacher_temperature,
-            "prompts_per_update": prompts_per_update, "group_size": group_size, "learning_rate": learning_rate,
-            "weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "token_budget": token_budget,
-            "precision": precision, "seed": seed,
+            "prompts_per_update": prompts_per_update, "group_size": group_size, "epochs": epochs,
+            "learning_rate": learning_rate, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm,
+            "token_budget": token_budget, "precision": precision, "seed": seed,
         }  # fmt: skip
-        for name in ("prompts_per_update", "group_size", "token_budget"):
+        for name in ("prompts_per_update", "group_size", "epochs", "token_budget"):
             if self.settings[name] < 1:
                 raise SettingError(name, self.settings[name], "give 1 or more")
         if precision not in PRECISIONS:
             raise SettingError("precision", precision, f"choose one of {', '.join(PRECISIONS)}")
         for name, fixed in self.preset.items():
-            if self.settings[name] not in (fixed, getattr(Objective, name)):
+            if self.settings[name] not in (fixed, None):
                 raise SettingError(
                     name, self.settings[name], f"{type(self).__name__} fixes it at {fixed}; leave it out"
                 )
-        self.settings.update(self.preset)
-        knobs = ("alpha", "divergence", "beta", "normalized", "skew", "student_fraction", "estimator")
-        self.objective = Objective(**{name: self.settings[name] for name in knobs})
+        own = {**self.defaults, **self.preset}
+        self.settings |= {name: value for name, value in own.items() if self.settings[name] is None}
+        self.objective = Objective(**{field.name: self.settings[field.name] for field in dataclasses.fields(Objective)})
+        check_advantage(self.settings["advantage"], group_size if self.objective.alpha < 1 else None)
         if teacher is None and self.objective.alpha > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
         self._sources = (policy, teacher, tokenizer, tuple(student_layers), temperature, teacher_temperature)
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
-        self.weight_decay = weight_decay
+        self.weight_decay, self.epochs = weight_decay, epochs
         self.accelerator = Accelerator(cpu=str(device) == "cpu")
         if self.accelerator.num_processes > 1:
             raise SettingError("processes", self.accelerator.num_processes, "this version trains in one process")
@@ -283,15 +309,31 @@ class TextAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return going
 
-    def descend(self, advantages_B: torch.Tensor) -> None:
-        """One step of AdamW down Eq. 5's loss over `trajectories`, and the record of it."""
+    def train(self) -> None:
+        """Steps of AdamW down Eq. 5's loss over `trajectories`, and the record of the last."""
         began = time.perf_counter()
         self.policy.forget()
         self._update_learning_rate(self.policy.optimizer)
+        advantages_B = self.advantages()
+        for _ in range(self.epochs):
+            self._step(advantages_B)
+        self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
+        self.logger.record("train/alpha", self.objective.alpha)
+
+    def advantages(self) -> torch.Tensor:
+        """[B], what the task reward makes of each trajectory; 0 where it has no say (alpha 1, a batch from data)."""
+        rewards_PG = self.rewards_PG()
+        if self.objective.alpha == 1 or self.trajectories[0].source is not Source.STUDENT:
+            return torch.zeros_like(rewards_PG).flatten()
+        return ADVANTAGES[self.settings["advantage"]](rewards_PG).flatten()
+
+    def _step(self, advantages_B: torch.Tensor) -> None:
+        """One gradient over the whole batch, one step of the optimizer."""
         with self.autocast():
             means = accumulate_gradient(
                 self.student, self.teacher, self.objective, self.trajectories, advantages_B,
                 token_budget=self.token_budget, backward=self.accelerator.backward,
+                max_new_tokens=self.task.max_new_tokens,
             )  # fmt: skip
         # A gradient that is not a number is an error here, not a model of NaNs one step later.
         norm = torch.nn.utils.clip_grad_norm_(
@@ -299,11 +341,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         )
         self.policy.optimizer.step()
         self.policy.optimizer.zero_grad()
-        self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
         self.logger.record("train/loss", means["loss"])
         self.logger.record("train/entropy", means["entropy"])
         self.logger.record("train/grad_norm", norm.item())
-        self.logger.record("train/alpha", self.objective.alpha)
         if self.teacher is not None:
             self.logger.record("train/divergence", means["divergence"])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from rlgkd.agents.base import TextAlgorithm
 
 
@@ -14,7 +12,3 @@ class Distill(TextAlgorithm):
     """Descends lambda E_{y~student} D + (1-lambda) E_{y~data} D; the task's reward is logged and not trained on."""
 
     preset: ClassVar[Mapping[str, Any]] = {"alpha": 1.0}
-
-    def train(self) -> None:
-        """One update; no reward, hence no advantage."""
-        self.descend(torch.zeros(len(self.trajectories), device="cpu"))

@@ -28,10 +28,12 @@ def accumulate_gradient(
     *,
     token_budget: int,
     backward: Callable[[Tensor], None],
+    max_new_tokens: int | None = None,
 ) -> dict[str, float]:
     """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole batch.
 
-    The policy term applies to trajectories of the student's own, the divergence to all.
+    The policy term applies to trajectories of the student's own, the divergence to all. `max_new_tokens` is the length
+    that the reduction `constant` divides by.
 
     Returns means over the batch's tokens: `loss` (the sum), `divergence` (reduced as the objective says), `entropy`,
     in nats.
@@ -41,9 +43,12 @@ def accumulate_gradient(
     own_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     sequences, tokens = reduction.totals(lengths_B)
     policy_B, divergence_B = (
-        reduction.weights(name, lengths_B, total_sequences=sequences, total_tokens=tokens)
+        reduction.weights(
+            name, lengths_B, total_sequences=sequences, total_tokens=tokens,
+            length=max_new_tokens if name == "constant" else None,
+        )
         for name in (objective.policy_reduction, objective.divergence_reduction)
-    )
+    )  # fmt: skip
     policy_B = policy_B * own_B
     if own_B.any():  # one batch in 1/lambda is the student's: so weighed, its policy term has Eq. 5's expectation
         policy_B = policy_B / objective.student_fraction
@@ -56,6 +61,7 @@ def accumulate_gradient(
         advantages_N, policy_N, divergence_N = (
             values[rows].to(device)[per_action] for values in (advantages_B.float(), policy_B, divergence_B)
         )
+        old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
         teacher_states_NH = None
         if teacher is not None:
             with torch.no_grad():
@@ -65,7 +71,7 @@ def accumulate_gradient(
             logits_NV: Tensor,
             which: slice,
             teacher_states_NH: Tensor | None = teacher_states_NH,
-            columns: tuple[Tensor, ...] = (actions_N, advantages_N, policy_N, divergence_N),
+            columns: tuple[Tensor, ...] = (actions_N, old_logp_N, advantages_N, policy_N, divergence_N),
         ) -> tuple[Tensor, dict[str, Tensor]]:
             teacher_logits_NV = None
             if teacher is not None and teacher_states_NH is not None:

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops import divergence, policy_loss, reduction
+from rlgkd.ops import divergence, policy_loss, reduction, truncation
 from rlgkd.ops.divergence import Divergence
 
 ESTIMATORS = ("exact", "sampled")
-REDUCTIONS = tuple(name for name in reduction.REDUCTIONS if name != "constant")  # which needs a length; no knob yet
+POLICY_LOSSES = ("reinforce", "clipped", "clipped_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,18 @@ class Objective:
     """Divide JSD by beta (1 - beta), so that its scale does not depend on beta."""
     skew: float | None = None
     """Of the skew KLs, in [0, 1)."""
+    teacher_top_k: int | None = None
+    """D over the teacher's k most probable tokens and a bucket for all others; None is over all (ops/truncation)."""
     student_fraction: float = 1.0
     """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
     estimator: str = "exact"
     """`exact`: D over the full vocabulary, differentiated; `sampled`: the sampled token's log-ratio as an advantage."""
+    policy_loss: str = "reinforce"
+    """The policy term, by its name in rlgkd.ops.policy_loss; the others differ from it where a batch is used again."""
+    clip_low: float = 0.2
+    """Of `clipped`: how far below 1 the ratio to the sampling policy still has a gradient."""
+    clip_high: float = 0.2
+    """Of `clipped` and `clipped_weight`: how far above 1."""
     policy_reduction: str = "sequence_sum"
     """How the policy term averages over tokens, by its name in rlgkd.ops.reduction."""
     divergence_reduction: str = "sequence_mean"
@@ -69,31 +77,58 @@ class Objective:
             raise SettingError("estimator", "sampled", "it estimates reverse_kl; set divergence to that or use exact")
         if self.estimator == "sampled" and self.student_fraction < 1:
             raise SettingError("estimator", "sampled", "it needs own samples; set student_fraction to 1 or use exact")
+        if self.estimator == "sampled" and self.teacher_top_k is not None:
+            raise SettingError(
+                "teacher_top_k", self.teacher_top_k, "`sampled` sees one token; leave it out or use exact"
+            )
         if self.alpha == 0 and self.student_fraction < 1:
             raise SettingError(
                 "student_fraction", self.student_fraction,
                 "alpha is 0, so batches from data would teach nothing; set student_fraction to 1 or alpha above 0",
             )  # fmt: skip
         for field in ("policy_reduction", "divergence_reduction"):
-            if getattr(self, field) not in REDUCTIONS:
-                raise SettingError(field, getattr(self, field), f"choose one of {', '.join(REDUCTIONS)}")
+            if getattr(self, field) not in reduction.REDUCTIONS:
+                raise SettingError(field, getattr(self, field), f"choose one of {', '.join(reduction.REDUCTIONS)}")
+        if self.teacher_top_k is not None and self.teacher_top_k < 1:
+            raise SettingError("teacher_top_k", self.teacher_top_k, "give 1 or more, or None for all tokens")
+        if self.policy_loss not in POLICY_LOSSES:
+            raise SettingError("policy_loss", self.policy_loss, f"choose one of {', '.join(POLICY_LOSSES)}")
+        if not 0 <= self.clip_low <= 1:
+            raise SettingError("clip_low", self.clip_low, "give a number in [0, 1]")
+        if not 0 <= self.clip_high < math.inf:
+            raise SettingError("clip_high", self.clip_high, "give a number of 0 or more")
         self.pointwise()
 
     def pointwise(self) -> Divergence:
         """D as a function (teacher_logits, student_logits) -> nats."""
         settings = {"beta": self.beta, "skew": self.skew, "normalized": self.normalized or None}
-        return divergence.get(self.divergence, **{k: value for k, value in settings.items() if value is not None})
+        whole = divergence.get(self.divergence, **{k: value for k, value in settings.items() if value is not None})
+        if self.teacher_top_k is None:
+            return whole
+        k = self.teacher_top_k
+        return lambda teacher_logits, student_logits: whole(*truncation.top_k(teacher_logits, student_logits, k))
+
+    def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
+        """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
+        if self.policy_loss == "clipped":
+            return policy_loss.clipped(logp_N, old_logp_N, advantages_N, low=self.clip_low, high=self.clip_high)
+        if self.policy_loss == "clipped_weight":
+            return policy_loss.clipped_weight(logp_N, old_logp_N, advantages_N, high=self.clip_high)
+        return policy_loss.reinforce(logp_N, advantages_N)
 
     def loss(
         self,
         student_logits_NV: Tensor,
         teacher_logits_NV: Tensor | None,
         actions_N: Tensor,
+        old_logp_N: Tensor,
         advantages_N: Tensor,
         policy_weights_N: Tensor,
         divergence_weights_N: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L of the module's docstring, summed over N actions; weights are zero where a term does not apply.
+
+        `old_logp_N` is the log-probability that each action was sampled with, in nats.
 
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, given a teacher, `divergence`.
         """
@@ -101,7 +136,7 @@ class Objective:
         record = {"logp": student_logp_N, "entropy": policy_loss.entropy(student_logits_NV.detach())}
         loss = student_logp_N.new_zeros(())
         if self.alpha < 1:
-            policy_N = policy_loss.reinforce(student_logp_N, advantages_N)
+            policy_N = self.surrogate(student_logp_N, old_logp_N, advantages_N)
             loss = loss + (1 - self.alpha) * (policy_weights_N * policy_N).sum()
         if teacher_logits_NV is not None:
             if self.estimator == "exact":

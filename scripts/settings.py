@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlgkd.errors import SettingError
 
 RECIPES = Path(__file__).parent / "recipes"
+OF_THE_RUN = {
+    "name", "env", "env_settings", "agent", "student", "tokens", "learning_rate_end", "warmup", "threads",
+    "eval_split", "eval_prompts", "checkpoint_every",
+}  # fmt: skip
+"""Settings that are not the agent's."""
 
 
 class RunSettings(BaseModel):
@@ -23,22 +28,35 @@ class RunSettings(BaseModel):
     name: str = Field("run", description="shown in the report; names the default folder")
     env: str = Field("rlgkd/GroundedSummary-v0", description="registered id of the environment")
     env_settings: dict[str, Any] = Field(default_factory=dict, description="passed to the environment")
-    agent: Literal["Reinforce", "Distill"] = Field("Reinforce", description="the algorithm")
+    agent: Literal["Reinforce", "RLOO", "GRPO", "Distill"] = Field("Reinforce", description="the algorithm")
     student: str = Field("embedded:grounded-student", description="model that is trained")
     student_layers: list[int] = Field(default_factory=list, description="keep only these layers of it")
     teacher: str = Field("embedded:grounded-teacher", description="model it stays close to; empty for none")
     tokens: int = Field(200_000, ge=1, description="tokens to train for: generated ones, or read from data")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of the divergence: 0 pure RL, 1 pure distillation")
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of the divergence: 0 pure RL, 1 pure distillation; null is the agent's own",
+    )
     divergence: str = Field("reverse_kl", description="rlgkd list divergences")
     beta: float | None = Field(None, ge=0, le=1, description="of a divergence that takes it")
     normalized: bool = Field(False, description="of a divergence that takes it")
     skew: float | None = Field(None, ge=0, lt=1, description="of a divergence that takes it")
+    teacher_top_k: int | None = Field(None, ge=1, description="tokens of the teacher that the divergence sees; all")
     student_fraction: float = Field(1.0, ge=0, le=1, description="share of batches sampled from the student")
     estimator: Literal["exact", "sampled"] = Field("exact", description="of the divergence's gradient")
+    advantage: str | None = Field(None, description="what rewards become; null is the agent's own")
+    policy_loss: str | None = Field(None, description="reinforce, clipped or clipped_weight; null is the agent's own")
+    policy_reduction: str | None = Field(None, description="how the policy term averages; null is the agent's own")
+    divergence_reduction: str = Field("sequence_mean", description="how the divergence averages")
+    clip_low: float = Field(0.2, ge=0, le=1, description="of a policy loss that takes it")
+    clip_high: float = Field(0.2, ge=0, description="of a policy loss that takes it")
     temperature: float = Field(1.0, gt=0, description="of the student, in sampling and scoring")
     teacher_temperature: float = Field(1.0, gt=0, description="of the teacher, in scoring")
     prompts_per_update: int = Field(16, ge=1, description="prompts of one update")
     group_size: int = Field(4, ge=1, description="samples of each prompt")
+    epochs: int = Field(1, ge=1, description="updates on each rollout")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, after the warm-up")
     learning_rate_end: float = Field(0.1, ge=0, le=1, description="fraction of it left at the end, reached linearly")
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the tokens over which it rises from 0")
@@ -62,16 +80,9 @@ class RunSettings(BaseModel):
 
     def agent_settings(self) -> dict[str, Any]:
         """What the agent's constructor takes, beside the environment."""
-        shared = (
-            "alpha", "divergence", "beta", "normalized", "skew", "student_fraction", "estimator",
-            "temperature", "teacher_temperature", "prompts_per_update", "group_size", "weight_decay",
-            "max_grad_norm", "token_budget", "student_layers", "precision", "device", "seed",
-        )  # fmt: skip
-        chosen = {name: getattr(self, name) for name in shared}
-        if self.agent == "Distill":
-            del chosen["alpha"]
         return {
-            **chosen, "policy": self.student, "teacher": self.teacher or None, "learning_rate": self.schedule,
+            **self.model_dump(exclude=OF_THE_RUN), "policy": self.student, "teacher": self.teacher or None,
+            "learning_rate": self.schedule,
         }  # fmt: skip
 
 
@@ -120,8 +131,6 @@ def check(values: dict[str, Any]) -> RunSettings:
         about = RunSettings.model_fields[str(first["loc"][0])].description
         message = first["msg"][0].lower() + first["msg"][1:]
         raise SettingError(field, first["input"], f"{message} ({about})") from error
-    if settings.agent == "Distill" and "alpha" in values and settings.alpha != 1:
-        raise SettingError("alpha", settings.alpha, "Distill is Eq. 5 at alpha 1; leave it out or use agent=Reinforce")
     return settings
 
 

@@ -301,7 +301,11 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
         ({"estimator": "sampled", "divergence": "forward_kl"}, "estimator"),
         ({"estimator": "sampled", "student_fraction": 0.5}, "estimator"),
         ({"alpha": 0.0, "student_fraction": 0.5}, "student_fraction"),
-        ({"policy_reduction": "constant"}, "policy_reduction"),
+        ({"policy_reduction": "mean"}, "policy_reduction"),
+        ({"teacher_top_k": 0}, "teacher_top_k"),
+        ({"policy_loss": "ppo"}, "policy_loss"),
+        ({"clip_low": 1.5}, "clip_low"),
+        ({"clip_high": -0.1}, "clip_high"),
     ],
 )
 def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):

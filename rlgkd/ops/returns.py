@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
+from rlgkd.ops._names import check_name
 
 
 def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tensor:
@@ -174,3 +175,16 @@ ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "group_normalised": group_normalised,
     "batch_normalised": batch_normalised,
 }
+
+
+def check_advantage(name: str, group_size: int | None) -> None:
+    """Refuse an unknown name, and a group too small for a baseline; None for a group that will not be asked for one.
+
+    Raises: SettingError.
+    """
+    check_name("advantage", name, ADVANTAGES)
+    if group_size is not None:
+        try:
+            ADVANTAGES[name](torch.zeros(2, group_size, device="cpu"))
+        except SettingError as error:
+            raise SettingError("group_size", group_size, f"{name} needs 2 samples of a prompt or more") from error

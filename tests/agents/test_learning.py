@@ -8,9 +8,9 @@ import tiny
 import torch
 from stable_baselines3.common.logger import Logger, configure
 
-from rlgkd.agents import Distill, Reinforce
+from rlgkd.agents import GRPO, RLOO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
-from rlgkd.errors import DataError
+from rlgkd.errors import DataError, SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.types import Source
 
@@ -46,6 +46,51 @@ def test_reinforce_learns_which_word_to_write_first():
     agent.learn(1500)
     assert distribution(agent)[2] > 0.9
     assert np.mean([t.score.reward for t in agent.trajectories]) > 0.9
+
+
+def test_grpo_learns_it_with_two_updates_on_each_rollout():
+    agent = GRPO(student(), environment(), alpha=0.0, learning_rate=2e-2, prompts_per_update=4, epochs=2)
+    agent.learn(1500)
+    assert distribution(agent)[2] > 0.9
+
+
+def weights_after(agent_class, **settings) -> list[torch.Tensor]:
+    agent = agent_class(student(), environment(), teacher=student(1), alpha=0.3, learning_rate=1e-2, **settings)
+    agent.learn(200)
+    return list(agent.student.module.parameters())
+
+
+def same(some, others) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_rloo_is_reinforce_with_the_leave_one_out_baseline():
+    assert same(weights_after(RLOO), weights_after(Reinforce, advantage="leave_one_out"))
+    assert not same(weights_after(RLOO), weights_after(Reinforce, advantage="raw"))
+    with pytest.raises(SettingError, match="RLOO fixes it"):
+        RLOO(student(), environment(), alpha=0.0, advantage="raw")
+
+
+def test_a_clipped_ratio_matters_only_where_a_rollout_is_used_again():
+    once, twice = ({"epochs": n, "clip_low": 0.0, "clip_high": 0.0} for n in (1, 2))
+    torch.testing.assert_close(weights_after(GRPO, **once), weights_after(GRPO, policy_loss="reinforce", epochs=1))
+    assert not same(weights_after(GRPO, **twice), weights_after(GRPO, policy_loss="reinforce", epochs=2))
+
+
+@pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "token_mean", "constant"])
+def test_every_reduction_of_the_policy_term_trains(reduction):
+    agent = GRPO(
+        student(), environment(), alpha=0.0, learning_rate=2e-2, prompts_per_update=4, policy_reduction=reduction
+    )
+    agent.learn(1500)
+    assert distribution(agent)[2] > 0.7
+
+
+def test_one_sample_of_a_prompt_is_enough_without_a_groups_baseline():
+    agent = Reinforce(student(), environment(), alpha=0.0, group_size=1, advantage="batch_normalised")
+    agent.learn(50)
+    with pytest.raises(SettingError, match="group_size: 1"):
+        Reinforce(student(), environment(), alpha=0.0, group_size=1)
 
 
 def one_step_world(group_size: int, updates: int) -> float:
