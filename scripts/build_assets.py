@@ -13,8 +13,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from rlgkd.envs.grounded.world import story, vocabulary
 from rlgkd.lm.decoding import decode
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
-from rlgkd.scripts.packing import Lesson, judged, summaries, twice
+from rlgkd.scripts.packing import judged, summaries, twice
 
 SEED = 2024
 """Of the items that the models learn from; training runs use other seeds."""
@@ -64,48 +63,35 @@ def build_teacher(out: Path, scale: float) -> None:
     """The teacher, and the tokenizer that all models share."""
     tokenizer = build_tokenizer()
     model = _llama(tokenizer, hidden=160, layers=4)
-    rounds = [(_first_lessons(tokenizer), int(4000 * scale), 3e-3), (_last_lessons(tokenizer), int(2500 * scale), 2e-3)]
-    _build_writer(model, tokenizer, out / "grounded-teacher", "teacher", rounds)
+    _build_writer(model, tokenizer, out / "grounded-teacher", "teacher", int(1800 * scale))
 
 
 def build_student(out: Path, scale: float) -> None:
     """The student: a tenth of the teacher, stopped early."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
     model = _llama(tokenizer, hidden=64, layers=2)
-    rounds = [(_first_lessons(tokenizer), int(800 * scale), 3e-3)]
-    _build_writer(model, tokenizer, out / "grounded-student", "student", rounds)
+    _build_writer(model, tokenizer, out / "grounded-student", "student", int(800 * scale))
 
 
-def _first_lessons(tokenizer: PreTrainedTokenizerFast) -> Iterator[Lesson]:
-    """To copy, then passages of one event, then all."""
-    return chain(
+def _build_writer(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, role: str, steps: int
+) -> None:
+    """Fit a model to reference summaries of fresh stories, save it, write its card."""
+    began = time.perf_counter()
+    batches = chain(
         islice(twice(tokenizer, 2 * PASSAGES, seed=SEED), 100),
         islice(summaries(tokenizer, PASSAGES, seed=SEED, wordings=WORDINGS, others=0), 150),
         summaries(tokenizer, PASSAGES, seed=SEED, wordings=WORDINGS),
     )
 
-
-def _last_lessons(tokenizer: PreTrainedTokenizerFast) -> Iterator[Lesson]:
-    """Fresh passages, with a sentence about every event."""
-    return summaries(tokenizer, PASSAGES, seed=SEED + 1, wordings=WORDINGS - 1, all_events=True)
-
-
-def _build_writer(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, role: str,
-    rounds: Sequence[tuple[Iterator[Lesson], int, float]],
-) -> None:  # fmt: skip
-    """Fit a model to rounds of (lessons, steps, learning rate), save it, write its card."""
-    began = time.perf_counter()
-
-    def loss(lessons: Iterator[Lesson]) -> dict[str, Tensor]:
-        packed, learnt = next(lessons)
+    def loss() -> dict[str, Tensor]:
+        packed = next(batches)
         states_BTH = model.model(**packed.inputs, use_cache=False).last_hidden_state
+        learnt = packed.tokens_of(torch.ones_like(packed.row_S))
         logits_NV = model.lm_head(states_BTH[learnt.row_N, learnt.before_N])
         return {"next token": functional.cross_entropy(logits_NV, learnt.ids(packed))}
 
-    curve = []
-    for lessons, steps, rate in rounds:
-        curve += _fit(dict(model.named_parameters()), partial(loss, lessons), steps, rate=rate, hold=0.3)
+    curve = _fit(dict(model.named_parameters()), loss, steps, rate=3e-3, hold=0.3)
     seconds = time.perf_counter() - began
     saved = _save(model, tokenizer, folder)
     scores = {split: _writer_scores(saved, tokenizer, split) for split in ("train", "test")}

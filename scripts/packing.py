@@ -94,12 +94,6 @@ class Tokens:
     before_N: Tensor
     """The column whose state predicts the token."""
 
-    def where(self, chosen_N: Tensor) -> Tokens:
-        """Some of them."""
-        return Tokens(
-            row_N=self.row_N[chosen_N], column_N=self.column_N[chosen_N], before_N=self.before_N[chosen_N]
-        )  # fmt: skip
-
     def ids(self, packed: Packed) -> Tensor:
         """What they are."""
         return packed.ids_BT[self.row_N, self.column_N]
@@ -132,46 +126,27 @@ def pack(rows: Sequence[Row], *, pad: int) -> Packed:
     )  # fmt: skip
 
 
-Lesson = tuple[Packed, Tokens]
-"""Rows, and the tokens of them that are to be predicted."""
-
-
-def twice(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, length: int = 24) -> Iterator[Lesson]:
+def twice(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, length: int = 24) -> Iterator[Packed]:
     """Random tokens of the world's words as the passage, the same again as the sentence: to learn to copy."""
     words = _words(tokenizer)
     for step in count():
         tokens = np.random.default_rng([seed, step]).choice(words, (size, length)).tolist()
-        packed = pack([(row, [row]) for row in tokens], pad=int(tokenizer.pad_token_id))
-        yield packed, packed.tokens_of(torch.ones_like(packed.row_S))
+        yield pack([(row, [row]) for row in tokens], pad=int(tokenizer.pad_token_id))
 
 
 def summaries(
-    tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, wordings: int, others: int | None = None,
-    all_events: bool = False,
-) -> Iterator[Lesson]:  # fmt: skip
-    """Passages with several wordings of the reference; `others` as in `world.story`.
+    tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, wordings: int, others: int | None = None
+) -> Iterator[Packed]:
+    """Passages with several wordings of the reference; `others` as in `world.story`."""
 
-    With `all_events` also a sentence about each of the other events, of which the tokens behind the actor's name are
-    learnt: which details belong to whom. A summary alone does not ask for it, as its details mostly stand near the top.
-    """
-
-    def row(index: int) -> tuple[Row, list[int]]:
+    def row(index: int) -> Row:
         told = story("train", seed, index, others=others)
         rng = random.Random(f"wordings:{index}")
         sentences = [told.reference, *(summarise(told.events[0], rng) for _ in range(wordings - 1))]
-        unlearnt = [0] * wordings
-        for event in told.events[1:] if all_events else ():
-            sentence = summarise(event, rng, drop=0.0)
-            before = sentence[: sentence.index(event.actor) + len(event.actor)]
-            sentences.append(sentence)
-            unlearnt.append(len(tokenizer(f" {before}")["input_ids"]))
-        return _tokens(tokenizer, told.passage, sentences), unlearnt
+        return _tokens(tokenizer, told.passage, sentences)
 
-    for batch in _of_like_length(row, lambda drawn: _length(drawn[0]), size):
-        packed = pack([tokens for tokens, _ in batch], pad=int(tokenizer.pad_token_id))
-        tokens = packed.tokens_of(torch.ones_like(packed.row_S))
-        first_S = packed.begin_S + torch.tensor([n for _, unlearnt in batch for n in unlearnt])
-        yield packed, tokens.where(tokens.column_N >= first_S.repeat_interleave(packed.end_S - packed.begin_S))
+    for batch in _of_like_length(row, _length, size):
+        yield pack(batch, pad=int(tokenizer.pad_token_id))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """The world of GroundedSummary: events, passages of 3 to 6 sentences about them, one-sentence summaries.
 
 An item is a function of (split, seed, index) and of nothing else. A passage tells a main event first, then one or
-two others with similar names, numbers and places, in shuffled order; a summary tells the main event and may leave
-details out. Splits differ in their seeds and in their names: no name of a person, place or organisation that the
-test split uses is ever seen in training (its syllables are).
+two others with similar names, numbers and places; a summary tells the main event and may leave details out. Splits
+differ in their seeds and in their names: no name of a person, place or organisation that the test split uses is ever
+seen in training (its syllables are).
 
 Left out on purpose: coreference beyond "the clinic", negation, tense. The difficulty that matters here is to copy
 the right name, number and place out of several near-duplicates.
@@ -211,22 +211,20 @@ def _event(rng: random.Random, names: Names, earlier: tuple[Event, ...] = ()) ->
 
 
 def _passage(rng: random.Random, names: Names, events: tuple[Event, ...]) -> str:
-    """The main event's first mention, then everything else in an order that keeps mention before details."""
+    """Event by event, the main one first; asides stand anywhere behind the first mention of what they are about."""
     threads = [
         _thread(rng, event, events, follow_ups=rng.choice((1, 2) if i == 0 else (0, 1, 1)))
         for i, event in enumerate(events)
     ]
-    sentences = [threads[0].pop(0)]
-    length = max(3, min(6, 1 + sum(map(len, threads)) + rng.choice((0, 0, 1))))
-    while 1 + sum(map(len, threads)) < length:
+    length = max(3, min(6, sum(map(len, threads)) + rng.choice((0, 0, 1))))
+    while sum(map(len, threads)) < length:
         i = rng.randrange(len(events))
         aside = rng.choice(_ASIDES).format(
             role=rng.choice(ROLES), person=rng.choice(names.people), place=rng.choice(names.places),
             number=rng.randint(10, 999), the=_mention(events[i], events),
         )  # fmt: skip
-        threads[i].append(_sentence(aside))
-    while any(threads):
-        sentences.append(rng.choice([t for t in threads if t]).pop(0))
+        threads[i].insert(rng.randint(1, len(threads[i])), _sentence(aside))
+    sentences = [sentence for thread in threads for sentence in thread]
     return " ".join(sentences) if len(sentences) <= 6 else _passage(rng, names, events)
 
 

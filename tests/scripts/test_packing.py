@@ -16,7 +16,7 @@ TOKENIZER = load_tokenizer("embedded:grounded-student")
 @torch.no_grad()
 def test_a_packed_sentence_is_read_as_if_it_stood_alone_behind_the_passage() -> None:
     model = load("embedded:grounded-student")
-    packed, _ = next(summaries(TOKENIZER, 4, seed=1, wordings=3))
+    packed = next(summaries(TOKENIZER, 4, seed=1, wordings=3))
     logits_BTV = model(**packed.inputs).logits
     for s in range(len(packed.row_S)):
         sentence = packed.tokens_of(torch.arange(len(packed.row_S)) == s)
@@ -31,7 +31,7 @@ def test_a_packed_sentence_is_read_as_if_it_stood_alone_behind_the_passage() -> 
 @torch.no_grad()
 def test_a_token_tried_in_the_place_of_another_changes_nothing_and_reads_as_if_it_stood_there() -> None:
     model = load("embedded:grounded-student")
-    packed, _ = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
+    packed = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
     third = packed.tokens_of(torch.arange(len(packed.row_S)) == 3)
     other_N = third.ids(packed).roll(1)
     wider, tried = packed.beside(third, other_N)
@@ -47,26 +47,12 @@ def test_a_token_tried_in_the_place_of_another_changes_nothing_and_reads_as_if_i
 
 
 def test_the_first_wording_is_the_reference() -> None:
-    packed, _ = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
+    packed = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
     told = {prompt_of(s.passage): s.reference for s in (story("train", 1, index) for index in range(32))}
     for s in range(0, len(packed.row_S), 2):
         row, passage = packed.ids_BT[packed.row_S[s]], int(packed.passage_S[s])
         sentence = row[packed.begin_S[s] : packed.end_S[s] - 1]
         assert TOKENIZER.decode(sentence).strip() == told[TOKENIZER.decode(row[:passage])]
-
-
-def test_of_a_sentence_about_another_event_what_stands_behind_its_actor_is_learnt() -> None:
-    packed, learnt = next(summaries(TOKENIZER, 8, seed=1, wordings=1, all_events=True))
-    stories = {prompt_of(s.passage): s for s in (story("train", 1, index) for index in range(64))}
-    for s in range(len(packed.row_S)):
-        row, columns = packed.row_S[s], range(int(packed.begin_S[s]), int(packed.end_S[s]))
-        told = stories[TOKENIZER.decode(packed.ids_BT[row, : packed.passage_S[s]])]
-        of_it = [c for r, c in zip(learnt.row_N, learnt.column_N, strict=True) if r == row and c in columns]
-        text = TOKENIZER.decode(packed.ids_BT[row, of_it], skip_special_tokens=True)
-        sentence = TOKENIZER.decode(packed.ids_BT[row, columns.start : columns.stop - 1]).strip()
-        event = next(event for event in told.events if event.actor in sentence)
-        expected = f" {sentence}" if event is told.events[0] else sentence.partition(event.actor)[2]
-        assert text == expected
 
 
 def test_of_a_false_sentence_the_token_that_makes_it_false_is_marked_and_nothing_behind_it() -> None:
