@@ -71,6 +71,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         teacher_top_k: int | None = None,
         student_fraction: float = 1.0,
         estimator: str = "exact",
+        horizon: float = 0.0,
         advantage: str | None = None,
         policy_loss: str | None = None,
         policy_reduction: str | None = None,
@@ -111,6 +112,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             teacher_top_k: The divergence sees the teacher's k most probable tokens and the rest as one; None: all.
             student_fraction: The paper's lambda: probability that an update's batch is sampled from the student.
             estimator: `exact` or `sampled`.
+            horizon: How much of the divergence at later tokens a token answers for, in [0, 1].
             advantage: What the task rewards become, by its name in `rlgkd.ops.returns`; None is the agent's own.
             policy_loss: By its name in `rlgkd.ops.policy_loss`; None is the agent's own.
             policy_reduction: How the policy term averages, by its name in `rlgkd.ops.reduction`; None is the agent's.
@@ -141,7 +143,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.settings: dict[str, Any] = {
             "policy": policy, "teacher": teacher, "alpha": alpha, "divergence": divergence, "beta": beta,
             "normalized": normalized, "skew": skew, "teacher_top_k": teacher_top_k,
-            "student_fraction": student_fraction, "estimator": estimator,
+            "student_fraction": student_fraction, "estimator": estimator, "horizon": horizon,
             "advantage": advantage, "policy_loss": policy_loss, "policy_reduction": policy_reduction,
             "divergence_reduction": divergence_reduction, "clip_low": clip_low, "clip_high": clip_high,
             "temperature": temperature, "teacher_temperature": teacher_temperature,

@@ -16,6 +16,7 @@ from rlgkd.lm.fused import fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
+from rlgkd.ops.returns import discounted_returns
 from rlgkd.types import Batch, Source, Trajectory
 
 
@@ -62,7 +63,8 @@ def accumulate_gradient(
             values[rows].to(device)[per_action] for values in (advantages_B.float(), policy_B, divergence_B)
         )
         old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
-        teacher_states_NH = None
+        futures_N = torch.zeros_like(divergence_N)
+        student_states_NH, teacher_states_NH = student.states(batch), None
         if teacher is not None:
             with torch.no_grad():
                 teacher_states_NH = teacher.states(batch)
@@ -71,7 +73,7 @@ def accumulate_gradient(
             logits_NV: Tensor,
             which: slice,
             teacher_states_NH: Tensor | None = teacher_states_NH,
-            columns: tuple[Tensor, ...] = (actions_N, old_logp_N, advantages_N, policy_N, divergence_N),
+            columns: tuple[Tensor, ...] = (actions_N, old_logp_N, advantages_N, policy_N, divergence_N, futures_N),
         ) -> tuple[Tensor, dict[str, Tensor]]:
             teacher_logits_NV = None
             if teacher is not None and teacher_states_NH is not None:
@@ -79,13 +81,25 @@ def accumulate_gradient(
                     teacher_logits_NV = teacher.logits(teacher_states_NH[which])
             return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns))
 
-        loss, records = fused_sum(student, student.states(batch), chunk_loss)
+        if objective.horizon > 0 and teacher is not None:  # what comes later must be known first
+            with torch.no_grad():
+                _, records = fused_sum(student, student_states_NH, chunk_loss)
+            futures_N += own_B[rows].to(device)[per_action] * _futures(records["divergence"], batch, objective.horizon)
+        loss, records = fused_sum(student, student_states_NH, chunk_loss)
         backward(loss)
         sums["loss"] += loss.item()
         sums["entropy"] += records["entropy"].sum().item() / max(1, tokens)
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
     return sums
+
+
+def _futures(divergence_N: Tensor, batch: Batch, horizon: float) -> Tensor:
+    """F_n = sum_{m>n} gamma^(m-n) D_m within each row, [N]."""
+    mask_BT = batch.action_mask_BT[:, 1:]
+    divergence_BT = divergence_N.new_zeros(mask_BT.shape)
+    divergence_BT[mask_BT] = divergence_N
+    return (discounted_returns(divergence_BT, horizon, mask_BT) - divergence_BT)[mask_BT]
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -15,7 +15,11 @@ exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean` th
 mu is a coin for each batch: with probability lambda (`student_fraction`) the student samples it, else it comes from
 data and has no policy term. That of a student batch is divided by lambda, so that alpha weighs what Eq. 5 says.
 
-Horizon 0: no gradient flows through the sampling of the prefixes, as in GKD.
+The choice of y_n also decides which prefixes, and so which D_m, come after it. `horizon` gamma weighs that part: the
+future F_n = sum_{m>n} gamma^(m-n) D_m is a cost of y_n, and alpha sum_n v_n F_n log p_S(y_n) joins the loss, F held
+constant. 0 is GKD: no gradient through the sampling of the prefixes. 1, under `sequence_sum`, gives the gradient of the
+sequence's whole divergence, for reverse KL that of KL(p_S || p_T) over texts (MiniLLM, arXiv 2306.08543, without its
+normalisation by length). Texts that the student did not sample have no such part.
 """
 
 from __future__ import annotations
@@ -54,6 +58,8 @@ class Objective:
     """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
     estimator: str = "exact"
     """`exact`: D over the full vocabulary, differentiated; `sampled`: the sampled token's log-ratio as an advantage."""
+    horizon: float = 0.0
+    """gamma in [0, 1]: how much of the divergence at later tokens a token answers for."""
     policy_loss: str = "reinforce"
     """The policy term, by its name in rlgkd.ops.policy_loss; the others differ from it where a batch is used again."""
     clip_low: float = 0.2
@@ -67,7 +73,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range or in contradiction."""
-        for name in ("alpha", "student_fraction"):
+        for name in ("alpha", "student_fraction", "horizon"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
                 raise SettingError(name, value, "give a number in [0, 1]")
@@ -89,6 +95,10 @@ class Objective:
         for field in ("policy_reduction", "divergence_reduction"):
             if getattr(self, field) not in reduction.REDUCTIONS:
                 raise SettingError(field, getattr(self, field), f"choose one of {', '.join(reduction.REDUCTIONS)}")
+        if self.horizon > 0 and self.student_fraction == 0:
+            raise SettingError(
+                "horizon", self.horizon, "texts from data were not sampled; set student_fraction above 0"
+            )
         if self.teacher_top_k is not None and self.teacher_top_k < 1:
             raise SettingError("teacher_top_k", self.teacher_top_k, "give 1 or more, or None for all tokens")
         if self.policy_loss not in POLICY_LOSSES:
@@ -125,10 +135,12 @@ class Objective:
         advantages_N: Tensor,
         policy_weights_N: Tensor,
         divergence_weights_N: Tensor,
+        futures_N: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L of the module's docstring, summed over N actions; weights are zero where a term does not apply.
 
-        `old_logp_N` is the log-probability that each action was sampled with, in nats.
+        `old_logp_N` is the log-probability that each action was sampled with, `futures_N` the F_n of the module's
+        docstring, both in nats.
 
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, given a teacher, `divergence`.
         """
@@ -147,6 +159,8 @@ class Objective:
                 divergence_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
                 distillation_N = policy_loss.reinforce(student_logp_N, -divergence_N)
             if self.alpha > 0:
+                if self.horizon > 0:
+                    distillation_N = distillation_N + policy_loss.reinforce(student_logp_N, -futures_N)
                 loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
             record["divergence"] = divergence_N
         return loss, record

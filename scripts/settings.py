@@ -46,6 +46,7 @@ class RunSettings(BaseModel):
     teacher_top_k: int | None = Field(None, ge=1, description="tokens of the teacher that the divergence sees; all")
     student_fraction: float = Field(1.0, ge=0, le=1, description="share of batches sampled from the student")
     estimator: Literal["exact", "sampled"] = Field("exact", description="of the divergence's gradient")
+    horizon: float = Field(0.0, ge=0, le=1, description="how much of the later divergence a token answers for")
     advantage: str | None = Field(None, description="what rewards become; null is the agent's own")
     policy_loss: str | None = Field(None, description="reinforce, clipped or clipped_weight; null is the agent's own")
     policy_reduction: str | None = Field(None, description="how the policy term averages; null is the agent's own")

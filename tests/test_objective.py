@@ -273,6 +273,55 @@ def test_the_sampled_estimator_expects_the_exact_gradient_at_horizon_0():
     torch.testing.assert_close(sampled, exact, atol=1e-6, rtol=1e-6)
 
 
+def sequence_kl(student: LanguageModel, teacher: LanguageModel) -> Tensor:
+    """KL(p_S || p_T) over all texts."""
+    log_q_Y, log_p_Y = (torch.stack([log_likelihood(lm, y) for y in ALL]) for lm in (student, teacher))
+    return (log_q_Y.exp() * (log_q_Y - log_p_Y.detach())).sum()
+
+
+def sequence_kl_gradient(student: LanguageModel, teacher: LanguageModel) -> Tensor:
+    student.module.zero_grad()
+    sequence_kl(student, teacher).backward()
+    return torch.cat([p.grad.flatten() for p in student.module.parameters()])
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+def test_at_horizon_1_the_gradient_is_that_of_the_kl_over_texts_and_at_horizon_0_it_is_not(estimator):
+    student, teacher = policy(0), policy(1)
+    settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum", "estimator": estimator}
+    expected = sequence_kl_gradient(student, teacher)
+    whole = expected_gradient(Objective(**settings, horizon=1.0), student, teacher)
+    torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-6)
+    near = expected_gradient(Objective(**settings), student, teacher)
+    assert (near - expected).abs().max() > 1e-2
+
+
+def test_the_kl_over_texts_is_the_sum_of_the_expected_kls_at_their_prefixes():
+    student, teacher = policy(0), policy(1)
+    objective = Objective(alpha=1.0, divergence_reduction="sequence_sum")
+    total = 0.0
+    with torch.no_grad():
+        for y in ALL:
+            probability = log_likelihood(student, y).exp().item()
+            means = accumulate_gradient(
+                student, teacher, objective, [trajectory(PROMPT, y)], torch.zeros(1), token_budget=BUDGET,
+                backward=lambda loss: None,
+            )  # fmt: skip
+            total += probability * means["divergence"]
+        assert total == pytest.approx(sequence_kl(student, teacher).item(), abs=1e-9)
+
+
+def test_the_future_does_not_depend_on_the_batch_and_texts_from_data_have_none():
+    student, teacher, objective = policy(0), policy(1), Objective(alpha=0.3, horizon=0.7)
+    whole = gradient(objective, student, teacher)
+    torch.testing.assert_close(gradient(objective, student, teacher, token_budget=8), whole, atol=1e-9, rtol=1e-6)
+    assert (whole - gradient(Objective(alpha=0.3), student, teacher)).abs().max() > 1e-3
+    data = [dataclasses.replace(t, source=Source.DATA) for t in BATCH]
+    torch.testing.assert_close(
+        gradient(objective, student, teacher, data), gradient(Objective(alpha=0.3), student, teacher, data)
+    )
+
+
 def test_a_training_step_makes_no_tensor_on_the_default_device():
     student, teacher = policy(0), policy(1)
     objective = Objective(alpha=0.3, divergence="jsd", beta=0.9)
@@ -289,6 +338,8 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
     ("settings", "field"),
     [
         ({"alpha": 1.5}, "alpha"),
+        ({"horizon": 1.5}, "horizon"),
+        ({"horizon": 0.5, "student_fraction": 0.0}, "horizon"),
         ({"alpha": float("nan")}, "alpha"),
         ({"student_fraction": -0.1}, "student_fraction"),
         ({"divergence": "reverse-kl"}, "divergence"),
