@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +38,7 @@ from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.objective import Objective
 from rlgkd.ops.returns import ADVANTAGES, check_advantage
 from rlgkd.ops.sampling import uniforms
+from rlgkd.ops.schedule import Schedule
 from rlgkd.rollout import references, rollout
 from rlgkd.types import Item, Score, Source, Task, Trajectory
 
@@ -63,7 +64,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         *,
         teacher: str | Path | PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        alpha: float | None = None,
+        alpha: float | Schedule | None = None,
         divergence: str = "reverse_kl",
         beta: float | None = None,
         normalized: bool = False,
@@ -104,7 +105,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 agent reads its task (prompts, tokenizer, limits, reward) and samples all rows in lockstep itself.
             teacher: As `policy`; may be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
-            alpha: Weight of the divergence in Eq. 5, in [0, 1]; None is the agent's own.
+            alpha: Weight of the divergence in Eq. 5, in [0, 1]: a number, or a schedule of the remaining progress
+                (1 to 0; see `rlgkd.ops.schedule`); None is the agent's own.
             divergence: By its name in `rlgkd.ops.divergence`.
             beta: Of a divergence that takes it.
             normalized: Of a divergence that takes it.
@@ -163,9 +165,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 )
         own = {**self.defaults, **self.preset}
         self.settings |= {name: value for name, value in own.items() if self.settings[name] is None}
-        self.objective = Objective(**{field.name: self.settings[field.name] for field in dataclasses.fields(Objective)})
-        check_advantage(self.settings["advantage"], group_size if self.objective.alpha < 1 else None)
-        if teacher is None and self.objective.alpha > 0:
+        alpha = self.settings["alpha"]
+        self.alpha_schedule: Schedule = alpha if callable(alpha) else lambda remaining: alpha
+        knobs = {field.name: self.settings[field.name] for field in dataclasses.fields(Objective)}
+        self.objective, last = (Objective(**{**knobs, "alpha": self.alpha_schedule(at)}) for at in (1.0, 0.0))
+        check_advantage(self.settings["advantage"], group_size if min(self.objective.alpha, last.alpha) < 1 else None)
+        if teacher is None and max(self.objective.alpha, last.alpha) > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
         self._sources = (policy, teacher, tokenizer, tuple(student_layers), temperature, teacher_temperature)
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
@@ -316,6 +321,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         began = time.perf_counter()
         self.policy.forget()
         self._update_learning_rate(self.policy.optimizer)
+        alpha = self.alpha_schedule(self._current_progress_remaining)
+        self.objective = dataclasses.replace(self.objective, alpha=alpha)
         advantages_B = self.advantages()
         for _ in range(self.epochs):
             self._step(advantages_B)

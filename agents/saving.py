@@ -36,7 +36,7 @@ def read_settings(folder: Path, agent: str, *, given: Mapping[str, Any]) -> tupl
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")
-    for field in ("teacher", "learning_rate"):
+    for field in ("teacher", "alpha", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
     return settings, counters

@@ -11,11 +11,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlgkd.errors import SettingError
+from rlgkd.ops.schedule import Schedule, between
 
 RECIPES = Path(__file__).parent / "recipes"
 OF_THE_RUN = {
-    "name", "env", "env_settings", "agent", "student", "tokens", "learning_rate_end", "warmup", "threads",
-    "eval_split", "eval_prompts", "checkpoint_every",
+    "name", "env", "env_settings", "agent", "student", "tokens", "alpha_end", "alpha_shape", "learning_rate_end",
+    "warmup", "threads", "eval_split", "eval_prompts", "checkpoint_every",
 }  # fmt: skip
 """Settings that are not the agent's."""
 
@@ -39,6 +40,8 @@ class RunSettings(BaseModel):
         le=1,
         description="weight of the divergence: 0 pure RL, 1 pure distillation; null is the agent's own",
     )
+    alpha_end: float | None = Field(None, ge=0, le=1, description="where alpha goes to; null keeps it constant")
+    alpha_shape: Literal["linear", "cosine", "exponential"] = Field("linear", description="of its way there")
     divergence: str = Field("reverse_kl", description="rlgkd list divergences")
     beta: float | None = Field(None, ge=0, le=1, description="of a divergence that takes it")
     normalized: bool = Field(False, description="of a divergence that takes it")
@@ -81,9 +84,12 @@ class RunSettings(BaseModel):
 
     def agent_settings(self) -> dict[str, Any]:
         """What the agent's constructor takes, beside the environment."""
+        alpha: float | Schedule | None = self.alpha
+        if self.alpha is not None and self.alpha_end is not None:
+            alpha = between(self.alpha_shape, self.alpha, self.alpha_end)
         return {
             **self.model_dump(exclude=OF_THE_RUN), "policy": self.student, "teacher": self.teacher or None,
-            "learning_rate": self.schedule,
+            "alpha": alpha, "learning_rate": self.schedule,
         }  # fmt: skip
 
 
@@ -132,6 +138,8 @@ def check(values: dict[str, Any]) -> RunSettings:
         about = RunSettings.model_fields[str(first["loc"][0])].description
         message = first["msg"][0].lower() + first["msg"][1:]
         raise SettingError(field, first["input"], f"{message} ({about})") from error
+    if settings.alpha_end is not None and settings.alpha is None:
+        raise SettingError("alpha_end", settings.alpha_end, "say where it begins, with alpha")
     return settings
 
 

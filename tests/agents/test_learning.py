@@ -12,6 +12,7 @@ from rlgkd.agents import GRPO, RLOO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm import LanguageModel
+from rlgkd.ops.schedule import between
 from rlgkd.types import Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -72,7 +73,7 @@ def test_rloo_is_reinforce_with_the_leave_one_out_baseline():
 
 
 def test_a_clipped_ratio_matters_only_where_a_rollout_is_used_again():
-    once, twice = ({"epochs": n, "clip_low": 0.0, "clip_high": 0.0} for n in (1, 2))
+    once, twice = ({"epochs": n, "clip_low": 1e-3, "clip_high": 1e-3} for n in (1, 2))
     torch.testing.assert_close(weights_after(GRPO, **once), weights_after(GRPO, policy_loss="reinforce", epochs=1))
     assert not same(weights_after(GRPO, **twice), weights_after(GRPO, policy_loss="reinforce", epochs=2))
 
@@ -91,6 +92,14 @@ def test_one_sample_of_a_prompt_is_enough_without_a_groups_baseline():
     agent.learn(50)
     with pytest.raises(SettingError, match="group_size: 1"):
         Reinforce(student(), environment(), alpha=0.0, group_size=1)
+
+
+def test_alpha_follows_its_schedule_and_every_value_is_logged():
+    agent = Reinforce(student(), environment(), teacher=student(1), alpha=between("linear", 1.0, 0.0))
+    alphas = curve(agent, 4000, "train/alpha")
+    assert alphas == sorted(alphas, reverse=True) and alphas[0] > 0.8 and alphas[-1] < 0.2
+    with pytest.raises(SettingError, match="alpha"):
+        Reinforce(student(), environment(), teacher=student(1), alpha=between("linear", 1.5, 0.0))
 
 
 def one_step_world(group_size: int, updates: int) -> float:
