@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import gymnasium as gym
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.errors import SettingError
-from rlgkd.scripts.settings import RECIPES, nearest, recipe_names
+from rlgkd.scripts.settings import RECIPES, nearest, read, recipe_names
 
 
 def show(what: str = "") -> None:
@@ -33,12 +32,20 @@ def _envs() -> Table:
 
 
 def _recipes() -> Table:
-    table = Table("recipe", "env", "agent", "alpha", "divergence", "student_fraction", "what", title="recipes")
+    """Each recipe by its coordinates in the space of methods."""
+    from rlgkd import agents
+
+    columns = ("agent", "alpha", "divergence", "student_fraction", "estimator", "horizon", "advantage", "policy_loss")
+    table = Table("recipe", *columns, "what", title="recipes")
     for name in recipe_names():
-        text = (RECIPES / f"{name}.yaml").read_text()
-        values = yaml.safe_load(text)
-        row = (values.get(key, "") for key in ("env", "agent", "alpha", "divergence", "student_fraction"))
-        table.add_row(name, *map(str, row), text.splitlines()[0].lstrip("# "))
+        settings, text = read(name), (RECIPES / f"{name}.yaml").read_text()
+        agent = getattr(agents, settings.agent)
+        own = {**agent.defaults, **agent.preset}
+        values = {column: getattr(settings, column) for column in columns}
+        row = {column: own.get(column) if value is None else value for column, value in values.items()}
+        if settings.alpha_end is not None:
+            row["alpha"] = f"{settings.alpha} to {settings.alpha_end}"
+        table.add_row(name, *map(str, row.values()), text.splitlines()[0].lstrip("# "))
     return table
 
 
