@@ -12,7 +12,6 @@ beside the weights and the optimizer.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.environment import as_sb3, check_wrappers
+from rlgkd.agents.models import open_models
 from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import agent_folder, read_settings, write_settings
 from rlgkd.agents.update import accumulate_gradient
-from rlgkd.errors import ModelError, SettingError
-from rlgkd.lm.loading import load, load_tokenizer, save
-from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
+from rlgkd.errors import SettingError
+from rlgkd.lm.loading import save
+from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops.returns import ADVANTAGES, check_advantage
 from rlgkd.ops.sampling import uniforms
@@ -172,7 +172,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
         check_advantage(self.settings["advantage"], group_size if min(self.objective.alpha, last.alpha) < 1 else None)
         if teacher is None and max(self.objective.alpha, last.alpha) > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
-        self._sources = (policy, teacher, tokenizer, tuple(student_layers), temperature, teacher_temperature)
+        self._sources: dict[str, Any] = {
+            "policy": policy, "teacher": teacher, "tokenizer": tokenizer, "layers": student_layers,
+            "temperature": temperature, "teacher_temperature": teacher_temperature,
+        }  # fmt: skip
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
         self.weight_decay, self.epochs = weight_decay, epochs
         self.accelerator = Accelerator(cpu=str(device) == "cpu")
@@ -201,41 +204,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
         check_wrappers(self.env)
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
-        name, teacher, tokenizer, layers, temperature, teacher_temperature = self._sources
-        if tokenizer is None:
-            tokenizer = load_tokenizer(name) if isinstance(name, str) else self.task.tokenizer
-        check_same_vocabulary(self.task.tokenizer, tokenizer, field="policy", owner="environment")
-        if end_token(tokenizer) != end_token(self.task.tokenizer):
-            raise ModelError(
-                "policy", tokenizer.eos_token, f"the environment ends with {self.task.tokenizer.eos_token!r}"
-            )
-        opened = load(name, device=self.device)
-        module = load(opened, layers=layers, device=self.device)  # a copy where layers are cut
-        self.teacher: LanguageModel | None = None
-        if teacher is not None:
-            teacher_tokenizer = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-            check_same_vocabulary(tokenizer, teacher_tokenizer)
-            if teacher == name:  # opened once; the student's own start must stay where it is while the student moves
-                frozen = copy.deepcopy(opened) if module is opened else opened
-            else:
-                frozen = load(teacher, device=self.device)
-            self.teacher = LanguageModel(
-                frozen.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature
-            )
-        self.student = LanguageModel(module.requires_grad_(True), tokenizer, temperature=temperature)
-        room = self.task.max_prompt_tokens + self.task.max_new_tokens
-        for field, lm in (("student", self.student), ("teacher", self.teacher)):
-            if lm is not None and lm.context < room:
-                raise ModelError(
-                    field, lm.module.config.name_or_path,
-                    f"its context of {lm.context} tokens is shorter than the environment's {room}; "
-                    "lower max_prompt_tokens or max_new_tokens",
-                )  # fmt: skip
+        self.student: LanguageModel
+        self.teacher: LanguageModel | None
+        self.student, self.teacher = open_models(self.task, device=self.device, **self._sources)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=self.seed or 0
         )
-        matrices = [p for p in module.parameters() if p.ndim >= 2]
-        vectors = [p for p in module.parameters() if p.ndim < 2]
+        matrices = [p for p in self.student.module.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.student.module.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.policy.optimizer = torch.optim.AdamW(groups, lr=self.lr_schedule(1.0), betas=(0.9, 0.95))
         # SB3's learn hands a buffer to collect_rollouts; a sequence is one sample here, so there is none.

@@ -1,0 +1,57 @@
+"""The student and its teacher: opened, and checked to fit each other and the environment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlgkd.errors import ModelError
+from rlgkd.lm.loading import load, load_tokenizer
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
+from rlgkd.types import Task
+
+
+def open_models(
+    task: Task,
+    *,
+    policy: str | PreTrainedModel,
+    teacher: str | PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    layers: Sequence[int],
+    temperature: float,
+    teacher_temperature: float,
+    device: torch.device,
+) -> tuple[LanguageModel, LanguageModel | None]:
+    """Open the student, to be trained, and the teacher, frozen; arguments as the agents' constructor has them.
+
+    Raises: ModelError for a missing or damaged model, other vocabularies, or a context too short for the task.
+    """
+    if tokenizer is None:
+        tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
+    check_same_vocabulary(task.tokenizer, tokenizer, field="policy", owner="environment")
+    if end_token(tokenizer) != end_token(task.tokenizer):
+        raise ModelError("policy", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
+    opened = load(policy, device=device)
+    module = load(opened, layers=layers, device=device)  # a copy where layers are cut
+    frozen = None
+    if teacher is not None:
+        teacher_tokenizer = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
+        check_same_vocabulary(tokenizer, teacher_tokenizer)
+        if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
+            start = copy.deepcopy(opened) if module is opened else opened
+        else:
+            start = load(teacher, device=device)
+        frozen = LanguageModel(start.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature)
+    student = LanguageModel(module.requires_grad_(True), tokenizer, temperature=temperature)
+    room = task.max_prompt_tokens + task.max_new_tokens
+    for field, lm in (("student", student), ("teacher", frozen)):
+        if lm is not None and lm.context < room:
+            raise ModelError(
+                field, lm.module.config.name_or_path,
+                f"its context of {lm.context} tokens is shorter than the environment's {room}; "
+                "lower max_prompt_tokens or max_new_tokens",
+            )  # fmt: skip
+    return student, frozen
