@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _build_writer(
         logits_NV = model.lm_head(states_BTH[learnt.row_N, learnt.before_N])
         return {"next token": functional.cross_entropy(logits_NV, learnt.ids(packed))}
 
-    curve = _fit(dict(model.named_parameters()), loss, steps, rate=3e-3, hold=0.3)
+    curve = _fit([(dict(model.named_parameters()), 3e-3)], loss, steps, hold=0.3)
     seconds = time.perf_counter() - began
     saved = _save(model, tokenizer, folder)
     scores = {split: _writer_scores(saved, tokenizer, split) for split in ("train", "test")}
@@ -150,8 +150,11 @@ def build_classifier(out: Path, scale: float) -> None:
             "verdict": functional.cross_entropy(verdicts_BTC[packed.row_S, packed.end_S - 1], batch.entailed_S),
         }
 
-    parameters = {**dict(model.named_parameters()), "predict": predict.weight, **dict(spot.named_parameters())}
-    curve = _fit(parameters, loss, int(1500 * scale), rate=2e-3, hold=0.5)
+    named = {**dict(model.named_parameters()), "predict": predict.weight, **dict(spot.named_parameters())}
+    learnt = {f"model.{name}" for name, _ in teacher.model.named_parameters()} - {"model.norm.weight"} | {"predict"}
+    body = {name: p for name, p in named.items() if name in learnt}
+    fresh = {name: p for name, p in named.items() if name not in learnt}
+    curve = _fit([(body, 1e-3), (fresh, 3e-3)], loss, int(1000 * scale), hold=0.5)
     seconds = time.perf_counter() - began
     folder = _save(model, tokenizer, out / "grounded-nli")
     _card(
@@ -200,32 +203,34 @@ def _llama(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int) -> L
 
 
 def _fit(
-    parameters: dict[str, nn.Parameter], loss: Callable[[], dict[str, Tensor]], steps: int, *, rate: float, hold: float
-) -> list[dict[str, float]]:
+    groups: Sequence[tuple[dict[str, nn.Parameter], float]], loss: Callable[[], dict[str, Tensor]], steps: int, *,
+    hold: float,
+) -> list[dict[str, float]]:  # fmt: skip
     """Muon for the layers' matrices, AdamW for the rest; returns the mean losses of each hundred steps.
 
-    The learning rate rises for 100 steps, holds until `hold` of all, and falls to almost nothing.
+    Each group is (parameters, learning rate). The rate rises for 100 steps, holds until `hold` of all, and falls to
+    almost nothing.
     """
-    inner = {name for name, p in parameters.items() if ".layers." in name and p.ndim == 2}
+    parameters = [p for named, _ in groups for p in named.values()]
+    inner, outer = [], []
+    for named, rate in groups:
+        matrices = {name: p for name, p in named.items() if ".layers." in name and p.ndim == 2}
+        inner.append({"params": [*matrices.values()], "peak": rate})
+        outer.append({"params": [p for name, p in named.items() if name not in matrices], "peak": rate})
     optimizers = [
-        torch.optim.Muon(
-            [p for name, p in parameters.items() if name in inner],
-            lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            [p for name, p in parameters.items() if name not in inner], lr=rate, betas=(0.9, 0.98), weight_decay=0.01
-        ),
-    ]  # fmt: skip
+        torch.optim.Muon(inner, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([group for group in outer if group["params"]], betas=(0.9, 0.98), weight_decay=0.01),
+    ]
     losses: list[dict[str, float]] = []
     curve: list[dict[str, float]] = []
     for step in range(steps):
         share = min(1.0, (step + 1) / 100) * max(0.02, min(1.0, (1 - step / steps) / (1 - hold)))
         parts = loss()
         torch.stack(list(parts.values())).sum().backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * share
+                group["lr"] = group["peak"] * share
             optimizer.step()
             optimizer.zero_grad()
         losses.append({name: part.item() for name, part in parts.items()})

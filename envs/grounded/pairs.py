@@ -24,7 +24,7 @@ from rlgkd.envs.grounded.world import ACTIONS, AUDIENCES, DETAILS, MONTHS, OBJEC
 DROPS: Final = (0.0, 0.2, 0.5, 0.8)
 """Probabilities with which a sentence's details are left out; each pair draws one of them."""
 
-MAIN_SHARE: Final = 0.7
+MAIN_SHARE: Final = 0.9
 """How often the sentence that a pair starts from is about the main event."""
 
 BROKEN_SHARE: Final = 0.08
