@@ -39,7 +39,7 @@ from rlgkd.objective import Objective
 from rlgkd.ops.returns import ADVANTAGES, check_advantage
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule
-from rlgkd.rollout import references, rollout
+from rlgkd.rollout import check_reference, references, rollout
 from rlgkd.types import Item, Score, Source, Task, Trajectory
 
 PRECISIONS = ("float32", "bfloat16")
@@ -77,8 +77,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         policy_loss: str | None = None,
         policy_reduction: str | None = None,
         divergence_reduction: str = "sequence_mean",
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: float | None = None,
+        clip_high: float | None = None,
         temperature: float = 1.0,
         teacher_temperature: float = 1.0,
         prompts_per_update: int = 16,
@@ -125,7 +125,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             teacher_temperature: The teacher's, in scoring.
             prompts_per_update: Prompts of one update.
             group_size: Samples of each prompt.
-            epochs: Updates on each rollout.
+            epochs: Steps of the optimizer on each rollout.
             learning_rate: Of AdamW; a number or a schedule of the remaining progress (1 to 0).
             weight_decay: Of AdamW, on matrices alone.
             max_grad_norm: The gradient is scaled down to this norm.
@@ -168,9 +168,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
         alpha = self.settings["alpha"]
         self.alpha_schedule: Schedule = alpha if callable(alpha) else lambda remaining: alpha
         knobs = {field.name: self.settings[field.name] for field in dataclasses.fields(Objective)}
-        self.objective, last = (Objective(**{**knobs, "alpha": self.alpha_schedule(at)}) for at in (1.0, 0.0))
-        check_advantage(self.settings["advantage"], group_size if min(self.objective.alpha, last.alpha) < 1 else None)
-        if teacher is None and max(self.objective.alpha, last.alpha) > 0:
+        alphas = [self.alpha_schedule(remaining) for remaining in np.linspace(1, 0, 101).tolist()]
+        self.objective, *_ = [Objective(**{**knobs, "alpha": value}) for value in alphas]
+        if min(alphas) < 1:
+            check_advantage(self.settings["advantage"], prompts_per_update, group_size)
+        if teacher is None and max(alphas) > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
         self._sources: dict[str, Any] = {
             "policy": policy, "teacher": teacher, "tokenizer": tokenizer, "layers": student_layers,
@@ -206,6 +208,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.split: str = self.env.get_attr("split")[0]
         self.student: LanguageModel
         self.teacher: LanguageModel | None
+        if self.objective.student_fraction < 1:
+            check_reference(self.task.item(self.split, self.seed or 0, 0))
         self.student, self.teacher = open_models(self.task, device=self.device, **self._sources)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=self.seed or 0

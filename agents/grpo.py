@@ -6,7 +6,7 @@ a weight of 1.
 
 Dr. GRPO (arXiv 2503.20783) is advantage="mean_baseline", policy_reduction="constant". DAPO (arXiv 2503.14476) is
 policy_reduction="token_mean", clip_high=0.28, without its dropping of groups and its penalty on length. CISPO (arXiv
-2506.13585) is policy_loss="clipped_weight".
+2506.13585) is policy_loss="clipped_weight", policy_reduction="token_mean".
 """
 
 from __future__ import annotations

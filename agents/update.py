@@ -81,7 +81,8 @@ def accumulate_gradient(
                     teacher_logits_NV = teacher.logits(teacher_states_NH[which])
             return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns))
 
-        if objective.horizon > 0 and teacher is not None:  # what comes later must be known first
+        # What comes later must be known first; texts that the student did not sample have no such part.
+        if objective.horizon > 0 and objective.alpha > 0 and teacher is not None and own_B[rows].any():
             with torch.no_grad():
                 _, records = fused_sum(student, student_states_NH, chunk_loss)
             futures_N += own_B[rows].to(device)[per_action] * _futures(records["divergence"], batch, objective.horizon)

@@ -62,10 +62,10 @@ class Objective:
     """gamma in [0, 1]: how much of the divergence at later tokens a token answers for."""
     policy_loss: str = "reinforce"
     """The policy term, by its name in rlgkd.ops.policy_loss; the others differ from it where a batch is used again."""
-    clip_low: float = 0.2
-    """Of `clipped`: how far below 1 the ratio to the sampling policy still has a gradient."""
-    clip_high: float = 0.2
-    """Of `clipped` and `clipped_weight`: how far above 1."""
+    clip_low: float | None = None
+    """Of `clipped`: how far below 1 the ratio to the sampling policy still has a gradient; None: 0.2."""
+    clip_high: float | None = None
+    """Of `clipped` and `clipped_weight`: how far above 1; None: 0.2 and 4."""
     policy_reduction: str = "sequence_sum"
     """How the policy term averages over tokens, by its name in rlgkd.ops.reduction."""
     divergence_reduction: str = "sequence_mean"
@@ -95,6 +95,8 @@ class Objective:
         for field in ("policy_reduction", "divergence_reduction"):
             if getattr(self, field) not in reduction.REDUCTIONS:
                 raise SettingError(field, getattr(self, field), f"choose one of {', '.join(reduction.REDUCTIONS)}")
+        if self.alpha < 1 and self.student_fraction == 0:
+            raise SettingError("alpha", self.alpha, "texts from data have no reward term; set it to 1, or sample some")
         if self.horizon > 0 and self.student_fraction == 0:
             raise SettingError(
                 "horizon", self.horizon, "texts from data were not sampled; set student_fraction above 0"
@@ -103,10 +105,12 @@ class Objective:
             raise SettingError("teacher_top_k", self.teacher_top_k, "give 1 or more, or None for all tokens")
         if self.policy_loss not in POLICY_LOSSES:
             raise SettingError("policy_loss", self.policy_loss, f"choose one of {', '.join(POLICY_LOSSES)}")
-        if not 0 <= self.clip_low <= 1:
-            raise SettingError("clip_low", self.clip_low, "give a number in [0, 1]")
-        if not 0 <= self.clip_high < math.inf:
-            raise SettingError("clip_high", self.clip_high, "give a number of 0 or more")
+        for field, takers, most in (("clip_low", POLICY_LOSSES[1:2], 1.0), ("clip_high", POLICY_LOSSES[1:], math.inf)):
+            value = getattr(self, field)
+            if value is not None and self.policy_loss not in takers:
+                raise SettingError(field, value, f"{self.policy_loss} does not take it; {' and '.join(takers)} would")
+            if value is not None and not 0 <= value <= most:
+                raise SettingError(field, value, "give a number of 0 or more" + (", at most 1" if most == 1 else ""))
         self.pointwise()
 
     def pointwise(self) -> Divergence:
@@ -120,11 +124,11 @@ class Objective:
 
     def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
         """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
-        if self.policy_loss == "clipped":
-            return policy_loss.clipped(logp_N, old_logp_N, advantages_N, low=self.clip_low, high=self.clip_high)
-        if self.policy_loss == "clipped_weight":
-            return policy_loss.clipped_weight(logp_N, old_logp_N, advantages_N, high=self.clip_high)
-        return policy_loss.reinforce(logp_N, advantages_N)
+        if self.policy_loss == "reinforce":
+            return policy_loss.reinforce(logp_N, advantages_N)
+        loss = policy_loss.clipped if self.policy_loss == "clipped" else policy_loss.clipped_weight
+        clips = {"low": self.clip_low, "high": self.clip_high}
+        return loss(logp_N, old_logp_N, advantages_N, **{k: clip for k, clip in clips.items() if clip is not None})
 
     def loss(
         self,
@@ -157,10 +161,10 @@ class Objective:
                 distillation_N = divergence_N = self.pointwise()(teacher_logits_NV, logits_NV)
             else:
                 divergence_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
-                distillation_N = policy_loss.reinforce(student_logp_N, -divergence_N)
+                distillation_N = self.surrogate(student_logp_N, old_logp_N, -divergence_N)
             if self.alpha > 0:
                 if self.horizon > 0:
-                    distillation_N = distillation_N + policy_loss.reinforce(student_logp_N, -futures_N)
+                    distillation_N = distillation_N + self.surrogate(student_logp_N, old_logp_N, -futures_N)
                 loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
             record["divergence"] = divergence_N
         return loss, record

@@ -72,8 +72,7 @@ def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Tra
     Raises: DataError for an item without reference, or as `rollout` does.
     """
     for item in items:
-        if not item.reference:
-            raise DataError("reference", item.key, "it has none; give references or set student_fraction to 1")
+        check_reference(item)
     completions = [task.encode_completion(item.reference)[: task.max_new_tokens] for item in items]
     texts = [task.decode_completion(completion) for completion in completions]
     trajectories = []
@@ -94,6 +93,12 @@ def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Tra
             )
         )
     return trajectories
+
+
+def check_reference(item: Item) -> None:
+    """Raise DataError if the item has none."""
+    if not item.reference:
+        raise DataError("reference", item.key, "it has none; give references or set student_fraction to 1")
 
 
 def encode_within(lm: LanguageModel, task: Task, item: Item) -> list[int]:

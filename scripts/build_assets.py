@@ -70,7 +70,7 @@ def build_student(out: Path, scale: float) -> None:
     """The student: a tenth of the teacher, stopped early."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")
     model = _llama(tokenizer, hidden=64, layers=2)
-    _build_writer(model, tokenizer, out / "grounded-student", "student", int(800 * scale))
+    _build_writer(model, tokenizer, out / "grounded-student", "student", int(650 * scale))
 
 
 def _build_writer(
@@ -95,7 +95,7 @@ def _build_writer(
     seconds = time.perf_counter() - began
     saved = _save(model, tokenizer, folder)
     scores = {split: _writer_scores(saved, tokenizer, split) for split in ("train", "test")}
-    _card(saved, role, model, f"{WORDINGS} sentences", seconds, curve, scores)
+    _card(saved, role, model, steps, f"{WORDINGS} sentences", seconds, curve, scores)
 
 
 def build_classifier(out: Path, scale: float) -> None:
@@ -125,27 +125,22 @@ def build_classifier(out: Path, scale: float) -> None:
 
     def loss() -> dict[str, Tensor]:
         batch = next(batches)
-        packed, true, tried = batch.packed, batch.true, batch.tried
+        packed = batch.packed
         states = model.model(**packed.inputs, use_cache=False, output_hidden_states=True)
         body_BTH, spotter_BTH = states.hidden_states[depth : depth + 2]
-        logits_NV = predict(body_BTH[true.row_N, true.before_N]) @ model.model.embed_tokens.weight.T
-        probabilities_NV = logits_NV.detach().softmax(-1)
-        spotted, unexpected = [], []
-        for tokens in (true, tried):
-            probability_N = probabilities_NV.gather(1, tokens.ids(packed)[:, None])[:, 0]
-            sure = (probability_N < 0.003) | (probability_N > 0.03)
-            spotted.append(spotter_BTH[tokens.row_N, tokens.column_N][sure])
-            unexpected.append((probability_N < 0.01)[sure].float())
-        known, judged_so_far = batch.wrong_BT >= 0, batch.verdict_BT >= 0
+        next_token, spotted, unexpected = [], [], []
+        for tokens in (batch.true, batch.tried, batch.read):
+            logits_NV = predict(body_BTH[tokens.row_N, tokens.before_N]) @ model.model.embed_tokens.weight.T
+            next_token.append(functional.cross_entropy(logits_NV, tokens.ids(packed)))
+            p_N = logits_NV.detach().softmax(-1).gather(1, tokens.ids(packed)[:, None])[:, 0]
+            sure = (p_N < 0.003) | (p_N > 0.03)
+            spotted.append(spot(spotter_BTH[tokens.row_N, tokens.column_N])[sure, 0])
+            unexpected.append((p_N < 0.01)[sure].float())
+        judged_so_far = batch.verdict_BT >= 0
         verdicts_BTC = model.score(states.last_hidden_state)
         return {
-            "next token": functional.cross_entropy(logits_NV, true.ids(packed)),
-            "unexpected token": functional.binary_cross_entropy_with_logits(
-                spot(torch.cat(spotted))[:, 0], torch.cat(unexpected)
-            ),
-            "wrong token": functional.binary_cross_entropy_with_logits(
-                spot(spotter_BTH[known])[:, 0], batch.wrong_BT[known].float()
-            ),
+            "next token": next_token[0],  # of true sentences alone
+            "unexpected token": functional.binary_cross_entropy_with_logits(torch.cat(spotted), torch.cat(unexpected)),
             "verdict so far": functional.cross_entropy(verdicts_BTC[judged_so_far], batch.verdict_BT[judged_so_far]),
             "verdict": functional.cross_entropy(verdicts_BTC[packed.row_S, packed.end_S - 1], batch.entailed_S),
         }
@@ -154,11 +149,12 @@ def build_classifier(out: Path, scale: float) -> None:
     learnt = {f"model.{name}" for name, _ in teacher.model.named_parameters()} - {"model.norm.weight"} | {"predict"}
     body = {name: p for name, p in named.items() if name in learnt}
     fresh = {name: p for name, p in named.items() if name not in learnt}
-    curve = _fit([(body, 1e-3), (fresh, 3e-3)], loss, int(1000 * scale), hold=0.5)
+    steps = int(800 * scale)
+    curve = _fit([(body, 1e-3), (fresh, 3e-3)], loss, steps, hold=0.5)
     seconds = time.perf_counter() - began
     folder = _save(model, tokenizer, out / "grounded-nli")
     _card(
-        folder, "entailment classifier", model, f"{SENTENCES} sentences", seconds, curve,
+        folder, "entailment classifier", model, steps, f"{SENTENCES} sentences", seconds, curve,
         _classifier_scores(folder, tokenizer),
     )  # fmt: skip
 
@@ -234,8 +230,8 @@ def _fit(
             optimizer.step()
             optimizer.zero_grad()
         losses.append({name: part.item() for name, part in parts.items()})
-        if (step + 1) % 100 == 0:
-            curve.append({name: float(np.mean([row[name] for row in losses[-100:]])) for name in parts})
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            curve.append({name: float(np.mean([row[name] for row in losses[100 * len(curve) :]])) for name in parts})
             print(f"step {step + 1}/{steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in curve[-1].items()), flush=True)
     return curve
 
@@ -282,7 +278,7 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
 
 
 def _card(
-    folder: Path, role: str, model: nn.Module, carried: str, seconds: float, curve: list[dict[str, float]],
+    folder: Path, role: str, model: nn.Module, steps: int, carried: str, seconds: float, curve: list[dict[str, float]],
     scores: dict[str, Any],
 ) -> None:  # fmt: skip
     """Write the model's card: what it is, what it learnt from, how long, and how well it does."""
@@ -292,8 +288,8 @@ def _card(
 
 The {role} of GroundedSummary: a Llama of {parameters:,} parameters, weights in float16.
 
-- Data: fresh items of the procedural world, split `train`, seed {SEED}; none is seen twice.
-- Steps: {100 * len(curve)} of {PASSAGES} passages with {carried} each, {seconds / 60:.0f} minutes on
+- Data: fresh items of the procedural world, split `train`, seed {SEED}.
+- Steps: {steps} of {PASSAGES} passages with {carried} each, {seconds / 60:.0f} minutes on
   {torch.get_num_threads()} threads, float32.
 - Rebuilt by `python scripts/build_assets.py`.
 

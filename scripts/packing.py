@@ -94,6 +94,12 @@ class Tokens:
     before_N: Tensor
     """The column whose state predicts the token."""
 
+    def where(self, chosen_N: Tensor) -> Tokens:
+        """Some of them."""
+        return Tokens(
+            row_N=self.row_N[chosen_N], column_N=self.column_N[chosen_N], before_N=self.before_N[chosen_N]
+        )  # fmt: skip
+
     def ids(self, packed: Packed) -> Tensor:
         """What they are."""
         return packed.ids_BT[self.row_N, self.column_N]
@@ -160,10 +166,10 @@ class Judged:
     """The tokens of the true sentences."""
     tried: Tokens
     """Beside each of them a random one, half of them from the passage: mostly wrong in its place."""
-    wrong_BT: Tensor
-    """1 at the token that makes a sentence false, 0 at those before it and at all of a true one, else -1."""
+    read: Tokens
+    """The tokens of the false sentences up to the first error; of a broken one all."""
     verdict_BT: Tensor
-    """1 at tokens up to which a sentence is true, 0 at those from its first error on, else -1."""
+    """1 at tokens up to which a sentence is true, 0 at those behind its first error, else -1."""
 
 
 def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentences: int) -> Iterator[Judged]:
@@ -181,19 +187,18 @@ def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentence
         true = packed.tokens_of(entailed_S)
         near_N = [int(rng.choice(batch[r][0][0])) for r in true.row_N.tolist()]
         far_N = rng.choice(words, len(near_N))
+        false = packed.tokens_of(1 - entailed_S)
         packed, tried = packed.beside(true, torch.from_numpy(np.where(rng.random(len(far_N)) < 0.5, near_N, far_N)))
-        wrong_BT, verdict_BT = torch.full_like(packed.ids_BT, -1), torch.full_like(packed.ids_BT, -1)
+        verdict_BT = torch.full_like(packed.ids_BT, -1)
         for p, at, begin, end in zip(
             pairs, packed.row_S.tolist(), packed.begin_S.tolist(), packed.end_S.tolist(), strict=True
         ):
             verdict_BT[at, end - 1] = int(p.entailed)
             if p.kind != "broken":
-                error = begin + _true_tokens(tokenizer, p)
-                wrong_BT[at, begin:error], wrong_BT[at, error : min(error, end - 2) + 1] = 0, 1
-                verdict_BT[at, begin:error], verdict_BT[at, error : end - 1] = 1, 0
-        yield Judged(
-            packed=packed, entailed_S=entailed_S, true=true, tried=tried, wrong_BT=wrong_BT, verdict_BT=verdict_BT
-        )
+                true_to, false_from = (begin + n for n in _around_error(tokenizer, p))
+                verdict_BT[at, begin:true_to], verdict_BT[at, false_from : end - 1] = 1, 0
+        read = false.where(verdict_BT[false.row_N, false.column_N] != 0)
+        yield Judged(packed=packed, entailed_S=entailed_S, true=true, tried=tried, read=read, verdict_BT=verdict_BT)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -206,11 +211,18 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, passage: str, sentences: Sequenc
     return first, [[*tokens, int(tokenizer.eos_token_id)] for tokens in rest]
 
 
-def _true_tokens(tokenizer: PreTrainedTokenizerBase, p: Pair) -> int:
-    """How many tokens of a sentence, from its beginning, lie before its first error: all of a true one's."""
+def _around_error(tokenizer: PreTrainedTokenizerBase, p: Pair) -> tuple[int, int]:
+    """How many tokens of a sentence are certainly true, and from which on it is certainly false.
+
+    Between them lie the two words that end with the first error: a name or a date may be wrong from either on.
+    """
     offsets = tokenizer(f" {p.hypothesis}", return_offsets_mapping=True)["offset_mapping"]
+    if p.entailed:
+        return len(offsets), len(offsets)
     error = 1 + first_error(p.hypothesis, p.events)  # 1 for the space ahead
-    return len(offsets) if p.entailed else sum(end < error for _, end in offsets)
+    words = f" {p.hypothesis}"[:error].split(" ")
+    begin = error - len(" ".join(words[-2:]))
+    return sum(end < begin for _, end in offsets), sum(start < error for start, _ in offsets)
 
 
 def _length(row: Row) -> int:

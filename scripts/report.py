@@ -157,13 +157,14 @@ def _facts(
         number = number if math.isfinite(number) else reached
         return f"{number:,.0f}" if math.isfinite(number) else None
 
-    alpha = to_float(told("alpha"))
+    alpha, alpha_end = to_float(told("alpha")), to_float(summary.get("alpha_end"))
     divergence = told("divergence")
     seconds = to_float(summary.get("seconds"))
     beta = told("beta") if divergence == "jsd" else None
     return {
         **{key: told(key) for key in ("env", "student", "teacher", "agent", "split")},
         "alpha": alpha if math.isfinite(alpha) else None,
+        "alpha_end": alpha_end if math.isfinite(alpha_end) else alpha,
         "divergence": DIVERGENCES.get(divergence, divergence.replace("_", " ")) if divergence else None,
         "beta": beta,
         "updates": count("updates", "time/iterations"),

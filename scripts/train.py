@@ -7,12 +7,13 @@ two growing files were, so a continued run cuts them to that length and ends wit
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
     agent = build_agent(settings)
-    made = next(folder for folder in (*reversed(out.parents), out) if not folder.exists() or folder == out)
+    made = [folder for folder in out.parents if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
@@ -51,7 +52,10 @@ def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
             return _run(settings, agent, out, quiet)
         except RlgkdError:
             if not (out / PROGRESS).exists():  # refused before any training: leave nothing behind
-                shutil.rmtree(made)
+                shutil.rmtree(out)
+                for parent in made:
+                    with suppress(OSError):  # another run has settled in it
+                        parent.rmdir()
             raise
 
 
@@ -96,13 +100,14 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {"split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.seed}
-    before = evaluate(agent.student, agent.teacher, agent.task, **scored)
+    student = copy.deepcopy(agent.student) if (out / CHECKPOINTS).exists() else agent.student
+    _rewind(agent, out)
+    before = evaluate(student, agent.teacher, agent.task, **scored)
     taught = evaluate(agent.teacher, agent.teacher, agent.task, **scored) if agent.teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
 
-    _rewind(agent, out)
     with (out / PROGRESS).open("a") as progress, (out / ROLLOUTS).open("a") as rollouts:
         events = TensorBoardOutputFormat(str(out / "tensorboard"))
         agent.set_logger(Logger(str(out), [ProgressCsv(progress), events]))
@@ -152,7 +157,7 @@ def summarise(
     return {
         "name": settings.name, "env": settings.env, "agent": settings.agent,
         "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.objective.alpha, "divergence": settings.divergence,
+        "alpha": agent.alpha_schedule(1.0), "alpha_end": agent.alpha_schedule(0.0), "divergence": settings.divergence,
         "updates": agent.counters["updates"], "tokens": agent.num_timesteps,
         "prompts": len(before.trajectories), "split": settings.eval_split,
         "before": plain(before.scores()), "after": plain(after.scores()),

@@ -339,7 +339,7 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
     [
         ({"alpha": 1.5}, "alpha"),
         ({"horizon": 1.5}, "horizon"),
-        ({"horizon": 0.5, "student_fraction": 0.0}, "horizon"),
+        ({"alpha": 1.0, "horizon": 0.5, "student_fraction": 0.0}, "horizon"),
         ({"alpha": float("nan")}, "alpha"),
         ({"student_fraction": -0.1}, "student_fraction"),
         ({"divergence": "reverse-kl"}, "divergence"),
@@ -355,8 +355,11 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
         ({"policy_reduction": "mean"}, "policy_reduction"),
         ({"teacher_top_k": 0}, "teacher_top_k"),
         ({"policy_loss": "ppo"}, "policy_loss"),
-        ({"clip_low": 1.5}, "clip_low"),
-        ({"clip_high": -0.1}, "clip_high"),
+        ({"clip_low": 0.1}, "clip_low"),
+        ({"policy_loss": "clipped_weight", "clip_low": 0.1}, "clip_low"),
+        ({"policy_loss": "clipped", "clip_low": 1.5}, "clip_low"),
+        ({"policy_loss": "clipped", "clip_high": -0.1}, "clip_high"),
+        ({"alpha": 0.5, "student_fraction": 0.0}, "alpha"),
     ],
 )
 def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):

@@ -112,35 +112,33 @@ def raw(reward_PG: Tensor) -> Tensor:
 
 
 def group_normalised(reward_PG: Tensor) -> Tensor:
-    """A_i = (r_i - mean) / std, over the group, with the n-1 of the sample standard deviation.
+    """A_i = (r_i - mean) / (std + 1e-4), over the group, with the n-1 of the sample standard deviation.
 
     Every prompt then moves the policy alike, however small its differences: biased towards very easy and very hard
-    prompts. A group of equal rewards has the advantage 0.
+    prompts. The 1e-4 keeps a learned reward's last digits from being blown up.
 
     Arguments, result and errors as for `leave_one_out`. Source: Shao et al. 2024, arXiv 2402.03300 (GRPO).
 
     Example:
-        >>> group_normalised(torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.1, 0.1]])).tolist()
+        >>> group_normalised(torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.1, 0.1]])).round(decimals=3).tolist()
         [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     excess_PG = mean_baseline(reward_PG)
     count_P1 = (~reward_PG.isnan()).sum(-1, keepdim=True)
     std_P1 = (excess_PG.square().sum(-1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
-    return torch.where(std_P1 > 0, excess_PG / std_P1, 0.0)
+    return excess_PG / (std_P1 + 1e-4)
 
 
 def batch_normalised(reward_PG: Tensor) -> Tensor:
-    """A = (r - mean) / std, both over the whole batch, with the n-1 of the sample standard deviation. G may be 1.
+    """A = (r - mean) / (std + 1e-4), as `group_normalised` but over the whole batch. G may be 1.
 
     Arguments, result and errors as for `leave_one_out`. Source: Hu et al. 2025, arXiv 2501.03262 (REINFORCE++).
 
     Example:
-        >>> batch_normalised(torch.tensor([[2.0], [0.0], [1.0]])).tolist()
+        >>> batch_normalised(torch.tensor([[2.0], [0.0], [1.0]])).round(decimals=3).tolist()
         [[1.0], [-1.0], [0.0]]
     """
     _check(reward_PG, least=1)
-    if reward_PG.numel() < 2:
-        return torch.zeros_like(raw(reward_PG))
     return group_normalised(reward_PG.reshape(1, -1)).reshape(reward_PG.shape)
 
 
@@ -177,14 +175,13 @@ ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check_advantage(name: str, group_size: int | None) -> None:
-    """Refuse an unknown name, and a group too small for a baseline; None for a group that will not be asked for one.
+def check_advantage(name: str, prompts: int, group_size: int) -> None:
+    """Refuse an unknown name, and a batch too small for it.
 
     Raises: SettingError.
     """
-    check_name("advantage", name, ADVANTAGES)
-    if group_size is not None:
-        try:
-            ADVANTAGES[name](torch.zeros(2, group_size, device="cpu"))
-        except SettingError as error:
-            raise SettingError("group_size", group_size, f"{name} needs 2 samples of a prompt or more") from error
+    function = ADVANTAGES[check_name("advantage", name, ADVANTAGES)]
+    try:
+        function(torch.zeros(prompts, group_size, device="cpu"))
+    except SettingError as error:
+        raise SettingError("group_size", group_size, f"{name} needs 2 samples of a prompt or more") from error

@@ -65,7 +65,7 @@ def known_top_k(teacher_logp_K: Tensor, ids_K: Tensor, student_logits: Tensor) -
     mass = teacher_logp_K.detach().exp().sum(-1, keepdim=True)
     if (mass > 1.0 + 1e-3).any():
         raise SettingError("teacher_logp_K", mass.max().item(), "give log-probabilities in nats: they sum above 1")
-    rest = (1.0 - mass).clamp(min=0.0).log()
+    rest = (1.0 - mass).clamp(min=torch.finfo(mass.dtype).eps).log()  # rounded to 0 it would forbid all other tokens
     return torch.cat([teacher_logp_K.detach(), rest], dim=-1), _bucketed(student_logits, ids_K)
 
 

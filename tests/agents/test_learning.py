@@ -162,9 +162,8 @@ def test_the_coin_of_the_student_fraction_falls_as_often_as_it_says(monkeypatch)
 
 
 def test_a_batch_from_data_without_references_is_an_error_that_says_so():
-    agent = Distill(student(), environment(), teacher=student(1), student_fraction=0.0)
     with pytest.raises(DataError, match="student_fraction"):
-        agent.learn(10)
+        Distill(student(), environment(), teacher=student(1), student_fraction=0.0)
 
 
 def test_the_own_start_as_teacher_stays_where_it_is():

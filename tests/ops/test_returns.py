@@ -124,23 +124,26 @@ def test_a_group_of_one_an_infinite_reward_and_a_flat_tensor_are_refused(advanta
 def test_normalised_advantages_have_mean_zero_and_deviation_one_and_ignore_scale_and_shift() -> None:
     reward_PG = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     group_PG, batch_PG = R.group_normalised(reward_PG), R.batch_normalised(reward_PG)
-    torch.testing.assert_close(group_PG.std(-1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(group_PG.std(-1), torch.ones(6, dtype=torch.float64), rtol=1e-3, atol=0)
     assert group_PG.mean(-1).abs().max() < 1e-12
-    torch.testing.assert_close(batch_PG.flatten(), (reward_PG.flatten() - reward_PG.mean()) / reward_PG.std())
+    torch.testing.assert_close(batch_PG.flatten(), (reward_PG.flatten() - reward_PG.mean()) / (reward_PG.std() + 1e-4))
     for advantage in (R.group_normalised, R.batch_normalised):
-        torch.testing.assert_close(advantage(3 * reward_PG - 7), advantage(reward_PG))
+        torch.testing.assert_close(advantage(3 * reward_PG - 7), advantage(reward_PG), rtol=1e-3, atol=0)
+        saturated = advantage(torch.tensor([[0.99998, 0.99999, 0.99999]]))
+        assert saturated.abs().max() < 0.1  # a learned reward's last digits are no signal
 
 
 def test_normalised_advantages_leave_out_failed_graders_and_are_zero_without_differences() -> None:
     rewards = torch.tensor([[1.0, NAN, 3.0], [0.1, 0.1, 0.1], [NAN, 5.0, NAN]])
     expected = [[-(0.5**0.5), 0.0, 0.5**0.5], [0.0] * 3, [0.0] * 3]
-    torch.testing.assert_close(R.group_normalised(rewards), torch.tensor(expected))
+    torch.testing.assert_close(R.group_normalised(rewards), torch.tensor(expected), rtol=1e-3, atol=1e-6)
     valid = rewards[~rewards.isnan()]
     assert torch.count_nonzero(R.batch_normalised(rewards)[rewards.isnan()]) == 0
     torch.testing.assert_close(
-        R.batch_normalised(rewards)[~rewards.isnan()], (valid - valid.mean()) / valid.std(), rtol=1e-5, atol=1e-6
+        R.batch_normalised(rewards)[~rewards.isnan()], (valid - valid.mean()) / valid.std(), rtol=1e-3, atol=1e-6
     )
-    assert R.batch_normalised(torch.tensor([[4.0]])).tolist() == [[0.0]]
+    with pytest.raises(SettingError, match="group size"):
+        R.batch_normalised(torch.tensor([[4.0]]))
 
 
 def test_every_advantage_but_those_of_a_whole_batch_treats_prompts_alone() -> None:

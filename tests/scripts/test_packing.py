@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlgkd.envs.grounded.env import prompt_of
+from rlgkd.envs.grounded.oracle import first_error
 from rlgkd.envs.grounded.pairs import pair
 from rlgkd.envs.grounded.world import story
 from rlgkd.lm import load, load_tokenizer
@@ -55,26 +56,26 @@ def test_the_first_wording_is_the_reference() -> None:
         assert TOKENIZER.decode(sentence).strip() == told[TOKENIZER.decode(row[:passage])]
 
 
-def test_of_a_false_sentence_the_token_that_makes_it_false_is_marked_and_nothing_behind_it() -> None:
+def test_a_sentence_is_true_up_to_its_first_error_and_false_behind_it() -> None:
     batch = next(judged(TOKENIZER, 8, seed=1, sentences=4))
     drawn = {
         f" {p.hypothesis}": p for p in (pair("train", 1, index, variant=v) for index in range(64) for v in range(4))
     }
     seen = set()
     for s, entailed in enumerate(batch.entailed_S.tolist()):
-        row, columns = batch.packed.row_S[s], slice(int(batch.packed.begin_S[s]), int(batch.packed.end_S[s]) - 1)
-        ids, marks = batch.packed.ids_BT[row, columns], batch.wrong_BT[row, columns].tolist()
-        verdicts = batch.verdict_BT[row, columns].tolist()
-        p = drawn[TOKENIZER.decode(ids)]
-        assert bool(entailed) == p.entailed
+        row, begin, end = int(batch.packed.row_S[s]), int(batch.packed.begin_S[s]), int(batch.packed.end_S[s])
+        ids, verdicts = batch.packed.ids_BT[row, begin:end], batch.verdict_BT[row, begin:end].tolist()
+        p = drawn[TOKENIZER.decode(ids[:-1])]
+        assert bool(entailed) == p.entailed == bool(verdicts.pop())
         if p.entailed or p.kind == "broken":
-            assert set(marks) == ({0} if p.entailed else {-1})
             assert set(verdicts) == ({1} if p.entailed else {-1})
         else:
-            at = marks.index(1)
-            assert marks == [0] * at + [1] + [-1] * (len(marks) - at - 1)
-            assert verdicts == [1] * at + [0] * (len(marks) - at)
-        assert batch.verdict_BT[row, batch.packed.end_S[s] - 1] == entailed
+            error = first_error(p.hypothesis, p.events)
+            true, unknown = verdicts.count(1), verdicts.count(-1)
+            assert verdicts == [1] * true + [-1] * unknown + [0] * (len(verdicts) - true - unknown) and unknown
+            assert p.hypothesis[:error].startswith(TOKENIZER.decode(ids[:true]).strip())
+            assert TOKENIZER.decode(ids[: true + unknown]).strip() == p.hypothesis[:error]
+            read = batch.read.column_N[(batch.read.row_N == row) & (batch.read.column_N >= begin)]
+            assert read[: true + unknown].tolist() == list(range(begin, begin + true + unknown))
         seen.add(p.kind)
     assert len(seen) > 4
-    assert (batch.wrong_BT[batch.packed.ids_BT == TOKENIZER.eos_token_id] == -1).all()
