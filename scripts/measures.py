@@ -72,6 +72,10 @@ METRICS: Final = {
             note="student to teacher, on the student's texts",
         ),
         Metric(
+            key="reverse_kl_data", label="Reverse KL on references", better=-1, unit="nats/token", relative=True,
+            note="the same behind the references' words: the gap is the mismatch of training and writing",
+        ),
+        Metric(
             key="forward_kl", label="Forward KL", better=-1, unit="nats/token", relative=True,
             note="teacher to student",
         ),

@@ -36,7 +36,11 @@ from rlgkd.scripts.plots import curves, dumbbells
 HEADLINES: Final = ("truth", "reward", "rouge2", "reverse_kl")
 """What the headline tells, the first that there is first: the oracle, which cannot be exploited, before the reward."""
 
-DIVERGENCES: Final = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "Jensen-Shannon divergence"}
+DIVERGENCES: Final = {
+    "reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "Jensen-Shannon divergence",
+    "skew_forward_kl": "skew forward KL", "skew_reverse_kl": "skew reverse KL", "jeffreys": "Jeffreys divergence",
+    "adaptive_kl": "adaptive KL",
+}  # fmt: skip
 
 
 def write_report(run: Path) -> Path:
