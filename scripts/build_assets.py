@@ -128,7 +128,8 @@ def build_classifier(out: Path, scale: float) -> None:
         packed = batch.packed
         states = model.model(**packed.inputs, use_cache=False, output_hidden_states=True)
         body_BTH, spotter_BTH = states.hidden_states[depth : depth + 2]
-        spotted, unexpected = [], []
+        verdicts_BTC = model.score(states.last_hidden_state)
+        spotted, unexpected, verdicts = [], [], []
         for tokens in (batch.true, batch.tried, batch.read):
             logits_NV = predict(body_BTH[tokens.row_N, tokens.before_N]) @ model.model.embed_tokens.weight.T
             if tokens is batch.true:
@@ -137,16 +138,17 @@ def build_classifier(out: Path, scale: float) -> None:
             sure = (p_N < 0.003) | (p_N > 0.03)
             spotted.append(spot(spotter_BTH[tokens.row_N, tokens.column_N])[sure, 0])
             unexpected.append((p_N < 0.01)[sure].float())
+            verdicts.append(verdicts_BTC[tokens.row_N, tokens.column_N][sure])
         # Nothing of a passage is unexpected: else what the last layer averages over would drown a sentence's tokens.
         first_S = packed.row_S.diff(prepend=packed.row_S.new_full((1,), -1)) > 0
         passage_BT = torch.arange(packed.ids_BT.shape[1]) < packed.passage_S[first_S, None]
         quiet = spot(spotter_BTH[passage_BT])[:, 0]
         judged_so_far = batch.verdict_BT >= 0
-        verdicts_BTC = model.score(states.last_hidden_state)
         return {
             "next token": next_token,
             "unexpected token": functional.binary_cross_entropy_with_logits(torch.cat(spotted), torch.cat(unexpected)),
             "passage": functional.binary_cross_entropy_with_logits(quiet, torch.zeros_like(quiet)),
+            "verdict here": functional.cross_entropy(torch.cat(verdicts), 1 - torch.cat(unexpected).long()),
             "verdict so far": functional.cross_entropy(verdicts_BTC[judged_so_far], batch.verdict_BT[judged_so_far]),
             "verdict": functional.cross_entropy(verdicts_BTC[packed.row_S, packed.end_S - 1], batch.entailed_S),
         }
@@ -155,7 +157,7 @@ def build_classifier(out: Path, scale: float) -> None:
     learnt = {f"model.{name}" for name, _ in teacher.model.named_parameters()} - {"model.norm.weight"} | {"predict"}
     body = {name: p for name, p in named.items() if name in learnt}
     fresh = {name: p for name, p in named.items() if name not in learnt}
-    steps = int(1000 * scale)
+    steps = int(900 * scale)
     curve = _fit([(body, 1e-3), (fresh, 3e-3)], loss, steps, hold=0.6)
     seconds = time.perf_counter() - began
     folder = _save(model, tokenizer, out / "grounded-nli")
