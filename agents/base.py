@@ -169,11 +169,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.alpha_schedule: Schedule = alpha if callable(alpha) else lambda remaining: alpha
         knobs = {field.name: self.settings[field.name] for field in dataclasses.fields(Objective)}
         alphas = [self.alpha_schedule(remaining) for remaining in np.linspace(1, 0, 101).tolist()]
-        self.objective, *_ = [Objective(**{**knobs, "alpha": value}) for value in alphas]
-        if min(alphas) < 1:
-            check_advantage(self.settings["advantage"], prompts_per_update, group_size)
+        self.objective, *_ = [Objective(**{**knobs, "alpha": value}) for value in dict.fromkeys(alphas)]
         if teacher is None and max(alphas) > 0:
             raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
+        if min(alphas) < 1:
+            check_advantage(self.settings["advantage"], prompts_per_update, group_size)
         self._sources: dict[str, Any] = {
             "policy": policy, "teacher": teacher, "tokenizer": tokenizer, "layers": student_layers,
             "temperature": temperature, "teacher_temperature": teacher_temperature,

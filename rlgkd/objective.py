@@ -24,6 +24,7 @@ normalisation by length). Texts that the student did not sample have no such par
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -111,10 +112,11 @@ class Objective:
                 raise SettingError(field, value, f"{self.policy_loss} does not take it; {' and '.join(takers)} would")
             if value is not None and not 0 <= value <= most:
                 raise SettingError(field, value, "give a number of 0 or more" + (", at most 1" if most == 1 else ""))
-        self.pointwise()
+        _ = self.pointwise  # its settings are checked now
 
+    @functools.cached_property
     def pointwise(self) -> Divergence:
-        """D as a function (teacher_logits, student_logits) -> nats."""
+        """D as a function (teacher_logits, student_logits) -> nats; built once, for it is called for every chunk."""
         settings = {"beta": self.beta, "skew": self.skew, "normalized": self.normalized or None}
         whole = divergence.get(self.divergence, **{k: value for k, value in settings.items() if value is not None})
         if self.teacher_top_k is None:
@@ -158,7 +160,7 @@ class Objective:
             if self.estimator == "exact":
                 # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
                 logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
-                distillation_N = divergence_N = self.pointwise()(teacher_logits_NV, logits_NV)
+                distillation_N = divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
             else:
                 divergence_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
                 distillation_N = self.surrogate(student_logp_N, old_logp_N, -divergence_N)

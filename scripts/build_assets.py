@@ -140,9 +140,7 @@ def build_classifier(out: Path, scale: float) -> None:
             unexpected.append((p_N < 0.01)[sure].float())
             verdicts.append(verdicts_BTC[tokens.row_N, tokens.column_N][sure])
         # Nothing of a passage is unexpected: else what the last layer averages over would drown a sentence's tokens.
-        first_S = packed.row_S.diff(prepend=packed.row_S.new_full((1,), -1)) > 0
-        passage_BT = torch.arange(packed.ids_BT.shape[1]) < packed.passage_S[first_S, None]
-        quiet = spot(spotter_BTH[passage_BT])[:, 0]
+        quiet = spot(spotter_BTH[packed.passage_BT])[:, 0]
         judged_so_far = batch.verdict_BT >= 0
         return {
             "next token": next_token,
@@ -223,7 +221,7 @@ def _fit(
         outer.append({"params": [p for name, p in named.items() if name not in matrices], "peak": rate})
     optimizers = [
         torch.optim.Muon(inner, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([group for group in outer if group["params"]], betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.01),
     ]
     losses: list[dict[str, float]] = []
     curve: list[dict[str, float]] = []

@@ -38,6 +38,8 @@ class Packed:
     positions_BT: Tensor
     mask_B1TT: Tensor
     """Added to attention scores: 0 where a token may look, -inf where not (a padded token sees itself)."""
+    passage_BT: Tensor
+    """True at the tokens of the passages."""
     passage_S: Tensor
     """Of each sentence: the length of its passage, in tokens."""
     row_S: Tensor
@@ -73,6 +75,8 @@ class Packed:
         column_N[order] = width + torch.cat([torch.arange(n) for n in counts.tolist()])
         wide = width + int(counts.max())
         pad_ids_BT, pad_positions_BT = self.ids_BT.new_zeros(size, wide), self.ids_BT.new_zeros(size, wide)
+        pad_passage_BT = self.passage_BT.new_zeros(size, wide)
+        pad_passage_BT[:, :width] = self.passage_BT
         mask_BTT = torch.full((size, wide, wide), float("-inf"))
         pad_ids_BT[:, :width], pad_positions_BT[:, :width] = self.ids_BT, self.positions_BT
         mask_BTT[:, :width, :width] = self.mask_B1TT[:, 0]
@@ -81,7 +85,10 @@ class Packed:
         mask_BTT[tokens.row_N, column_N] = mask_BTT[tokens.row_N, tokens.column_N]
         mask_BTT[tokens.row_N, column_N, tokens.column_N] = float("-inf")
         mask_BTT.diagonal(dim1=1, dim2=2).zero_()
-        packed = replace(self, ids_BT=pad_ids_BT, positions_BT=pad_positions_BT, mask_B1TT=mask_BTT[:, None])
+        packed = replace(
+            self, ids_BT=pad_ids_BT, positions_BT=pad_positions_BT, mask_B1TT=mask_BTT[:, None],
+            passage_BT=pad_passage_BT,
+        )  # fmt: skip
         return packed, replace(tokens, column_N=column_N)
 
 
@@ -96,9 +103,7 @@ class Tokens:
 
     def where(self, chosen_N: Tensor) -> Tokens:
         """Some of them."""
-        return Tokens(
-            row_N=self.row_N[chosen_N], column_N=self.column_N[chosen_N], before_N=self.before_N[chosen_N]
-        )  # fmt: skip
+        return Tokens(**{name: column_N[chosen_N] for name, column_N in vars(self).items()})
 
     def ids(self, packed: Packed) -> Tensor:
         """What they are."""
@@ -128,7 +133,7 @@ def pack(rows: Sequence[Row], *, pad: int) -> Packed:
         ids_BT=torch.from_numpy(ids_BT),
         positions_BT=torch.from_numpy(positions_BT),
         mask_B1TT=torch.zeros(seen_BTT.shape).masked_fill_(~torch.from_numpy(seen_BTT), float("-inf"))[:, None],
-        passage_S=passage_S, row_S=row_S, begin_S=begin_S, end_S=end_S,
+        passage_BT=torch.from_numpy(owner_BT == 0), passage_S=passage_S, row_S=row_S, begin_S=begin_S, end_S=end_S,
     )  # fmt: skip
 
 

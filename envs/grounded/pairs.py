@@ -89,7 +89,7 @@ def pair(split: str, seed: int, index: int, *, variant: int = 0) -> Pair:
 
 
 def _source(rng: random.Random, story: Story) -> Event:
-    return story.events[0] if rng.random() < MAIN_SHARE else rng.choice(story.events[1:] or story.events)
+    return story.events[0] if rng.random() < MAIN_SHARE else rng.choice(story.events[1:])
 
 
 def _shortened(rng: random.Random, event: Event) -> Event:
@@ -122,10 +122,9 @@ def _near_miss(rng: random.Random, story: Story, split: str) -> tuple[str, str]:
     while True:
         source = _source(rng, story)
         others = [event for event in story.events if event is not source]
-        stranger = world.story(split, rng.randrange(2**31), 0).events[0]
         scene = _Scene(
             told=_shortened(rng, source), source=source, passage_words=words, names=world.names_of(split),
-            other=rng.choice(others or [stranger]),
+            other=rng.choice(others),
         )  # fmt: skip
         possible = [kind for kind in _NEAR_MISSES if _applies(kind, scene)]
         (kind,) = rng.choices(possible, [_WEIGHTS.get(kind, 1.0) for kind in possible])

@@ -180,9 +180,7 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     value: Tensor = 0.5 * torch.linalg.vector_norm(difference_V, ord=1, dim=-1)
     if not wants_gradient(student_logits):
         return value
-    q_sign_V = difference_V.sign_().mul_(q_V)
-    gradient_V = q_sign_V.sub_(q_V.mul_(q_sign_V.sum(-1, keepdim=True))).mul_(0.5)
-    return with_gradient(student_logits, value, gradient_V)
+    return with_gradient(student_logits, value, _centred(q_V, difference_V.sign_().mul_(q_V)).mul_(0.5))
 
 
 def skew_forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -218,7 +216,7 @@ def skew_forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: flo
         return value
     # c + (1-a), which has the same gradient and is exactly 0 at P = Q
     q_c_V = log_m_p_V.neg_().expm1_().mul_(skew - 1.0).mul_(q_V)
-    return with_gradient(student_logits, value, q_c_V.sub_(q_V.mul_(q_c_V.sum(-1, keepdim=True))))
+    return with_gradient(student_logits, value, _centred(q_V, q_c_V))
 
 
 def skew_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -226,18 +224,7 @@ def skew_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: flo
 
     c = log(Q/M) - a Q/M. In [0, -ln a]; at a = 0 it is `reverse_kl`.
 
-    Args:
-        teacher_logits: [..., V], any floating dtype; a constant.
-        student_logits: [..., V], same shape.
-        skew: the student's weight in the mixture M; in [0, 1).
-
-    Returns:
-        [...], nats per position.
-
-    Raises:
-        SettingError: skew outside its range, the two shapes differ, or the logits are not floating point.
-
-    Source: Ko et al. 2024, arXiv 2402.03898.
+    Arguments, result, errors and source as for `skew_forward_kl`; here `skew` is the student's weight in M.
 
     Example:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
@@ -253,21 +240,13 @@ def skew_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: flo
         return value
     # c + a, which has the same gradient and is exactly 0 at P = Q
     q_c_V = log_m_q_V.neg().expm1_().mul_(-skew).sub_(log_m_q_V).mul_(q_V)
-    return with_gradient(student_logits, value, q_c_V.sub_(q_V.mul_(q_c_V.sum(-1, keepdim=True))))
+    return with_gradient(student_logits, value, _centred(q_V, q_c_V))
 
 
 def jeffreys(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL(P||Q) + KL(Q||P), symmetric: charges for what is missed and for what is made up. In [0, inf].
 
-    Args:
-        teacher_logits: [..., V], any floating dtype; a constant.
-        student_logits: [..., V], same shape.
-
-    Returns:
-        [...], nats per position.
-
-    Raises:
-        SettingError: the two shapes differ, or the logits are not floating point.
+    Arguments, result and errors as for `forward_kl`.
 
     Example:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
@@ -368,6 +347,11 @@ def _times(probability_V: Tensor, log_V: Tensor) -> Tensor:
     A NaN among the logits is silenced here too, but shows in the sum of the probabilities, which the callers add.
     """
     return log_V.mul_(probability_V).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _centred(q_V: Tensor, q_c_V: Tensor) -> Tensor:
+    """Return dD/dlogits_V = Q (c - E_Q c) from Q and Q c; overwrites both."""
+    return q_c_V.sub_(q_V.mul_(q_c_V.sum(-1, keepdim=True)))
 
 
 def _two_kls(
