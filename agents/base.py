@@ -214,8 +214,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=self.seed or 0
         )
-        matrices = [p for p in self.student.module.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.student.module.parameters() if p.ndim < 2]
+        learnt = [p for p in self.student.module.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in learnt if p.ndim >= 2], [p for p in learnt if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.policy.optimizer = torch.optim.AdamW(groups, lr=self.lr_schedule(1.0), betas=(0.9, 0.95))
         # SB3's learn hands a buffer to collect_rollouts; a sequence is one sample here, so there is none.

@@ -27,7 +27,10 @@ def open_models(
 ) -> tuple[LanguageModel, LanguageModel | None]:
     """Open the student, to be trained, and the teacher, frozen; arguments as the agents' constructor has them.
 
-    Raises: ModelError for a missing or damaged model, other vocabularies, or a context too short for the task.
+    What a loaded student has frozen stays so.
+
+    Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
+    task.
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
@@ -45,7 +48,11 @@ def open_models(
         else:
             start = load(teacher, device=device)
         frozen = LanguageModel(start.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature)
-    student = LanguageModel(module.requires_grad_(True), tokenizer, temperature=temperature)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ModelError(
+            "policy", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
+        )
+    student = LanguageModel(module, tokenizer, temperature=temperature)
     room = task.max_prompt_tokens + task.max_new_tokens
     for field, lm in (("student", student), ("teacher", frozen)):
         if lm is not None and lm.context < room:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ PAD, END = "<|pad|>", "<|end|>"
 CONTEXT = 256
 PASSAGES = 32
 """In each step."""
+EXPECTED = math.log(0.02)
+"""The log-probability at which a token is as much expected as not, to the classifier."""
 WORDINGS, SENTENCES = 3, 4
 """Of a summary for the writers, and pairs for the classifier, that each passage carries."""
 
@@ -134,19 +137,21 @@ def build_classifier(out: Path, scale: float) -> None:
             logits_NV = predict(body_BTH[tokens.row_N, tokens.before_N]) @ model.model.embed_tokens.weight.T
             if tokens is batch.true:
                 next_token = functional.cross_entropy(logits_NV, tokens.ids(packed))
-            p_N = logits_NV.detach().softmax(-1).gather(1, tokens.ids(packed)[:, None])[:, 0]
-            sure = (p_N < 0.003) | (p_N > 0.03)
-            spotted.append(spot(spotter_BTH[tokens.row_N, tokens.column_N])[sure, 0])
-            unexpected.append((p_N < 0.01)[sure].float())
-            verdicts.append(verdicts_BTC[tokens.row_N, tokens.column_N][sure])
+            log_p_N = logits_NV.detach().log_softmax(-1).gather(1, tokens.ids(packed)[:, None])[:, 0]
+            spotted.append(spot(spotter_BTH[tokens.row_N, tokens.column_N])[:, 0])
+            unexpected.append((2 * (EXPECTED - log_p_N)).sigmoid())
+            verdicts.append(verdicts_BTC[tokens.row_N, tokens.column_N])
         # Nothing of a passage is unexpected: else what the last layer averages over would drown a sentence's tokens.
         quiet = spot(spotter_BTH[packed.passage_BT])[:, 0]
+        unexpected_N = torch.cat(unexpected)
         judged_so_far = batch.verdict_BT >= 0
         return {
             "next token": next_token,
-            "unexpected token": functional.binary_cross_entropy_with_logits(torch.cat(spotted), torch.cat(unexpected)),
+            "unexpected token": functional.binary_cross_entropy_with_logits(torch.cat(spotted), unexpected_N),
             "passage": functional.binary_cross_entropy_with_logits(quiet, torch.zeros_like(quiet)),
-            "verdict here": functional.cross_entropy(torch.cat(verdicts), 1 - torch.cat(unexpected).long()),
+            "verdict here": functional.cross_entropy(
+                torch.cat(verdicts), torch.stack([unexpected_N, 1 - unexpected_N], dim=-1)
+            ),
             "verdict so far": functional.cross_entropy(verdicts_BTC[judged_so_far], batch.verdict_BT[judged_so_far]),
             "verdict": functional.cross_entropy(verdicts_BTC[packed.row_S, packed.end_S - 1], batch.entailed_S),
         }
@@ -155,7 +160,7 @@ def build_classifier(out: Path, scale: float) -> None:
     learnt = {f"model.{name}" for name, _ in teacher.model.named_parameters()} - {"model.norm.weight"} | {"predict"}
     body = {name: p for name, p in named.items() if name in learnt}
     fresh = {name: p for name, p in named.items() if name not in learnt}
-    steps = int(900 * scale)
+    steps = int(2400 * scale)
     curve = _fit([(body, 1e-3), (fresh, 3e-3)], loss, steps, hold=0.6)
     seconds = time.perf_counter() - began
     folder = _save(model, tokenizer, out / "grounded-nli")

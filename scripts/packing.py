@@ -170,7 +170,7 @@ class Judged:
     true: Tokens
     """The tokens of the true sentences."""
     tried: Tokens
-    """Beside each of them a random one, half of them from the passage: mostly wrong in its place."""
+    """Beside each of them another one, mostly wrong in its place: half of them could stand there in another story."""
     read: Tokens
     """The tokens of the false sentences up to the first error; of a broken one all."""
     verdict_BT: Tensor
@@ -190,10 +190,8 @@ def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentence
         pairs = [p for _, pairs in batch for p in pairs]
         entailed_S = torch.tensor([int(p.entailed) for p in pairs])
         true = packed.tokens_of(entailed_S)
-        near_N = [int(rng.choice(batch[r][0][0])) for r in true.row_N.tolist()]
-        far_N = rng.choice(words, len(near_N))
         false = packed.tokens_of(1 - entailed_S)
-        packed, tried = packed.beside(true, torch.from_numpy(np.where(rng.random(len(far_N)) < 0.5, near_N, far_N)))
+        packed, tried = packed.beside(true, torch.from_numpy(_others(true, packed, words, rng)))
         verdict_BT = torch.full_like(packed.ids_BT, -1)
         for p, at, begin, end in zip(
             pairs, packed.row_S.tolist(), packed.begin_S.tolist(), packed.end_S.tolist(), strict=True
@@ -204,6 +202,21 @@ def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentence
                 verdict_BT[at, begin:true_to], verdict_BT[at, false_from : end - 1] = 1, 0
         read = false.where(verdict_BT[false.row_N, false.column_N] != 0)
         yield Judged(packed=packed, entailed_S=entailed_S, true=true, tried=tried, read=read, verdict_BT=verdict_BT)
+
+
+def _others(tokens: Tokens, packed: Packed, words: list[int], rng: np.random.Generator) -> np.ndarray:
+    """For each token another: of those that follow the same token in the batch, of its passage, or any, 2 : 1 : 1."""
+    before = packed.ids_BT[tokens.row_N, tokens.before_N].tolist()
+    followers: dict[int, list[int]] = {}
+    for previous, token in zip(before, tokens.ids(packed).tolist(), strict=True):
+        followers.setdefault(previous, []).append(token)
+    passages = [row[mask].numpy() for row, mask in zip(packed.ids_BT, packed.passage_BT, strict=True)]
+    choices = (
+        [int(rng.choice(followers[previous])) for previous in before],
+        [int(rng.choice(passages[row])) for row in tokens.row_N.tolist()],
+        rng.choice(words, len(before)),
+    )
+    return np.choose(rng.choice(3, len(before), p=(0.5, 0.25, 0.25)), choices)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
