@@ -5,6 +5,7 @@ if __name__ != "rlgkd.agents":  # someone wrote `import agents` with a checkout'
 
 from rlgkd.agents.distill import Distill
 from rlgkd.agents.grpo import GRPO
+from rlgkd.agents.ppo import PPO
 from rlgkd.agents.reinforce import RLOO, Reinforce
 
-__all__ = ["GRPO", "RLOO", "Distill", "Reinforce"]
+__all__ = ["GRPO", "PPO", "RLOO", "Distill", "Reinforce"]

@@ -12,7 +12,7 @@ beside the weights and the optimizer.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,21 +28,20 @@ from stable_baselines3.common.vec_env import VecEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.environment import as_sb3, check_wrappers
-from rlgkd.agents.models import open_models
+from rlgkd.agents.models import check_same_shape, open_models
 from rlgkd.agents.policy import LanguageModelPolicy
-from rlgkd.agents.saving import agent_folder, read_settings, write_settings
-from rlgkd.agents.update import accumulate_gradient
+from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
+from rlgkd.agents.settings import objective_at, resolve
+from rlgkd.agents.sources import Sources
+from rlgkd.agents.update import Beside, accumulate_gradient
 from rlgkd.errors import SettingError
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
-from rlgkd.objective import Objective
-from rlgkd.ops.returns import ADVANTAGES, check_advantage
+from rlgkd.ops.returns import ADVANTAGES, overlong_penalty
 from rlgkd.ops.sampling import uniforms
-from rlgkd.ops.schedule import Schedule
-from rlgkd.rollout import check_reference, references, rollout
-from rlgkd.types import Item, Score, Source, Task, Trajectory
-
-PRECISIONS = ("float32", "bfloat16")
+from rlgkd.ops.schedule import Schedule, steered
+from rlgkd.rollout import check_reference, rollout
+from rlgkd.types import OWN, Item, Score, Task, Trajectory
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
@@ -53,7 +52,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
     preset: ClassVar[Mapping[str, Any]] = {}
     """Settings that the algorithm fixes."""
     defaults: ClassVar[Mapping[str, Any]] = {
-        "alpha": 0.5, "advantage": "leave_one_out", "policy_loss": "reinforce", "policy_reduction": "sequence_sum"
+        "alpha": 0.5, "advantage": "leave_one_out", "policy_loss": "reinforce", "policy_reduction": "sequence_sum",
+        "ratio": "token",
     }  # fmt: skip
     """Settings that it chooses where None is given."""
 
@@ -70,7 +70,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
         normalized: bool = False,
         skew: float | None = None,
         teacher_top_k: int | None = None,
-        student_fraction: float = 1.0,
+        student_fraction: float | Schedule = 1.0,
+        mixture: str = "batch",
+        off_policy: str = "references",
+        teacher_texts: str | Path | None = None,
+        behaviour: str | None = None,
+        teacher_share: float | None = None,
+        kept_top_k: int | None = None,
         estimator: str = "exact",
         horizon: float = 0.0,
         advantage: str | None = None,
@@ -79,6 +85,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
         divergence_reduction: str = "sequence_mean",
         clip_low: float | None = None,
         clip_high: float | None = None,
+        ratio: str | None = None,
+        entropy_bonus: float = 0.0,
+        drop_even_groups: bool = False,
+        overlong_buffer: int = 0,
+        divergence_target: float | None = None,
+        alpha_rate: float = 0.1,
+        teacher_decay: float | None = None,
         temperature: float = 1.0,
         teacher_temperature: float = 1.0,
         prompts_per_update: int = 16,
@@ -112,8 +125,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
             normalized: Of a divergence that takes it.
             skew: Of a divergence that takes it.
             teacher_top_k: The divergence sees the teacher's k most probable tokens and the rest as one; None: all.
-            student_fraction: The paper's lambda: probability that an update's batch is sampled from the student.
-            estimator: `exact` or `sampled`.
+            student_fraction: The paper's lambda: probability that an update's batch is sampled from the student; a
+                number or a schedule, as alpha.
+            mixture: What the coin of `student_fraction` is thrown for: `batch` (the paper's) or each `prompt`.
+            off_policy: What the other texts are: `references` or the `teacher`'s.
+            teacher_texts: File in which the teacher's texts are kept, one for each item; None draws them anew.
+            behaviour: Who samples: None is the student alone, else by its name in `rlgkd.ops.behaviour`.
+            teacher_share: Of a behaviour that takes it.
+            kept_top_k: Of a behaviour that takes it.
+            estimator: `exact`, `sampled` or `sampled_centred`.
             horizon: How much of the divergence at later tokens a token answers for, in [0, 1].
             advantage: What the task rewards become, by its name in `rlgkd.ops.returns`; None is the agent's own.
             policy_loss: By its name in `rlgkd.ops.policy_loss`; None is the agent's own.
@@ -121,6 +141,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
             divergence_reduction: How the divergence averages.
             clip_low: Of a policy loss that takes it.
             clip_high: Of a policy loss that takes it.
+            ratio: Of `token` or `sequence`: what such a policy loss holds; None is the agent's own.
+            entropy_bonus: Weight of the policy's entropy in the objective, in reward per nat.
+            drop_even_groups: Leave a prompt whose samples all earned the same out of the policy term's mean.
+            overlong_buffer: Tokens before the length limit over which a penalty grows to 1; 0 is none.
+            divergence_target: Nats at which alpha is steered to hold the divergence; None leaves alpha alone.
+            alpha_rate: How fast: the log-odds of alpha move by this at most, at each update.
+            teacher_decay: Share of the teacher that stays after each step, the rest becomes the student's: an average
+                of the student's past as the anchor, for a teacher of the student's shape. None leaves it alone.
             temperature: The student's, in sampling and scoring alike.
             teacher_temperature: The teacher's, in scoring.
             prompts_per_update: Prompts of one update.
@@ -140,43 +168,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
         Raises: SettingError, ModelError.
         """
-        policy = str(policy) if isinstance(policy, Path) else policy
-        teacher = str(teacher) if isinstance(teacher, Path) else teacher
-        self.settings: dict[str, Any] = {
-            "policy": policy, "teacher": teacher, "alpha": alpha, "divergence": divergence, "beta": beta,
-            "normalized": normalized, "skew": skew, "teacher_top_k": teacher_top_k,
-            "student_fraction": student_fraction, "estimator": estimator, "horizon": horizon,
-            "advantage": advantage, "policy_loss": policy_loss, "policy_reduction": policy_reduction,
-            "divergence_reduction": divergence_reduction, "clip_low": clip_low, "clip_high": clip_high,
-            "temperature": temperature, "teacher_temperature": teacher_temperature,
-            "prompts_per_update": prompts_per_update, "group_size": group_size, "epochs": epochs,
-            "learning_rate": learning_rate, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm,
-            "token_budget": token_budget, "precision": precision, "seed": seed,
-        }  # fmt: skip
-        for name in ("prompts_per_update", "group_size", "epochs", "token_budget"):
-            if self.settings[name] < 1:
-                raise SettingError(name, self.settings[name], "give 1 or more")
-        if precision not in PRECISIONS:
-            raise SettingError("precision", precision, f"choose one of {', '.join(PRECISIONS)}")
-        for name, fixed in self.preset.items():
-            if self.settings[name] not in (fixed, None):
-                raise SettingError(
-                    name, self.settings[name], f"{type(self).__name__} fixes it at {fixed}; leave it out"
-                )
-        own = {**self.defaults, **self.preset}
-        self.settings |= {name: value for name, value in own.items() if self.settings[name] is None}
-        alpha = self.settings["alpha"]
-        self.alpha_schedule: Schedule = alpha if callable(alpha) else lambda remaining: alpha
-        knobs = {field.name: self.settings[field.name] for field in dataclasses.fields(Objective)}
-        alphas = [self.alpha_schedule(remaining) for remaining in np.linspace(1, 0, 101).tolist()]
-        self.objective, *_ = [Objective(**{**knobs, "alpha": value}) for value in dict.fromkeys(alphas)]
-        if teacher is None and max(alphas) > 0:
-            raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
-        if min(alphas) < 1:
-            check_advantage(self.settings["advantage"], prompts_per_update, group_size)
-        self._sources: dict[str, Any] = {
-            "policy": policy, "teacher": teacher, "tokenizer": tokenizer, "layers": student_layers,
-            "temperature": temperature, "teacher_temperature": teacher_temperature,
+        self.settings = resolve(locals(), agent=type(self).__name__, preset=self.preset, defaults=self.defaults)
+        self.objective = objective_at(self.settings, 1.0)
+        self._models: dict[str, Any] = {
+            "policy": self.settings["policy"], "teacher": self.settings["teacher"], "tokenizer": tokenizer,
+            "layers": student_layers, "temperature": temperature, "teacher_temperature": teacher_temperature,
         }  # fmt: skip
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
         self.weight_decay, self.epochs = weight_decay, epochs
@@ -208,9 +204,21 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.split: str = self.env.get_attr("split")[0]
         self.student: LanguageModel
         self.teacher: LanguageModel | None
-        if self.objective.student_fraction < 1:
-            check_reference(self.task.item(self.split, self.seed or 0, 0))
-        self.student, self.teacher = open_models(self.task, device=self.device, **self._sources)
+        given, seed = self.settings, self.seed or 0
+        if given["overlong_buffer"]:
+            overlong_penalty(torch.zeros(0, device="cpu"), self.task.max_new_tokens, given["overlong_buffer"])
+        if self.objective.student_fraction < 1 and given["off_policy"] == "references":
+            check_reference(self.task.item(self.split, seed, 0))
+        self.student, self.teacher = open_models(self.task, device=self.device, **self._models)
+        self.parts: dict[str, torch.nn.Module] = {"student": self.student.module}
+        if given["teacher_decay"] is not None and self.teacher is not None:
+            check_same_shape(self.student, self.teacher)
+            self.parts["teacher"] = self.teacher.module
+        self.sources = Sources(
+            self.student, self.teacher, self.task, seed=seed,
+            off_policy=given["off_policy"], teacher_texts=given["teacher_texts"], behaviour=given["behaviour"],
+            teacher_share=given["teacher_share"], kept_top_k=given["kept_top_k"],
+        )  # fmt: skip
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=self.seed or 0
         )
@@ -250,6 +258,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         callback.on_training_start(locals(), globals())
         assert self.env is not None
         while self.num_timesteps < total_timesteps:
+            self._current_progress_remaining = 1.0 - self.num_timesteps / total_timesteps
             if not self.collect_rollouts(self.env, callback):
                 break
             self._current_progress_remaining = max(0.0, 1.0 - self.num_timesteps / total_timesteps)
@@ -263,12 +272,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: None = None, n_rollout_steps: int = 0
     ) -> bool:
-        """Fill `trajectories`: with probability `student_fraction` from the student, else from data (GKD, Alg. 1)."""
+        """Fill `trajectories`: from the student with probability `student_fraction` (GKD, Algorithm 1)."""
         callback.on_rollout_start()
         self.policy.forget()
         self._began = time.perf_counter()
         seed = self.seed or 0
-        items = [self.task.item(self.split, seed, self.cursor + n) for n in range(self.prompts_per_update)]
+        places = range(self.cursor, self.cursor + self.prompts_per_update)
+        items = [self.task.item(self.split, seed, place) for place in places]
+        self.objective = objective_at(self.settings, self._current_progress_remaining)
         going = True
 
         def on_step(tokens: int) -> bool:
@@ -278,15 +289,17 @@ class TextAlgorithm(OnPolicyAlgorithm):
             going = callback.on_step()
             return going
 
-        if uniforms(seed, "student_fraction", self._n_updates, 1)[0] < self.objective.student_fraction:
-            places = range(self.cursor, self.cursor + len(items))
-            with self.autocast():
-                self.trajectories = rollout(
-                    self.student, self.task, items, group=self.group_size, seed=seed, places=places, on_step=on_step
-                )
-        else:
-            self.trajectories = references(self.student, self.task, items)
-            on_step(sum(t.length for t in self.trajectories))
+        coins = uniforms(seed, "student_fraction", self._n_updates, len(items))
+        own_P = (coins if self.settings["mixture"] == "prompt" else coins[:1].repeat(len(items))) < (
+            self.objective.student_fraction
+        )
+        self.trajectories = []
+        with self.autocast():
+            if own_P.any():
+                self.trajectories += self.sources.own(*_where(own_P, items, places), self.group_size, on_step)
+            if not own_P.all() and going:
+                self.trajectories += (given := self.sources.given(*_where(~own_P, items, places)))
+                on_step(sum(t.length for t in given))
         self.cursor += len(items)
         episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
         assert self.ep_info_buffer is not None
@@ -301,49 +314,76 @@ class TextAlgorithm(OnPolicyAlgorithm):
         began = time.perf_counter()
         self.policy.forget()
         self._update_learning_rate(self.policy.optimizer)
-        alpha = self.alpha_schedule(self._current_progress_remaining)
-        self.objective = dataclasses.replace(self.objective, alpha=alpha)
-        advantages_B = self.advantages()
+        advantages_BL = self.advantages()
         for _ in range(self.epochs):
-            self._step(advantages_B)
-        self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
+            means = self._step(advantages_BL)
         self.logger.record("train/alpha", self.objective.alpha)
+        if (target := self.settings["divergence_target"]) is not None:
+            rate = self.settings["alpha_rate"]
+            self.settings["alpha"] = steered(self.objective.alpha, means["divergence"], target, rate)
+        self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
 
     def advantages(self) -> torch.Tensor:
-        """[B], what the task reward makes of each trajectory; 0 where it has no say (alpha 1, a batch from data)."""
-        rewards_PG = self.rewards_PG()
-        if self.objective.alpha == 1 or self.trajectories[0].source is not Source.STUDENT:
-            return torch.zeros_like(rewards_PG).flatten()
-        return ADVANTAGES[self.settings["advantage"]](rewards_PG).flatten()
+        """[B, 1], what the task reward makes of each trajectory.
 
-    def _step(self, advantages_B: torch.Tensor) -> None:
-        """One gradient over the whole batch, one step of the optimizer."""
+        NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
+        that the student did not sample.
+        """
+        rewards_PG, others = self.rewards_PG(), sum(t.source not in OWN for t in self.trajectories)
+        advantages_PG = torch.zeros_like(rewards_PG)
+        if self.objective.alpha < 1 and len(rewards_PG):
+            advantages_PG = ADVANTAGES[self.settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
+            if self.settings["drop_even_groups"]:
+                even_P = (rewards_PG == rewards_PG[:, :1]).all(1)
+                advantages_PG = advantages_PG.masked_fill(even_P[:, None], math.nan)
+        return torch.cat([advantages_PG.flatten(), advantages_PG.new_zeros(others)])[:, None]
+
+    def _step(self, advantages_BL: torch.Tensor, beside: Beside | None = None) -> dict[str, float]:
+        """One gradient over the whole batch, one step of the optimizer; returns the batch's means."""
         with self.autocast():
             means = accumulate_gradient(
-                self.student, self.teacher, self.objective, self.trajectories, advantages_B,
+                self.student, self.teacher, self.objective, self.trajectories, advantages_BL,
                 token_budget=self.token_budget, backward=self.accelerator.backward,
-                max_new_tokens=self.task.max_new_tokens,
+                max_new_tokens=self.task.max_new_tokens, beside=beside,
             )  # fmt: skip
+        learnt = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
         # A gradient that is not a number is an error here, not a model of NaNs one step later.
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.student.module.parameters(), self.max_grad_norm, error_if_nonfinite=True
-        )
+        norm = torch.nn.utils.clip_grad_norm_(learnt, self.max_grad_norm, error_if_nonfinite=True)
         self.policy.optimizer.step()
         self.policy.optimizer.zero_grad()
+        if "teacher" in self.parts:
+            self._follow(self.settings["teacher_decay"])
         self.logger.record("train/loss", means["loss"])
         self.logger.record("train/entropy", means["entropy"])
         self.logger.record("train/grad_norm", norm.item())
         if self.teacher is not None:
             self.logger.record("train/divergence", means["divergence"])
+        return means
+
+    @torch.no_grad()
+    def _follow(self, decay: float) -> None:
+        """The teacher moves to an average of the student's past."""
+        assert self.teacher is not None
+        for old, new in zip(self.teacher.module.parameters(), self.student.module.parameters(), strict=True):
+            old.lerp_(new, 1.0 - decay)
+
+    @property
+    def modules(self) -> torch.nn.Module:
+        """All that training changes: what a checkpoint must hold."""
+        return self.parts["student"] if len(self.parts) == 1 else torch.nn.ModuleDict(self.parts)
 
     def autocast(self) -> torch.autocast:
         """The precision of sampling and scoring, the same in both."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
     def rewards_PG(self) -> torch.Tensor:
-        """[P, G] task rewards of the latest rollout; NaN where one failed. G is 1 for a batch from data."""
-        rewards_B = torch.tensor([t.score.reward for t in self.trajectories], dtype=torch.float64, device="cpu")
-        return rewards_B.view(-1, self.group_size if self.trajectories[0].source is Source.STUDENT else 1)
+        """[P, G] rewards of the rollout's own texts, `overlong_buffer`'s penalty included; NaN where one failed."""
+        own = [t for t in self.trajectories if t.source in OWN]
+        rewards_B = torch.tensor([t.score.reward for t in own], dtype=torch.float64, device="cpu")
+        if buffer := self.settings["overlong_buffer"]:
+            lengths_B = torch.tensor([t.length for t in own], device="cpu")
+            rewards_B = rewards_B + overlong_penalty(lengths_B, self.task.max_new_tokens, buffer)
+        return rewards_B.view(-1, self.group_size)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write one row: means over the latest batch, so that a row depends on its update alone."""
@@ -356,7 +396,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.logger.record("rollout/ep_rew_mean", float(np.nanmean(rewards)) if np.isfinite(rewards).any() else np.nan)
         self.logger.record("rollout/ep_len_mean", float(np.mean([t.length for t in batch])))
         self.logger.record("rollout/ended", float(np.mean([t.stop == "end" for t in batch])))
-        self.logger.record("rollout/student", float(batch[0].source is Source.STUDENT))
+        self.logger.record("rollout/student", float(np.mean([t.source in OWN for t in batch])))
         for part in sorted({name for t in batch for name in t.score.parts}):
             values = [t.score.parts[part] for t in batch if part in t.score.parts]
             self.logger.record(f"rollout/reward/{part}", float(np.mean(values)))
@@ -372,11 +412,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
     @property
     def counters(self) -> dict[str, Any]:
         """What training has reached, as JSON: all that is needed beside weights and optimizer to go on exactly."""
-        return {"timesteps": self.num_timesteps, "updates": self._n_updates, "cursor": self.cursor}
+        steered = {} if self.settings["divergence_target"] is None else {"alpha": self.settings["alpha"]}
+        return {"timesteps": self.num_timesteps, "updates": self._n_updates, "cursor": self.cursor, **steered}
 
     @counters.setter
     def counters(self, values: Mapping[str, Any]) -> None:
         self.num_timesteps, self._n_updates, self.cursor = values["timesteps"], values["updates"], values["cursor"]
+        self.settings["alpha"] = values.get("alpha", self.settings["alpha"])
 
     def save(  # type: ignore[override]
         self, path: str | Path, exclude: Any = None, include: Any = None
@@ -384,6 +426,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Write a Hugging Face folder with the agent's settings beside the model. SB3's `.zip` ending is dropped."""
         folder = agent_folder(path)
         save(self.student.module, self.student.tokenizer, folder)
+        if self.teacher is not None and "teacher" in self.parts:
+            save(self.teacher.module, self.teacher.tokenizer, folder / TEACHER)
         write_settings(folder, type(self).__name__, self.settings, self.counters)
 
     @classmethod
@@ -400,9 +444,17 @@ class TextAlgorithm(OnPolicyAlgorithm):
         plain, counters = read_settings(folder, cls.__name__, given=settings)
         if env is None:
             raise SettingError("env", env, "give the environment to go on in, for its prompts, limits and reward")
+        if (folder / TEACHER).is_dir():
+            plain["teacher"] = str(folder / TEACHER)
         agent = cls(env=env, **{**plain, "policy": str(folder), **settings})
         agent.counters = counters
         return agent
+
+
+def _where(chosen_P: np.ndarray, items: Sequence[Item], places: Sequence[int]) -> tuple[list[Item], list[int]]:
+    """The chosen items and their places."""
+    rows = np.flatnonzero(chosen_P).tolist()
+    return [items[row] for row in rows], [places[row] for row in rows]
 
 
 class _TokenBar(ProgressBarCallback):

@@ -14,6 +14,15 @@ from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.types import Task
 
 
+def check_same_shape(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Raise ModelError unless both have the same parameters, so that one can be an average of the other."""
+    ours, theirs = ([p.shape for p in lm.module.parameters()] for lm in (student, teacher))
+    if ours != theirs:
+        raise ModelError(
+            "teacher_decay", "teacher", "its shape is not the student's; give the student's start as teacher"
+        )
+
+
 def open_models(
     task: Task,
     *,

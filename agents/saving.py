@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlgkd.errors import CheckpointError, SettingError
 
 SETTINGS_FILE = "rlgkd_agent.json"
+TEACHER = "teacher"
+"""Folder in it for a teacher that training has moved."""
 
 
 def agent_folder(path: str | Path) -> Path:
@@ -24,8 +26,8 @@ def write_settings(folder: Path, agent: str, settings: Mapping[str, Any], counte
     (folder / SETTINGS_FILE).write_text(text + "\n")
 
 
-def read_settings(folder: Path, agent: str, *, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and counters of a saved `agent`; `given` are the settings that will override them.
+def read_settings(folder: Path, agent: str, *, given: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and counters of a saved `agent`; `given` names those that will be overridden.
 
     Raises: CheckpointError if the folder is not such an agent's; SettingError for what was left out and is not given.
     """
@@ -36,7 +38,8 @@ def read_settings(folder: Path, agent: str, *, given: Mapping[str, Any]) -> tupl
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")
-    for field in ("teacher", "alpha", "learning_rate"):
-        if field not in settings and field not in given:
+    there = {*settings, *given, *([TEACHER] if (folder / TEACHER).is_dir() else [])}
+    for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
+        if field not in there:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
     return settings, counters

@@ -17,7 +17,12 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
-from rlgkd.types import Batch, Source, Trajectory
+from rlgkd.types import OWN, Batch, Trajectory
+
+AtActions = Callable[[Tensor], Tensor]
+"""[B, L] -> [N]: what belongs to each action of a micro-batch, from what is known of each action of the batch."""
+Beside = Callable[[Tensor, Tensor, AtActions], Tensor]
+"""(the student's states [N, H], the policy term's weights [N], AtActions) -> a scalar loss."""
 
 
 def accumulate_gradient(
@@ -25,43 +30,63 @@ def accumulate_gradient(
     teacher: LanguageModel | None,
     objective: Objective,
     trajectories: Sequence[Trajectory],
-    advantages_B: Tensor,
+    advantages_BL: Tensor,
     *,
     token_budget: int,
     backward: Callable[[Tensor], None],
     max_new_tokens: int | None = None,
+    beside: Beside | None = None,
 ) -> dict[str, float]:
     """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole batch.
 
-    The policy term applies to trajectories of the student's own, the divergence to all. `max_new_tokens` is the length
-    that the reduction `constant` divides by.
+    The policy term applies to trajectories of the student's own, the divergence to all.
+
+    Args:
+        student: It gets the gradient.
+        teacher: None only where alpha is 0.
+        objective: Eq. 5 and its knobs.
+        trajectories: The batch.
+        advantages_BL: Of each trajectory, [B, 1], or of each of its actions, [B, L], padded. A trajectory of NaN has no
+            policy term, and the others are averaged as if it were not there.
+        token_budget: Tokens, padding included, of a micro-batch.
+        backward: Takes the scalar loss of a micro-batch.
+        max_new_tokens: The length that the reduction `constant` divides by.
+        beside: A loss to be added that needs the student's states.
 
     Returns means over the batch's tokens: `loss` (the sum), `divergence` (reduced as the objective says), `entropy`,
     in nats.
     """
     device = student.device
     lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
-    own_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
-    sequences, tokens = reduction.totals(lengths_B)
-    policy_B, divergence_B = (
-        reduction.weights(
-            name, lengths_B, total_sequences=sequences, total_tokens=tokens,
-            length=max_new_tokens if name == "constant" else None,
-        )
-        for name in (objective.policy_reduction, objective.divergence_reduction)
-    )  # fmt: skip
-    policy_B = policy_B * own_B
+    tokens = int(lengths_B.sum())
+    own_B = torch.tensor([t.source in OWN for t in trajectories], device="cpu")
+    skipped_B = own_B & advantages_BL.isnan().any(1)
+
+    def weights(name: str, lengths_B: Tensor) -> Tensor:
+        sequences, tokens = reduction.totals(lengths_B)
+        length = max_new_tokens if name == "constant" else None
+        return reduction.weights(name, lengths_B, total_sequences=sequences, total_tokens=tokens, length=length)
+
+    policy_B = own_B * weights(objective.policy_reduction, lengths_B * ~skipped_B)
+    divergence_B = weights(objective.divergence_reduction, lengths_B)
+    # Of each action, [B, L]; where there is no policy term any finite number will do.
+    advantages_BL = advantages_BL.float().nan_to_num(nan=0.0).expand(-1, int(lengths_B.max()))
     if own_B.any():  # one batch in 1/lambda is the student's: so weighed, its policy term has Eq. 5's expectation
         policy_B = policy_B / objective.student_fraction
 
     sums = {"loss": 0.0, "divergence": 0.0, "entropy": 0.0}
-    for rows in micro_batches([len(t.tokens_T) for t in trajectories], token_budget):
-        batch = Batch.collate([trajectories[row] for row in rows], pad=student.pad, device=device)
-        per_action = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
+    for rows, batch in micro_batches(student, trajectories, token_budget):
+        row_N = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
+        place_N = batch.action_mask_BT.cumsum(1)[:, 1:][batch.action_mask_BT[:, 1:]] - 1
         actions_N = student.actions(batch)
-        advantages_N, policy_N, divergence_N = (
-            values[rows].to(device)[per_action] for values in (advantages_B.float(), policy_B, divergence_B)
-        )
+
+        def at_actions(
+            values_BL: Tensor, rows: list[int] = rows, at: tuple[Tensor, Tensor] = (row_N, place_N)
+        ) -> Tensor:
+            return values_BL[rows].to(device)[at]
+
+        advantages_N = at_actions(advantages_BL)
+        policy_N, divergence_N, own_N = (values[rows].to(device)[row_N] for values in (policy_B, divergence_B, own_B))
         old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
         futures_N = torch.zeros_like(divergence_N)
         student_states_NH, teacher_states_NH = student.states(batch), None
@@ -82,17 +107,29 @@ def accumulate_gradient(
             return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns))
 
         # What comes later must be known first; texts that the student did not sample have no such part.
-        if objective.horizon > 0 and objective.alpha > 0 and teacher is not None and own_B[rows].any():
+        if objective.looks_ahead and own_N.any():
             with torch.no_grad():
                 _, records = fused_sum(student, student_states_NH, chunk_loss)
-            futures_N += own_B[rows].to(device)[per_action] * _futures(records["divergence"], batch, objective.horizon)
+            if objective.horizon > 0 and objective.alpha > 0:
+                futures_N += own_N * _futures(records["divergence"], batch, objective.horizon)
+            if objective.ratio == "sequence":  # the old policy from which each token's ratio is its sequence's
+                old_logp_N.copy_(records["logp"] - _row_means(records["logp"] - old_logp_N, row_N))
         loss, records = fused_sum(student, student_states_NH, chunk_loss)
+        if beside is not None:
+            loss = loss + beside(student_states_NH, policy_N, at_actions)
         backward(loss)
         sums["loss"] += loss.item()
         sums["entropy"] += records["entropy"].sum().item() / max(1, tokens)
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
     return sums
+
+
+def _row_means(values_N: Tensor, row_N: Tensor) -> Tensor:
+    """[N], for each action the mean over its row's."""
+    rows = int(row_N.max()) + 1
+    sums_R = values_N.new_zeros(rows).index_add(0, row_N, values_N)
+    return (sums_R / row_N.bincount(minlength=rows).clamp(min=1))[row_N]
 
 
 def _futures(divergence_N: Tensor, batch: Batch, horizon: float) -> Tensor:
@@ -103,8 +140,15 @@ def _futures(divergence_N: Tensor, batch: Batch, horizon: float) -> Tensor:
     return (discounted_returns(divergence_BT, horizon, mask_BT) - divergence_BT)[mask_BT]
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Row numbers, longest first, in groups whose padded size stays within the budget (one row at least)."""
+def micro_batches(
+    lm: LanguageModel, trajectories: Sequence[Trajectory], token_budget: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Row numbers and their batch, longest first, in groups whose padded size stays within the budget (or one row)."""
+    for rows in _groups([len(t.tokens_T) for t in trajectories], token_budget):
+        yield rows, Batch.collate([trajectories[row] for row in rows], pad=lm.pad, device=lm.device)
+
+
+def _groups(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
         if group and (len(group) + 1) * lengths[group[0]] > token_budget:

@@ -11,9 +11,11 @@ A is the advantage of the task reward, w and v the weights of the two reductions
 (1/L_y) sum_n D_n, in which 1/L_y is held constant. With `estimator="sampled"`, D_n is not differentiated through the
 logits; the sampled token's log p_T - log p_S is an advantage in the first form. Its expected gradient is that of the
 exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean` the 1/L_y does, through the stop token.
+`sampled_centred` adds D_n, the mean of -that advantage, as a baseline: the same expectation with less variance (vOPD).
 
-mu is a coin for each batch: with probability lambda (`student_fraction`) the student samples it, else it comes from
-data and has no policy term. That of a student batch is divided by lambda, so that alpha weighs what Eq. 5 says.
+mu is a coin for each batch (or each prompt): with probability lambda (`student_fraction`) the student samples it, else
+it comes from data or the teacher and has no policy term. That of the student's texts is divided by lambda, so that
+alpha weighs what Eq. 5 says.
 
 The choice of y_n also decides which prefixes, and so which D_m, come after it. `horizon` gamma weighs that part: the
 future F_n = sum_{m>n} gamma^(m-n) D_m is a cost of y_n, and alpha sum_n v_n F_n log p_S(y_n) joins the loss, F held
@@ -35,7 +37,8 @@ from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, policy_loss, reduction, truncation
 from rlgkd.ops.divergence import Divergence
 
-ESTIMATORS = ("exact", "sampled")
+ESTIMATORS = ("exact", "sampled", "sampled_centred")
+RATIOS = ("token", "sequence")
 POLICY_LOSSES = ("reinforce", "clipped", "clipped_weight")
 
 
@@ -58,7 +61,8 @@ class Objective:
     student_fraction: float = 1.0
     """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
     estimator: str = "exact"
-    """`exact`: D over the full vocabulary, differentiated; `sampled`: the sampled token's log-ratio as an advantage."""
+    """`exact`: D over the full vocabulary, differentiated; `sampled`: the sampled token's log-ratio as an advantage;
+    `sampled_centred`: that less its mean."""
     horizon: float = 0.0
     """gamma in [0, 1]: how much of the divergence at later tokens a token answers for."""
     policy_loss: str = "reinforce"
@@ -67,6 +71,11 @@ class Objective:
     """Of `clipped`: how far below 1 the ratio to the sampling policy still has a gradient; None: 0.2."""
     clip_high: float | None = None
     """Of `clipped` and `clipped_weight`: how far above 1; None: 0.2 and 4."""
+    ratio: str = "token"
+    """What `clipped` and `clipped_weight` hold: each token's ratio to the sampling policy, or the geometric mean of a
+    sequence's (`sequence`: Zheng et al. 2025, arXiv 2507.18071, GSPO)."""
+    entropy_bonus: float = 0.0
+    """Added to J: this times the entropy at each of the student's tokens, in nats, averaged as the policy term is."""
     policy_reduction: str = "sequence_sum"
     """How the policy term averages over tokens, by its name in rlgkd.ops.reduction."""
     divergence_reduction: str = "sequence_mean"
@@ -80,14 +89,13 @@ class Objective:
                 raise SettingError(name, value, "give a number in [0, 1]")
         if self.estimator not in ESTIMATORS:
             raise SettingError("estimator", self.estimator, f"choose one of {', '.join(ESTIMATORS)}")
-        if self.estimator == "sampled" and self.divergence != "reverse_kl":
-            raise SettingError("estimator", "sampled", "it estimates reverse_kl; set divergence to that or use exact")
-        if self.estimator == "sampled" and self.student_fraction < 1:
-            raise SettingError("estimator", "sampled", "it needs own samples; set student_fraction to 1 or use exact")
-        if self.estimator == "sampled" and self.teacher_top_k is not None:
-            raise SettingError(
-                "teacher_top_k", self.teacher_top_k, "`sampled` sees one token; leave it out or use exact"
-            )
+        if not (math.isfinite(self.entropy_bonus) and self.entropy_bonus >= 0):
+            raise SettingError("entropy_bonus", self.entropy_bonus, "give a number of 0 or more")
+        if self.estimator != "exact":
+            for field, free in (("divergence", "reverse_kl"), ("student_fraction", 1), ("teacher_top_k", None)):
+                if getattr(self, field) != free:
+                    remedy = f"it is the log-ratio of the student's own token: set {field} to {free}, or use exact"
+                    raise SettingError("estimator", self.estimator, remedy)
         if self.alpha == 0 and self.student_fraction < 1:
             raise SettingError(
                 "student_fraction", self.student_fraction,
@@ -106,6 +114,10 @@ class Objective:
             raise SettingError("teacher_top_k", self.teacher_top_k, "give 1 or more, or None for all tokens")
         if self.policy_loss not in POLICY_LOSSES:
             raise SettingError("policy_loss", self.policy_loss, f"choose one of {', '.join(POLICY_LOSSES)}")
+        if self.ratio not in RATIOS:
+            raise SettingError("ratio", self.ratio, f"choose one of {', '.join(RATIOS)}")
+        if self.ratio != "token" and self.policy_loss == "reinforce":
+            raise SettingError("ratio", self.ratio, "reinforce holds no ratio; set policy_loss to clipped")
         for field, takers, most in (("clip_low", POLICY_LOSSES[1:2], 1.0), ("clip_high", POLICY_LOSSES[1:], math.inf)):
             value = getattr(self, field)
             if value is not None and self.policy_loss not in takers:
@@ -123,6 +135,11 @@ class Objective:
             return whole
         k = self.teacher_top_k
         return lambda teacher_logits, student_logits: whole(*truncation.top_k(teacher_logits, student_logits, k))
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a token's loss depends on what comes later in its sequence, which must then be known first."""
+        return (self.horizon > 0 and self.alpha > 0) or self.ratio == "sequence"
 
     def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
         """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
@@ -151,8 +168,11 @@ class Objective:
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, given a teacher, `divergence`.
         """
         student_logp_N = _logp(student_logits_NV, actions_N)
-        record = {"logp": student_logp_N, "entropy": policy_loss.entropy(student_logits_NV.detach())}
+        entropy_N = policy_loss.entropy(student_logits_NV if self.entropy_bonus else student_logits_NV.detach())
+        record = {"logp": student_logp_N, "entropy": entropy_N}
         loss = student_logp_N.new_zeros(())
+        if self.entropy_bonus:
+            loss = loss - self.entropy_bonus * (policy_weights_N * entropy_N).sum()
         if self.alpha < 1:
             policy_N = self.surrogate(student_logp_N, old_logp_N, advantages_N)
             loss = loss + (1 - self.alpha) * (policy_weights_N * policy_N).sum()
@@ -162,8 +182,11 @@ class Objective:
                 logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
                 distillation_N = divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
             else:
-                divergence_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
-                distillation_N = self.surrogate(student_logp_N, old_logp_N, -divergence_N)
+                divergence_N = costs_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
+                if self.estimator == "sampled_centred":
+                    divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())
+                    costs_N = costs_N - divergence_N
+                distillation_N = self.surrogate(student_logp_N, old_logp_N, -costs_N)
             if self.alpha > 0:
                 if self.horizon > 0:
                     distillation_N = distillation_N + self.surrogate(student_logp_N, old_logp_N, -futures_N)

@@ -3,7 +3,7 @@
 The fast path of every agent: prompts are completed in lockstep, texts decoded once at the end, the reward called once
 for the batch. It yields, token for token, what stepping the environment with the same tokens yields.
 
-Left out: turns (an environment that answers), teacher-written and mixed sources.
+Left out: turns (an environment that answers).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlgkd.errors import DataError
-from rlgkd.lm.decoding import OnStep, decode
+from rlgkd.lm.decoding import Companion, Completion, OnStep, decode
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
 from rlgkd.types import Item, Source, StopReason, Task, Trajectory
@@ -30,6 +30,7 @@ def rollout(
     source: Source = Source.STUDENT,
     places: Sequence[int] = (),
     on_step: OnStep | None = None,
+    companion: Companion | None = None,
 ) -> list[Trajectory]:
     """Complete each item's prompt `group` times and score the texts; trajectory p * group + g is sample g of item p.
 
@@ -45,8 +46,44 @@ def rollout(
         keys = [f"{place}/{item.key}" for place, item in zip(places or [0] * len(items), items, strict=True)]
         uniforms_BT = np.stack([uniforms(seed, key, g, task.max_new_tokens) for key in keys for g in range(group)])
     completions = decode(
-        lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=on_step
-    )
+        lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=on_step,
+        companion=companion,
+    )  # fmt: skip
+    return _trajectories(lm, task, items, prompts, completions, group=group, source=source)
+
+
+def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Trajectory]:
+    """The items' references as trajectories from data, cut at the length limit and scored like any other text.
+
+    Raises: DataError for an item without reference, or as `rollout` does.
+    """
+    for item in items:
+        check_reference(item)
+    return written(lm, task, items, [task.encode_completion(item.reference) for item in items], source=Source.DATA)
+
+
+def written(
+    lm: LanguageModel, task: Task, items: Sequence[Item], ids: Sequence[Sequence[int]], *, source: Source
+) -> list[Trajectory]:
+    """Completions that are there already as trajectories, cut at the length limit and scored like any other text.
+
+    Raises: DataError as `rollout` does.
+    """
+    completions = [Completion(list(cut), [0.0] * len(cut)) for cut in (some[: task.max_new_tokens] for some in ids)]
+    prompts = [encode_within(lm, task, item) for item in items]
+    return _trajectories(lm, task, items, prompts, completions, group=1, source=source)
+
+
+def _trajectories(
+    lm: LanguageModel,
+    task: Task,
+    items: Sequence[Item],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    *,
+    group: int,
+    source: Source,
+) -> list[Trajectory]:
     rows = [(item, prompt, g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)]
     texts = [task.decode_completion(completion.ids) for completion in completions]
     scores = task.score([item for item, _, _ in rows], texts)
@@ -64,35 +101,6 @@ def rollout(
         )
         for (item, prompt, g), completion, text, score in zip(rows, completions, texts, scores, strict=True)
     ]
-
-
-def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Trajectory]:
-    """The items' references as trajectories from data, cut at the length limit and scored like any other text.
-
-    Raises: DataError for an item without reference, or as `rollout` does.
-    """
-    for item in items:
-        check_reference(item)
-    completions = [task.encode_completion(item.reference)[: task.max_new_tokens] for item in items]
-    texts = [task.decode_completion(completion) for completion in completions]
-    trajectories = []
-    for item, completion, text, score in zip(items, completions, texts, task.score(items, texts), strict=True):
-        prompt = encode_within(lm, task, item)
-        length = len(prompt) + len(completion)
-        trajectories.append(
-            Trajectory(
-                item=item,
-                tokens_T=np.array([*prompt, *completion], dtype=np.int64),
-                action_mask_T=np.arange(length) >= len(prompt),
-                logp_T=np.zeros(length, dtype=np.float32),
-                stop=StopReason.END if completion[-1] == lm.end else StopReason.LENGTH,
-                source=Source.DATA,
-                sample=0,
-                text=text,
-                score=score,
-            )
-        )
-    return trajectories
 
 
 def check_reference(item: Item) -> None:

@@ -40,6 +40,12 @@ class Source(StrEnum):
     STUDENT = "student"
     DATA = "data"
     TEACHER = "teacher"
+    MIXED = "mixed"
+    """Student and teacher together (rlgkd.ops.behaviour)."""
+
+
+OWN = (Source.STUDENT, Source.MIXED)
+"""Sources whose texts were sampled, by log-probabilities that are recorded: the policy term applies to them."""
 
 
 @dataclass(frozen=True, kw_only=True)

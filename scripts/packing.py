@@ -211,12 +211,12 @@ def _others(tokens: Tokens, packed: Packed, words: list[int], rng: np.random.Gen
     for previous, token in zip(before, tokens.ids(packed).tolist(), strict=True):
         followers.setdefault(previous, []).append(token)
     passages = [row[mask].numpy() for row, mask in zip(packed.ids_BT, packed.passage_BT, strict=True)]
-    choices = (
-        [int(rng.choice(followers[previous])) for previous in before],
-        [int(rng.choice(passages[row])) for row in tokens.row_N.tolist()],
+    choices = np.array([
+        [rng.choice(followers[previous]) for previous in before],
+        [rng.choice(passages[row]) for row in tokens.row_N.tolist()],
         rng.choice(words, len(before)),
-    )
-    return np.choose(rng.choice(3, len(before), p=(0.5, 0.25, 0.25)), choices)
+    ])  # fmt: skip
+    return choices[rng.choice(3, len(before), p=(0.5, 0.25, 0.25)), np.arange(len(before))]
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[int]:

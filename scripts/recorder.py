@@ -109,7 +109,7 @@ class Recorder(BaseCallback):
         folder = self.out / CHECKPOINTS
         folder.mkdir(exist_ok=True)
         checkpoint.save(
-            folder / f"step-{updates}", model=self.model.student.module, optimizer=self.model.policy.optimizer,
+            folder / f"step-{updates}", model=self.model.modules, optimizer=self.model.policy.optimizer,
             state={"counters": self.model.counters, "sizes": sizes, "settings": self.settings.model_dump()},
         )  # fmt: skip
         checkpoint.prune(folder)

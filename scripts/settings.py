@@ -15,10 +15,13 @@ from rlgkd.ops.schedule import Schedule, between
 
 RECIPES = Path(__file__).parent / "recipes"
 OF_THE_RUN = {
-    "name", "env", "env_settings", "agent", "student", "tokens", "alpha_end", "alpha_shape", "learning_rate_end",
-    "warmup", "threads", "eval_split", "eval_prompts", "checkpoint_every",
+    "name", "env", "env_settings", "agent", "student", "tokens", "alpha_end", "alpha_shape", "student_fraction_end",
+    "student_fraction_shape", "learning_rate_end", "warmup", "threads", "eval_split", "eval_prompts",
+    "checkpoint_every",
 }  # fmt: skip
 """Settings that are not the agent's."""
+OF_PPO = ("gae_lambda", "value_coefficient", "value_clip", "normalise_advantages")
+SHAPE = Literal["linear", "cosine", "exponential"]
 
 
 class RunSettings(BaseModel):
@@ -29,7 +32,7 @@ class RunSettings(BaseModel):
     name: str = Field("run", description="shown in the report; names the default folder")
     env: str = Field("rlgkd/GroundedSummary-v0", description="registered id of the environment")
     env_settings: dict[str, Any] = Field(default_factory=dict, description="passed to the environment")
-    agent: Literal["Reinforce", "RLOO", "GRPO", "Distill"] = Field("Reinforce", description="the algorithm")
+    agent: Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"] = Field("Reinforce", description="the algorithm")
     student: str = Field("embedded:grounded-student", description="model that is trained")
     student_layers: list[int] = Field(default_factory=list, description="keep only these layers of it")
     teacher: str = Field("embedded:grounded-teacher", description="model it stays close to; empty for none")
@@ -41,14 +44,27 @@ class RunSettings(BaseModel):
         description="weight of the divergence: 0 pure RL, 1 pure distillation; null is the agent's own",
     )
     alpha_end: float | None = Field(None, ge=0, le=1, description="where alpha goes to; null keeps it constant")
-    alpha_shape: Literal["linear", "cosine", "exponential"] = Field("linear", description="of its way to alpha_end")
+    alpha_shape: SHAPE = Field("linear", description="of its way to alpha_end")
     divergence: str = Field("reverse_kl", description="rlgkd list divergences")
     beta: float | None = Field(None, ge=0, le=1, description="of a divergence that takes it")
     normalized: bool = Field(False, description="of a divergence that takes it")
     skew: float | None = Field(None, ge=0, lt=1, description="of a divergence that takes it")
     teacher_top_k: int | None = Field(None, ge=1, description="tokens of the teacher that the divergence sees; all")
+    divergence_target: float | None = Field(None, gt=0, description="nats at which alpha is steered to hold it")
+    alpha_rate: float = Field(0.1, gt=0, description="the most that the log-odds of a steered alpha move at an update")
+    teacher_decay: float | None = Field(None, ge=0, le=1, description="the teacher averages the student's past by it")
     student_fraction: float = Field(1.0, ge=0, le=1, description="share of batches sampled from the student")
-    estimator: Literal["exact", "sampled"] = Field("exact", description="of the divergence's gradient")
+    student_fraction_end: float | None = Field(None, ge=0, le=1, description="where it goes to; null keeps it constant")
+    student_fraction_shape: SHAPE = Field("linear", description="of its way there")
+    mixture: Literal["batch", "prompt"] = Field("batch", description="what the coin of student_fraction is thrown for")
+    off_policy: Literal["references", "teacher"] = Field("references", description="what the other texts are")
+    teacher_texts: str | None = Field(None, description="file that keeps the teacher's texts; null draws them anew")
+    behaviour: str | None = Field(None, description="teacher_mixed or interleaved; null: the student alone samples")
+    teacher_share: float | None = Field(None, ge=0, le=1, description="of a behaviour that takes it")
+    kept_top_k: int | None = Field(None, ge=1, description="of a behaviour that takes it")
+    estimator: Literal["exact", "sampled", "sampled_centred"] = Field(
+        "exact", description="of the divergence's gradient"
+    )
     horizon: float = Field(0.0, ge=0, le=1, description="how much of the later divergence a token answers for")
     advantage: str | None = Field(None, description="what rewards become; null is the agent's own")
     policy_loss: str | None = Field(None, description="reinforce, clipped or clipped_weight; null is the agent's own")
@@ -56,6 +72,14 @@ class RunSettings(BaseModel):
     divergence_reduction: str = Field("sequence_mean", description="how the divergence averages")
     clip_low: float | None = Field(None, ge=0, le=1, description="of a policy loss that takes it")
     clip_high: float | None = Field(None, ge=0, description="of a policy loss that takes it")
+    ratio: Literal["token", "sequence"] | None = Field(None, description="what it holds; null is the agent's own")
+    entropy_bonus: float = Field(0.0, ge=0, description="weight of the policy's entropy, in reward per nat")
+    drop_even_groups: bool = Field(False, description="no policy term where all samples of a prompt earned the same")
+    overlong_buffer: int = Field(0, ge=0, description="last tokens before the limit, over which a penalty grows to 1")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="of PPO: 0 trusts the values alone, 1 the rewards alone")
+    value_coefficient: float = Field(0.1, ge=0, description="of PPO: weight of the value head's loss")
+    value_clip: float | None = Field(0.2, ge=0, description="of PPO: how far a value may move; null lets it go")
+    normalise_advantages: bool = Field(True, description="of PPO: bring the batch's to mean 0 and deviation 1")
     temperature: float = Field(1.0, gt=0, description="of the student, in sampling and scoring")
     teacher_temperature: float = Field(1.0, gt=0, description="of the teacher, in scoring")
     prompts_per_update: int = Field(16, ge=1, description="prompts of one update")
@@ -87,9 +111,13 @@ class RunSettings(BaseModel):
         alpha: float | Schedule | None = self.alpha
         if self.alpha is not None and self.alpha_end is not None:
             alpha = between(self.alpha_shape, self.alpha, self.alpha_end)
+        fraction: float | Schedule = self.student_fraction
+        if self.student_fraction_end is not None:
+            fraction = between(self.student_fraction_shape, self.student_fraction, self.student_fraction_end)
+        others = OF_THE_RUN if self.agent == "PPO" else OF_THE_RUN.union(OF_PPO)
         return {
-            **self.model_dump(exclude=OF_THE_RUN), "policy": self.student, "teacher": self.teacher or None,
-            "alpha": alpha, "learning_rate": self.schedule,
+            **self.model_dump(exclude=others), "policy": self.student, "teacher": self.teacher or None,
+            "alpha": alpha, "student_fraction": fraction, "learning_rate": self.schedule,
         }  # fmt: skip
 
 
@@ -138,6 +166,9 @@ def check(values: dict[str, Any]) -> RunSettings:
         about = RunSettings.model_fields[str(first["loc"][0])].description
         message = first["msg"][0].lower() + first["msg"][1:]
         raise SettingError(field, first["input"], f"{message} ({about})") from error
+    for field in OF_PPO:
+        if settings.agent != "PPO" and getattr(settings, field) != RunSettings.model_fields[field].default:
+            raise SettingError(field, getattr(settings, field), f"{settings.agent} does not take it; set agent to PPO")
     if settings.alpha_end is not None and settings.alpha is None:
         raise SettingError("alpha_end", settings.alpha_end, "say where it begins, with alpha")
     return settings

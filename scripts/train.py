@@ -25,6 +25,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from rlgkd import agents, checkpoint
 from rlgkd.agents.base import TextAlgorithm
+from rlgkd.agents.settings import objective_at
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
@@ -133,7 +134,7 @@ def _rewind(agent: TextAlgorithm, out: Path) -> None:
     newest = checkpoint.latest(out / CHECKPOINTS)
     sizes = {PROGRESS: 0, ROLLOUTS: 0}
     if newest is not None:
-        state = checkpoint.load(newest, model=agent.student.module, optimizer=agent.policy.optimizer)
+        state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
         agent.counters, sizes = state["counters"], state["sizes"]
     for name, size in sizes.items():
         _cut(out / name, size)
@@ -157,7 +158,8 @@ def summarise(
     return {
         "name": settings.name, "env": settings.env, "agent": settings.agent,
         "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.alpha_schedule(1.0), "alpha_end": agent.alpha_schedule(0.0), "divergence": settings.divergence,
+        "alpha": settings.alpha if settings.alpha is not None else agent.settings["alpha"],
+        "alpha_end": objective_at(agent.settings, 0.0).alpha, "divergence": settings.divergence,
         "updates": agent.counters["updates"], "tokens": agent.num_timesteps,
         "prompts": len(before.trajectories), "split": settings.eval_split,
         "before": plain(before.scores()), "after": plain(after.scores()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from rlgkd.agents.update import accumulate_gradient, micro_batches
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
-from rlgkd.ops import divergence
+from rlgkd.ops import behaviour, divergence
 from rlgkd.ops.returns import leave_one_out
 from rlgkd.types import Item, Score, Source, StopReason, Trajectory
 
@@ -45,7 +46,7 @@ BATCH = [
     trajectory([3, 3], [END]),
     trajectory([1, 2], [3, 2, 1, 3, END]),
 ]
-ADVANTAGES = torch.tensor([1.0, -0.5, 2.0, 0.25])
+ADVANTAGES = torch.tensor([[1.0], [-0.5], [2.0], [0.25]])
 
 
 def gradient(
@@ -53,7 +54,7 @@ def gradient(
     student: LanguageModel,
     teacher: LanguageModel | None,
     batch: Sequence[Trajectory] = BATCH,
-    advantages_B: Tensor = ADVANTAGES,
+    advantages_BL: Tensor = ADVANTAGES,
     token_budget: int = BUDGET,
 ) -> Tensor:
     """The gradient with respect to all parameters, in one vector."""
@@ -63,7 +64,7 @@ def gradient(
         teacher,
         objective,
         batch,
-        advantages_B,
+        advantages_BL,
         token_budget=token_budget,
         backward=lambda loss: loss.backward(),
     )
@@ -76,7 +77,7 @@ def slow_gradient(
     """Eq. 5 as it is written: sequence by sequence without padding, token by token, with autograd."""
     sequences, tokens = len(BATCH), sum(t.length for t in BATCH)
     loss = torch.zeros((), dtype=torch.float64)
-    for t, advantage in zip(BATCH, ADVANTAGES.double(), strict=True):
+    for t, advantage in zip(BATCH, ADVANTAGES[:, 0].double(), strict=True):
         ids = torch.from_numpy(t.tokens_T)[None]
         log_q, log_p = ((lm.module(ids).logits[0] / lm.temperature).log_softmax(-1) for lm in (student, teacher))
         weight = {
@@ -125,7 +126,7 @@ def test_the_gradient_with_jsd_is_the_papers():
 def test_alpha_1_is_exactly_distillation_and_alpha_0_exactly_reinforcement():
     student, teacher = policy(0), policy(1)
     pure = gradient(Objective(alpha=1.0), student, teacher)
-    assert torch.equal(pure, gradient(Objective(alpha=1.0), student, teacher, advantages_B=1e6 * ADVANTAGES))
+    assert torch.equal(pure, gradient(Objective(alpha=1.0), student, teacher, advantages_BL=1e6 * ADVANTAGES))
     pure = gradient(Objective(alpha=0.0), student, None)
     assert torch.equal(pure, gradient(Objective(alpha=0.0), student, teacher))
 
@@ -162,11 +163,14 @@ def test_padding_batch_order_and_micro_batches_do_not_change_the_gradient():
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget():
-    lengths = [3, 9, 1, 4, 9, 20]
-    groups = list(micro_batches(lengths, 18))
-    assert sorted(row for group in groups for row in group) == list(range(6))
-    assert all(len(group) == 1 or len(group) * max(lengths[row] for row in group) <= 18 for group in groups)
+    lengths = [3, 9, 2, 4, 9, 20]
+    batch = [trajectory([1], [1] * (length - 1)) for length in lengths]
+    groups = list(micro_batches(policy(0), batch, 18))
+    assert sorted(row for rows, _ in groups for row in rows) == list(range(6))
+    assert all(len(rows) == 1 or tensors.tokens_BT.numel() <= 18 for rows, tensors in groups)
     assert len(groups) == 3
+    for rows, tensors in groups:
+        assert tensors.attention_mask_BT.sum(1).tolist() == [lengths[row] for row in rows]
 
 
 def test_the_prompt_carries_no_loss():
@@ -174,7 +178,7 @@ def test_the_prompt_carries_no_loss():
     prompt = trajectory([1, 2, 3], [2])
     objective = Objective(alpha=1.0, divergence_reduction="sequence_sum")
     means = accumulate_gradient(
-        student, teacher, objective, [prompt], torch.zeros(1), token_budget=BUDGET, backward=lambda loss: None
+        student, teacher, objective, [prompt], torch.zeros(1, 1), token_budget=BUDGET, backward=lambda loss: None
     )
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -185,8 +189,8 @@ def test_the_prompt_carries_no_loss():
 def test_the_policy_term_applies_to_the_students_own_texts_alone():
     student, teacher, objective = policy(0), policy(1), Objective(alpha=0.5)
     data = [trajectory([1], [2, 3, END], Source.DATA)]
-    given = gradient(objective, student, teacher, data, torch.tensor([5.0]))
-    torch.testing.assert_close(given, 0.5 * gradient(Objective(alpha=1.0), student, teacher, data, torch.zeros(1)))
+    given = gradient(objective, student, teacher, data, torch.tensor([[5.0]]))
+    torch.testing.assert_close(given, 0.5 * gradient(Objective(alpha=1.0), student, teacher, data, torch.zeros(1, 1)))
 
 
 # An enumerable world: the prompt A, four tokens, at most three of them.
@@ -216,7 +220,7 @@ def expected_gradient(objective: Objective, student: LanguageModel, teacher: Lan
     for y in ALL:
         with torch.no_grad():
             probability = log_likelihood(student, y).exp()
-        one = gradient(objective, student, teacher, [trajectory(PROMPT, y)], torch.tensor([reward(y)]))
+        one = gradient(objective, student, teacher, [trajectory(PROMPT, y)], torch.tensor([[reward(y)]]))
         total = total + probability * one
     return total
 
@@ -252,7 +256,7 @@ def test_leaving_one_out_stays_unbiased():
     with torch.no_grad():
         p_Y = torch.stack([log_likelihood(student, y).exp() for y in ALL])
     score = [
-        gradient(Objective(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1)) for y in ALL
+        gradient(Objective(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1, 1)) for y in ALL
     ]  # of -log p(y)
     pairs = list(itertools.product(range(len(ALL)), repeat=2))
     reward_PG = torch.tensor([[reward(ALL[a]), reward(ALL[b])] for a, b in pairs], dtype=torch.float64)
@@ -264,13 +268,50 @@ def test_leaving_one_out_stays_unbiased():
     torch.testing.assert_close(mean, exact_gradient(student), atol=1e-6, rtol=1e-6)
 
 
+def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_gradient():
+    student, teacher = policy(0), policy(1)
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        log_b_V = behaviour.teacher_mixed(teacher.module(ids).logits[0, -1], student.module(ids).logits[0, -1])
+    rewards = [0.3, -1.0, 2.0, 0.5]
+    expected = {}
+    for name, settings in (("weighed", {"policy_loss": "clipped_weight", "clip_high": 1e6}), ("plain", {})):
+        total = 0.0
+        for token, log_b in enumerate(log_b_V.tolist()):
+            t = trajectory(PROMPT, [token], Source.MIXED)
+            t = dataclasses.replace(t, logp_T=np.array([0.0, log_b]))
+            objective = Objective(alpha=0.0, **settings)
+            total = total + math.exp(log_b) * gradient(objective, student, None, [t], torch.tensor([[rewards[token]]]))
+        expected[name] = total
+    student.module.zero_grad()
+    p_V = student.module(ids).logits[0, -1].softmax(-1)
+    (-p_V @ torch.tensor(rewards, dtype=torch.float64)).backward()
+    exact = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    torch.testing.assert_close(expected["weighed"], exact, atol=1e-6, rtol=1e-5)
+    assert (expected["plain"] - exact).abs().max() > 1e-3
+
+
 def test_the_sampled_estimator_expects_the_exact_gradient_at_horizon_0():
     student, teacher = policy(0), policy(1)
     settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum"}
     exact = expected_gradient(Objective(**settings), student, teacher)
-    sampled = expected_gradient(Objective(**settings, estimator="sampled"), student, teacher)
     assert exact.abs().max() > 1e-2
-    torch.testing.assert_close(sampled, exact, atol=1e-6, rtol=1e-6)
+    for estimator in ("sampled", "sampled_centred"):
+        sampled = expected_gradient(Objective(**settings, estimator=estimator), student, teacher)
+        torch.testing.assert_close(sampled, exact, atol=1e-6, rtol=1e-6)
+
+
+def test_centring_leaves_the_mean_of_the_sampled_gradient_and_takes_from_its_variance():
+    student, teacher = policy(0), policy(1)
+    spread = {}
+    for estimator in ("sampled", "sampled_centred"):
+        objective = Objective(alpha=1.0, divergence_reduction="sequence_sum", estimator=estimator)
+        with torch.no_grad():
+            p_Y = [log_likelihood(student, y).exp() for y in ALL]
+        gradients = [gradient(objective, student, teacher, [trajectory(PROMPT, y)], torch.zeros(1, 1)) for y in ALL]
+        mean = sum(p * g for p, g in zip(p_Y, gradients, strict=True))
+        spread[estimator] = sum(p * (g - mean).square().sum() for p, g in zip(p_Y, gradients, strict=True)).item()
+    assert spread["sampled_centred"] < 0.9 * spread["sampled"]
 
 
 def sequence_kl(student: LanguageModel, teacher: LanguageModel) -> Tensor:
@@ -304,11 +345,82 @@ def test_the_kl_over_texts_is_the_sum_of_the_expected_kls_at_their_prefixes():
         for y in ALL:
             probability = log_likelihood(student, y).exp().item()
             means = accumulate_gradient(
-                student, teacher, objective, [trajectory(PROMPT, y)], torch.zeros(1), token_budget=BUDGET,
+                student, teacher, objective, [trajectory(PROMPT, y)], torch.zeros(1, 1), token_budget=BUDGET,
                 backward=lambda loss: None,
             )  # fmt: skip
             total += probability * means["divergence"]
         assert total == pytest.approx(sequence_kl(student, teacher).item(), abs=1e-9)
+
+
+def test_the_entropy_bonus_has_the_gradient_of_the_entropy():
+    student, with_bonus = policy(0, temperature=1.3), Objective(alpha=0.0, entropy_bonus=0.7)
+    given = gradient(with_bonus, student, None) - gradient(Objective(alpha=0.0), student, None)
+    total = 0.0
+    for t in BATCH:
+        log_q = (student.module(torch.from_numpy(t.tokens_T)[None]).logits[0] / 1.3).log_softmax(-1)
+        total = total - sum((log_q[n - 1].exp() * log_q[n - 1]).sum() for n in np.flatnonzero(t.action_mask_T))
+    student.module.zero_grad()
+    (-0.7 * total / len(BATCH)).backward()
+    expected = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    torch.testing.assert_close(given, expected, atol=1e-7, rtol=1e-6)
+
+
+def test_a_sequences_ratio_is_the_geometric_mean_of_its_tokens():
+    student, old = policy(0), policy(2)
+    batch = []
+    for t in BATCH:
+        ids = torch.from_numpy(t.tokens_T)
+        with torch.no_grad():
+            logp_T = old.module(ids[None, :-1]).logits[0].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        logp_T = np.concatenate([[0.0], logp_T.numpy()]) * t.action_mask_T
+        batch.append(dataclasses.replace(t, logp_T=logp_T.astype(np.float32)))
+    settings = {"policy_loss": "clipped", "clip_low": 0.1, "clip_high": 0.3, "policy_reduction": "sequence_mean"}
+    given = gradient(Objective(alpha=0.0, **settings, ratio="sequence"), student, None, batch)
+    loss, ratios = 0.0, []
+    for t, advantage in zip(batch, ADVANTAGES[:, 0].double(), strict=True):
+        ids, places = torch.from_numpy(t.tokens_T), np.flatnonzero(t.action_mask_T)
+        log_q = student.module(ids[None]).logits[0].log_softmax(-1)
+        log_ratio = torch.stack([log_q[n - 1, ids[n]] - float(t.logp_T[n]) for n in places]).mean()
+        ratios.append(log_ratio.exp().item())
+        ratio = log_ratio.exp()
+        loss = loss - torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.3) * advantage) / len(batch)
+    student.module.zero_grad()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    torch.testing.assert_close(given, expected, atol=1e-6, rtol=1e-5)
+    assert any(not 0.9 < ratio < 1.3 for ratio in ratios) and any(0.9 < ratio < 1.3 for ratio in ratios)
+    assert (given - gradient(Objective(alpha=0.0, **settings), student, None, batch)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "token_mean"])
+def test_a_trajectory_without_an_advantage_is_as_if_it_were_not_there_for_the_policy_term(reduction):
+    student, objective = policy(0), Objective(alpha=0.0, policy_reduction=reduction)
+    missing = ADVANTAGES.clone()
+    missing[2] = math.nan
+    rest = [0, 1, 3]
+    given = gradient(objective, student, None, advantages_BL=missing)
+    torch.testing.assert_close(given, gradient(objective, student, None, [BATCH[n] for n in rest], ADVANTAGES[rest]))
+    distilled = Objective(alpha=1.0)
+    teacher = policy(1)
+    assert torch.equal(
+        gradient(distilled, student, teacher, advantages_BL=missing), gradient(distilled, student, teacher)
+    )
+
+
+def test_an_advantage_of_each_action_weighs_that_action():
+    student = policy(0)
+    each_BL = torch.arange(20.0).view(4, 5)
+    given = gradient(Objective(alpha=0.0), student, None, advantages_BL=each_BL, token_budget=8)
+    loss = 0.0
+    for row, t in enumerate(BATCH):
+        ids = torch.from_numpy(t.tokens_T)
+        log_q = student.module(ids[None]).logits[0].log_softmax(-1)
+        for place, n in enumerate(np.flatnonzero(t.action_mask_T)):
+            loss = loss - each_BL[row, place] * log_q[n - 1, ids[n]] / len(BATCH)
+    student.module.zero_grad()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    torch.testing.assert_close(given, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_future_does_not_depend_on_the_batch_and_texts_from_data_have_none():
@@ -352,6 +464,9 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
         ({"estimator": "sampled", "divergence": "forward_kl"}, "estimator"),
         ({"estimator": "sampled", "student_fraction": 0.5}, "estimator"),
         ({"alpha": 0.0, "student_fraction": 0.5}, "student_fraction"),
+        ({"ratio": "sequence"}, "ratio"),
+        ({"policy_loss": "clipped", "ratio": "text"}, "ratio"),
+        ({"entropy_bonus": -1.0}, "entropy_bonus"),
         ({"policy_reduction": "mean"}, "policy_reduction"),
         ({"teacher_top_k": 0}, "teacher_top_k"),
         ({"policy_loss": "ppo"}, "policy_loss"),

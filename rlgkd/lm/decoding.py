@@ -4,6 +4,8 @@ A prompt is prefilled once and its cache repeated for the samples of its group; 
 Every row and step has one uniform number of its own, given by the caller, so a sample does not depend on what else is
 in the batch.
 
+With a `Companion` two models choose each token together: both run in lockstep on the same tokens.
+
 Left out: top-k and top-p (they change the support, see ops.sampling), stop strings, preallocated caches.
 """
 
@@ -32,6 +34,15 @@ class Completion:
     logp: list[float]
 
 
+@dataclass(frozen=True)
+class Companion:
+    """A second model with the first one's vocabulary, and how the two choose (rlgkd.ops.behaviour)."""
+
+    lm: LanguageModel
+    mix: Callable[[Tensor, Tensor], Tensor]
+    """(companion's logits, the policy's logits) -> log-probabilities, all [B, V]."""
+
+
 @torch.inference_mode()
 def decode(
     lm: LanguageModel,
@@ -41,6 +52,7 @@ def decode(
     group: int = 1,
     max_new_tokens: int,
     on_step: OnStep | None = None,
+    companion: Companion | None = None,
 ) -> list[Completion]:
     """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
 
@@ -51,16 +63,21 @@ def decode(
         group: Samples for each prompt.
         max_new_tokens: Where a completion stops that does not end by itself.
         on_step: Called after each step; if it returns False the completions are returned as they stand.
+        companion: Chooses with the policy; what is recorded are the log-probabilities of the two together.
     """
     rows = len(prompts) * group
     ids: list[list[int]] = [[] for _ in range(rows)]
     logp: list[list[float]] = [[] for _ in range(rows)]
     uniforms = None if uniforms_BT is None else torch.from_numpy(uniforms_BT).to(lm.device)
 
-    state_BH, attention_BT, cache = prefill(lm, prompts, group)
+    models = [lm] if companion is None else [lm, companion.lm]
+    prefilled = [prefill(model, prompts, group) for model in models]
+    states, attention_BT, caches = [p[0] for p in prefilled], prefilled[0][1], [p[2] for p in prefilled]
     active = torch.arange(rows, device=lm.device)
     for step in range(max_new_tokens):
-        logits_BV = lm.logits(state_BH)
+        logits_BV = lm.logits(states[0])
+        if companion is not None:
+            logits_BV = companion.mix(companion.lm.logits(states[1]), logits_BV)
         if uniforms is None:
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
@@ -76,9 +93,12 @@ def decode(
             break
         if len(keep) < len(active):
             active, token_B, attention_BT = active[keep], token_B[keep], attention_BT[keep]
-            cache.batch_select_indices(keep)
+            for cache in caches:
+                cache.batch_select_indices(keep)
         attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(active), 1)], dim=1)
-        state_BH = advance(lm, token_B[:, None], attention_BT, cache)
+        states = [
+            advance(model, token_B[:, None], attention_BT, cache) for model, cache in zip(models, caches, strict=True)
+        ]
     return [Completion(i, p) for i, p in zip(ids, logp, strict=True)]
 
 

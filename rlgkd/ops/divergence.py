@@ -21,8 +21,6 @@ Sources: Agarwal et al. 2024, arXiv 2306.13649 (GKD: forward, reverse, generalis
 2404.02657 (adaptive KL).
 """
 
-import functools
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -30,9 +28,9 @@ from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops._gradient import wants_gradient, with_gradient
-from rlgkd.ops._names import check_name, unknown_remedy
+from rlgkd.ops._names import Pairwise, bind
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
+Divergence = Pairwise
 """(teacher_logits [..., V], student_logits [..., V]) -> [...], in nats."""
 
 
@@ -314,18 +312,7 @@ def get(name: str, **settings: float | bool) -> Divergence:
         >>> round(get("jsd", beta=0.9)(teacher, student).item(), 5)
         0.0584
     """
-    function = DIVERGENCES[check_name("divergence", name, DIVERGENCES)]
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = [p.name for p in parameters]
-    for field, value in settings.items():
-        if field not in known:
-            raise SettingError(field, value, f"{name} does not take it; {unknown_remedy(field, known)}")
-    for p in parameters:
-        if p.default is p.empty and p.name not in settings:
-            raise SettingError(p.name, None, f"{name} needs it; pass {p.name}=...")
-    bound: Divergence = functools.partial(function, **settings)
-    bound(torch.zeros(1), torch.zeros(1))  # the values of the settings are checked now, not at the first batch
-    return bound
+    return bind("divergence", name, DIVERGENCES, settings)
 
 
 def _p_q_log_u(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -88,6 +88,39 @@ def clipped_weight(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, *, h
     return reinforce(logp_N, _ratio(logp_N, old_logp_N, advantage_N, high).clamp(max=1.0 + high) * advantage_N)
 
 
+def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: float | None = None) -> Tensor:
+    """loss_n = 1/2 (V - R)^2, or the larger of that and the same with V held within `clip` of its old value.
+
+    Args:
+        value_N: [N], with its gradient.
+        old_value_N: [N], under the policy that sampled; a constant.
+        return_N: [N], what V should be; a constant.
+        clip: at least 0; None does not clip.
+
+    Returns:
+        [N].
+
+    Raises:
+        SettingError: the shapes differ, or clip below 0.
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, with the clipping of its authors' code (Engstrom et al. 2020).
+
+    Example:
+        >>> value_loss(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([2.5]), clip=0.5).tolist()
+        [0.5]
+    """
+    if not value_N.shape == old_value_N.shape == return_N.shape:
+        shapes = tuple(map(tuple, (value_N.shape, old_value_N.shape, return_N.shape)))
+        raise SettingError("value_N.shape", shapes, "give three of the same shape")
+    if clip is None:
+        return 0.5 * (value_N - return_N.detach()).square()
+    if not clip >= 0.0:
+        raise SettingError("clip", clip, "give 0 or more, or None")
+    held_N = old_value_N.detach() + (value_N - old_value_N.detach()).clamp(-clip, clip)
+    errors = ((values_N - return_N.detach()).square() for values_N in (value_N, held_N))
+    return 0.5 * torch.maximum(*errors)
+
+
 def _ratio(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, high: float) -> Tensor:
     if not high >= 0.0:
         raise SettingError("high", high, "give 0 or more")

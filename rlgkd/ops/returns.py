@@ -1,7 +1,7 @@
 """From rewards to returns and advantages.
 
 NaN is the reward of a sample whose grader failed: it gets the advantage 0 and takes no part in the baseline of the
-others. Left out: value functions (GAE).
+others.
 
 To add an advantage: write one function [P, G] -> [P, G] here and name it in `ADVANTAGES` at the bottom.
 """
@@ -59,6 +59,62 @@ def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tens
         discount_BT = torch.cat([ahead_BT, discount_BT[:, -reach:]], dim=1)
         reach *= 2
     return return_BT.masked_fill(~mask_BT, 0.0)
+
+
+def gae(reward_BT: Tensor, value_BT: Tensor, lam: float, mask_BT: Tensor) -> Tensor:
+    """A_n = sum_{m >= n} lambda^(m-n) (r_m + V_{m+1} - V_m), the generalised advantage estimate at gamma 1.
+
+    n and m count a row's actions; behind the last one there is no value. At lambda 1 it is the return less V_n.
+
+    Args:
+        reward_BT: [B, T], the reward of each action.
+        value_BT: [B, T], the value of the state before each action; a constant.
+        lam: lambda in [0, 1].
+        mask_BT: [B, T], bool; True at actions. A row's actions must be adjacent.
+
+    Returns:
+        [B, T]; 0 outside the mask. The target of the value function is A + V.
+
+    Raises:
+        SettingError: as `discounted_returns`, or actions with a gap between them.
+
+    Source: Schulman et al. 2016, arXiv 1506.02438, Eq. 16.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> gae(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.5, 0.25, 9.0]]), 0.5, mask).tolist()
+        [[0.125, 0.75, 0.0]]
+    """
+    if (mask_BT[:, 1:] & ~mask_BT[:, :-1]).sum(1).add(mask_BT[:, 0]).gt(1).any():
+        raise SettingError("mask_BT", "gap", "give rows whose actions are adjacent")
+    value_BT = value_BT.detach().masked_fill(~mask_BT, 0.0)
+    after_BT = torch.cat([value_BT[:, 1:], value_BT.new_zeros(len(value_BT), 1)], dim=1)
+    return discounted_returns(reward_BT + after_BT - value_BT, lam, mask_BT)
+
+
+def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
+    """0 up to `limit - buffer` tokens, then falling linearly to -1 at `limit`: what is added to the reward.
+
+    Args:
+        length_B: [B], tokens of each completion.
+        limit: the most a completion may have.
+        buffer: tokens over which the penalty grows, in [1, limit].
+
+    Returns:
+        [B], float64, in [-1, 0].
+
+    Raises:
+        SettingError: buffer out of range.
+
+    Source: Yu et al. 2025, arXiv 2503.14476, Eq. 13 (DAPO); no text is longer than the limit here.
+
+    Example:
+        >>> overlong_penalty(torch.tensor([4, 8, 9, 10]), limit=10, buffer=4).tolist()
+        [0.0, -0.5, -0.75, -1.0]
+    """
+    if not 1 <= buffer <= limit:
+        raise SettingError("overlong_buffer", buffer, f"give 1 to {limit}, the length limit")
+    return (limit - buffer - length_B.double()).clamp(max=0.0) / buffer
 
 
 def leave_one_out(reward_PG: Tensor) -> Tensor:

@@ -35,6 +35,32 @@ def between(shape: str, start: float, end: float) -> Schedule:
     return functools.partial(_at, shape, start, end)
 
 
+def steered(alpha: float, divergence: float, target: float, rate: float) -> float:
+    """Return alpha, moved so that the divergence comes to its target: dual ascent on log(alpha / (1 - alpha)).
+
+    The Lagrange multiplier of the constraint D <= target is alpha / (1 - alpha); its logarithm rises by `rate` times
+    the relative excess D / target - 1, held within -1 and 1.
+
+    Args:
+        alpha: in (0, 1).
+        divergence: the batch's, in nats.
+        target: what it shall be, above 0, in nats.
+        rate: above 0.
+
+    Returns:
+        In (0, 1), held within 1e-4 of its ends, from which there would be no way back.
+
+    Source: Ziegler et al. 2019, arXiv 1909.08593 (their proportional controller, here on the odds).
+
+    Example:
+        >>> round(steered(0.5, divergence=0.3, target=0.2, rate=0.1), 4)
+        0.5125
+    """
+    excess = max(-1.0, min(1.0, divergence / target - 1.0))
+    odds = alpha / (1.0 - alpha) * math.exp(rate * excess)
+    return min(1.0 - 1e-4, max(1e-4, odds / (1.0 + odds)))
+
+
 def _at(shape: str, start: float, end: float, remaining: float) -> float:
     if shape == "exponential":
         return float(start**remaining * end ** (1 - remaining))

@@ -121,3 +121,18 @@ def test_nan_logits_give_a_nan_entropy_and_logits_without_a_vocabulary_are_refus
     for logits in (torch.zeros(()), torch.zeros(2, 0), torch.zeros(2, dtype=torch.long)):
         with pytest.raises(SettingError, match="logits: "):
             L.entropy(logits)
+
+
+def test_the_value_loss_is_half_the_square_and_clipping_only_ever_raises_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    value, old, target = torch.randn(3, 50, generator=generator, dtype=torch.float64)
+    free, held = L.value_loss(value, old, target), L.value_loss(value, old, target, clip=0.3)
+    for n in range(50):
+        v, o, r = value[n].item(), old[n].item(), target[n].item()
+        assert free[n].item() == pytest.approx((v - r) ** 2 / 2)
+        assert held[n].item() == pytest.approx(max((v - r) ** 2, (min(max(v, o - 0.3), o + 0.3) - r) ** 2) / 2)
+    assert (held >= free).all() and (held > free).any()
+    with pytest.raises(SettingError, match="clip"):
+        L.value_loss(value, old, target, clip=-0.1)
+    with pytest.raises(SettingError, match="shape"):
+        L.value_loss(value, old, target[:1])

@@ -151,3 +151,37 @@ def test_every_advantage_but_those_of_a_whole_batch_treats_prompts_alone() -> No
     for name, advantage in R.ADVANTAGES.items():
         alone = torch.cat([advantage(row[None]) for row in reward_PG])
         assert torch.allclose(alone, advantage(reward_PG)) == (name != "batch_normalised")
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
+def test_gae_is_the_sum_of_its_definition(lam: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    reward_BT, value_BT = (torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask_BT = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0]], dtype=torch.bool)
+    result = R.gae(reward_BT, value_BT.masked_fill(~mask_BT, NAN), lam, mask_BT)
+    for b in range(3):
+        actions = mask_BT[b].nonzero()[:, 0].tolist()
+        values = [value_BT[b, t].item() for t in actions] + [0.0]
+        deltas = [reward_BT[b, t].item() + values[n + 1] - values[n] for n, t in enumerate(actions)]
+        for n, t in enumerate(actions):
+            expected = sum(lam**k * delta for k, delta in enumerate(deltas[n:]))
+            assert result[b, t].item() == pytest.approx(expected, abs=1e-12)
+            if lam == 1.0:  # the return less the value
+                returns = sum(reward_BT[b, m].item() for m in actions[n:])
+                assert result[b, t].item() == pytest.approx(returns - values[n], abs=1e-12)
+    assert not result[~mask_BT].any()
+
+
+def test_gae_refuses_actions_with_a_gap() -> None:
+    mask_BT = torch.tensor([[True, False, True]])
+    with pytest.raises(SettingError, match="adjacent"):
+        R.gae(torch.zeros(1, 3), torch.zeros(1, 3), 0.9, mask_BT)
+
+
+def test_the_overlong_penalty_is_a_ramp_over_its_buffer_and_refuses_one_that_does_not_fit() -> None:
+    penalty = R.overlong_penalty(torch.arange(1, 21), limit=20, buffer=8)
+    assert not penalty[:12].any() and penalty[-1] == -1.0
+    torch.testing.assert_close(penalty[12:].diff(), torch.full((7,), -1 / 8, dtype=torch.float64))
+    for buffer in (0, 21):
+        with pytest.raises(SettingError, match="overlong_buffer"):
+            R.overlong_penalty(torch.tensor([1]), limit=20, buffer=buffer)

@@ -1,11 +1,12 @@
-"""Schedules: where they begin and end, and the refusals."""
+"""Schedules: where they begin and end, what a target does to alpha, and the refusals."""
 
+import math
 import pickle
 
 import pytest
 
 from rlgkd.errors import SettingError
-from rlgkd.ops.schedule import SHAPES, between
+from rlgkd.ops.schedule import SHAPES, between, steered
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -25,3 +26,13 @@ def test_an_exponential_to_zero_and_an_unknown_shape_are_refused() -> None:
         between("exponential", 0.5, 0.0)
     with pytest.raises(SettingError, match="did you mean 'cosine'"):
         between("cosin", 0.5, 0.1)
+
+
+def test_a_steered_alpha_rises_while_the_divergence_is_above_its_target_and_stays_where_it_is_met():
+    assert steered(0.3, divergence=0.2, target=0.2, rate=0.1) == pytest.approx(0.3)
+    above, far = (steered(0.3, divergence=d, target=0.2, rate=0.1) for d in (0.25, 99.0))
+    assert 0.3 < above < far < 0.33
+    odds = math.log(far / (1 - far)) - math.log(0.3 / 0.7)
+    assert odds == pytest.approx(0.1)  # never more than the rate
+    assert steered(0.3, divergence=0.0, target=0.2, rate=0.1) < 0.3
+    assert steered(1e-9, 0.0, 1.0, 5.0) > 0 and steered(1 - 1e-9, 9.0, 1.0, 5.0) < 1

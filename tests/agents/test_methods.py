@@ -1,0 +1,197 @@
+"""Beyond Eq. 5's gradient: a value head, dropped groups, penalties, a steered alpha, an anchor that follows."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from stable_baselines3.common.logger import Logger
+
+from rlgkd import checkpoint
+from rlgkd.agents import GRPO, PPO, Distill, Reinforce
+from rlgkd.envs.sb3 import TextVecEnv
+from rlgkd.errors import ModelError, SettingError
+from rlgkd.types import Batch
+
+TOKENIZER = tiny.word_tokenizer("A", "B", "C")
+
+
+def environment(reward=lambda text: float(text.startswith("B")), **settings) -> TextVecEnv:
+    return TextVecEnv(tiny.WordTask(TOKENIZER, reward, **settings), num_envs=2)
+
+
+def student(seed: int = 0):
+    return tiny.model(vocabulary=4, seed=seed)
+
+
+def rows_of(agent, timesteps: int) -> list[dict[str, float]]:
+    rows = tiny.Rows()
+    agent.set_logger(Logger(None, [rows]))
+    agent.learn(timesteps)
+    return rows.rows
+
+
+def ppo(**settings) -> PPO:
+    settings = {"alpha": 0.0, "learning_rate": 2e-2, "prompts_per_update": 8, "epochs": 3, **settings}
+    return PPO(student(), environment(), **settings)
+
+
+def test_ppo_learns_which_word_to_write_first_and_its_value_head_what_it_will_earn():
+    agent = ppo()
+    rows = rows_of(agent, 4000)
+    assert np.mean([row["rollout/ep_rew_mean"] for row in rows[-3:]]) > 0.9
+    assert rows[0]["train/value_loss"] > 0.05 and rows[-1]["train/value_loss"] < 0.03
+    batch = Batch.collate(agent.trajectories, pad=0)
+    with torch.no_grad():
+        values = agent.value_head(agent.student.states(batch))[:, 0]
+    assert values.mean().item() == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("settings", [{"policy_loss": "reinforce", "gae_lambda": 1.0, "epochs": 1}, {"group_size": 1}])
+def test_a_learned_baseline_serves_reinforce_and_single_samples_too(settings):
+    rows = rows_of(ppo(**settings), 3000)
+    assert np.mean([row["rollout/ep_rew_mean"] for row in rows[-3:]]) > 0.9
+
+
+def test_ppo_keeps_to_a_teacher_as_the_others_do():
+    agent = ppo(alpha=1.0, teacher=student(1))
+    rows = rows_of(agent, 4000)
+    assert rows[-1]["train/divergence"] < 0.02 < rows[0]["train/divergence"]
+
+
+def test_a_saved_ppo_has_its_value_head_again_and_a_checkpoint_goes_on_exactly(tmp_path):
+    agent = ppo()
+    agent.learn(300)
+    agent.save(tmp_path / "agent.zip")
+    again = PPO.load(tmp_path / "agent", env=environment())
+    assert torch.equal(again.value_head.weight, agent.value_head.weight) and agent.value_head.weight.any()
+    assert again.settings == {**agent.settings, "policy": str(tmp_path / "agent")}
+
+    checkpoint.save(tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.counters)
+    other = ppo()
+    other.counters = checkpoint.load(tmp_path / "step-1", model=other.modules, optimizer=other.policy.optimizer)
+    for some in (agent, other):
+        some.learn(300, reset_num_timesteps=False)
+    assert all(torch.equal(a, b) for a, b in zip(agent.modules.parameters(), other.modules.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"gae_lambda": 1.5}, "gae_lambda"),
+        ({"value_clip": -1.0}, "value_clip"),
+        ({"value_coefficient": math.nan}, "value_coefficient"),
+        ({"advantage": "leave_one_out"}, "advantage"),
+        ({"drop_even_groups": True}, "drop_even_groups"),
+    ],
+)
+def test_ppo_refuses_what_it_cannot_do_by_name(settings, field):
+    with pytest.raises(SettingError) as error:
+        ppo(**settings)
+    assert error.value.field == field
+
+
+def test_an_even_group_is_dropped_from_the_mean_only_where_that_is_asked():
+    agents = [
+        GRPO(student(), environment(), alpha=0.0, prompts_per_update=8, group_size=2, drop_even_groups=drop)
+        for drop in (False, True)
+    ]
+    for agent in agents:
+        agent.train = lambda: None
+        agent.learn(1)
+    kept, dropped = (agent.advantages()[:, 0] for agent in agents)
+    even_P = (agents[0].rewards_PG()[:, 0] == agents[0].rewards_PG()[:, 1]).repeat_interleave(2)
+    assert 0 < even_P.sum() < 16
+    assert torch.equal(dropped.isnan(), even_P) and torch.equal(kept[~even_P], dropped[~even_P])
+    assert not kept[even_P].any()
+
+
+def test_a_batch_of_even_groups_changes_nothing():
+    agent = GRPO(student(), environment(lambda text: 1.0), alpha=0.0, drop_even_groups=True, learning_rate=1.0)
+    before = agent.student.head.weight.clone()
+    agent.learn(1)
+    assert torch.equal(agent.student.head.weight, before)
+
+
+def test_a_reward_that_failed_takes_its_sample_out_of_the_policy_term():
+    agent = GRPO(student(), environment(lambda text: math.nan if "C" in text else 1.0), alpha=0.0, group_size=8)
+    agent.train = lambda: None
+    agent.learn(1)
+    failed = torch.tensor(["C" in t.text for t in agent.trajectories])
+    assert failed.any() and torch.equal(agent.advantages()[:, 0].isnan(), failed)
+
+
+def test_the_penalty_for_length_is_part_of_the_reward_and_shortens_the_texts():
+    settings = {"alpha": 0.0, "learning_rate": 2e-2, "prompts_per_update": 8}
+    agent = Reinforce(student(), environment(lambda text: 0.0, max_new_tokens=8), **settings, overlong_buffer=8)
+    rows = rows_of(agent, 6000)
+    assert rows[-1]["rollout/ep_len_mean"] < 2 < rows[0]["rollout/ep_len_mean"]
+    assert rows[-1]["rollout/ep_rew_mean"] == 0.0  # what is logged is the task's reward alone
+    with pytest.raises(SettingError, match="overlong_buffer"):
+        Reinforce(student(), environment(), **settings, overlong_buffer=9)
+
+
+def test_an_entropy_bonus_keeps_the_policy_from_collapsing():
+    ends = []
+    for bonus in (0.0, 0.5):
+        agent = Reinforce(
+            student(), environment(max_new_tokens=1), alpha=0.0, learning_rate=2e-2, prompts_per_update=8,
+            entropy_bonus=bonus,
+        )  # fmt: skip
+        ends.append(rows_of(agent, 3000)[-1]["train/entropy"])
+    assert ends[0] < 0.1 and ends[1] > 0.3
+    # One step, J = q_B + 0.5 H: the optimum is proportional to exp(r / 0.5).
+    z = 3 + math.exp(2)
+    assert ends[1] == pytest.approx(math.log(z) - 2 * math.exp(2) / z, abs=0.1)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.4])
+def test_alpha_is_steered_until_the_divergence_is_what_was_asked(target):
+    teacher = student(1)
+    agent = Reinforce(
+        student(), environment(max_new_tokens=1), teacher=teacher, alpha=0.5, divergence_target=target, alpha_rate=0.05,
+        learning_rate=lambda remaining: 2e-2 * remaining, prompts_per_update=16, group_size=8,
+    )  # fmt: skip
+    rows = rows_of(agent, 300 * 128)
+    assert np.mean([row["train/divergence"] for row in rows[-50:]]) == pytest.approx(target, rel=0.15)
+    alphas = [row["train/alpha"] for row in rows]
+    assert alphas[0] == 0.5 and len(set(alphas)) > 100
+    assert agent.counters["alpha"] == agent.settings["alpha"] and agent.counters["alpha"] == pytest.approx(
+        alphas[-1], abs=0.02
+    )
+    with pytest.raises(SettingError, match="divergence_target"):
+        Reinforce(student(), environment(), teacher=teacher, alpha=1.0, divergence_target=0.1)
+
+
+def test_the_anchor_can_follow_the_student_slowly(tmp_path):
+    module = student()
+    agent = Reinforce(
+        module, environment(), teacher=module, alpha=0.1, teacher_decay=0.9, epochs=2, learning_rate=2e-2,
+        policy_loss="clipped",
+    )  # fmt: skip
+    average = copy.deepcopy(agent.student.module)
+    step = agent.policy.optimizer.step
+
+    def following():
+        step()
+        with torch.no_grad():
+            for old, new in zip(average.parameters(), agent.student.module.parameters(), strict=True):
+                old.copy_(0.9 * old + 0.1 * new)
+
+    agent.policy.optimizer.step = following
+    agent.learn(300)
+    for ours, theirs in zip(agent.teacher.module.parameters(), average.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(agent.teacher.head.weight, agent.student.head.weight)
+    agent.save(tmp_path / "agent")
+    again = Reinforce.load(tmp_path / "agent", env=environment(), learning_rate=1e-3)
+    assert torch.equal(again.teacher.head.weight, agent.teacher.head.weight)
+    assert set(agent.modules.state_dict()) == {
+        f"{part}.{name}" for part in ("student", "teacher") for name in module.state_dict()
+    }
+    with pytest.raises(ModelError, match="shape"):
+        Distill(student(), environment(), teacher=tiny.model(vocabulary=4, layers=1), teacher_decay=0.9)
