@@ -12,6 +12,7 @@ beside the weights and the optimizer.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,12 @@ from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
 from rlgkd.agents.settings import objective_at, resolve
 from rlgkd.agents.sources import Sources
-from rlgkd.agents.update import Beside, accumulate_gradient
+from rlgkd.agents.update import Beside, accumulate_gradient, of_each_action
 from rlgkd.errors import SettingError
+from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
+from rlgkd.objective import Objective
 from rlgkd.ops.returns import ADVANTAGES, overlong_penalty
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule, steered
@@ -89,6 +92,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         entropy_bonus: float = 0.0,
         drop_even_groups: bool = False,
         overlong_buffer: int = 0,
+        combination: str = "in_loss",
         divergence_target: float | None = None,
         alpha_rate: float = 0.1,
         teacher_decay: float | None = None,
@@ -145,6 +149,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
             entropy_bonus: Weight of the policy's entropy in the objective, in reward per nat.
             drop_even_groups: Leave a prompt whose samples all earned the same out of the policy term's mean.
             overlong_buffer: Tokens before the length limit over which a penalty grows to 1; 0 is none.
+            combination: `in_loss`: the divergence is a term beside the policy's, added after the reward has become an
+                advantage. `in_reward`: the sampled reverse KL, summed over a text, is a cost in the reward before.
             divergence_target: Nats at which alpha is steered to hold the divergence; None leaves alpha alone.
             alpha_rate: How fast: the log-odds of alpha move by this at most, at each update.
             teacher_decay: Share of the teacher that stays after each step, the rest becomes the student's: an average
@@ -329,9 +335,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
         NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
         that the student did not sample.
         """
-        rewards_PG, others = self.rewards_PG(), sum(t.source not in OWN for t in self.trajectories)
+        in_reward, others = (
+            self.settings["combination"] == "in_reward",
+            sum(t.source not in OWN for t in self.trajectories),
+        )
+        rewards_PG = self.rewards_PG()
+        if in_reward:
+            rewards_PG = rewards_PG - self.costs_BL().sum(1).view(rewards_PG.shape)
         advantages_PG = torch.zeros_like(rewards_PG)
-        if self.objective.alpha < 1 and len(rewards_PG):
+        if (self.objective.alpha < 1 or in_reward) and len(rewards_PG):
             advantages_PG = ADVANTAGES[self.settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
             if self.settings["drop_even_groups"]:
                 even_P = (rewards_PG == rewards_PG[:, :1]).all(1)
@@ -342,7 +354,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """One gradient over the whole batch, one step of the optimizer; returns the batch's means."""
         with self.autocast():
             means = accumulate_gradient(
-                self.student, self.teacher, self.objective, self.trajectories, advantages_BL,
+                self.student, self.teacher, self._descended(), self.trajectories, advantages_BL,
                 token_budget=self.token_budget, backward=self.accelerator.backward,
                 max_new_tokens=self.task.max_new_tokens, beside=beside,
             )  # fmt: skip
@@ -356,9 +368,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/loss", means["loss"])
         self.logger.record("train/entropy", means["entropy"])
         self.logger.record("train/grad_norm", norm.item())
-        if self.teacher is not None:
+        if self.teacher is not None or self.objective.cross_entropy:
             self.logger.record("train/divergence", means["divergence"])
         return means
+
+    def _descended(self) -> Objective:
+        """Eq. 5 as the loss has it: `in_reward` leaves nothing of the divergence to it."""
+        in_reward = self.settings["combination"] == "in_reward"
+        return dataclasses.replace(self.objective, alpha=0.0) if in_reward else self.objective
 
     @torch.no_grad()
     def _follow(self, decay: float) -> None:
@@ -383,7 +400,25 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if buffer := self.settings["overlong_buffer"]:
             lengths_B = torch.tensor([t.length for t in own], device="cpu")
             rewards_B = rewards_B + overlong_penalty(lengths_B, self.task.max_new_tokens, buffer)
+        if self.settings["combination"] == "in_reward":
+            rewards_B = (1 - self.objective.alpha) * rewards_B
         return rewards_B.view(-1, self.group_size)
+
+    def costs_BL(self) -> torch.Tensor:
+        """[B, L], what `in_reward` charges each action: alpha (log p_S - log p_T), p_S as it sampled; else 0."""
+        longest = max(t.length for t in self.trajectories)
+        if self.settings["combination"] == "in_loss" or (teacher := self.teacher) is None:
+            return torch.zeros(len(self.trajectories), longest, dtype=torch.float64, device="cpu")
+
+        def logp(states_NH: torch.Tensor, actions_N: torch.Tensor) -> torch.Tensor:
+            return fused_logp(teacher, states_NH, actions_N)
+
+        with self.autocast():
+            teacher_logp_BL = of_each_action(teacher, self.trajectories, self.token_budget, logp)
+        logp_BL = torch.zeros_like(teacher_logp_BL)
+        for row, t in enumerate(self.trajectories):
+            logp_BL[row, : t.length] = torch.from_numpy(t.logp_T[t.action_mask_T])
+        return self.objective.alpha * (logp_BL - teacher_logp_BL)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write one row: means over the latest batch, so that a row depends on its update alone."""

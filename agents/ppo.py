@@ -1,8 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), with a teacher in the objective.
 
 A linear value head on the student's last hidden states; generalised advantage estimates (arXiv 1506.02438) of the task
-reward, which comes at the last token. Eq. 5's divergence is no part of the reward: it stays a loss of its own, exact
-over the vocabulary. REINFORCE with a learned baseline is policy_loss="reinforce", gae_lambda=1, epochs=1.
+reward, which comes at the last token. Eq. 5's divergence stays a loss of its own, exact over the vocabulary, unless
+combination="in_reward" makes it a cost of each token, as RLHF has it. REINFORCE with a learned baseline is
+policy_loss="reinforce", gae_lambda=1, epochs=1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from rlgkd.agents.base import TextAlgorithm
 from rlgkd.agents.saving import agent_folder
-from rlgkd.agents.update import AtActions, Beside, micro_batches
+from rlgkd.agents.update import AtActions, Beside, of_each_action
 from rlgkd.errors import SettingError
 from rlgkd.ops.policy_loss import value_loss
 from rlgkd.ops.returns import gae
@@ -82,12 +83,12 @@ class PPO(TextAlgorithm):
 
     def advantages(self) -> Tensor:
         """[B, L], of each action; see `TextAlgorithm.advantages`."""
+        value_BL = self._values()
         lengths_B = torch.tensor([t.length for t in self.trajectories], device="cpu")
-        mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
+        mask_BL = torch.arange(value_BL.shape[1], device="cpu") < lengths_B[:, None]
         own = sum(t.source in OWN for t in self.trajectories)
-        reward_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
-        reward_BL[torch.arange(own, device="cpu"), lengths_B[:own] - 1] = self.rewards_PG().flatten()
-        value_BL = self._values(mask_BL)
+        reward_BL = -self.costs_BL()
+        reward_BL[torch.arange(own, device="cpu"), lengths_B[:own] - 1] += self.rewards_PG().flatten()
         advantage_BL = gae(reward_BL, value_BL, self.settings["gae_lambda"], mask_BL)
         self._value_BL, self._return_BL = value_BL, (advantage_BL + value_BL).nan_to_num(nan=0.0)
         counted_BL = mask_BL & advantage_BL.isfinite()
@@ -97,15 +98,12 @@ class PPO(TextAlgorithm):
             advantage_BL = (advantage_BL - some_N.mean()) / (some_N.std() + 1e-8)
         return advantage_BL.masked_fill(~counted_BL & ~advantage_BL.isnan(), 0.0)
 
-    def _values(self, mask_BL: Tensor) -> Tensor:
-        """[B, L], what the head says of each state before an action; 0 elsewhere."""
-        value_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
-        with torch.no_grad(), self.autocast():
-            for rows, batch in micro_batches(self.student, self.trajectories, self.token_budget):
-                mask_RL, some_RL = mask_BL[rows], torch.zeros_like(value_BL[rows])
-                some_RL[mask_RL] = self._value(self.student.states(batch)).double().cpu()
-                value_BL[rows] = some_RL
-        return value_BL
+    def _values(self) -> Tensor:
+        """[B, L], what the head says of each state before an action; 0 behind a row's end."""
+        with self.autocast():
+            return of_each_action(
+                self.student, self.trajectories, self.token_budget, lambda states_NH, _: self._value(states_NH)
+            )
 
     def _value(self, states_NH: Tensor) -> Tensor:
         values_N: Tensor = self.value_head(states_NH)[:, 0].float()

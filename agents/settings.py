@@ -16,6 +16,7 @@ from rlgkd.ops.returns import check_advantage
 
 PRECISIONS = ("float32", "bfloat16")
 MIXTURES = ("batch", "prompt")
+COMBINATIONS = ("in_loss", "in_reward")
 OF_THE_SESSION = {
     "self", "__class__", "env", "tokenizer", "student_layers", "device", "verbose", "tensorboard_log",
     "stats_window_size",
@@ -43,7 +44,7 @@ def resolve(
     for name in ("prompts_per_update", "group_size", "epochs", "token_budget"):
         if settings[name] < 1:
             raise SettingError(name, settings[name], "give 1 or more")
-    for name, known in (("precision", PRECISIONS), ("mixture", MIXTURES)):
+    for name, known in (("precision", PRECISIONS), ("mixture", MIXTURES), ("combination", COMBINATIONS)):
         if settings[name] not in known:
             raise SettingError(name, settings[name], f"choose one of {', '.join(known)}")
     _check(settings)
@@ -58,16 +59,28 @@ def objective_at(settings: Mapping[str, Any], remaining: float) -> Objective:
 
 def _check(settings: Mapping[str, Any]) -> None:
     """Refuse what contradicts itself, at any point of the schedules."""
-    alphas = {objective_at(settings, remaining).alpha for remaining in np.linspace(1, 0, 101).tolist()}
+    objectives = [objective_at(settings, remaining) for remaining in np.linspace(1, 0, 101).tolist()]
+    alphas = [objective.alpha for objective in objectives]
     teacher, behaviour = settings["teacher"], settings["behaviour"]
-    if teacher is None and max(alphas) > 0:
+    if teacher is None and max(alphas) > 0 and not objectives[0].cross_entropy:
         raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
-    if min(alphas) < 1:
+    if min(alphas) < 1 or settings["combination"] == "in_reward":
         check_advantage(settings["advantage"], settings["prompts_per_update"], settings["group_size"])
     weighed = min(alphas) < 1 or settings["horizon"] > 0 or settings["estimator"] != "exact"
     if behaviour is not None and settings["policy_loss"] == "reinforce" and weighed:
         remedy = "its texts need importance weights; set policy_loss to clipped_weight"
         raise SettingError("behaviour", behaviour, remedy)
+    if settings["combination"] == "in_reward":
+        for name, needed in (
+            ("divergence", "reverse_kl"),
+            ("estimator", "sampled"),
+            ("horizon", 0),
+            ("behaviour", None),
+        ):
+            if settings[name] != needed:
+                raise SettingError(
+                    "combination", "in_reward", f"it charges the sampled reverse KL: set {name} to {needed}"
+                )
     target, decay = settings["divergence_target"], settings["teacher_decay"]
     for name, value in (("divergence_target", target), ("alpha_rate", settings["alpha_rate"])):
         if value is not None and not (math.isfinite(value) and value > 0):

@@ -125,6 +125,24 @@ def accumulate_gradient(
     return sums
 
 
+@torch.no_grad()
+def of_each_action(
+    lm: LanguageModel,
+    trajectories: Sequence[Trajectory],
+    token_budget: int,
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """[B, L], float64 on the CPU, 0 behind a row's end: `function` of (states [N, H], chosen tokens [N]) -> [N]."""
+    lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
+    mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
+    values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
+    for rows, batch in micro_batches(lm, trajectories, token_budget):
+        values_RL = values_BL[rows]
+        values_RL[mask_BL[rows]] = function(lm.states(batch), lm.actions(batch)).double().cpu()
+        values_BL[rows] = values_RL
+    return values_BL
+
+
 def _row_means(values_N: Tensor, row_N: Tensor) -> Tensor:
     """[N], for each action the mean over its row's."""
     rows = int(row_N.max()) + 1

@@ -8,10 +8,21 @@ The loss whose gradient estimates -grad J, over the actions n of a batch:
 
 A is the advantage of the task reward, w and v the weights of the two reductions: `sequence_sum` for the policy term
 (the gradient of E[r] sums over a sequence's tokens), `sequence_mean` for the divergence, the paper's
-(1/L_y) sum_n D_n, in which 1/L_y is held constant. With `estimator="sampled"`, D_n is not differentiated through the
-logits; the sampled token's log p_T - log p_S is an advantage in the first form. Its expected gradient is that of the
-exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean` the 1/L_y does, through the stop token.
-`sampled_centred` adds D_n, the mean of -that advantage, as a baseline: the same expectation with less variance (vOPD).
+(1/L_y) sum_n D_n, in which 1/L_y is held constant.
+
+`estimator` says what stands for D_n, with l = log p_S(y_n) - log p_T(y_n) of the token that was written:
+
+    exact             D_n over the vocabulary, differentiated through the logits
+    sampled           of reverse KL, on own texts: -l is an advantage, in the first form; of forward KL, on the texts of
+                      the teacher or of data: -log p_S(y_n), the cross-entropy (SFT, SeqKD), which needs no teacher
+    sampled_centred   sampled reverse KL with D_n as a baseline: the same mean with less variance (vOPD)
+    k2                l^2 / 2, differentiated: in the mean it descends the reverse KL too
+    k3                exp(-l) - 1 + l, differentiated: its *value* estimates the reverse KL, its gradient is the forward
+                      KL's; a warning says so
+
+Their expected gradients are those of the exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean`
+the 1/L_y does, through the stop token. k1, l itself as a loss, has the expected gradient 0 and is refused. (Schulman
+2020, "Approximating KL divergence", names k1 to k3.)
 
 mu is a coin for each batch (or each prompt): with probability lambda (`student_fraction`) the student samples it, else
 it comes from data or the teacher and has no policy term. That of the student's texts is divided by lambda, so that
@@ -28,6 +39,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +49,7 @@ from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, policy_loss, reduction, truncation
 from rlgkd.ops.divergence import Divergence
 
-ESTIMATORS = ("exact", "sampled", "sampled_centred")
+ESTIMATORS = ("exact", "sampled", "sampled_centred", "k2", "k3")
 RATIOS = ("token", "sequence")
 POLICY_LOSSES = ("reinforce", "clipped", "clipped_weight")
 
@@ -61,8 +73,7 @@ class Objective:
     student_fraction: float = 1.0
     """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
     estimator: str = "exact"
-    """`exact`: D over the full vocabulary, differentiated; `sampled`: the sampled token's log-ratio as an advantage;
-    `sampled_centred`: that less its mean."""
+    """What stands for D, by its name in the module's docstring."""
     horizon: float = 0.0
     """gamma in [0, 1]: how much of the divergence at later tokens a token answers for."""
     policy_loss: str = "reinforce"
@@ -87,14 +98,22 @@ class Objective:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
                 raise SettingError(name, value, "give a number in [0, 1]")
+        if self.estimator == "k1":
+            raise SettingError("estimator", "k1", "as a loss its expected gradient is 0; use sampled, or k2")
         if self.estimator not in ESTIMATORS:
             raise SettingError("estimator", self.estimator, f"choose one of {', '.join(ESTIMATORS)}")
+        if self.estimator == "k3":
+            warnings.warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=3)
         if not (math.isfinite(self.entropy_bonus) and self.entropy_bonus >= 0):
             raise SettingError("entropy_bonus", self.entropy_bonus, "give a number of 0 or more")
-        if self.estimator != "exact":
-            for field, free in (("divergence", "reverse_kl"), ("student_fraction", 1), ("teacher_top_k", None)):
-                if getattr(self, field) != free:
-                    remedy = f"it is the log-ratio of the student's own token: set {field} to {free}, or use exact"
+        if self.cross_entropy and self.student_fraction > 0:
+            raise SettingError(
+                "estimator", self.estimator, "for forward_kl it needs others' texts; set student_fraction to 0"
+            )
+        if self.estimator != "exact" and not self.cross_entropy:
+            for field, needed in (("divergence", "reverse_kl"), ("student_fraction", 1), ("teacher_top_k", None)):
+                if getattr(self, field) != needed:
+                    remedy = f"it sees the student's own token alone: set {field} to {needed}, or use exact"
                     raise SettingError("estimator", self.estimator, remedy)
         if self.alpha == 0 and self.student_fraction < 1:
             raise SettingError(
@@ -137,6 +156,11 @@ class Objective:
         return lambda teacher_logits, student_logits: whole(*truncation.top_k(teacher_logits, student_logits, k))
 
     @property
+    def cross_entropy(self) -> bool:
+        """Whether D is estimated by the texts alone, so that there need be no teacher."""
+        return self.estimator == "sampled" and self.divergence == "forward_kl"
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether a token's loss depends on what comes later in its sequence, which must then be known first."""
         return (self.horizon > 0 and self.alpha > 0) or self.ratio == "sequence"
@@ -165,7 +189,7 @@ class Objective:
         `old_logp_N` is the log-probability that each action was sampled with, `futures_N` the F_n of the module's
         docstring, both in nats.
 
-        Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, given a teacher, `divergence`.
+        Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, if it is known, `divergence`.
         """
         student_logp_N = _logp(student_logits_NV, actions_N)
         entropy_N = policy_loss.entropy(student_logits_NV if self.entropy_bonus else student_logits_NV.detach())
@@ -176,23 +200,47 @@ class Objective:
         if self.alpha < 1:
             policy_N = self.surrogate(student_logp_N, old_logp_N, advantages_N)
             loss = loss + (1 - self.alpha) * (policy_weights_N * policy_N).sum()
-        if teacher_logits_NV is not None:
-            if self.estimator == "exact":
-                # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
-                logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
-                distillation_N = divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
-            else:
-                divergence_N = costs_N = (student_logp_N - _logp(teacher_logits_NV, actions_N)).detach()
-                if self.estimator == "sampled_centred":
-                    divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())
-                    costs_N = costs_N - divergence_N
-                distillation_N = self.surrogate(student_logp_N, old_logp_N, -costs_N)
+        if teacher_logits_NV is not None or self.cross_entropy:
+            divergence_N, distillation_N = self.distillation(
+                teacher_logits_NV, student_logits_NV, student_logp_N, actions_N, old_logp_N
+            )
             if self.alpha > 0:
                 if self.horizon > 0:
                     distillation_N = distillation_N + self.surrogate(student_logp_N, old_logp_N, -futures_N)
                 loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
             record["divergence"] = divergence_N
         return loss, record
+
+    def distillation(
+        self,
+        teacher_logits_NV: Tensor | None,
+        student_logits_NV: Tensor,
+        student_logp_N: Tensor,
+        actions_N: Tensor,
+        old_logp_N: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return D_n to be recorded, and what stands for it in the loss: two [N], in nats; arguments as of `loss`."""
+        if self.cross_entropy:  # without a teacher, less the entropy of whoever wrote the texts
+            cross_N = -student_logp_N
+            if teacher_logits_NV is not None:
+                cross_N = _logp(teacher_logits_NV, actions_N) - student_logp_N
+            return cross_N.detach(), cross_N
+        assert teacher_logits_NV is not None
+        if self.estimator == "exact":
+            # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
+            logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
+            divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
+            return divergence_N, divergence_N
+        log_ratio_N = student_logp_N - _logp(teacher_logits_NV, actions_N)
+        cost_N = log_ratio_N.detach()
+        if self.estimator == "k2":
+            return cost_N, 0.5 * log_ratio_N.square()
+        if self.estimator == "k3":
+            return cost_N, torch.expm1(-log_ratio_N) + log_ratio_N
+        if self.estimator == "sampled":
+            return cost_N, self.surrogate(student_logp_N, old_logp_N, -cost_N)
+        divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())
+        return divergence_N, self.surrogate(student_logp_N, old_logp_N, divergence_N - cost_N)
 
 
 def _logp(logits_NV: Tensor, actions_N: Tensor) -> Tensor:

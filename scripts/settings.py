@@ -50,6 +50,7 @@ class RunSettings(BaseModel):
     normalized: bool = Field(False, description="of a divergence that takes it")
     skew: float | None = Field(None, ge=0, lt=1, description="of a divergence that takes it")
     teacher_top_k: int | None = Field(None, ge=1, description="tokens of the teacher that the divergence sees; all")
+    combination: Literal["in_loss", "in_reward"] = Field("in_loss", description="where the divergence joins the reward")
     divergence_target: float | None = Field(None, gt=0, description="nats at which alpha is steered to hold it")
     alpha_rate: float = Field(0.1, gt=0, description="the most that the log-odds of a steered alpha move at an update")
     teacher_decay: float | None = Field(None, ge=0, le=1, description="the teacher averages the student's past by it")
@@ -62,7 +63,7 @@ class RunSettings(BaseModel):
     behaviour: str | None = Field(None, description="teacher_mixed or interleaved; null: the student alone samples")
     teacher_share: float | None = Field(None, ge=0, le=1, description="of a behaviour that takes it")
     kept_top_k: int | None = Field(None, ge=1, description="of a behaviour that takes it")
-    estimator: Literal["exact", "sampled", "sampled_centred"] = Field(
+    estimator: Literal["exact", "sampled", "sampled_centred", "k2", "k3"] = Field(
         "exact", description="of the divergence's gradient"
     )
     horizon: float = Field(0.0, ge=0, le=1, description="how much of the later divergence a token answers for")

@@ -301,6 +301,51 @@ def test_the_sampled_estimator_expects_the_exact_gradient_at_horizon_0():
         torch.testing.assert_close(sampled, exact, atol=1e-6, rtol=1e-6)
 
 
+def test_k2_descends_the_reverse_kl_k3_the_forward_kl_and_k1_nothing_at_all():
+    student, teacher = policy(0), policy(1)
+    settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum"}
+    reverse, forward = (
+        expected_gradient(Objective(**settings, divergence=name), student, teacher)
+        for name in ("reverse_kl", "forward_kl")
+    )
+    k2 = expected_gradient(Objective(**settings, estimator="k2"), student, teacher)
+    torch.testing.assert_close(k2, reverse, atol=1e-6, rtol=1e-6)
+    with pytest.warns(UserWarning, match="forward KL"):
+        k3 = expected_gradient(Objective(**settings, estimator="k3"), student, teacher)
+    torch.testing.assert_close(k3, forward, atol=1e-6, rtol=1e-6)
+    assert (reverse - forward).abs().max() > 1e-2
+    # k1 as a loss is the score with a weight of one: what RL at a reward of 1 everywhere descends.
+    k1 = sum(
+        log_likelihood(student, y).exp().detach()
+        * gradient(Objective(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1, 1))
+        for y in ALL
+    )
+    assert k1.abs().max() < 1e-6
+    with pytest.raises(SettingError, match="expected gradient is 0"):
+        Objective(estimator="k1")
+
+
+def test_the_cross_entropy_of_the_teachers_texts_expects_the_gradient_of_its_forward_kl():
+    student, teacher = policy(0), policy(1)
+    settings = {
+        "alpha": 1.0,
+        "divergence": "forward_kl",
+        "divergence_reduction": "sequence_sum",
+        "student_fraction": 0.0,
+    }
+    total, exact = 0.0, 0.0
+    for y in ALL:
+        with torch.no_grad():
+            probability = log_likelihood(teacher, y).exp()
+        text = [trajectory(PROMPT, y, Source.TEACHER)]
+        sampled = Objective(**settings, estimator="sampled")
+        given = gradient(sampled, student, teacher, text, torch.zeros(1, 1))
+        assert torch.equal(gradient(sampled, student, None, text, torch.zeros(1, 1)), given)
+        total = total + probability * given
+        exact = exact + probability * gradient(Objective(**settings), student, teacher, text, torch.zeros(1, 1))
+    torch.testing.assert_close(total, exact, atol=1e-6, rtol=1e-6)
+
+
 def test_centring_leaves_the_mean_of_the_sampled_gradient_and_takes_from_its_variance():
     student, teacher = policy(0), policy(1)
     spread = {}
@@ -461,7 +506,10 @@ def test_a_training_step_makes_no_tensor_on_the_default_device():
         ({"skew": 0.5}, "skew"),
         ({"divergence": "skew_forward_kl", "skew": 1.0}, "skew"),
         ({"estimator": "approximate"}, "estimator"),
+        ({"estimator": "k1"}, "estimator"),
+        ({"estimator": "k2", "divergence": "forward_kl", "student_fraction": 0.0, "alpha": 1.0}, "estimator"),
         ({"estimator": "sampled", "divergence": "forward_kl"}, "estimator"),
+        ({"estimator": "sampled", "divergence": "jsd", "beta": 0.5}, "estimator"),
         ({"estimator": "sampled", "student_fraction": 0.5}, "estimator"),
         ({"alpha": 0.0, "student_fraction": 0.5}, "student_fraction"),
         ({"ratio": "sequence"}, "ratio"),

@@ -36,6 +36,18 @@ def fused_sum(student: LanguageModel, states_NH: Tensor, loss: ChunkLoss) -> tup
     return total, {name: torch.cat(values) for name, values in recorded.items()}
 
 
+@torch.no_grad()
+def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tensor:
+    """[N], log-probabilities of the chosen tokens in nats, chunk by chunk."""
+    chunk = max(1, CHUNK_ELEMENTS // lm.vocabulary)
+    parts = []
+    for start in range(0, len(states_NH), chunk):
+        logits_NV = lm.logits(states_NH[start : start + chunk])
+        chosen_N = logits_NV.gather(-1, actions_N[start : start + chunk, None])[:, 0]
+        parts.append(chosen_N - logits_NV.logsumexp(-1))
+    return torch.cat(parts)
+
+
 class _FusedSum(torch.autograd.Function):
     """Of (states, head's weight[, bias]); `grads` holds the gradients that are wanted, by place among these."""
 

@@ -176,22 +176,33 @@ def fork_model(behind_prompt: Sequence[float], behind_a: Sequence[float], behind
     return module
 
 
-@pytest.mark.parametrize("horizon", [0.0, 1.0])
-def test_a_mismatch_that_cannot_be_mended_is_avoided_at_horizon_1_alone(horizon):
-    even, behind_b = [0.25] * 4, [0.7, 0.2, 0.05, 0.05]
-    teacher = fork_model([1e-4, 0.4999, 0.4999, 1e-4], [0.1, 0.2, 0.3, 0.4], behind_b)
+SAMPLED = {"estimator": "sampled", "group_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "avoided"),
+    [
+        (Distill, {"horizon": 0.0}, False),
+        (Distill, {"horizon": 1.0}, True),
+        (Distill, {"horizon": 1.0, **SAMPLED}, True),
+        (Reinforce, {"alpha": 1.0, "combination": "in_reward", **SAMPLED}, True),
+    ],
+)
+def test_a_mismatch_that_cannot_be_mended_is_avoided_where_tokens_answer_for_what_comes(algorithm, settings, avoided):
+    even, behind_a, behind_b = [0.25] * 4, [0.1, 0.2, 0.3, 0.4], [0.7, 0.2, 0.05, 0.05]
+    teacher = fork_model([1e-4, 0.4999, 0.4999, 1e-4], behind_a, behind_b)
     mismatch = (torch.tensor(even) * (torch.tensor(even) / torch.tensor(behind_b)).log()).sum().item()
-    agent = Distill(
+    settings = {"divergence_reduction": "sequence_sum", "prompts_per_update": 1, "group_size": 256, **settings}
+    agent = algorithm(
         fork_model([1e-3, 0.2, 0.798, 1e-3], even, None), environment(prompts=("C",), max_new_tokens=2),
-        teacher=teacher, horizon=horizon, divergence_reduction="sequence_sum", prompts_per_update=1, group_size=256,
-        learning_rate=lambda remaining: 0.1 * remaining,
+        teacher=teacher, learning_rate=lambda remaining: 0.1 * remaining, **settings,
     )  # fmt: skip
-    agent.learn(100 * 512)
-    to_a = 1 / (1 + math.exp(-mismatch)) if horizon else 0.5
+    agent.learn(100 * 2 * settings["group_size"])
+    to_a = 1 / (1 + math.exp(-mismatch)) if avoided else 0.5
     first = distribution(agent, prompt=[3])
     assert mismatch > 0.5 and first[1:3].sum() > 0.99
     assert first[1].item() == pytest.approx(to_a, abs=0.02)
-    torch.testing.assert_close(distribution(agent, prompt=[1]), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.02, rtol=0)
+    torch.testing.assert_close(distribution(agent, prompt=[1]), torch.tensor(behind_a), atol=0.02, rtol=0)
 
 
 def test_distillation_drives_the_divergence_to_zero():

@@ -195,3 +195,36 @@ def test_the_anchor_can_follow_the_student_slowly(tmp_path):
     }
     with pytest.raises(ModelError, match="shape"):
         Distill(student(), environment(), teacher=tiny.model(vocabulary=4, layers=1), teacher_decay=0.9)
+
+
+@pytest.mark.parametrize("algorithm", [Reinforce, PPO])
+def test_a_divergence_in_the_reward_charges_each_token_for_its_log_ratio(algorithm):
+    teacher = student(1)
+    agent = algorithm(
+        student(), environment(), teacher=teacher, alpha=0.3, estimator="sampled", combination="in_reward", group_size=4
+    )
+    agent.train = lambda: None
+    agent.learn(1)
+    costs_BL = agent.costs_BL()
+    for t, costs_L in zip(agent.trajectories, costs_BL, strict=True):
+        ids = torch.from_numpy(t.tokens_T)
+        with torch.no_grad():
+            logp_T, teacher_T = (
+                m(ids[None, :-1]).logits[0].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+                for m in (agent.student.module, teacher)
+            )
+        expected = (0.3 * (logp_T - teacher_T))[t.action_mask_T[1:]].double()
+        torch.testing.assert_close(costs_L[: t.length], expected, atol=1e-5, rtol=1e-4)
+        assert not costs_L[t.length :].any()
+    rewards_PG = torch.tensor([t.score.reward for t in agent.trajectories]).view(-1, 4)
+    returns_PG = 0.7 * rewards_PG - costs_BL.sum(1).view(-1, 4)
+    if algorithm is Reinforce:
+        expected = (returns_PG - returns_PG.mean(1, keepdim=True)) * 4 / 3
+        torch.testing.assert_close(agent.advantages().view(-1, 4), expected)
+    else:  # the head is still 0 everywhere, and lambda 0.95
+        agent.settings["normalise_advantages"] = False
+        n = agent.trajectories[0].length
+        slow = sum(0.95**k * (-costs_BL[0, k] + (0.7 * rewards_PG[0, 0] if k == n - 1 else 0.0)) for k in range(n))
+        assert agent.advantages()[0, 0].item() == pytest.approx(slow.item(), abs=1e-5)
+    with pytest.raises(SettingError, match="combination"):
+        algorithm(student(), environment(), teacher=teacher, alpha=0.3, combination="in_reward")
