@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import ModelError
+from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.types import Task
@@ -56,12 +57,12 @@ def open_models(
             start = copy.deepcopy(opened) if module is opened else opened
         else:
             start = load(teacher, device=device)
-        frozen = LanguageModel(start.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature)
+        frozen = language_model(start.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature)
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(
             "policy", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
         )
-    student = LanguageModel(module, tokenizer, temperature=temperature)
+    student = language_model(module, tokenizer, temperature=temperature)
     room = task.max_prompt_tokens + task.max_new_tokens
     for field, lm in (("student", student), ("teacher", frozen)):
         if lm is not None and lm.context < room:

@@ -1,7 +1,8 @@
 """The language model as a Stable-Baselines3 policy: observations are token ids, actions the next token.
 
 Its KV cache is a memo: it is used when every row of an observation extends by one token what the memo holds, and
-otherwise the rows are run anew. It changes no action beyond rounding.
+otherwise the rows are run anew. It changes no action beyond rounding. It also remembers where each row's prompt ended,
+which an encoder-decoder model needs to know.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
-from transformers import DynamicCache
 
-from rlgkd.lm.decoding import advance, prefill
-from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.model import LanguageModel, Progress
 from rlgkd.ops.sampling import sample
 
 
 @dataclass
 class _Memo:
     tokens_BT: np.ndarray
-    attention_BT: Tensor
-    cache: DynamicCache
+    prompt_B: np.ndarray
+    """Length of each row's prompt: of what it held when it was first seen."""
+    progress: Progress
 
 
 class LanguageModelPolicy(BasePolicy):
@@ -65,16 +65,22 @@ class LanguageModelPolicy(BasePolicy):
 
     def _last_states(self, tokens_BT: np.ndarray) -> Tensor:
         """[B, H]: the state behind each row's last token."""
-        lm, length_B = self.language_model, (tokens_BT >= 0).sum(1)
-        memo, newest = self._memo, tokens_BT[np.arange(len(tokens_BT)), length_B - 1]
-        before_BT = tokens_BT.copy()
-        before_BT[np.arange(len(tokens_BT)), length_B - 1] = -1
-        if memo is not None and np.array_equal(memo.tokens_BT, before_BT):
-            token_B = torch.from_numpy(newest).to(lm.device)
-            attention_BT = torch.cat([memo.attention_BT, memo.attention_BT.new_ones(len(newest), 1)], dim=1)
-            state_BH, cache = advance(lm, token_B[:, None], attention_BT, memo.cache), memo.cache
+        lm, memo, length_B = self.language_model, self._memo, (tokens_BT >= 0).sum(1)
+        rows = np.arange(len(tokens_BT))
+        newest, before_BT = tokens_BT[rows, length_B - 1], tokens_BT.copy()
+        before_BT[rows, length_B - 1] = -1
+        goes_on_B, prompt_B = np.zeros(len(rows), dtype=bool), length_B
+        if memo is not None and memo.tokens_BT.shape == tokens_BT.shape:
+            goes_on_B = (memo.tokens_BT == before_BT).all(1)
+            prompt_B = np.where(goes_on_B, memo.prompt_B, length_B)
+        if memo is not None and goes_on_B.all():
+            progress = memo.progress
+            state_BH = lm.advance(torch.from_numpy(newest).to(lm.device), progress)
         else:
-            rows = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
-            state_BH, attention_BT, cache = prefill(lm, rows)
-        self._memo = _Memo(tokens_BT=tokens_BT, attention_BT=attention_BT, cache=cache)
+            prompts, written = (
+                [row[start:end].tolist() for row, start, end in zip(tokens_BT, starts, ends, strict=True)]
+                for starts, ends in ((0 * prompt_B, prompt_B), (prompt_B, length_B))
+            )
+            state_BH, progress = lm.prefill(prompts, written)
+        self._memo = _Memo(tokens_BT=tokens_BT, prompt_B=prompt_B, progress=progress)
         return state_BH

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlgkd.evaluation import evaluate
+from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary
 from rlgkd.scripts.train import make_env
@@ -31,7 +32,7 @@ def show(
 
 
 def _open(name: str, temperature: float) -> LanguageModel:
-    return LanguageModel(load(name), load_tokenizer(name), temperature=temperature)
+    return language_model(load(name), load_tokenizer(name), temperature=temperature)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from rlgkd.lm import LanguageModel
@@ -47,6 +49,12 @@ def model(
                 n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **shape
             )
             return GPT2LMHeadModel(config).eval()
+        if kind == "t5":
+            config = T5Config(
+                d_model=16, d_kv=8, d_ff=32, num_layers=layers, num_heads=2, initializer_factor=4 * scale,
+                decoder_start_token_id=0, **shape,
+            )  # fmt: skip
+            return T5ForConditionalGeneration(config).eval()
         config_class, model_class = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),

@@ -1,6 +1,7 @@
 """Language models: loading, log-probabilities, decoding with a KV cache, the fused head and loss."""
 
 from rlgkd.lm.decoding import Completion, decode
+from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.fused import fused_sum
 from rlgkd.lm.loading import load, load_tokenizer, model_names, save
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary
@@ -11,6 +12,7 @@ __all__ = [
     "check_same_vocabulary",
     "decode",
     "fused_sum",
+    "language_model",
     "load",
     "load_tokenizer",
     "model_names",

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import sample
@@ -71,8 +70,8 @@ def decode(
     uniforms = None if uniforms_BT is None else torch.from_numpy(uniforms_BT).to(lm.device)
 
     models = [lm] if companion is None else [lm, companion.lm]
-    prefilled = [prefill(model, prompts, group) for model in models]
-    states, attention_BT, caches = [p[0] for p in prefilled], prefilled[0][1], [p[2] for p in prefilled]
+    prefilled = [model.prefill(prompts, group=group) for model in models]
+    states, progresses = [state_BH for state_BH, _ in prefilled], [progress for _, progress in prefilled]
     active = torch.arange(rows, device=lm.device)
     for step in range(max_new_tokens):
         logits_BV = lm.logits(states[0])
@@ -92,37 +91,8 @@ def decode(
         if len(keep) == 0 or step + 1 == max_new_tokens:
             break
         if len(keep) < len(active):
-            active, token_B, attention_BT = active[keep], token_B[keep], attention_BT[keep]
-            for cache in caches:
-                cache.batch_select_indices(keep)
-        attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(active), 1)], dim=1)
-        states = [
-            advance(model, token_B[:, None], attention_BT, cache) for model, cache in zip(models, caches, strict=True)
-        ]
+            active, token_B = active[keep], token_B[keep]
+            for progress in progresses:
+                progress.keep(keep)
+        states = [model.advance(token_B, progress) for model, progress in zip(models, progresses, strict=True)]
     return [Completion(i, p) for i, p in zip(ids, logp, strict=True)]
-
-
-def advance(lm: LanguageModel, tokens_BT: Tensor, attention_BT: Tensor, cache: DynamicCache) -> Tensor:
-    """Feed `tokens_BT` behind what the cache holds; returns the last state [B, H]. The mask covers cache and tokens."""
-    positions_BT = (attention_BT.cumsum(1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
-    output = lm.body(
-        input_ids=tokens_BT, attention_mask=attention_BT, position_ids=positions_BT, past_key_values=cache,
-        use_cache=True,
-    )  # fmt: skip
-    last: Tensor = output.last_hidden_state[:, -1]
-    return last
-
-
-def prefill(lm: LanguageModel, prompts: Sequence[Sequence[int]], group: int = 1) -> tuple[Tensor, Tensor, DynamicCache]:
-    """Run the prompts once, left-padded so that all end at the same position, and repeat each for its group."""
-    width = max(map(len, prompts))
-    tokens = np.full((len(prompts), width), lm.pad, dtype=np.int64)
-    attention = np.zeros((len(prompts), width), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :], attention[row, width - len(prompt) :] = prompt, 1
-    attention_PT = torch.from_numpy(attention).to(lm.device)
-    cache = DynamicCache(config=lm.module.config)
-    state_PH = advance(lm, torch.from_numpy(tokens).to(lm.device), attention_PT, cache)
-    if group > 1:
-        cache.batch_repeat_interleave(group)
-    return state_PH.repeat_interleave(group, 0), attention_PT.repeat_interleave(group, 0), cache

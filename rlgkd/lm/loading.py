@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 
@@ -35,7 +42,7 @@ def load(
     layers: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    auto_class: Any = AutoModelForCausalLM,
+    auto_class: Any = None,
 ) -> PreTrainedModel:
     """Open a model, in evaluation mode.
 
@@ -45,7 +52,7 @@ def load(
         layers: Which transformer layers to keep, in order; empty keeps all.
         dtype: Of the weights.
         device: Where to put it.
-        auto_class: The transformers class that opens it.
+        auto_class: The transformers class that opens it; by default the one for causal or for encoder-decoder models.
 
     Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
     """
@@ -53,6 +60,11 @@ def load(
         module = copy.deepcopy(name) if layers else name
     else:
         where, arguments = _resolve(str(name))
+        if auto_class is None:
+            auto_class = AutoModelForCausalLM
+            if not arguments.get("gguf_file"):
+                config = _open(str(name), AutoConfig.from_pretrained, where, **arguments)
+                auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         module, report = _open(
             str(name), auto_class.from_pretrained, where, dtype=dtype, use_safetensors=True, output_loading_info=True,
             **arguments,

@@ -4,19 +4,41 @@ The next-token shift is written here and nowhere else: the state at position t-1
 to the policy, so sampling and scoring see the same distribution. Vocabulary entries beyond the tokenizer's (a padded
 embedding) are cut off in both. Dropout is off, in sampling, scoring and training alike.
 
-Left out: encoder-decoder models.
+Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model` wraps either kind.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.types import Batch
+
+
+@dataclass
+class Progress:
+    """What a model has read and written of some rows, for it to go on from; `LanguageModel.advance` changes it."""
+
+    cache: Cache
+    attention_BT: Tensor
+    """1 at the tokens that the cache holds, 0 at padding."""
+    encoder_BTH: Tensor | None = None
+    encoder_attention_BT: Tensor | None = None
+    """Of an encoder-decoder model: what its encoder has made of the prompts."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows; the same row may be kept several times."""
+        self.cache.batch_select_indices(rows)
+        self.attention_BT = self.attention_BT[rows]
+        if self.encoder_BTH is not None and self.encoder_attention_BT is not None:
+            self.encoder_BTH, self.encoder_attention_BT = self.encoder_BTH[rows], self.encoder_attention_BT[rows]
 
 
 class LanguageModel:
@@ -83,6 +105,40 @@ class LanguageModel:
         """[N]: the tokens that were chosen, in the order of `states`."""
         return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
 
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = (), group: int = 1
+    ) -> tuple[Tensor, Progress]:
+        """Read the prompts, each once, and what is written behind them; the rows are repeated for their groups.
+
+        Returns the states [B, H] behind the last tokens, and the progress.
+        """
+        rows = [[*prompt, *behind] for prompt, behind in zip(prompts, written or [()] * len(prompts), strict=True)]
+        tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
+        progress = Progress(DynamicCache(config=self.module.config), attention_PT[:, :0])
+        return self._repeated(self._feed(tokens_PT, attention_PT, progress), progress, group)
+
+    def advance(self, token_B: Tensor, progress: Progress) -> Tensor:
+        """Write one more token to each row; returns the states [B, H] behind them."""
+        return self._feed(token_B[:, None], torch.ones_like(token_B)[:, None], progress)
+
+    def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: Progress) -> Tensor:
+        """Put tokens behind what the progress holds; returns the last state [B, H]."""
+        progress.attention_BT = torch.cat([progress.attention_BT, attention_BT], dim=1)
+        positions_BT = (progress.attention_BT.cumsum(1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
+        output = self.body(
+            input_ids=tokens_BT, attention_mask=progress.attention_BT, position_ids=positions_BT,
+            past_key_values=progress.cache, use_cache=True,
+        )  # fmt: skip
+        last: Tensor = output.last_hidden_state[:, -1]
+        return last
+
+    def _repeated(self, state_PH: Tensor, progress: Progress, group: int) -> tuple[Tensor, Progress]:
+        if group == 1:
+            return state_PH, progress
+        rows = torch.arange(len(state_PH), device=state_PH.device).repeat_interleave(group)
+        progress.keep(rows)
+        return state_PH[rows], progress
+
     def logits(self, states_NH: Tensor, weight_VH: Tensor | None = None, bias_V: Tensor | None = None) -> Tensor:
         """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least.
 
@@ -108,10 +164,23 @@ class LanguageModel:
             ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
             ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = self.module(input_ids=ids, use_cache=False).logits[..., : self.vocabulary].to(ours.dtype)
+        self._compare(ours, theirs)
+
+    def _compare(self, ours: Tensor, theirs: Tensor) -> None:
         if not torch.allclose(ours, theirs / self.temperature, rtol=1e-3, atol=1e-3):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
             )
+
+
+def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both [B, T], of rows that all end at the same place."""
+    width = max(map(len, rows))
+    tokens = np.full((len(rows), width), pad, dtype=np.int64)
+    attention = np.zeros((len(rows), width), dtype=np.int64)
+    for number, row in enumerate(rows):
+        tokens[number, width - len(row) :], attention[number, width - len(row) :] = row, 1
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(attention).to(device)
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:

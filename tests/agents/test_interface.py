@@ -178,7 +178,7 @@ def test_the_memo_changes_no_action():
     for _ in range(30):
         memo = learner.policy._memo
         actions, _ = learner.predict(observations, deterministic=True)
-        used += memo is not None and learner.policy._memo.cache is memo.cache
+        used += memo is not None and learner.policy._memo.progress is memo.progress
         with_memo = learner.policy._memo
         learner.policy.forget()
         fresh, _ = learner.predict(observations, deterministic=True)
