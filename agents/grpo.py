@@ -5,8 +5,8 @@ Eq. 5's, exact over the vocabulary, and weighed by alpha against 1 - alpha, inst
 a weight of 1.
 
 Dr. GRPO (arXiv 2503.20783) is advantage="mean_baseline", policy_reduction="constant". DAPO (arXiv 2503.14476) is
-policy_reduction="token_mean", clip_high=0.28, without its dropping of groups and its penalty on length. CISPO (arXiv
-2506.13585) is policy_loss="clipped_weight", policy_reduction="token_mean".
+policy_reduction="token_mean", clip_high=0.28, drop_even_groups=True and an overlong_buffer. GSPO (arXiv 2507.18071) is
+ratio="sequence", CISPO (arXiv 2506.13585) policy_loss="clipped_weight", policy_reduction="token_mean".
 """
 
 from __future__ import annotations

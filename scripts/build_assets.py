@@ -160,8 +160,8 @@ def build_classifier(out: Path, scale: float) -> None:
     learnt = {f"model.{name}" for name, _ in teacher.model.named_parameters()} - {"model.norm.weight"} | {"predict"}
     body = {name: p for name, p in named.items() if name in learnt}
     fresh = {name: p for name, p in named.items() if name not in learnt}
-    steps = int(2400 * scale)
-    curve = _fit([(body, 1e-3), (fresh, 3e-3)], loss, steps, hold=0.6)
+    steps = int(3300 * scale)
+    curve = _fit([(body, 1.5e-3), (fresh, 3e-3)], loss, steps, hold=0.6)
     seconds = time.perf_counter() - began
     folder = _save(model, tokenizer, out / "grounded-nli")
     _card(
