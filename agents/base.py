@@ -296,9 +296,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
             return going
 
         coins = uniforms(seed, "student_fraction", self._n_updates, len(items))
-        own_P = (coins if self.settings["mixture"] == "prompt" else coins[:1].repeat(len(items))) < (
-            self.objective.student_fraction
-        )
+        if self.settings["mixture"] == "batch":
+            coins[:] = coins[0]
+        own_P = coins < self.objective.student_fraction
         self.trajectories = []
         with self.autocast():
             if own_P.any():

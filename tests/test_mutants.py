@@ -1,0 +1,17 @@
+"""Each mistake of `mutants.py` is found by the tests beside it."""
+
+import mutants
+import pytest
+
+
+@pytest.mark.slow
+def test_an_unchanged_copy_passes() -> None:
+    assert mutants.survives(
+        mutants.Mutant("none", "rlgkd/types.py", (), "tests/test_rollout.py tests/lm/test_model.py")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=[mutant.name for mutant in mutants.MUTANTS])
+def test_a_mistake_is_found(mutant: mutants.Mutant) -> None:
+    assert not mutants.survives(mutant)
