@@ -47,7 +47,10 @@ MUTANTS = (
     ),
     Mutant(
         "forward and reverse KL under each other's name", "rlgkd/ops/divergence.py",
-        (('"forward_kl": forward_kl,', '"forward_kl": reverse_kl,'), ('"reverse_kl": reverse_kl,', '"reverse_kl": forward_kl,')),
+        (
+            ('"forward_kl": forward_kl,', '"forward_kl": reverse_kl,'),
+            ('"reverse_kl": reverse_kl,', '"reverse_kl": forward_kl,'),
+        ),
         DIVERGENCE,
     ),
     Mutant(
