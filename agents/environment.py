@@ -14,7 +14,9 @@ SEEN_THROUGH = ("Monitor", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor")
 
 
 def as_sb3(env: Any) -> Any:
-    """A vector environment of Gymnasium's as SB3's; others as they are."""
+    """A registered id as its environment, a vector environment of Gymnasium's as SB3's; others as they are."""
+    if isinstance(env, str):  # SB3 would ask for a render mode that text does not have
+        return gym.make(env)
     if not isinstance(env, gym.vector.VectorEnv):
         return env
     if env.unwrapped is not env or not hasattr(env, "as_sb3"):

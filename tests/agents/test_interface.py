@@ -44,6 +44,14 @@ def agent(env=None, **settings) -> Reinforce:
     return Reinforce(model(), environment() if env is None else env, **settings)
 
 
+def test_a_registered_id_is_enough(recwarn):
+    learner = Reinforce(
+        "embedded:grounded-student", "rlgkd/GroundedSummary-v0", alpha=0.0, prompts_per_update=1, group_size=2
+    )
+    learner.learn(1)
+    assert learner.trajectories[0].text and not recwarn.list
+
+
 class Counting(BaseCallback):
     """Counts its calls; stops at one of them."""
 
