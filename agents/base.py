@@ -34,9 +34,8 @@ from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
 from rlgkd.agents.settings import objective_at, resolve
 from rlgkd.agents.sources import Sources
-from rlgkd.agents.update import Beside, accumulate_gradient, of_each_action
+from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
@@ -324,7 +323,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         for _ in range(self.epochs):
             means = self._step(advantages_BL)
         self.logger.record("train/alpha", self.objective.alpha)
-        if (target := self.settings["divergence_target"]) is not None:
+        if (target := self.settings["divergence_target"]) is not None and self.trajectories[0].source in OWN:
             rate = self.settings["alpha_rate"]
             self.settings["alpha"] = steered(self.objective.alpha, means["divergence"], target, rate)
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
@@ -335,10 +334,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
         that the student did not sample.
         """
-        in_reward, others = (
-            self.settings["combination"] == "in_reward",
-            sum(t.source not in OWN for t in self.trajectories),
-        )
+        in_reward = self.settings["combination"] == "in_reward"
+        others = sum(t.source not in OWN for t in self.trajectories)
         rewards_PG = self.rewards_PG()
         if in_reward:
             rewards_PG = rewards_PG - self.costs_BL().sum(1).view(rewards_PG.shape)
@@ -406,19 +403,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
     def costs_BL(self) -> torch.Tensor:
         """[B, L], what `in_reward` charges each action: alpha (log p_S - log p_T), p_S as it sampled; else 0."""
-        longest = max(t.length for t in self.trajectories)
-        if self.settings["combination"] == "in_loss" or (teacher := self.teacher) is None:
+        if self.settings["combination"] == "in_loss" or self.teacher is None:
+            longest = max(t.length for t in self.trajectories)
             return torch.zeros(len(self.trajectories), longest, dtype=torch.float64, device="cpu")
-
-        def logp(states_NH: torch.Tensor, actions_N: torch.Tensor) -> torch.Tensor:
-            return fused_logp(teacher, states_NH, actions_N)
-
         with self.autocast():
-            teacher_logp_BL = of_each_action(teacher, self.trajectories, self.token_budget, logp)
-        logp_BL = torch.zeros_like(teacher_logp_BL)
-        for row, t in enumerate(self.trajectories):
-            logp_BL[row, : t.length] = torch.from_numpy(t.logp_T[t.action_mask_T])
-        return self.objective.alpha * (logp_BL - teacher_logp_BL)
+            return self.objective.alpha * log_ratios(self.teacher, self.trajectories, self.token_budget)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write one row: means over the latest batch, so that a row depends on its update alone."""

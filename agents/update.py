@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rlgkd.lm.fused import fused_sum
+from rlgkd.lm.fused import fused_logp, fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
@@ -141,6 +141,16 @@ def of_each_action(
         values_RL[mask_BL[rows]] = function(lm.states(batch), lm.actions(batch)).double().cpu()
         values_BL[rows] = values_RL
     return values_BL
+
+
+def log_ratios(teacher: LanguageModel, trajectories: Sequence[Trajectory], token_budget: int) -> Tensor:
+    """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 behind a row's end."""
+    ratio_BL = -of_each_action(
+        teacher, trajectories, token_budget, lambda states_NH, actions_N: fused_logp(teacher, states_NH, actions_N)
+    )
+    for row, t in enumerate(trajectories):
+        ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
+    return ratio_BL
 
 
 def _row_means(values_N: Tensor, row_N: Tensor) -> Tensor:
