@@ -236,7 +236,7 @@ class Objective:
         if self.estimator == "k2":
             return cost_N, 0.5 * log_ratio_N.square()
         if self.estimator == "k3":
-            return cost_N, torch.expm1(-log_ratio_N) + log_ratio_N
+            return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
         if self.estimator == "sampled":
             return cost_N, self.surrogate(student_logp_N, old_logp_N, -cost_N)
         divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())

@@ -18,7 +18,7 @@ from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import behaviour, divergence
-from rlgkd.ops.returns import leave_one_out
+from rlgkd.ops.returns import leave_one_out, mean_baseline
 from rlgkd.types import Item, Score, Source, StopReason, Trajectory
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -265,7 +265,10 @@ def test_leaving_one_out_stays_unbiased():
         weight_Y[a] += p_Y[a] * p_Y[b] * of_a / 2
         weight_Y[b] += p_Y[a] * p_Y[b] * of_b / 2
     mean = sum(w * g for w, g in zip(weight_Y, score, strict=True))
-    torch.testing.assert_close(mean, exact_gradient(student), atol=1e-6, rtol=1e-6)
+    exact = exact_gradient(student)
+    torch.testing.assert_close(mean, exact, atol=1e-6, rtol=1e-6)
+    # The mean that includes one's own reward shrinks it by (G - 1) / G, and by nothing else.
+    torch.testing.assert_close(mean_baseline(reward_PG), leave_one_out(reward_PG) / 2)
 
 
 def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_gradient():

@@ -127,7 +127,7 @@ def _ratio(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, high: float)
     for field, values_N in (("old_logp_N", old_logp_N), ("advantage_N", advantage_N)):
         if logp_N.shape != values_N.shape:
             raise SettingError(f"{field}.shape", tuple(values_N.shape), f"give that of logp_N, {tuple(logp_N.shape)}")
-    return (logp_N - old_logp_N.detach()).exp()
+    return (logp_N - old_logp_N.detach()).clamp(max=80.0).exp()  # an infinite one would make NaN of an advantage of 0
 
 
 def entropy(logits: Tensor) -> Tensor:
