@@ -280,7 +280,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Fill `trajectories`: from the student with probability `student_fraction` (GKD, Algorithm 1)."""
         callback.on_rollout_start()
         self.policy.forget()
-        self._began = time.perf_counter()
+        self._began, reward_began = time.perf_counter(), self._seconds_of_reward()
         seed = self.seed or 0
         places = range(self.cursor, self.cursor + self.prompts_per_update)
         items = [self.task.item(self.split, seed, place) for place in places]
@@ -310,9 +310,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend(episodes)
         self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
+        self.logger.record("time/reward", self._seconds_of_reward() - reward_began, exclude="csv")
         callback.update_locals(locals())
         callback.on_rollout_end()
         return going
+
+    def _seconds_of_reward(self) -> float:
+        """Spent in the reward so far, where the task counts them."""
+        return float(getattr(getattr(self.task, "grader", None), "seconds", 0.0))
 
     def train(self) -> None:
         """Steps of AdamW down Eq. 5's loss over `trajectories`, and the record of the last."""
@@ -418,12 +423,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
         seconds = time.perf_counter() - self._began
         self.logger.record("time/tokens_per_second", sum(t.length for t in batch) / seconds, exclude="csv")
         self.logger.record("rollout/ep_rew_mean", float(np.nanmean(rewards)) if np.isfinite(rewards).any() else np.nan)
+        self.logger.record("rollout/reward_failed", float(np.isnan(rewards).mean()))
         self.logger.record("rollout/ep_len_mean", float(np.mean([t.length for t in batch])))
         self.logger.record("rollout/ended", float(np.mean([t.stop == "end" for t in batch])))
         self.logger.record("rollout/student", float(np.mean([t.source in OWN for t in batch])))
         for part in sorted({name for t in batch for name in t.score.parts}):
             values = [t.score.parts[part] for t in batch if part in t.score.parts]
-            self.logger.record(f"rollout/reward/{part}", float(np.mean(values)))
+            self.logger.record(
+                f"rollout/reward/{part}", float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+            )
         self.latest = dict(self.logger.name_to_value)
         self.logger.dump(step=self.num_timesteps)
 

@@ -1,64 +1,27 @@
-"""Rewards: any function whose arguments are taken by name, called once for a batch of finished texts."""
+"""Rewards to choose from. A reward of one's own is any function of what it names (see rlgkd.envs.calling).
+
+What is made here takes `completions` and `references` and returns one number for each. All are in [0, 1], and each says
+how a policy could exploit it.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlgkd.envs.calling import Grader, Reward
 from rlgkd.errors import DependencyError, SettingError
 from rlgkd.types import Item, Score
 
-Reward = Callable[..., Sequence[float | Score]]
+Matching = Callable[[Sequence[str], Sequence[str]], list[float]]
+NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
-def call_reward(reward: Reward, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
-    """Call `reward` with the arguments it names, each a list over the batch, and make Scores of what it returns.
-
-    The names it may use: `prompts`, `completions`, `references`, `items`, and every column that all items have.
-
-    Raises: SettingError for a name that there is not, or if it does not return one number for each completion.
-    """
-    if not completions:
-        return []
-    columns: dict[str, list[Any]] = {
-        name: [item.columns[name] for item in items]
-        for name in items[0].columns
-        if all(name in item.columns for item in items)
-    }
-    available: dict[str, Any] = {
-        **columns,
-        "prompts": [item.prompt for item in items],
-        "completions": list(completions),
-        "references": [item.reference for item in items],
-        "items": list(items),
-    }
-    returned = reward(**_arguments(reward, available))
-    try:
-        values = [value if isinstance(value, Score) else Score(reward=float(value)) for value in returned]
-    except (TypeError, ValueError) as error:
-        raise SettingError("reward", returned, "return a list of floats or Scores, NaN where it failed") from error
-    if len(values) != len(completions):
-        remedy = f"return one for each of the {len(completions)} completions"
-        raise SettingError("reward", f"{len(values)} values", remedy)
-    return values
-
-
-def _arguments(reward: Reward, available: dict[str, Any]) -> dict[str, Any]:
-    """What `reward` asks for by name, all there is if it takes **kwargs; its defaults stand in for the rest."""
-    parameters = inspect.signature(reward).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in available:
-            there = ", ".join(sorted(available))
-            raise SettingError("reward", parameter.name, f"name its arguments after what there is: {there}")
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return available
-    return {p.name: available[p.name] for p in named if p.name in available}
-
-
-def rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+def rouge(kind: str) -> Matching:
     """ROUGE F1 against the reference (`rouge1`, `rouge2`, `rougeL`), as the rouge-score package computes it.
+
+    Exploited by frequent words in any order (`rouge1`).
 
     Raises: DependencyError if the package is not installed.
     """
@@ -75,3 +38,141 @@ def rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
         ]
 
     return score
+
+
+def bleu() -> Matching:
+    """BLEU of each sentence against its reference, as sacrebleu computes it (effective order), divided by 100.
+
+    Exploited by short texts of safe words, as far as the brevity penalty lets them.
+
+    Raises: DependencyError if the package is not installed.
+    """
+    return _sacrebleu("sentence_bleu")
+
+
+def chrf() -> Matching:
+    """chrF (character n-grams) of each sentence against its reference, as sacrebleu computes it, divided by 100.
+
+    Raises: DependencyError if the package is not installed.
+    """
+    return _sacrebleu("sentence_chrf")
+
+
+def _sacrebleu(name: str) -> Matching:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise DependencyError("reward", name, "install it: pip install 'rlgkd[metrics]'") from error
+    measure = getattr(sacrebleu, name)
+
+    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [
+            float(measure(completion, [reference]).score) / 100
+            for completion, reference in zip(completions, references, strict=True)
+        ]
+
+    return score
+
+
+def exact(*, ignore_case: bool = False) -> Matching:
+    """1 where the completion is the reference, white space aside: containing it earns nothing."""
+
+    def plain(text: str) -> str:
+        text = " ".join(text.split())
+        return text.casefold() if ignore_case else text
+
+    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [float(plain(c) == plain(r)) for c, r in zip(completions, references, strict=True)]
+
+    return score
+
+
+def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> Matching:
+    """1 where the number behind the last marker, at the end of the text, is the reference's.
+
+    Nothing but the number may stand there, so naming the right number on the way, or several, earns nothing. The
+    reference is a number, or a text that ends with marker and number too.
+
+    Raises: SettingError for an empty marker. ValueError, when called, for a reference without a number.
+    """
+    if not marker:
+        raise SettingError("marker", marker, "give the text that stands before the answer")
+    ending = re.compile(re.escape(marker) + rf"\s*({NUMBER})\s*\.?\s*")
+
+    def answer(text: str) -> float | None:
+        at = text.rfind(marker)
+        match = ending.fullmatch(text[at:].rstrip()) if at >= 0 else None
+        return float(match[1].replace(",", "")) if match else None
+
+    def gold(text: str) -> float:
+        value = answer(text)
+        return float(text.replace(",", "")) if value is None else value
+
+    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [
+            float((given := answer(c)) is not None and abs(given - gold(r)) <= tolerance)
+            for c, r in zip(completions, references, strict=True)
+        ]
+
+    return score
+
+
+def pattern(regular_expression: str) -> Callable[[Sequence[str]], list[float]]:
+    """1 where the whole completion, outer white space aside, matches: a format. Exploited by any text of that form.
+
+    Raises: SettingError for an expression that does not compile.
+    """
+    try:
+        compiled = re.compile(regular_expression, re.DOTALL)
+    except re.error as error:
+        raise SettingError("regular_expression", regular_expression, f"it does not compile: {error}") from error
+
+    def score(completions: Sequence[str]) -> list[float]:
+        return [float(compiled.fullmatch(text.strip()) is not None) for text in completions]
+
+    return score
+
+
+def length(words: int) -> Callable[[Sequence[str]], list[float]]:
+    """1 up to so many words, then falling linearly to 0 at twice as many. Exploited by writing nothing.
+
+    Raises: SettingError for words below 1.
+    """
+    if words < 1:
+        raise SettingError("words", words, "give 1 or more")
+
+    def score(completions: Sequence[str]) -> list[float]:
+        return [min(1.0, max(0.0, 2 - len(text.split()) / words)) for text in completions]
+
+    return score
+
+
+class Weighted:
+    """A sum of rewards, each logged under its name; where one of them fails, so does the sum."""
+
+    def __init__(self, parts: Mapping[str, tuple[float, Reward]]) -> None:
+        """Take {name: (weight, reward)}.
+
+        Raises: SettingError where there are none.
+
+        Example:
+            >>> both = Weighted({"form": (0.5, pattern(r"[A-Z].*")), "brief": (0.5, length(3))})
+            >>> item = Item(key="0", prompt="")
+            >>> both([item, item], ["A dog.", "a cat that sat on a mat"])
+            [Score(reward=1.0, parts={'form': 1.0, 'brief': 1.0}), Score(reward=0.0, parts={'form': 0.0, 'brief': 0.0})]
+        """
+        if not parts:
+            raise SettingError("parts", parts, "give {name: (weight, reward)}")
+        self._parts = {
+            name: (float(weight), Grader(reward, max_failed=1.0)) for name, (weight, reward) in parts.items()
+        }
+
+    def __call__(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+        """One Score for each completion, its parts those of this sum."""
+        columns: dict[str, Any] = {
+            name: [score.reward for score in grader(items, completions)] for name, (_, grader) in self._parts.items()
+        }
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return [
+            Score(reward=sum(self._parts[name][0] * value for name, value in row.items()), parts=row) for row in rows
+        ]

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlgkd.envs.rewards import Reward, call_reward
+from rlgkd.envs.calling import Grader, Reward
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
@@ -78,19 +78,24 @@ class TextTask:
         chat: bool = False,
         quality: Quality | None = None,
         name: str = "text",
+        reward_timeout: float | None = None,
+        max_failed_rewards: float = 0.1,
     ) -> None:
         """Describe the task.
 
         Args:
             prompts: Strings, or a source of items.
             reward: A function of any of `prompts`, `completions`, `references`, `items` and the items' columns by
-                name, each a list over the batch; it returns a list of floats or of Scores.
+                name, each a list over the batch, that returns a list of floats or of Scores; or of `completion` and
+                its like, for one sample at a time. It may be async. See rlgkd.envs.rewards for some.
             tokenizer: A model's name, or a loaded tokenizer.
             max_new_tokens: Length limit of a completion, in tokens; a text that reaches it is scored as it stands.
             max_prompt_tokens: Length limit of a prompt; a longer one is an error, never cut silently.
             chat: Put prompts into the tokenizer's chat template as a user's message.
             quality: Measures for evaluation, never seen by training.
             name: Shown in reports.
+            reward_timeout: Seconds for a batch, after which the reward has failed; None waits.
+            max_failed_rewards: Share of failed samples at which the run stops; below it they are left out.
 
         Raises: SettingError, DataError, ModelError.
         """
@@ -102,7 +107,8 @@ class TextTask:
         if isinstance(prompts, Sequence):
             listed = [Item(key=str(n), prompt=text) for n, text in enumerate(prompts)]
             prompts = ListItems(dict.fromkeys(("train", "validation", "test"), listed))
-        self.items, self.reward, self.quality_of, self.name = prompts, reward, quality, name
+        self.items, self.quality_of, self.name = prompts, quality, name
+        self.grader = Grader(reward, timeout=reward_timeout, max_failed=max_failed_rewards)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
         self.max_new_tokens, self.max_prompt_tokens, self.chat = max_new_tokens, max_prompt_tokens, chat
@@ -141,7 +147,7 @@ class TextTask:
 
     def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
         """The reward, called once for the batch."""
-        return call_reward(self.reward, items, completions)
+        return self.grader(items, completions)
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         """What evaluation measures beside the reward; empty where the task has nothing."""

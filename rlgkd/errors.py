@@ -27,6 +27,10 @@ class DataError(RlgkdError, ValueError):
     """Prompts that are missing, empty, too long or malformed."""
 
 
+class RewardError(RlgkdError, RuntimeError):
+    """A reward that fails for too many samples; its cause is the first failure."""
+
+
 class CheckpointError(RlgkdError, RuntimeError):
     """A checkpoint or run folder that is missing, damaged, in use or could not be written."""
 

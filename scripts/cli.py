@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rlgkd.errors import RlgkdError, SettingError
+from rlgkd.errors import RewardError, RlgkdError, SettingError
 
 app = typer.Typer(
     help="Reinforcement learning for text generation with distillation inside the objective.",
@@ -108,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
     except RlgkdError as error:
+        if isinstance(error, RewardError) and error.__cause__ is not None:  # the user's own code: show where
+            traceback.print_exception(error.__cause__)
         print(f"rlgkd: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -100,6 +100,8 @@ class Recorder(BaseCallback):
             f"  length {shown.get('rollout/ep_len_mean', 0):.1f}"
             f"  {shown.get('time/tokens_per_second', 0):.0f} tokens/s"
         )
+        if (seconds := shown.get("time/reward", 0.0)) > 0.1:
+            line += f"  reward {seconds:.1f} s"
         self._bar.update(self._row, description=line)
         if self.quiet and updates % 10 == 0:
             self.console.print(line, highlight=False)

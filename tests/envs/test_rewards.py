@@ -1,9 +1,13 @@
-"""Rewards take what they name: arguments, columns, defaults, keywords; a wrong one is refused in one clear line."""
+"""Rewards: they take what they name, fail without harm, and the shipped ones give what they say."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import random
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlgkd.envs.rewards import call_reward, rouge
-from rlgkd.errors import DependencyError, SettingError
+from rlgkd.envs import rewards
+from rlgkd.envs.calling import FEWEST, Grader
+from rlgkd.errors import DependencyError, RewardError, SettingError
 from rlgkd.types import Item, Score
 
 ITEMS = [
@@ -23,8 +28,12 @@ ITEMS = [
 TEXTS = ["three", "five!"]
 
 
-def rewards_of(reward: Any) -> list[float]:
-    return [score.reward for score in call_reward(reward, ITEMS, TEXTS)]
+def graded(reward: Any, **settings: Any) -> list[Score]:
+    return Grader(reward, **settings)(ITEMS, TEXTS)
+
+
+def rewards_of(reward: Any, **settings: Any) -> list[float]:
+    return [score.reward for score in graded(reward, **settings)]
 
 
 def test_a_lambda_over_completions_is_a_reward() -> None:
@@ -83,16 +92,12 @@ def test_a_column_that_only_some_items_have_counts_as_unknown() -> None:
         rewards_of(lambda level: level)
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0, 3.0]])
-def test_another_number_of_values_than_completions_is_refused(values: list[float]) -> None:
-    with pytest.raises(SettingError, match=f"'{len(values)} values' does not work; return one for each of the 2 compl"):
-        rewards_of(lambda completions: values)
-
-
-@pytest.mark.parametrize("returned", [None, 1.0, ["good", "bad"], [None, 1.0]])
-def test_what_is_no_list_of_numbers_is_refused(returned: object) -> None:
-    with pytest.raises(SettingError, match="return a list of floats or Scores, NaN where it failed"):
-        rewards_of(lambda completions: returned)
+@pytest.mark.parametrize(
+    "returned",
+    [[], [1.0], [1.0, 2.0, 3.0], None, 1.0, "12", ["1", "2"], [None, 1.0], {"a": 1, "b": 2}, [math.inf, 1.0]],
+)
+def test_what_is_not_one_number_for_each_completion_is_a_failure_of_all_and_no_number(returned: object) -> None:
+    assert all(math.isnan(reward) for reward in rewards_of(lambda completions: returned))
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter])
@@ -103,30 +108,171 @@ def test_values_may_come_in_any_sequence(kind: Any) -> None:
 
 def test_scores_pass_through_with_their_parts() -> None:
     score = Score(reward=1.5, parts={"form": 1.0, "sense": 0.5})
-    assert call_reward(lambda completions: [score, 2], ITEMS, TEXTS) == [score, Score(reward=2.0)]
+    assert graded(lambda completions: [score, 2]) == [score, Score(reward=2.0)]
 
 
 def test_a_failed_reward_stays_nan_and_does_not_become_zero() -> None:
     assert math.isnan(rewards_of(lambda completions: [math.nan, 1.0])[0])
 
 
-def test_an_error_inside_the_reward_keeps_its_own_type() -> None:
-    with pytest.raises(ZeroDivisionError):
-        rewards_of(lambda completions: [1 / 0 for _ in completions])
-
-
 def test_no_completions_need_no_call() -> None:
-    assert call_reward(lambda anything: 1 / 0, [], []) == []
+    assert Grader(lambda anything: 1 / 0)([], []) == []
+
+
+def test_single_arguments_mean_one_call_for_each_sample_and_a_failure_costs_one() -> None:
+    assert rewards_of(lambda completion, prompt: len(completion + prompt)) == [7.0, 7.0]
+    assert rewards_of(lambda completion, answer: answer) == [3.0, 5.0]
+    first, second = rewards_of(lambda completion: 1 / (completion != "three"))
+    assert math.isnan(first) and second == 1.0
+
+
+def test_an_async_reward_runs_its_samples_at_once_and_times_out_by_itself() -> None:
+    async def slow(completion: str) -> float:
+        await asyncio.sleep(0.2 if completion == "three" else 0.0)
+        return float(len(completion))
+
+    async def batched(completions: list[str]) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    class Judge:
+        async def __call__(self, completion: str) -> float:
+            return 1.0
+
+    assert rewards_of(batched) == [5.0, 5.0] and rewards_of(Judge()) == [1.0, 1.0]
+    assert rewards_of(slow) == [5.0, 5.0]
+    first, second = rewards_of(slow, timeout=0.05)
+    assert math.isnan(first) and second == 5.0
+
+    async def in_a_notebook() -> list[float]:
+        return rewards_of(slow)
+
+    assert asyncio.run(in_a_notebook()) == [5.0, 5.0]
+
+
+def test_a_reward_that_hangs_is_stopped_and_leaves_nothing_running() -> None:
+    threads = threading.active_count()
+
+    def hangs(completions: list[str]) -> list[float]:
+        while True:
+            time.sleep(0.01)
+
+    began = time.perf_counter()
+    assert all(math.isnan(reward) for reward in rewards_of(hangs, timeout=0.2))
+    assert time.perf_counter() - began < 2 and threading.active_count() == threads
+    assert rewards_of(lambda completions: [1, 2], timeout=0.2) == [1.0, 2.0]
+    time.sleep(0.3)  # the alarm of a reward that came in time does not ring afterwards
+
+
+def test_of_a_thousand_faults_none_is_scored_as_a_number_and_none_stops_the_run() -> None:
+    rng, threads = random.Random(0), threading.active_count()
+    faults = {
+        "raises": lambda: 1 / 0, "hangs": lambda: time.sleep(9), "nan": lambda: [math.nan] * 2, "few": lambda: [1.0],
+        "garbage": lambda: "one, two", "none": lambda: None, "inf": lambda: [math.inf, -math.inf],
+    }  # fmt: skip
+    expected: list[bool] = []
+
+    def reward(completions: list[str]) -> Any:
+        expected.append(rng.random() < 0.5)
+        if not expected[-1]:
+            return [1.0, 2.0]
+        return faults[rng.choice([name for name in faults if name != "hangs" or rng.random() < 0.05])]()
+
+    grader = Grader(reward, timeout=0.05, max_failed=0.6)
+    scores = []
+    while sum(expected) < 1000:
+        scores.append([score.reward for score in grader(ITEMS, TEXTS)])
+    for failed, values in zip(expected, scores, strict=True):
+        assert all(map(math.isnan, values)) if failed else values == [1.0, 2.0]
+    assert grader.failed == 2 * sum(expected) and grader.scored == 2 * len(expected)
+    assert threading.active_count() == threads
+
+
+def test_above_its_share_of_failures_the_run_stops_with_the_first_one() -> None:
+    calls = iter(range(1000))
+
+    def reward(completion: str) -> float:
+        number = next(calls)
+        if number % 5 == 4:
+            raise LookupError(f"sample {number}")
+        return 1.0
+
+    grader, scored = Grader(reward, max_failed=0.1), 0
+    with pytest.raises(RewardError, match="max_failed_rewards; the first failure: LookupError: sample 4") as caught:
+        for _ in range(FEWEST):
+            grader(ITEMS, TEXTS)
+            scored += 2
+    assert isinstance(caught.value.__cause__, LookupError) and FEWEST - 2 <= scored <= FEWEST
+    tolerant = Grader(reward, max_failed=0.25)
+    for _ in range(FEWEST):
+        tolerant(ITEMS, TEXTS)
+    assert tolerant.failed / tolerant.scored == pytest.approx(0.2, abs=0.02) and tolerant.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"timeout": 0.0}, "reward_timeout"), ({"max_failed": 2.0}, "max_failed_rewards"), ({"reward": 3}, "reward")],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(SettingError) as error:
+        Grader(**{"reward": lambda completions: [], **settings})
+    assert error.value.field == field
+
+
+def test_numeric_gives_nothing_for_merely_containing_the_answer() -> None:
+    given = rewards.numeric()
+    texts = [
+        "3 + 4 = 7\n#### 7",
+        "#### 7.0 ",
+        "#### 1,007",
+        "7",
+        "#### 8 #### 7",
+        "#### 7 #### 8",
+        "#### 7 or 8",
+        "#### x",
+        "",
+    ]
+    golds = ["7", "#### 7", "1007", "7", "7", "7", "7", "7", "7"]
+    assert given(texts, golds) == [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert rewards.numeric(marker="Answer:")(["so Answer: -2.5."], ["-2.5"]) == [1.0]
+
+
+def test_exact_pattern_and_length() -> None:
+    assert rewards.exact()(["a  dog\n", "a dog.", "A dog"], ["a dog"] * 3) == [1.0, 0.0, 0.0]
+    assert rewards.exact(ignore_case=True)(["A dog"], ["a dog"]) == [1.0]
+    assert rewards.pattern(r"<b>.*</b>")(["<b>x\ny</b>", "say <b>x</b>"]) == [1.0, 0.0]
+    assert rewards.length(2)(["", "a b", "a b c", "a b c d", "a b c d e"]) == [1.0, 1.0, 0.5, 0.0, 0.0]
+    for make in (partial(rewards.pattern, "("), partial(rewards.length, 0), partial(rewards.numeric, marker="")):
+        with pytest.raises(SettingError):
+            make()
+
+
+def test_bleu_and_chrf_are_one_for_the_reference_and_less_for_less() -> None:
+    for measure in (rewards.bleu(), rewards.chrf()):
+        whole, part, none = measure(["der zehnte Mai", "der Mai", "xyz"], ["der zehnte Mai"] * 3)
+        assert whole == pytest.approx(1.0) and 0.1 < part < 0.9 and none < 0.05
+
+
+def test_a_weighted_sum_logs_its_parts_and_fails_where_one_of_them_does() -> None:
+    both = rewards.Weighted({
+        "size": (2.0, lambda completions: [len(text) for text in completions]),
+        "odd": (1.0, lambda completion: 1 / (completion != "three")),
+        "answer": (0.5, lambda answer: answer),
+    })  # fmt: skip
+    first, second = graded(both)
+    assert math.isnan(first.reward) and first.parts["size"] == 5.0 and math.isnan(first.parts["odd"])
+    assert second == Score(reward=10 + 1 + 2.5, parts={"size": 5.0, "odd": 1.0, "answer": 5.0})
+    with pytest.raises(SettingError):
+        rewards.Weighted({})
 
 
 def test_rouge_2_is_the_f1_of_shared_word_pairs() -> None:
     # One of two pairs of the completion, one of three of the reference: F1 = 2 (1/2 1/3) / (1/2 + 1/3) = 2/5.
-    score = rouge("rouge2")
+    score = rewards.rouge("rouge2")
     assert score(["a red dog", "a"], ["a red cat sat", "a"]) == [pytest.approx(0.4), 0.0]
-    assert [s.reward for s in call_reward(score, ITEMS, ["r0", "no"])] == [0.0, 0.0]  # one word has no pair
+    assert rewards_of(score) == [0.0, 0.0]  # one word has no pair
 
 
 def test_rouge_without_its_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(DependencyError, match=r"pip install 'rlgkd\[metrics\]'"):
-        rouge("rouge2")
+        rewards.rouge("rouge2")

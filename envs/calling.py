@@ -1,0 +1,195 @@
+"""How a reward is called: arguments by name, single or batched, sync or async, and what happens when it fails.
+
+A failure costs its sample and nothing else: the sample's reward is NaN, which takes it out of the update, and it is
+counted. It is never scored as a number. Where too many fail, the run stops with the first failure's traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+from rlgkd.errors import RewardError, SettingError
+from rlgkd.types import Item, Score
+
+Reward = Callable[..., Any]
+"""A function of any of `prompts`, `completions`, `references`, `items` and the data's columns, each a list over the
+batch, that returns a number or a Score for each; or of `prompt`, `completion`, `reference`, `item` (and columns), that
+returns one. It may be `async`."""
+
+SINGULAR = {"prompt": "prompts", "completion": "completions", "reference": "references", "item": "items"}
+FEWEST = 50
+"""Samples before a share of failures is one."""
+
+
+class Grader:
+    """A reward that fails without harm; it counts its samples, failures and seconds."""
+
+    def __init__(self, reward: Reward, *, timeout: float | None = None, max_failed: float = 0.1) -> None:
+        """Wrap a reward.
+
+        Args:
+            reward: See `Reward`.
+            timeout: Seconds for a batch (or for a sample, of a reward of single ones); None waits for ever.
+            max_failed: Share of samples that may fail, in [0, 1]; checked from 50 samples on.
+
+        Raises: SettingError.
+        """
+        if not callable(reward):
+            raise SettingError("reward", reward, "give a function")
+        if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
+            raise SettingError("reward_timeout", timeout, "give seconds above 0, or None")
+        if not 0 <= max_failed <= 1:
+            raise SettingError("max_failed_rewards", max_failed, "give a share in [0, 1]")
+        self.reward, self.timeout, self.max_failed = reward, timeout, max_failed
+        self.scored = self.failed = 0
+        self.seconds = 0.0
+        self._first: Exception | None = None
+
+    def __call__(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+        """One Score for each completion; NaN where the reward failed.
+
+        Raises: SettingError for an argument that there is not; RewardError where too many have failed.
+        """
+        if not completions:
+            return []
+        began = time.perf_counter()
+        arguments, single = self._arguments(items, completions)
+        if single:
+            rows = [{name: values[row] for name, values in arguments.items()} for row in range(len(completions))]
+            scores = [score for (score,) in self._call(rows, 1)]
+        else:
+            (scores,) = self._call([arguments], len(completions))
+        self.seconds += time.perf_counter() - began
+        self.scored += len(scores)
+        self.failed += sum(math.isnan(score.reward) for score in scores)
+        if self.scored >= FEWEST and self.failed > self.max_failed * self.scored:
+            why = "it returned NaN" if self._first is None else f"{type(self._first).__name__}: {self._first}"
+            raise RewardError(
+                "reward", f"{self.failed} of {self.scored} samples failed",
+                f"mend it, or raise max_failed_rewards; the first failure: {why}",
+            ) from self._first  # fmt: skip
+        return scores
+
+    def _arguments(self, items: Sequence[Item], completions: Sequence[str]) -> tuple[dict[str, list[Any]], bool]:
+        """What the reward asks for by name, as lists over the batch, and whether it asks for single samples.
+
+        A reward that takes **kwargs gets all there is; defaults stand in for what there is not.
+        """
+        available: dict[str, list[Any]] = {
+            **{
+                name: [item.columns[name] for item in items]
+                for name in items[0].columns
+                if all(name in item.columns for item in items)
+            },
+            "prompts": [item.prompt for item in items], "completions": list(completions),
+            "references": [item.reference for item in items], "items": list(items),
+        }  # fmt: skip
+        parameters = inspect.signature(self.reward).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        single = any(p.name in SINGULAR and p.name not in available for p in named)
+        if single:
+            available |= {one: available.pop(many) for one, many in SINGULAR.items()}
+        for parameter in named:
+            if parameter.default is parameter.empty and parameter.name not in available:
+                there = ", ".join(sorted(available))
+                raise SettingError("reward", parameter.name, f"name its arguments after what there is: {there}")
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return available, single
+        return {p.name: available[p.name] for p in named if p.name in available}, single
+
+    def _call(self, calls: Sequence[Mapping[str, Any]], size: int) -> list[list[Score]]:
+        """Make the calls, each of which returns `size` values; a call that fails gives NaN for all of its own."""
+        if any(map(inspect.iscoroutinefunction, (self.reward, type(self.reward).__call__))):
+            return _run(self._gather(calls, size))
+        scores = []
+        for arguments in calls:
+            try:
+                with _alarm(self.timeout):
+                    returned = self.reward(**arguments)
+                    scores.append(_scores(returned, size))
+            except Exception as error:
+                scores.append(self._failure(error, size))
+        return scores
+
+    async def _gather(self, calls: Sequence[Mapping[str, Any]], size: int) -> list[list[Score]]:
+        """All calls at once."""
+
+        async def one(arguments: Mapping[str, Any]) -> list[Score]:
+            try:
+                awaited: Awaitable[Any] = self.reward(**arguments)
+                return _scores(await asyncio.wait_for(awaited, self.timeout), size)
+            except Exception as error:
+                return self._failure(error, size)
+
+        return list(await asyncio.gather(*map(one, calls)))
+
+    def _failure(self, error: Exception, size: int) -> list[Score]:
+        self._first = self._first or error
+        return [Score(reward=math.nan)] * size
+
+
+def _run(gathered: Coroutine[Any, Any, list[list[Score]]]) -> list[list[Score]]:
+    """Run to the end, in a thread of its own where an event loop is already running (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(gathered)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, gathered).result()
+
+
+def _scores(returned: Any, size: int) -> list[Score]:
+    """Make `size` Scores of what a reward returned.
+
+    Raises: TypeError or ValueError if that is not one number for each.
+    """
+    if size == 1 and isinstance(returned, Real | Score):
+        returned = [returned]
+    if isinstance(returned, str | bytes | Mapping):
+        raise TypeError(f"return numbers or Scores, not {type(returned).__name__}")
+    values = [value if isinstance(value, Score) else Score(reward=_number(value)) for value in returned]
+    if len(values) != size:
+        raise ValueError(f"it returned {len(values)} values for {size} completions")
+    for score in values:
+        if math.isinf(score.reward):
+            raise ValueError("it returned an infinite reward")
+    return values
+
+
+def _number(value: Any) -> float:
+    if value is None or isinstance(value, str | bytes):  # float("nan") and float("1") are no rewards
+        raise TypeError(f"it returned {value!r} as a reward")
+    return float(value)
+
+
+@contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Raise TimeoutError in the body after so many seconds.
+
+    By a signal, so that nothing goes on in the background: it works in the main thread and for whatever returns to
+    Python now and then. Elsewhere there is no timeout; an `async` reward has its own.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise TimeoutError(f"the reward took longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
