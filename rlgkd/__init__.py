@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 for _id, _task in {
     "GroundedSummary": "rlgkd.envs.grounded.env:grounded_summary",
+    "Arithmetic": "rlgkd.envs.arithmetic:arithmetic",
+    "Translate": "rlgkd.envs.translate:translate",
     "DocstringSummary": "rlgkd.envs.docstrings:docstring_summary",
 }.items():
     gym.register(

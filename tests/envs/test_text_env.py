@@ -250,9 +250,10 @@ def test_a_prompt_too_long_is_an_error_at_its_reset(make_task: MakeTask) -> None
 # The embedded assets: these need rlgkd/assets (python scripts/build_assets.py)
 
 
-def test_grounded_summary_passes_both_checkers() -> None:
-    env_checker.check_env(gym.make("rlgkd/GroundedSummary-v0", render_mode="ansi").unwrapped)
-    sb3_checker.check_env(gym.make("rlgkd/GroundedSummary-v0").unwrapped)
+@pytest.mark.parametrize("name", ["GroundedSummary", "Arithmetic", "Translate"])
+def test_the_embedded_environments_pass_both_checkers(name: str) -> None:
+    env_checker.check_env(gym.make(f"rlgkd/{name}-v0", render_mode="ansi").unwrapped)
+    sb3_checker.check_env(gym.make(f"rlgkd/{name}-v0").unwrapped)
 
 
 def test_grounded_summarys_references_fit_its_limits_and_satisfy_its_oracle() -> None:
