@@ -12,8 +12,10 @@ beside the weights and the optimizer.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,10 +34,11 @@ from rlgkd.agents.environment import as_sb3, check_wrappers
 from rlgkd.agents.models import check_same_shape, open_models
 from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
-from rlgkd.agents.settings import objective_at, resolve
+from rlgkd.agents.settings import least_student_fraction, objective_at, resolve
 from rlgkd.agents.sources import Sources
-from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios
+from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios, of_each_action
 from rlgkd.errors import SettingError
+from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
@@ -155,7 +158,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             teacher_decay: Share of the teacher that stays after each step, the rest becomes the student's: an average
                 of the student's past as the anchor, for a teacher of the student's shape. None leaves it alone.
             temperature: The student's, in sampling and scoring alike.
-            teacher_temperature: The teacher's, in scoring.
+            teacher_temperature: The teacher's, in scoring and where it writes.
             prompts_per_update: Prompts of one update.
             group_size: Samples of each prompt.
             epochs: Steps of the optimizer on each rollout.
@@ -212,8 +215,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
         given, seed = self.settings, self.seed or 0
         if given["overlong_buffer"]:
             overlong_penalty(torch.zeros(0, device="cpu"), self.task.max_new_tokens, given["overlong_buffer"])
-        if self.objective.student_fraction < 1 and given["off_policy"] == "references":
+        if least_student_fraction(given) < 1 and given["off_policy"] == "references":
             check_reference(self.task.item(self.split, seed, 0))
+        teacher = given["teacher"]
+        if (
+            given["teacher_decay"] is not None
+            and isinstance(teacher, PreTrainedModel)
+            and teacher is not given["policy"]
+        ):
+            self._models["teacher"] = copy.deepcopy(teacher)  # it will move; the caller's stays
         self.student, self.teacher = open_models(self.task, device=self.device, **self._models)
         self.parts: dict[str, torch.nn.Module] = {"student": self.student.module}
         if given["teacher_decay"] is not None and self.teacher is not None:
@@ -303,7 +313,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
             if own_P.any():
                 self.trajectories += self.sources.own(*_where(own_P, items, places), self.group_size, on_step)
             if not own_P.all() and going:
-                self.trajectories += (given := self.sources.given(*_where(~own_P, items, places)))
+                copies = self.group_size if self.settings["mixture"] == "prompt" else 1  # a prompt counts as a prompt
+                self.trajectories += (given := self.sources.given(*_where(~own_P, items, places), copies))
                 on_step(sum(t.length for t in given))
         self.cursor += len(items)
         episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
@@ -324,6 +335,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         began = time.perf_counter()
         self.policy.forget()
         self._update_learning_rate(self.policy.optimizer)
+        if self.mixed_precision and self.settings["policy_loss"] != "reinforce" and self.settings["behaviour"] is None:
+            self._score_anew()
         advantages_BL = self.advantages()
         for _ in range(self.epochs):
             means = self._step(advantages_BL)
@@ -348,7 +361,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if (self.objective.alpha < 1 or in_reward) and len(rewards_PG):
             advantages_PG = ADVANTAGES[self.settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
             if self.settings["drop_even_groups"]:
-                even_P = (rewards_PG == rewards_PG[:, :1]).all(1)
+                earned_PG = np.array([t.score.reward for t in self.trajectories[: rewards_PG.numel()]])
+                earned_PG = np.ma.masked_invalid(earned_PG.reshape(rewards_PG.shape))
+                even_P = torch.from_numpy(np.ma.filled(earned_PG.max(axis=1) == earned_PG.min(axis=1), True))
                 advantages_PG = advantages_PG.masked_fill(even_P[:, None], math.nan)
         return torch.cat([advantages_PG.flatten(), advantages_PG.new_zeros(others)])[:, None]
 
@@ -373,6 +388,21 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if self.teacher is not None or self.objective.cross_entropy:
             self.logger.record("train/divergence", means["divergence"])
         return means
+
+    def _score_anew(self) -> None:
+        """Log-probabilities as training forms them.
+
+        In bfloat16 those of sampling differ by its rounding, which a narrow clip would take for a policy that moved.
+        """
+        with self.autocast():
+            logp_BL = of_each_action(
+                self.student, self.trajectories, self.token_budget,
+                lambda states_NH, actions_N: fused_logp(self.student, states_NH, actions_N),
+            )  # fmt: skip
+        for row, t in enumerate(self.trajectories):
+            logp_T = t.logp_T.copy()
+            logp_T[t.action_mask_T] = logp_BL[row, : t.length].numpy()
+            self.trajectories[row] = dataclasses.replace(t, logp_T=logp_T)
 
     def _descended(self) -> Objective:
         """Eq. 5 as the loss has it: `in_reward` leaves nothing of the divergence to it."""
@@ -458,6 +488,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Write a Hugging Face folder with the agent's settings beside the model. SB3's `.zip` ending is dropped."""
         folder = agent_folder(path)
         save(self.student.module, self.student.tokenizer, folder)
+        shutil.rmtree(folder / TEACHER, ignore_errors=True)
         if self.teacher is not None and "teacher" in self.parts:
             save(self.teacher.module, self.teacher.tokenizer, folder / TEACHER)
         write_settings(folder, type(self).__name__, self.settings, self.counters)
@@ -468,7 +499,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     ) -> Self:
         """Open what `save` wrote, on `env`; `settings` override the saved ones.
 
-        A teacher that was a loaded model and a learning rate that was a function are not saved: give them again.
+        A teacher that was a loaded model and what was a function (a schedule) are not saved: give them again.
 
         Raises: CheckpointError if the folder is not an agent's; SettingError for what must be given.
         """
@@ -476,9 +507,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
         plain, counters = read_settings(folder, cls.__name__, given=settings)
         if env is None:
             raise SettingError("env", env, "give the environment to go on in, for its prompts, limits and reward")
-        if (folder / TEACHER).is_dir():
+        if plain.get("teacher_decay") is not None and "teacher" not in settings:
             plain["teacher"] = str(folder / TEACHER)
         agent = cls(env=env, **{**plain, "policy": str(folder), **settings})
+        counters.pop("alpha", None)  # a steered alpha is among the settings, which may have been overridden
         agent.counters = counters
         return agent
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from rlgkd.agents.base import TextAlgorithm
 from rlgkd.agents.saving import agent_folder
 from rlgkd.agents.update import AtActions, Beside, of_each_action
-from rlgkd.errors import SettingError
+from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.ops.policy_loss import value_loss
 from rlgkd.ops.returns import gae
 from rlgkd.types import OWN
@@ -106,7 +107,8 @@ class PPO(TextAlgorithm):
             )
 
     def _value(self, states_NH: Tensor) -> Tensor:
-        values_N: Tensor = self.value_head(states_NH)[:, 0].float()
+        with torch.autocast(self.device.type, enabled=False):  # differences of values are small
+            values_N: Tensor = self.value_head(states_NH.float())[:, 0]
         return values_N
 
     def _step(self, advantages_BL: Tensor, beside: Beside | None = None) -> dict[str, float]:
@@ -133,5 +135,9 @@ class PPO(TextAlgorithm):
     ) -> Self:
         """As of `Reinforce`, and the value head."""
         agent = super().load(path, env, **settings)
-        agent.value_head.load_state_dict(load_file(agent_folder(path) / VALUE))
+        file = agent_folder(path) / VALUE
+        try:
+            agent.value_head.load_state_dict(load_file(file))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError("path", str(file), f"give a folder that save() wrote: {error}") from error
         return agent

@@ -38,7 +38,7 @@ def read_settings(folder: Path, agent: str, *, given: Collection[str]) -> tuple[
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")
-    there = {*settings, *given, *([TEACHER] if (folder / TEACHER).is_dir() else [])}
+    there = {*settings, *given, *([TEACHER] if settings.get("teacher_decay") is not None else [])}
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in there:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,37 +58,63 @@ def objective_at(settings: Mapping[str, Any], remaining: float) -> Objective:
     return Objective(**{name: value(remaining) if callable(value) else value for name, value in knobs.items()})
 
 
+def least_student_fraction(settings: Mapping[str, Any]) -> float:
+    """At any point of its schedule."""
+    return min(objective.student_fraction for objective in _along(settings))
+
+
+def _along(settings: Mapping[str, Any]) -> list[Objective]:
+    return [objective_at(settings, remaining) for remaining in np.linspace(1, 0, 101).tolist()]
+
+
 def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse what contradicts itself, at any point of the schedules."""
-    objectives = [objective_at(settings, remaining) for remaining in np.linspace(1, 0, 101).tolist()]
+    """Refuse what contradicts itself or would be ignored, at any point of the schedules."""
+    objectives = _along(settings)
     alphas = [objective.alpha for objective in objectives]
-    teacher, behaviour = settings["teacher"], settings["behaviour"]
+    fractions = [objective.student_fraction for objective in objectives]
+    teacher, behaviour, estimator = settings["teacher"], settings["behaviour"], settings["estimator"]
+    in_reward, target, decay = (
+        settings["combination"] == "in_reward", settings["divergence_target"], settings["teacher_decay"]
+    )  # fmt: skip
     if teacher is None and max(alphas) > 0 and not objectives[0].cross_entropy:
         raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
-    if min(alphas) < 1 or settings["combination"] == "in_reward":
+    if min(alphas) < 1 or in_reward:
         check_advantage(settings["advantage"], settings["prompts_per_update"], settings["group_size"])
-    weighed = min(alphas) < 1 or settings["horizon"] > 0 or settings["estimator"] != "exact"
-    if behaviour is not None and settings["policy_loss"] == "reinforce" and weighed:
-        remedy = "its texts need importance weights; set policy_loss to clipped_weight"
-        raise SettingError("behaviour", behaviour, remedy)
-    if settings["combination"] == "in_reward":
-        for name, needed in (
-            ("divergence", "reverse_kl"),
-            ("estimator", "sampled"),
-            ("horizon", 0),
-            ("behaviour", None),
-        ):
-            if settings[name] != needed:
-                raise SettingError(
-                    "combination", "in_reward", f"it charges the sampled reverse KL: set {name} to {needed}"
-                )
-    target, decay = settings["divergence_target"], settings["teacher_decay"]
     for name, value in (("divergence_target", target), ("alpha_rate", settings["alpha_rate"])):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SettingError(name, value, "give a number above 0")
-    if target is not None and (callable(settings["alpha"]) or not 0 < settings["alpha"] < 1):
-        raise SettingError("divergence_target", target, "it steers alpha: give alpha a number between 0 and 1")
     if decay is not None and not 0 <= decay <= 1:
         raise SettingError("teacher_decay", decay, "give a number in [0, 1]")
-    if decay is not None and teacher is None:
-        raise SettingError("teacher_decay", decay, "give a teacher; the student itself would do")
+
+    rewarded = min(alphas) < 1 or in_reward
+    weighed = rewarded or settings["horizon"] > 0 or estimator in ("sampled", "sampled_centred")
+    again = settings["epochs"] > 1
+    for name, unwanted, where, remedy in (
+        ("behaviour", behaviour is not None, max(fractions) == 0, "the student writes nothing; leave it out"),
+        ("behaviour", behaviour is not None, weighed and settings["policy_loss"] != "clipped_weight",
+         "its texts need importance weights; set policy_loss to clipped_weight"),
+        ("estimator", estimator in ("k2", "k3"), again or behaviour is not None,
+         "it has no importance weights; set epochs to 1 and leave behaviour out, or use sampled"),
+        ("epochs", again, weighed and settings["policy_loss"] == "reinforce",
+         "after the first step the texts are another policy's; set policy_loss to clipped, or epochs to 1"),
+        ("combination", in_reward, settings["divergence"] != "reverse_kl" or estimator != "sampled",
+         "it charges the sampled reverse KL: set divergence to reverse_kl and estimator to sampled"),
+        ("combination", in_reward, settings["horizon"] > 0 or behaviour is not None,
+         "it charges whole texts of the student's: leave out horizon and behaviour"),
+        ("divergence_target", target is not None, callable(settings["alpha"]) or not 0 < alphas[0] < 1,
+         "it steers alpha: give alpha a number between 0 and 1"),
+        ("divergence_target", target is not None, settings["mixture"] == "prompt",
+         "it is held on the student's own batches; set mixture to batch"),
+        ("alpha_rate", settings["alpha_rate"] != 0.1, target is None, "set divergence_target too"),
+        ("teacher_decay", decay is not None, teacher is None, "give a teacher; the student itself would do"),
+        ("teacher_decay", decay is not None, settings["teacher_texts"] is not None,
+         "the file would keep texts of teachers that are gone; leave one of them out"),
+        ("off_policy", settings["off_policy"] != "references", min(fractions) == 1, "set student_fraction below 1"),
+        ("mixture", settings["mixture"] != "batch", min(fractions) == 1, "set student_fraction below 1"),
+        ("drop_even_groups", settings["drop_even_groups"], not rewarded, "alpha is 1, so no reward counts"),
+        ("overlong_buffer", settings["overlong_buffer"], not rewarded, "alpha is 1, so no reward counts"),
+    ):  # fmt: skip
+        if unwanted and where:
+            raise SettingError(name, settings[name], remedy)
+    if estimator == "k3":
+        warnings.warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=4)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.decoding import Companion, OnStep
@@ -15,7 +18,6 @@ from rlgkd.rollout import references, rollout, written
 from rlgkd.types import Item, Source, Task, Trajectory
 
 OFF_POLICY = ("references", "teacher")
-MIXTURES = ("batch", "prompt")
 
 
 class Sources:
@@ -66,15 +68,18 @@ class Sources:
             companion=self.companion,
         )  # fmt: skip
 
-    def given(self, items: Sequence[Item], places: Sequence[int]) -> list[Trajectory]:
-        """One text for each item that is not the student's.
+    def given(self, items: Sequence[Item], places: Sequence[int], copies: int = 1) -> list[Trajectory]:
+        """Texts that are not the student's: for each item one, as often as it shall count.
 
-        A teacher without `teacher_texts` writes anew each time an item comes round.
+        A teacher without `teacher_texts` writes anew each time an item comes round, and so many different ones.
         """
-        if self.off_policy == "references" or self.teacher is None:
-            return references(self.student, self.task, items)
+        if self.off_policy == "teacher" and self.teacher is not None and self.texts is None:
+            return rollout(
+                self.teacher, self.task, items, group=copies, seed=self.seed, places=places, source=Source.TEACHER
+            )
+        items = [item for item in items for _ in range(copies)]
         if self.texts is None:
-            return rollout(self.teacher, self.task, items, seed=self.seed, places=places, source=Source.TEACHER)
+            return references(self.student, self.task, items)
         ids = self.texts.of([item.key for item in items], lambda rows: self._draw([items[row] for row in rows]))
         return written(self.student, self.task, items, ids, source=Source.TEACHER)
 
@@ -85,10 +90,13 @@ class Sources:
 
     def _about_teacher(self) -> dict[str, Any]:
         assert self.teacher is not None
-        name = self.teacher.module.config.name_or_path
+        weights = hashlib.sha256()
+        for parameter in self.teacher.module.parameters():
+            weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return {
-            "teacher": Path(name).name, "temperature": self.teacher.temperature, "task": self.task.name,
-            "max_new_tokens": self.task.max_new_tokens, "seed": self.seed,
+            "teacher": weights.hexdigest(), "temperature": self.teacher.temperature, "task": self.task.name,
+            "max_prompt_tokens": self.task.max_prompt_tokens, "max_new_tokens": self.task.max_new_tokens,
+            "seed": self.seed,
         }  # fmt: skip
 
 
@@ -120,7 +128,11 @@ class TeacherTexts:
                 "teacher_texts", str(path), f"it has a line that is no text ({error}); delete it"
             ) from error
         if found != about:
-            raise DataError("teacher_texts", str(path), f"it holds texts of {found}, not {about}; name another file")
+            other = next(name for name in about if found.get(name) != about[name])
+            remedy = (
+                f"its texts have {other} {found.get(other)!r}, these would have {about[other]!r}; name another file"
+            )
+            raise DataError("teacher_texts", str(path), remedy)
 
     def of(self, keys: Sequence[str], draw: Callable[[list[int]], list[list[int]]]) -> list[list[int]]:
         """The ids for each key; `draw` writes those of the numbers it is given, which are then in the file too."""

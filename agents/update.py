@@ -39,7 +39,7 @@ def accumulate_gradient(
 ) -> dict[str, float]:
     """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole batch.
 
-    The policy term applies to trajectories of the student's own, the divergence to all.
+    The policy term applies to trajectories that were sampled with the student (`OWN`), the divergence to all.
 
     Args:
         student: It gets the gradient.
@@ -113,7 +113,7 @@ def accumulate_gradient(
             if objective.horizon > 0 and objective.alpha > 0:
                 futures_N += own_N * _futures(records["divergence"], batch, objective.horizon)
             if objective.ratio == "sequence":  # the old policy from which each token's ratio is its sequence's
-                old_logp_N.copy_(records["logp"] - _row_means(records["logp"] - old_logp_N, row_N))
+                old_logp_N.copy_(records["logp"] - _row_means(records["logp"] - old_logp_N, batch))
         loss, records = fused_sum(student, student_states_NH, chunk_loss)
         if beside is not None:
             loss = loss + beside(student_states_NH, policy_N, at_actions)
@@ -153,11 +153,13 @@ def log_ratios(teacher: LanguageModel, trajectories: Sequence[Trajectory], token
     return ratio_BL
 
 
-def _row_means(values_N: Tensor, row_N: Tensor) -> Tensor:
+def _row_means(values_N: Tensor, batch: Batch) -> Tensor:
     """[N], for each action the mean over its row's."""
-    rows = int(row_N.max()) + 1
-    sums_R = values_N.new_zeros(rows).index_add(0, row_N, values_N)
-    return (sums_R / row_N.bincount(minlength=rows).clamp(min=1))[row_N]
+    mask_BT = batch.action_mask_BT[:, 1:]
+    values_BT = values_N.new_zeros(mask_BT.shape)
+    values_BT[mask_BT] = values_N
+    means_B = values_BT.sum(1) / mask_BT.sum(1).clamp(min=1)
+    return means_B[:, None].expand_as(values_BT)[mask_BT]
 
 
 def _futures(divergence_N: Tensor, batch: Batch, horizon: float) -> Tensor:

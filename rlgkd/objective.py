@@ -18,7 +18,7 @@ A is the advantage of the task reward, w and v the weights of the two reductions
     sampled_centred   sampled reverse KL with D_n as a baseline: the same mean with less variance (vOPD)
     k2                l^2 / 2, differentiated: in the mean it descends the reverse KL too
     k3                exp(-l) - 1 + l, differentiated: its *value* estimates the reverse KL, its gradient is the forward
-                      KL's; a warning says so
+                      KL's; the agents warn of it
 
 Their expected gradients are those of the exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean`
 the 1/L_y does, through the stop token. k1, l itself as a loss, has the expected gradient 0 and is refused. (Schulman
@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -102,8 +101,6 @@ class Objective:
             raise SettingError("estimator", "k1", "as a loss its expected gradient is 0; use sampled, or k2")
         if self.estimator not in ESTIMATORS:
             raise SettingError("estimator", self.estimator, f"choose one of {', '.join(ESTIMATORS)}")
-        if self.estimator == "k3":
-            warnings.warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=3)
         if not (math.isfinite(self.entropy_bonus) and self.entropy_bonus >= 0):
             raise SettingError("entropy_bonus", self.entropy_bonus, "give a number of 0 or more")
         if self.cross_entropy and self.student_fraction > 0:

@@ -49,13 +49,19 @@ def _recipes() -> Table:
     return table
 
 
-def _divergences() -> Table:
-    from rlgkd.ops import divergence
+def _functions() -> list[Table]:
+    """What is one function in a table of rlgkd.ops."""
+    from rlgkd.ops import behaviour, divergence, returns
 
-    table = Table("divergence", "definition", title="divergences")
-    for name in divergence.names():
-        table.add_row(name, (divergence.DIVERGENCES[name].__doc__ or "").splitlines()[0])
-    return table
+    tables = []
+    known = {
+        "divergences": divergence.DIVERGENCES, "advantages": returns.ADVANTAGES, "behaviours": behaviour.BEHAVIOURS
+    }  # fmt: skip
+    for kind, functions in known.items():
+        tables.append(Table("name", "definition", title=kind))
+        for name, function in functions.items():
+            tables[-1].add_row(name, (function.__doc__ or "").splitlines()[0])
+    return tables
 
 
 def _rewards() -> Table:
@@ -80,7 +86,9 @@ def _models() -> Table:
 KINDS: dict[str, Callable[[], Table]] = {
     "envs": _envs,
     "recipes": _recipes,
-    "divergences": _divergences,
+    "divergences": lambda: _functions()[0],
+    "advantages": lambda: _functions()[1],
+    "behaviours": lambda: _functions()[2],
     "rewards": _rewards,
     "models": _models,
 }

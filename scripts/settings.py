@@ -82,7 +82,7 @@ class RunSettings(BaseModel):
     value_clip: float | None = Field(0.2, ge=0, description="of PPO: how far a value may move; null lets it go")
     normalise_advantages: bool = Field(True, description="of PPO: bring the batch's to mean 0 and deviation 1")
     temperature: float = Field(1.0, gt=0, description="of the student, in sampling and scoring")
-    teacher_temperature: float = Field(1.0, gt=0, description="of the teacher, in scoring")
+    teacher_temperature: float = Field(1.0, gt=0, description="of the teacher, in scoring and writing")
     prompts_per_update: int = Field(16, ge=1, description="prompts of one update")
     group_size: int = Field(4, ge=1, description="samples of each prompt")
     epochs: int = Field(1, ge=1, description="steps of the optimizer on each rollout")
@@ -170,6 +170,11 @@ def check(values: dict[str, Any]) -> RunSettings:
     for field in OF_PPO:
         if settings.agent != "PPO" and getattr(settings, field) != RunSettings.model_fields[field].default:
             raise SettingError(field, getattr(settings, field), f"{settings.agent} does not take it; set agent to PPO")
+    for name in ("alpha", "student_fraction"):
+        if getattr(settings, f"{name}_shape") != "linear" and getattr(settings, f"{name}_end") is None:
+            raise SettingError(
+                f"{name}_shape", getattr(settings, f"{name}_shape"), f"say where it goes, with {name}_end"
+            )
     if settings.alpha_end is not None and settings.alpha is None:
         raise SettingError("alpha_end", settings.alpha_end, "say where it begins, with alpha")
     return settings

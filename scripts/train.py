@@ -101,10 +101,12 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {"split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.seed}
+    # All is measured against the teacher of the beginning, wherever training has been or will move it.
     student = copy.deepcopy(agent.student) if (out / CHECKPOINTS).exists() else agent.student
+    teacher = copy.deepcopy(agent.teacher) if "teacher" in agent.parts else agent.teacher
     _rewind(agent, out)
-    before = evaluate(student, agent.teacher, agent.task, **scored)
-    taught = evaluate(agent.teacher, agent.teacher, agent.task, **scored) if agent.teacher else None
+    before = evaluate(student, teacher, agent.task, **scored)
+    taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
@@ -118,7 +120,7 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
             agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
         events.close()
 
-    after = evaluate(agent.student, agent.teacher, agent.task, **scored)
+    after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     _save_model(agent, out / "model")

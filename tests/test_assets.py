@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rlgkd.envs.grounded.env import grounded_summary
+from rlgkd.envs.grounded.env import CLASSIFIER, Entailment, grounded_summary
+from rlgkd.envs.grounded.pairs import pair
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import LanguageModel, load, load_tokenizer
 from rlgkd.lm.loading import ASSETS
@@ -25,6 +27,13 @@ def test_the_teacher_tells_the_truth_and_the_student_clearly_less_often() -> Non
 def test_the_student_is_about_a_tenth_of_the_teacher() -> None:
     sizes = [load(f"embedded:grounded-{role}").num_parameters() for role in ("student", "teacher")]
     assert sizes[0] < sizes[1] / 8
+
+
+def test_the_classifier_tells_near_misses_from_true_sentences() -> None:
+    pairs = [pair("test", 5, index) for index in range(2000)]
+    probabilities = Entailment(CLASSIFIER)([p.premise for p in pairs], [p.hypothesis for p in pairs])
+    right = [(probability > 0.5) == p.entailed for probability, p in zip(probabilities, pairs, strict=True)]
+    assert np.mean(right) >= 0.97
 
 
 def test_all_weights_together_stay_under_20_megabytes_and_each_model_has_a_card() -> None:

@@ -313,8 +313,7 @@ def test_k2_descends_the_reverse_kl_k3_the_forward_kl_and_k1_nothing_at_all():
     )
     k2 = expected_gradient(Objective(**settings, estimator="k2"), student, teacher)
     torch.testing.assert_close(k2, reverse, atol=1e-6, rtol=1e-6)
-    with pytest.warns(UserWarning, match="forward KL"):
-        k3 = expected_gradient(Objective(**settings, estimator="k3"), student, teacher)
+    k3 = expected_gradient(Objective(**settings, estimator="k3"), student, teacher)
     torch.testing.assert_close(k3, forward, atol=1e-6, rtol=1e-6)
     assert (reverse - forward).abs().max() > 1e-2
     # k1 as a loss is the score with a weight of one: what RL at a reward of 1 everywhere descends.

@@ -4,7 +4,8 @@ A text sampled from one of these is not on-policy, but its log-probabilities und
 importance weight can tell the student's own from it (rlgkd.ops.policy_loss).
 
 To add a behaviour: write one function (teacher_logits, student_logits) -> log-probabilities here and name it in
-`BEHAVIOURS` at the bottom; its settings are its keyword-only arguments.
+`BEHAVIOURS` at the bottom; its settings are its keyword-only arguments, by names that the agents have
+(`teacher_share`, `kept_top_k`).
 """
 
 from collections.abc import Callable

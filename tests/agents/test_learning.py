@@ -79,7 +79,9 @@ def test_rloo_is_reinforce_with_the_leave_one_out_baseline():
 def test_a_clipped_ratio_matters_only_where_a_rollout_is_used_again():
     once, twice = ({"epochs": n, "clip_low": 1e-3, "clip_high": 1e-3} for n in (1, 2))
     torch.testing.assert_close(weights_after(GRPO, **once), weights_after(GRPO, policy_loss="reinforce", epochs=1))
-    assert not same(weights_after(GRPO, **twice), weights_after(GRPO, policy_loss="reinforce", epochs=2))
+    assert not same(weights_after(GRPO, **twice), weights_after(GRPO, epochs=2, clip_low=1.0, clip_high=1e9))
+    with pytest.raises(SettingError, match="epochs: 2"):
+        weights_after(GRPO, policy_loss="reinforce", epochs=2)
 
 
 @pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "token_mean", "constant"])

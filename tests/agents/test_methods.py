@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -14,8 +15,8 @@ from stable_baselines3.common.logger import Logger
 from rlgkd import checkpoint
 from rlgkd.agents import GRPO, PPO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
-from rlgkd.errors import ModelError, SettingError
-from rlgkd.types import Batch
+from rlgkd.errors import CheckpointError, ModelError, SettingError
+from rlgkd.types import Batch, Score
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 
@@ -95,6 +96,14 @@ def test_ppo_refuses_what_it_cannot_do_by_name(settings, field):
     assert error.value.field == field
 
 
+def test_a_folder_without_a_value_head_is_refused(tmp_path):
+    agent = ppo()
+    agent.save(tmp_path / "agent")
+    (tmp_path / "agent" / "value.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=r"value\.safetensors"):
+        PPO.load(tmp_path / "agent", env=environment())
+
+
 def test_an_even_group_is_dropped_from_the_mean_only_where_that_is_asked():
     agents = [
         GRPO(student(), environment(), alpha=0.0, prompts_per_update=8, group_size=2, drop_even_groups=drop)
@@ -108,6 +117,21 @@ def test_an_even_group_is_dropped_from_the_mean_only_where_that_is_asked():
     assert 0 < even_P.sum() < 16
     assert torch.equal(dropped.isnan(), even_P) and torch.equal(kept[~even_P], dropped[~even_P])
     assert not kept[even_P].any()
+
+
+def test_evenness_is_of_what_was_earned_by_those_that_did_not_fail():
+    agent = GRPO(
+        student(), environment(max_new_tokens=3), alpha=0.0, prompts_per_update=1, group_size=3, drop_even_groups=True,
+        overlong_buffer=3,
+    )  # fmt: skip
+    agent.train = lambda: None
+    agent.learn(1)
+    for rewards, even in (((1.0, math.nan, 1.0), True), ((1.0, 0.0, math.nan), False), ((math.nan,) * 3, True)):
+        agent.trajectories = [
+            dataclasses.replace(t, score=Score(reward=reward))
+            for t, reward in zip(agent.trajectories, rewards, strict=True)
+        ]
+        assert bool(agent.advantages().isnan().all()) == even
 
 
 def test_a_batch_of_even_groups_changes_nothing():
@@ -163,6 +187,8 @@ def test_alpha_is_steered_until_the_divergence_is_what_was_asked(target):
     assert agent.counters["alpha"] == agent.settings["alpha"] and agent.counters["alpha"] == pytest.approx(
         alphas[-1], abs=0.02
     )
+    with pytest.warns(UserWarning, match="forward KL"):
+        Reinforce(student(), environment(), teacher=teacher, estimator="k3")
     with pytest.raises(SettingError, match="divergence_target"):
         Reinforce(student(), environment(), teacher=teacher, alpha=1.0, divergence_target=0.1)
 
@@ -193,6 +219,13 @@ def test_the_anchor_can_follow_the_student_slowly(tmp_path):
     assert set(agent.modules.state_dict()) == {
         f"{part}.{name}" for part in ("student", "teacher") for name in module.state_dict()
     }
+    plain = Reinforce(student(), environment(), teacher=student(1), alpha=0.1)
+    plain.save(tmp_path / "agent")  # no teacher of an earlier agent stays behind
+    assert not (tmp_path / "agent" / "teacher").exists()
+    lent = student(1)
+    before = lent.lm_head.weight.clone()
+    Reinforce(student(), environment(), teacher=lent, alpha=0.1, teacher_decay=0.5, learning_rate=1e-2).learn(100)
+    assert torch.equal(lent.lm_head.weight, before)
     with pytest.raises(ModelError, match="shape"):
         Distill(student(), environment(), teacher=tiny.model(vocabulary=4, layers=1), teacher_decay=0.9)
 
@@ -228,3 +261,29 @@ def test_a_divergence_in_the_reward_charges_each_token_for_its_log_ratio(algorit
         assert agent.advantages()[0, 0].item() == pytest.approx(slow.item(), abs=1e-5)
     with pytest.raises(SettingError, match="combination"):
         algorithm(student(), environment(), teacher=teacher, alpha=0.3, combination="in_reward")
+
+
+def test_a_steered_alpha_can_be_overridden_on_load(tmp_path):
+    agent = Reinforce(student(), environment(), teacher=student(1), alpha=0.5, divergence_target=0.01, alpha_rate=0.3)
+    agent.learn(200)
+    agent.save(tmp_path / "agent")
+    again = Reinforce.load(tmp_path / "agent", env=environment(), teacher=student(1))
+    assert again.settings["alpha"] == agent.settings["alpha"] > 0.5
+    fixed = Reinforce.load(
+        tmp_path / "agent", env=environment(), teacher=student(1), alpha=0.2, divergence_target=None, alpha_rate=0.1
+    )
+    assert fixed.settings["alpha"] == 0.2
+
+
+def test_in_bfloat16_the_ratio_of_a_policy_that_has_not_moved_is_one():
+    agent = GRPO(
+        tiny.model(vocabulary=4, scale=0.5), environment(max_new_tokens=16), alpha=0.0, precision="bfloat16",
+        ratio="sequence", group_size=8,
+    )  # fmt: skip
+    agent._step = lambda advantages_BL: {}
+    agent.learn(1)
+    batch = Batch.collate(agent.trajectories, pad=0)
+    with torch.no_grad(), agent.autocast():
+        logp_NV = agent.student.logits(agent.student.states(batch)).log_softmax(-1)
+    logp_N = logp_NV.gather(1, agent.student.actions(batch)[:, None])[:, 0]
+    torch.testing.assert_close(batch.logp_BT[batch.action_mask_BT], logp_N, atol=5e-3, rtol=0)

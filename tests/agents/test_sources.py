@@ -51,7 +51,8 @@ def test_the_coin_can_be_thrown_for_each_prompt():
     assert any(Source.DATA in s and Source.STUDENT in s for s in shares)
     prompts = [sum(source is Source.STUDENT for source in s) / 2 for s in shares]
     assert 0.4 < np.mean(prompts) / 4 < 0.6
-    assert all(len(s) == 2 * own + (4 - own) for s, own in zip(shares, prompts, strict=True))
+    # A prompt weighs the same whoever wrote for it, so that the shares are those of the coin.
+    assert all(len(s) == 8 for s in shares)
 
 
 def test_a_mixed_batch_trains_the_policy_term_on_the_students_texts_alone():
@@ -69,6 +70,13 @@ def test_the_share_of_the_students_texts_follows_its_schedule():
     some.train = lambda: share.append(some.objective.student_fraction)
     some.learn(800)
     assert share[0] == 0.0 and share == sorted(share) and share[-1] > 0.9
+
+
+def test_a_schedule_that_comes_to_data_needs_references_from_the_start():
+    settings = {"teacher": tiny.model(vocabulary=4, seed=1), "student_fraction": between("linear", 1.0, 0.5)}
+    env = TextVecEnv(tiny.WordTask(TOKENIZER, lambda text: 0.0), num_envs=2)
+    with pytest.raises(DataError, match="reference"):
+        Distill(tiny.model(vocabulary=4), env, **settings)
 
 
 def test_a_live_teacher_writes_anew_and_its_texts_are_its_own():
@@ -97,8 +105,9 @@ def test_a_teachers_texts_are_drawn_once_and_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr("rlgkd.agents.sources.rollout", refuse)
     assert sampled(agent(**settings)) == first
-    with pytest.raises(DataError, match="teacher_texts"):
-        agent(**settings, teacher_temperature=0.5)
+    for other in ({"teacher_temperature": 0.5}, {"teacher": tiny.model(vocabulary=4, seed=2)}):
+        with pytest.raises(DataError, match="teacher_texts"):
+            agent(**settings, **other)
     file.write_text(file.read_text() + "{no text\n")
     with pytest.raises(DataError, match="teacher_texts"):
         agent(**settings)
@@ -144,8 +153,32 @@ def test_a_teacher_without_a_share_leaves_the_students_texts_as_they_are():
         ({"behaviour": "teacher_mixed", "kept_top_k": 3}, "kept_top_k"),
         ({"behaviour": "teacher_mixed", "horizon": 1.0}, "behaviour"),
         ({"mixture": "token"}, "mixture"),
-        ({"algorithm": GRPO, "alpha": 0.0, "teacher": None, "behaviour": "interleaved"}, "behaviour"),
-        ({"algorithm": GRPO, "alpha": 0.0, "teacher": None, "off_policy": "teacher"}, "off_policy"),
+        ({"mixture": "prompt"}, "mixture"),
+        ({"off_policy": "teacher"}, "off_policy"),
+        ({"behaviour": "interleaved", "student_fraction": 0.0}, "behaviour"),
+        ({"behaviour": "teacher_mixed", "estimator": "k2", "policy_loss": "clipped_weight"}, "estimator"),
+        ({"algorithm": GRPO, "behaviour": "teacher_mixed"}, "behaviour"),
+        (
+            {"teacher_decay": 0.9, "off_policy": "teacher", "student_fraction": 0.5, "teacher_texts": "x"},
+            "teacher_decay",
+        ),
+        (
+            {"mixture": "prompt", "student_fraction": 0.5, "algorithm": GRPO, "divergence_target": 0.1},
+            "divergence_target",
+        ),
+        ({"drop_even_groups": True}, "drop_even_groups"),
+        ({"overlong_buffer": 1}, "overlong_buffer"),
+        ({"alpha_rate": 0.2}, "alpha_rate"),
+        (
+            {
+                "algorithm": GRPO,
+                "alpha": 0.0,
+                "teacher": None,
+                "behaviour": "interleaved",
+                "policy_loss": "clipped_weight",
+            },
+            "behaviour",
+        ),
     ],
 )
 def test_settings_that_do_not_work_together_are_refused_by_name(settings, field):

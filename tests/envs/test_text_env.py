@@ -256,6 +256,15 @@ def test_the_embedded_environments_pass_both_checkers(name: str) -> None:
     sb3_checker.check_env(gym.make(f"rlgkd/{name}-v0").unwrapped)
 
 
+def test_grounded_summary_rewards_its_references_more_than_the_references_of_others() -> None:
+    env = gym.make("rlgkd/GroundedSummary-v0").unwrapped
+    assert isinstance(env, TextGenerationEnv)
+    items = [env.task.item("test", 0, index) for index in range(16)]
+    own = [score.reward for score in env.task.score(items, [item.reference for item in items])]
+    others = [score.reward for score in env.task.score(items, [item.reference for item in items[1:] + items[:1]])]
+    assert np.mean(own) > np.mean(others) + 0.3
+
+
 def test_grounded_summarys_references_fit_its_limits_and_satisfy_its_oracle() -> None:
     vec = gym.make_vec("rlgkd/GroundedSummary-v0", num_envs=2)
     assert isinstance(vec, TextVectorEnv)
