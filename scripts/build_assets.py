@@ -107,8 +107,8 @@ def build_classifier(out: Path, scale: float) -> None:
     Losses, each a layer above the other: the body goes on predicting true sentences (of any event, not the main one
     alone); the first new layer tells of every token whether the body expected it; the second gathers what was not
     expected into a verdict on the sentence so far, which is read at the end token. The verdict alone teaches nothing,
-    and neither does the one wrong token of a false sentence: comparing is learnt from a random token tried in the
-    place of every true one.
+    and neither does the one wrong token of a false sentence: comparing is learnt from another token tried in the
+    place of every true one, and from how likely the body finds it.
     """
     began = time.perf_counter()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "grounded-teacher")

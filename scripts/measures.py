@@ -66,7 +66,12 @@ METRICS: Final = {
         Metric(key="truth", label="Truth", better=1, share=True, note="judged true by the exact oracle"),
         Metric(key="parsable", label="Parsable", better=1, share=True, note="the oracle can read it"),
         Metric(key="coverage", label="Coverage", better=1, share=True, note="share of the main facts told"),
+        Metric(key="exact", label="Exact", better=1, share=True, note="the reference, word for word"),
+        Metric(key="steps", label="Steps", better=1, share=True, note="written steps whose result is right"),
         Metric(key="rouge2", label="ROUGE-2", better=1, note="overlap with the reference, 0 to 1"),
+        Metric(key="chrf", label="chrF", better=1, note="characters shared with the reference, 0 to 1"),
+        Metric(key="sentence", label="Sentence", better=1, share=True, note="one line that ends in a full stop"),
+        Metric(key="copied", label="Copied", share=True, note="word pairs that stand in the prompt"),
         Metric(
             key="reverse_kl", label="Reverse KL", better=-1, unit="nats/token", relative=True,
             note="student to teacher, on the student's texts",
