@@ -42,6 +42,9 @@ def resolve(
             raise SettingError(name, settings[name], f"{agent} fixes it at {fixed}; leave it out")
     own = {**defaults, **preset}
     settings |= {name: value for name, value in own.items() if settings[name] is None}
+    rate = settings["learning_rate"]
+    if not callable(rate) and not (math.isfinite(rate) and rate > 0):
+        raise SettingError("learning_rate", rate, "give a number above 0, or a schedule")
     for name in ("prompts_per_update", "group_size", "epochs", "token_budget"):
         if settings[name] < 1:
             raise SettingError(name, settings[name], "give 1 or more")

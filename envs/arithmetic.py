@@ -80,7 +80,7 @@ def problem(rng: random.Random, steps: int) -> Problem:
 
 
 def arithmetic(
-    *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 96, max_prompt_tokens: int = 192
+    *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 96, max_prompt_tokens: int = 160
 ) -> TextTask:
     """The task behind `rlgkd/Arithmetic-v0`; a problem has 1 to `steps` steps, in [1, 8].
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import math
 import signal
 import threading
@@ -26,6 +27,7 @@ Reward = Callable[..., Any]
 batch, that returns a number or a Score for each; or of `prompt`, `completion`, `reference`, `item` (and columns), that
 returns one. It may be `async`."""
 
+_log = logging.getLogger(__name__)
 SINGULAR = {"prompt": "prompts", "completion": "completions", "reference": "references", "item": "items"}
 FEWEST = 50
 """Samples before a share of failures is one."""
@@ -76,7 +78,7 @@ class Grader:
             why = "it returned NaN" if self._first is None else f"{type(self._first).__name__}: {self._first}"
             raise RewardError(
                 "reward", f"{self.failed} of {self.scored} samples failed",
-                f"mend it, or raise max_failed_rewards; the first failure: {why}",
+                f"mend it, or raise the environment's max_failed_rewards; the first failure: {why}",
             ) from self._first  # fmt: skip
         return scores
 
@@ -134,7 +136,9 @@ class Grader:
         return list(await asyncio.gather(*map(one, calls)))
 
     def _failure(self, error: Exception, size: int) -> list[Score]:
-        self._first = self._first or error
+        if self._first is None:
+            _log.warning("the reward failed, and its samples are left out: %s: %s", type(error).__name__, error)
+            self._first = error
         return [Score(reward=math.nan)] * size
 
 

@@ -148,9 +148,14 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
         if not equals:
             raise SettingError("argument", override, "write overrides as key=value")
         try:
-            values[key] = yaml.safe_load(text) if text else ""
+            value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
             raise SettingError(key, text, f"it is no YAML value: {_one_line(error)}") from error
+        if key.startswith("env_settings."):
+            inner = values.get("env_settings") or {}
+            values["env_settings"] = {**inner, key.removeprefix("env_settings."): value}
+        else:
+            values[key] = value
     return check(values)
 
 

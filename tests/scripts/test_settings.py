@@ -48,3 +48,8 @@ def test_the_learning_rate_rises_and_then_falls_to_its_end() -> None:
 
 def test_a_teacher_left_empty_is_an_empty_name() -> None:
     assert read("quickstart", ["agent=Reinforce", "teacher=''", "alpha=0"]).agent_settings()["teacher"] is None
+
+
+def test_a_setting_of_the_environment_is_given_behind_its_name() -> None:
+    settings = read("quickstart", ["env_settings.max_new_tokens=24", "env_settings.device=cpu"])
+    assert settings.env_settings == {"max_new_tokens": 24, "device": "cpu"}

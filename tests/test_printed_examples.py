@@ -1,5 +1,6 @@
-"""The worked example of CONTRIBUTING.md, as printed."""
+"""The examples of README.md and CONTRIBUTING.md, as printed."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -8,7 +9,19 @@ import torch
 
 from rlgkd.ops import behaviour, divergence, returns
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parent.parent
+
+
+def examples(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own_in_ten_lines_does_what_the_readme_says(capsys):
+    first, *_ = examples("README.md")
+    exec(compile(first, "README.md", "exec"), {})
+    (written,) = ast.literal_eval(capsys.readouterr().out.strip())
+    assert written.startswith("Hugo Norberg") and len(written.split()) <= 7  # of 13 before
 
 
 @pytest.fixture
@@ -23,7 +36,7 @@ def tables():
 
 @pytest.mark.slow
 def test_the_worked_example_trains(tables):
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (example,) = examples("CONTRIBUTING.md")
     names: dict[str, object] = {}
     exec(compile(example, "CONTRIBUTING.md", "exec"), names)
     agent = names["agent"]
