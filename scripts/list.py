@@ -36,16 +36,20 @@ def _recipes() -> Table:
     from rlgkd import agents
 
     columns = ("agent", "alpha", "divergence", "student_fraction", "estimator", "horizon", "advantage", "policy_loss")
-    table = Table("recipe", *columns, "what", title="recipes")
+    table = Table("recipe", "what it is, and where it stands", title="recipes", show_lines=True)
     for name in recipe_names():
-        settings, text = read(name), (RECIPES / f"{name}.yaml").read_text()
+        settings, lines = read(name), (RECIPES / f"{name}.yaml").read_text().splitlines()
+        text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
         agent = getattr(agents, settings.agent)
         own = {**agent.defaults, **agent.preset}
         values = {column: getattr(settings, column) for column in columns}
         row = {column: own.get(column) if value is None else value for column, value in values.items()}
         if settings.alpha_end is not None:
             row["alpha"] = f"{settings.alpha} to {settings.alpha_end}"
-        table.add_row(name, *map(str, row.values()), text.splitlines()[0].lstrip("# "))
+        if settings.student_fraction_end is not None:
+            row["student_fraction"] = f"{settings.student_fraction} to {settings.student_fraction_end}"
+        place = ", ".join(f"{column} {value}" for column, value in row.items())
+        table.add_row(name, f"{text.partition(' Deviates')[0]}\n[dim]{place}[/dim]")
     return table
 
 
