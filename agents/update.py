@@ -153,20 +153,24 @@ def log_ratios(teacher: LanguageModel, trajectories: Sequence[Trajectory], token
     return ratio_BL
 
 
-def _row_means(values_N: Tensor, batch: Batch) -> Tensor:
-    """[N], for each action the mean over its row's."""
+def _grid(values_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[B, T], the actions' values where they stand and 0 elsewhere, and the mask of where that is."""
     mask_BT = batch.action_mask_BT[:, 1:]
     values_BT = values_N.new_zeros(mask_BT.shape)
     values_BT[mask_BT] = values_N
+    return values_BT, mask_BT
+
+
+def _row_means(values_N: Tensor, batch: Batch) -> Tensor:
+    """[N], for each action the mean over its row's."""
+    values_BT, mask_BT = _grid(values_N, batch)
     means_B = values_BT.sum(1) / mask_BT.sum(1).clamp(min=1)
     return means_B[:, None].expand_as(values_BT)[mask_BT]
 
 
 def _futures(divergence_N: Tensor, batch: Batch, horizon: float) -> Tensor:
     """F_n = sum_{m>n} gamma^(m-n) D_m within each row, [N]."""
-    mask_BT = batch.action_mask_BT[:, 1:]
-    divergence_BT = divergence_N.new_zeros(mask_BT.shape)
-    divergence_BT[mask_BT] = divergence_N
+    divergence_BT, mask_BT = _grid(divergence_N, batch)
     return (discounted_returns(divergence_BT, horizon, mask_BT) - divergence_BT)[mask_BT]
 
 

@@ -188,7 +188,7 @@ class Objective:
 
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, if it is known, `divergence`.
         """
-        student_logp_N = _logp(student_logits_NV, actions_N)
+        student_logp_N = policy_loss.log_probability(student_logits_NV, actions_N)
         entropy_N = policy_loss.entropy(student_logits_NV if self.entropy_bonus else student_logits_NV.detach())
         record = {"logp": student_logp_N, "entropy": entropy_N}
         loss = student_logp_N.new_zeros(())
@@ -220,7 +220,7 @@ class Objective:
         if self.cross_entropy:  # without a teacher, less the entropy of whoever wrote the texts
             cross_N = -student_logp_N
             if teacher_logits_NV is not None:
-                cross_N = _logp(teacher_logits_NV, actions_N) - student_logp_N
+                cross_N = policy_loss.log_probability(teacher_logits_NV, actions_N) - student_logp_N
             return cross_N.detach(), cross_N
         assert teacher_logits_NV is not None
         if self.estimator == "exact":
@@ -228,7 +228,7 @@ class Objective:
             logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
             divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
             return divergence_N, divergence_N
-        log_ratio_N = student_logp_N - _logp(teacher_logits_NV, actions_N)
+        log_ratio_N = student_logp_N - policy_loss.log_probability(teacher_logits_NV, actions_N)
         cost_N = log_ratio_N.detach()
         if self.estimator == "k2":
             return cost_N, 0.5 * log_ratio_N.square()
@@ -238,9 +238,3 @@ class Objective:
             return cost_N, self.surrogate(student_logp_N, old_logp_N, -cost_N)
         divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())
         return divergence_N, self.surrogate(student_logp_N, old_logp_N, divergence_N - cost_N)
-
-
-def _logp(logits_NV: Tensor, actions_N: Tensor) -> Tensor:
-    """log p(y_n), [N], without a second [N, V]."""
-    chosen_N = logits_NV.gather(-1, actions_N[:, None])[:, 0]
-    return chosen_N - torch.logsumexp(logits_NV, -1)

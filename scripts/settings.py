@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -109,17 +109,19 @@ class RunSettings(BaseModel):
 
     def agent_settings(self) -> dict[str, Any]:
         """What the agent's constructor takes, beside the environment."""
-        alpha: float | Schedule | None = self.alpha
-        if self.alpha is not None and self.alpha_end is not None:
-            alpha = between(self.alpha_shape, self.alpha, self.alpha_end)
-        fraction: float | Schedule = self.student_fraction
-        if self.student_fraction_end is not None:
-            fraction = between(self.student_fraction_shape, self.student_fraction, self.student_fraction_end)
         others = OF_THE_RUN if self.agent == "PPO" else OF_THE_RUN.union(OF_PPO)
         return {
             **self.model_dump(exclude=others), "policy": self.student, "teacher": self.teacher or None,
-            "alpha": alpha, "student_fraction": fraction, "learning_rate": self.schedule,
+            "alpha": self._way("alpha"), "student_fraction": self._way("student_fraction"),
+            "learning_rate": self.schedule,
         }  # fmt: skip
+
+    def _way(self, name: str) -> float | Schedule | None:
+        """A setting as it is, or its schedule where it has an end."""
+        start, end = getattr(self, name), getattr(self, f"{name}_end")
+        if start is None or end is None:
+            return cast(float | None, start)
+        return between(getattr(self, f"{name}_shape"), start, end)
 
 
 def recipe_names() -> list[str]:

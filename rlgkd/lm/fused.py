@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.policy_loss import log_probability
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at a time: 64 MiB in float32 per tensor of a chunk."""
@@ -42,9 +43,8 @@ def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tenso
     chunk = max(1, CHUNK_ELEMENTS // lm.vocabulary)
     parts = []
     for start in range(0, len(states_NH), chunk):
-        logits_NV = lm.logits(states_NH[start : start + chunk])
-        chosen_N = logits_NV.gather(-1, actions_N[start : start + chunk, None])[:, 0]
-        parts.append(chosen_N - logits_NV.logsumexp(-1))
+        which = slice(start, start + chunk)
+        parts.append(log_probability(lm.logits(states_NH[which]), actions_N[which]))
     return torch.cat(parts)
 
 

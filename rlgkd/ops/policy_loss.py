@@ -130,6 +130,17 @@ def _ratio(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, high: float)
     return (logp_N - old_logp_N.detach()).clamp(max=80.0).exp()  # an infinite one would make NaN of an advantage of 0
 
 
+def log_probability(logits_NV: Tensor, action_N: Tensor) -> Tensor:
+    """log p(y_n), [N] in nats, of the chosen tokens [N], without a second [N, V].
+
+    Example:
+        >>> round(log_probability(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp().item(), 4)
+        0.5
+    """
+    chosen_N = logits_NV.gather(-1, action_N[:, None])[:, 0]
+    return chosen_N - torch.logsumexp(logits_NV, -1)
+
+
 def entropy(logits: Tensor) -> Tensor:
     """H(pi) = -sum_v pi log pi, with dH/dlogits_V = -pi (log pi + H).
 
