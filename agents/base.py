@@ -545,5 +545,8 @@ class _Unscored:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+    def reply(self, item: Item, turns: Sequence[str]) -> None:
+        return None
+
+    def score(self, items: Sequence[Item], completions: Sequence[str], **more: Any) -> list[Score]:
         return [Score(reward=float("nan")) for _ in completions]

@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item, Score
 
 Reward = Callable[..., Any]
 """A function of any of `prompts`, `completions`, `references`, `items` and the data's columns, each a list over the
-batch, that returns a number or a Score for each; or of `prompt`, `completion`, `reference`, `item` (and columns), that
-returns one. It may be `async`."""
+batch, that returns a number or a Score for each (or a list of numbers: of each action, which `tokens` shows as text);
+or of `prompt`, `completion`, `reference`, `item` (and columns), that returns one. It may be `async`."""
 
 _log = logging.getLogger(__name__)
 SINGULAR = {"prompt": "prompts", "completion": "completions", "reference": "references", "item": "items"}
@@ -57,15 +59,19 @@ class Grader:
         self.seconds = 0.0
         self._first: Exception | None = None
 
-    def __call__(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
-        """One Score for each completion; NaN where the reward failed.
+    def asks_for(self, name: str) -> bool:
+        """Whether the reward has an argument of that name."""
+        return name in inspect.signature(self.reward).parameters
+
+    def __call__(self, items: Sequence[Item], completions: Sequence[str], **more: Sequence[Any]) -> list[Score]:
+        """One Score for each completion; NaN where the reward failed. `more` are further arguments it may ask for.
 
         Raises: SettingError for an argument that there is not; RewardError where too many have failed.
         """
         if not completions:
             return []
         began = time.perf_counter()
-        arguments, single = self._arguments(items, completions)
+        arguments, single = self._arguments(items, completions, more)
         if single:
             rows = [{name: values[row] for name, values in arguments.items()} for row in range(len(completions))]
             scores = [score for (score,) in self._call(rows, 1)]
@@ -82,7 +88,9 @@ class Grader:
             ) from self._first  # fmt: skip
         return scores
 
-    def _arguments(self, items: Sequence[Item], completions: Sequence[str]) -> tuple[dict[str, list[Any]], bool]:
+    def _arguments(
+        self, items: Sequence[Item], completions: Sequence[str], more: Mapping[str, Sequence[Any]]
+    ) -> tuple[dict[str, list[Any]], bool]:
         """What the reward asks for by name, as lists over the batch, and whether it asks for single samples.
 
         A reward that takes **kwargs gets all there is; defaults stand in for what there is not.
@@ -95,6 +103,7 @@ class Grader:
             },
             "prompts": [item.prompt for item in items], "completions": list(completions),
             "references": [item.reference for item in items], "items": list(items),
+            **{name: list(values) for name, values in more.items()},
         }  # fmt: skip
         parameters = inspect.signature(self.reward).parameters.values()
         named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -161,13 +170,22 @@ def _scores(returned: Any, size: int) -> list[Score]:
         returned = [returned]
     if isinstance(returned, str | bytes | Mapping):
         raise TypeError(f"return numbers or Scores, not {type(returned).__name__}")
-    values = [value if isinstance(value, Score) else Score(reward=_number(value)) for value in returned]
+    values = [value if isinstance(value, Score) else _score(value) for value in returned]
     if len(values) != size:
         raise ValueError(f"it returned {len(values)} values for {size} completions")
     for score in values:
         if math.isinf(score.reward):
             raise ValueError("it returned an infinite reward")
+        if score.steps is not None and not math.isclose(sum(score.steps), score.reward, rel_tol=1e-4, abs_tol=1e-6):
+            raise ValueError(f"its steps sum to {sum(score.steps)}, and its reward is {score.reward}")
     return values
+
+
+def _score(value: Any) -> Score:
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):  # of each action
+        steps = tuple(map(_number, value))
+        return Score(reward=sum(steps), steps=steps)
+    return Score(reward=_number(value))
 
 
 def _number(value: Any) -> float:

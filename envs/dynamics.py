@@ -2,25 +2,42 @@
 
 The scalar environment is one row, the vector environments are many; none holds a rule of its own. An observation is
 the tokens so far, padded on the right with `PAD` (-1, which is no token, so an end token that doubles as padding
-stays visible). An episode ends when the end token is written or the length limit reached; both are terminations: the
-text is scored as it stands and nothing is bootstrapped.
+stays visible). A turn ends when the end token is written; where the task then answers, its tokens stand in the next
+observation and the policy's next turn begins behind them, else the episode is over.
+
+How the length limit ends an episode is the task's `at_limit`: `terminate` scores the text as it stands, and nothing is
+to be bootstrapped; `truncate` cuts it off unscored: the reward is 0 and `truncated` is True, so that an actor-critic
+puts the value of the last state there. A reward that failed is shown in the same way, with `reward_failed` in the
+info: another library's update takes no NaN, and a 0 that counts would be a score.
 
 An episode's item is a function of (seed, index): seeding a row sets its index to 0, each beginning adds 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from rlgkd.dialogue import Dialogue, grade
 from rlgkd.errors import SettingError
 from rlgkd.lm.model import end_token
-from rlgkd.types import Item, Score, StopReason, Task
+from rlgkd.types import Score, StopReason, Task
 
 PAD = -1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode ended: what the environments tell of it."""
+
+    reward: float
+    truncated: bool
+    info: dict[str, Any]
 
 
 class Episodes:
@@ -41,9 +58,12 @@ class Episodes:
         self.tokens_NT = np.full((num, self.width), PAD, dtype=np.int64)
         self.length_N = np.zeros(num, dtype=np.int64)
         self.prompt_N = np.zeros(num, dtype=np.int64)
+        self.turn_N = np.zeros(num, dtype=np.int64)
+        """Where each row's turn began."""
+        self.action_NT = np.zeros((num, self.width), dtype=bool)
         self.seed_N = [0] * num
         self.cursor_N = [0] * num
-        self.items: list[Item | None] = [None] * num
+        self.dialogues: list[Dialogue | None] = [None] * num
 
     @property
     def observation_space(self) -> gym.spaces.Box:
@@ -71,14 +91,15 @@ class Episodes:
         item = self.task.item(self.split, self.seed_N[row], self.cursor_N[row])
         self.cursor_N[row] += 1
         prompt = self.task.encode_prompt(item)
-        self.items[row] = item
+        self.dialogues[row] = Dialogue(self.task, item)
         self.tokens_NT[row] = PAD
         self.tokens_NT[row, : len(prompt)] = prompt
-        self.length_N[row] = self.prompt_N[row] = len(prompt)
+        self.length_N[row] = self.prompt_N[row] = self.turn_N[row] = len(prompt)
+        self.action_NT[row] = False
         return {"key": item.key, "prompt": item.prompt, "reference": item.reference}
 
-    def step(self, rows: Sequence[int], actions: np.ndarray) -> dict[int, tuple[Score, dict[str, Any]]]:
-        """Write one token in each of `rows`; returns score and info of those that end by it, scored in one call.
+    def step(self, rows: Sequence[int], actions: np.ndarray) -> dict[int, Outcome]:
+        """Write one token in each of `rows`; returns the outcomes of those that end by it, scored in one call.
 
         Raises: SettingError for actions that are not one token for each row; ResetNeeded for a row that has ended.
         """
@@ -90,27 +111,39 @@ class Episodes:
         odd_R = (actions_R < 0) | (actions_R >= self.vocabulary)
         if odd_R.any():
             raise SettingError("action", int(actions_R[odd_R][0]), f"give tokens in [0, {self.vocabulary - 1}]")
-        items = {row: item for row in rows if (item := self.items[row]) is not None}
-        if len(items) < len(rows_R):
+        if any(self.dialogues[row] is None for row in rows):
             raise gym.error.ResetNeeded("step: the episode has ended or not begun; call reset first")
-        self.tokens_NT[rows_R, self.length_N[rows_R]] = actions_R
+        at_R = self.length_N[rows_R]
+        self.tokens_NT[rows_R, at_R], self.action_NT[rows_R, at_R] = actions_R, True
         self.length_N[rows_R] += 1
-        ended_R = actions_R == self.end
         limit_R = self.length_N[rows_R] - self.prompt_N[rows_R] >= self.task.max_new_tokens
-        over = [int(row) for row in rows_R[ended_R | limit_R]]
+        over: dict[int, Dialogue] = {}
+        for row in rows_R[(actions_R == self.end) | limit_R].tolist():
+            dialogue = self.dialogues[row]
+            assert dialogue is not None
+            answer = dialogue.take(self.tokens_NT[row, self.turn_N[row] : self.length_N[row]].tolist())
+            if dialogue.stop is not None:
+                over[row], self.dialogues[row] = dialogue, None
+            self.turn_N[row] = self.length_N[row] + len(answer)
+            self.tokens_NT[row, self.length_N[row] : self.turn_N[row]] = answer
+            self.length_N[row] = self.turn_N[row]
         if not over:
             return {}
-        texts = [self.task.decode_completion(self.completion(row)) for row in over]
-        reasons = [StopReason.END if self.completion(row)[-1] == self.end else StopReason.LENGTH for row in over]
-        scores = self.task.score([items[row] for row in over], texts)
-        for row in over:
-            self.items[row] = None
-        return {
-            row: (score, {"key": items[row].key, "text": text, "stop": str(reason), "parts": dict(score.parts)})
-            for row, text, reason, score in zip(over, texts, reasons, scores, strict=True)
-        }
+        scores = grade([*over.values()], [self.actions(row) for row in over])
+        return {row: _outcome(dialogue, score) for (row, dialogue), score in zip(over.items(), scores, strict=True)}
 
-    def completion(self, row: int) -> list[int]:
-        """What has been written in the row so far."""
-        written: list[int] = self.tokens_NT[row, self.prompt_N[row] : self.length_N[row]].tolist()
-        return written
+    def actions(self, row: int) -> list[int]:
+        """The tokens that were chosen in the row so far."""
+        chosen: list[int] = self.tokens_NT[row, self.action_NT[row]].tolist()
+        return chosen
+
+
+def _outcome(dialogue: Dialogue, score: Score) -> Outcome:
+    info: dict[str, Any] = {
+        "key": dialogue.item.key, "text": dialogue.text, "stop": str(dialogue.stop), "parts": dict(score.parts),
+        **({"turns": dialogue.turns} if dialogue.several else {}),
+    }  # fmt: skip
+    cut, unscored = dialogue.stop is StopReason.TRUNCATED, math.isnan(score.reward)
+    if unscored and not cut:
+        info["reward_failed"] = True
+    return Outcome(reward=0.0 if unscored else float(score.reward), truncated=unscored, info=info)

@@ -38,7 +38,8 @@ class SplitItems:
         self.size(split)
         key = f"{split}/{seed}/{index}"
         rng = random.Random(f"rlgkd-{self._name}:{key}")
-        while True:
+        for _ in range(10_000):
             drawn = self._draw(rng, key)
             if hashlib.blake2b(drawn.prompt.encode(), digest_size=8).digest()[0] % 10 in SHARES[split]:
                 return drawn
+        raise DataError("split", split, f"no prompt of {self._name} belongs to it; there must be more different ones")

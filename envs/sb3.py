@@ -56,14 +56,14 @@ class TextVecEnv(VecEnv):
         reward_N = np.zeros(self.num_envs, dtype=np.float32)
         done_N = np.zeros(self.num_envs, dtype=bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row, (score, info) in over.items():
-            reward_N[row], done_N[row] = score.reward, True
-            length = len(self._episodes.completion(row))
+        for row, ended in over.items():
+            reward_N[row], done_N[row] = ended.reward, True
+            length = len(self._episodes.actions(row))
             infos[row] = {
-                **info,
+                **ended.info,
                 "terminal_observation": self._episodes.tokens_NT[row].copy(),
-                "TimeLimit.truncated": False,
-                "episode": {"r": float(score.reward), "l": length, "t": 0.0},
+                "TimeLimit.truncated": ended.truncated,
+                "episode": {"r": ended.reward, "l": length, "t": 0.0},
             }
             self.reset_infos[row] = self._episodes.begin(row)
         return self._episodes.tokens_NT.copy(), reward_N, done_N, infos

@@ -19,6 +19,9 @@ from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
 from rlgkd.types import Item, Score, Task
 
+Reply = Callable[[Item, Sequence[str]], str | None]
+"""(item, the turns so far, the policy's and its own by turns) -> what the environment says, or None: no more."""
+AT_LIMIT = ("terminate", "truncate")
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
 
 
@@ -76,6 +79,8 @@ class TextTask:
         max_new_tokens: int = 64,
         max_prompt_tokens: int = 256,
         chat: bool = False,
+        reply: Reply | None = None,
+        at_limit: str = "terminate",
         quality: Quality | None = None,
         name: str = "text",
         reward_timeout: float | None = None,
@@ -87,11 +92,17 @@ class TextTask:
             prompts: Strings, or a source of items.
             reward: A function of any of `prompts`, `completions`, `references`, `items` and the items' columns by
                 name, each a list over the batch, that returns a list of floats or of Scores; or of `completion` and
-                its like, for one sample at a time. It may be async. See rlgkd.envs.rewards for some.
+                its like, for one sample at a time. It may be async. See rlgkd.envs.rewards for some. `tokens` are the
+                actions as text; a reward may return a list of floats, one for each of them, instead of one float.
             tokenizer: A model's name, or a loaded tokenizer.
-            max_new_tokens: Length limit of a completion, in tokens; a text that reaches it is scored as it stands.
+            max_new_tokens: Length limit of all that stands behind the prompt, in tokens.
             max_prompt_tokens: Length limit of a prompt; a longer one is an error, never cut silently.
             chat: Put prompts into the tokenizer's chat template as a user's message.
+            reply: What the environment answers to a turn, given the item and all turns so far; None, or no `reply`,
+                ends the episode. Its tokens are no actions. Rewards may ask for `turns` as well.
+            at_limit: `terminate`: a text that reaches the limit is scored as it stands. `truncate`: it is cut off there
+                and not scored; rlgkd's agents leave it out of the policy term (DAPO's overlong filtering), in
+                Gymnasium's terms it is `truncated`, and other libraries put the last state's value in its place.
             quality: Measures for evaluation, never seen by training.
             name: Shown in reports.
             reward_timeout: Seconds for a batch, after which the reward has failed; None waits.
@@ -107,12 +118,17 @@ class TextTask:
         if isinstance(prompts, Sequence):
             listed = [Item(key=str(n), prompt=text) for n, text in enumerate(prompts)]
             prompts = ListItems(dict.fromkeys(("train", "validation", "test"), listed))
+        if at_limit not in AT_LIMIT:
+            raise SettingError("at_limit", at_limit, f"choose one of {', '.join(AT_LIMIT)}")
         self.items, self.quality_of, self.name = prompts, quality, name
+        self.reply_of, self.at_limit = reply, at_limit
         self.grader = Grader(reward, timeout=reward_timeout, max_failed=max_failed_rewards)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
         self.max_new_tokens, self.max_prompt_tokens, self.chat = max_new_tokens, max_prompt_tokens, chat
         self._frame = _chat_frame(self.tokenizer) if chat else ([], [])
+        many = ("user", "assistant", "user")
+        self._reply_frame = _chat_frame(self.tokenizer, many) if chat and reply is not None else ([], [])
 
     def size(self, split: str) -> int:
         """How many distinct items the split has."""
@@ -145,9 +161,28 @@ class TextTask:
         """The text, without special tokens and outer white space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+    def reply(self, item: Item, turns: Sequence[str]) -> str | None:
+        """What the environment says behind the last turn; None where the episode is over."""
+        return None if self.reply_of is None else self.reply_of(item, turns)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """The ids of a reply; with `chat`, as the user's next message."""
+        before, after = self._reply_frame
+        return [*before, *self._encode(text), *after]
+
+    def score(
+        self,
+        items: Sequence[Item],
+        completions: Sequence[str],
+        *,
+        turns: Sequence[Sequence[str]] = (),
+        ids: Sequence[Sequence[int]] = (),
+    ) -> list[Score]:
         """The reward, called once for the batch."""
-        return self.grader(items, completions)
+        more: dict[str, Sequence[Any]] = {"turns": turns or [[text] for text in completions]}
+        if ids and self.grader.asks_for("tokens"):
+            more["tokens"] = [[str(self.tokenizer.decode([token])) for token in row] for row in ids]
+        return self.grader(items, completions, **more)
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         """What evaluation measures beside the reward; empty where the task has nothing."""
@@ -179,17 +214,22 @@ def _permutation(size: int, seed: int, pass_: int) -> np.ndarray:
     return np.random.default_rng([seed, pass_]).permutation(size)
 
 
-def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _chat_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = ("user",)) -> tuple[list[int], list[int]]:
     """What the chat template puts before and after a user's message, as ids, its special tokens among them.
 
-    Raises: SettingError if there is no template, or one that does not hold the message once as it is.
+    The message is the last of `roles`. Where there are others, what stands before it begins behind the end token of
+    the assistant's, which the policy writes itself.
+
+    Raises: SettingError if there is no template, or one that does not hold the messages once as they are.
     """
     if tokenizer.chat_template is None:
         raise SettingError("chat", True, "this tokenizer has no chat template; set chat to false")
-    mark = "\u2063message\u2063"
-    messages = [{"role": "user", "content": mark}]
+    marks = [f"\u2063message {n}\u2063" for n in range(len(roles))]
+    messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     text = str(cast(Any, tokenizer).apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    if text.count(mark) != 1:
-        raise SettingError("chat", True, "this chat template rewrites the message; set chat to false")
-    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(mark))
-    return cast(list[int], before), cast(list[int], after)
+    if any(text.count(mark) != 1 for mark in marks):
+        raise SettingError("chat", True, "this chat template rewrites the messages; set chat to false")
+    before, after = text.split(marks[-1])
+    if len(roles) > 1:
+        before = before.split(marks[-2])[1].removeprefix(str(tokenizer.eos_token))
+    return cast(tuple[list[int], list[int]], tuple(tokenizer([before, after], add_special_tokens=False)["input_ids"]))

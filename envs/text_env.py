@@ -18,7 +18,7 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
     Observation: int64 [max_prompt_tokens + max_new_tokens], the tokens so far padded with -1. Action: a token id.
     `reset(seed=s)` begins the stream of items that s orders; each later reset takes its next one, and
     `reset(options={"index": i})` jumps to item i. The infos name the item; the last one holds the text, the stop
-    reason and the reward's parts.
+    reason and the reward's parts. When an episode is `truncated`: see rlgkd.envs.dynamics.
     """
 
     # Gymnasium warns where no render_fps is declared, whatever the mode; a frame is a token.
@@ -51,8 +51,8 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
         over = self._episodes.step([0], np.asarray([action]))
         if 0 not in over:
             return self._observation(), 0.0, False, False, {}
-        score, info = over[0]
-        return self._observation(), float(score.reward), True, False, info
+        ended = over[0]
+        return self._observation(), ended.reward, not ended.truncated, ended.truncated, ended.info
 
     def render(self) -> str:
         """The text so far, special tokens shown."""

@@ -88,18 +88,20 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         over = self._episodes.step(running.tolist(), actions_N[running])
         reward_N = np.zeros(self.num_envs, dtype=np.float64)
         terminated_N = np.zeros(self.num_envs, dtype=bool)
+        truncated_N = np.zeros(self.num_envs, dtype=bool)
         infos: dict[str, Any] = {}
         for row in np.flatnonzero(self._waiting_N).tolist():
             infos = self._add_info(infos, self._episodes.begin(row), row)
-        for row, (score, info) in over.items():
-            reward_N[row], terminated_N[row] = score.reward, True
+        for row, ended in over.items():
+            reward_N[row], info = ended.reward, ended.info
+            terminated_N[row], truncated_N[row] = not ended.truncated, ended.truncated
             if self._mode is AutoresetMode.SAME_STEP:
                 last = {"final_obs": self._episodes.tokens_NT[row].copy(), "final_info": info}
                 info = {**last, **self._episodes.begin(row)}
             infos = self._add_info(infos, info, row)
         if self._mode is AutoresetMode.NEXT_STEP:
-            self._waiting_N = terminated_N.copy()
-        return self._episodes.tokens_NT.copy(), reward_N, terminated_N, np.zeros_like(terminated_N), infos
+            self._waiting_N = terminated_N | truncated_N
+        return self._episodes.tokens_NT.copy(), reward_N, terminated_N, truncated_N, infos
 
     def as_sb3(self) -> Any:
         """The same task and split as a Stable-Baselines3 VecEnv."""

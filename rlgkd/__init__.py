@@ -13,6 +13,7 @@ for _id, _task in {
     "GroundedSummary": "rlgkd.envs.grounded.env:grounded_summary",
     "Arithmetic": "rlgkd.envs.arithmetic:arithmetic",
     "Translate": "rlgkd.envs.translate:translate",
+    "Guess": "rlgkd.envs.guess:guess",
     "DocstringSummary": "rlgkd.envs.docstrings:docstring_summary",
 }.items():
     gym.register(

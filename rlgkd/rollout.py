@@ -2,8 +2,6 @@
 
 The fast path of every agent: prompts are completed in lockstep, texts decoded once at the end, the reward called once
 for the batch. It yields, token for token, what stepping the environment with the same tokens yields.
-
-Left out: turns (an environment that answers).
 """
 
 from __future__ import annotations
@@ -11,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from rlgkd.dialogue import Dialogue, grade
 from rlgkd.errors import DataError
 from rlgkd.lm.decoding import Companion, Completion, OnStep, decode
 from rlgkd.lm.model import LanguageModel
@@ -45,11 +45,33 @@ def rollout(
     if not greedy:
         keys = [f"{place}/{item.key}" for place, item in zip(places or [0] * len(items), items, strict=True)]
         uniforms_BT = np.stack([uniforms(seed, key, g, task.max_new_tokens) for key in keys for g in range(group)])
+    going = True
+
+    def step(tokens: int) -> bool:
+        nonlocal going
+        going = on_step is None or on_step(tokens)
+        return going
+
     completions = decode(
-        lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=on_step,
+        lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=step,
         companion=companion,
     )  # fmt: skip
-    return _trajectories(lm, task, items, prompts, completions, group=group, source=source)
+    rows = [
+        _Row(prompt, Dialogue(task, item), g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)
+    ]
+    for row, completion in zip(rows, completions, strict=True):
+        row.write(completion)
+    # Those that the task has answered write on, each behind its own tokens and from its own place in its stream.
+    while going and (places_R := [place for place, row in enumerate(rows) if row.dialogue.stop is None]):
+        some = [rows[place] for place in places_R]
+        completions = decode(
+            lm, [row.tokens for row in some], max_new_tokens=[row.dialogue.room for row in some], on_step=step,
+            uniforms_BT=None if uniforms_BT is None else _from(uniforms_BT[places_R], [row.behind for row in some]),
+            companion=companion,
+        )  # fmt: skip
+        for row, completion in zip(some, completions, strict=True):
+            row.write(completion)
+    return _trajectories(rows, source)
 
 
 def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Trajectory]:
@@ -67,40 +89,75 @@ def written(
 ) -> list[Trajectory]:
     """Completions that are there already as trajectories, cut at the length limit and scored like any other text.
 
+    Args:
+        lm: Whose context they must fit.
+        task: It answers and scores them.
+        items: What they were written for.
+        ids: The actions of each; an end token ends a turn, and the task answers as it did.
+        source: Who wrote them.
+
     Raises: DataError as `rollout` does.
     """
-    completions = [Completion(list(cut), [0.0] * len(cut)) for cut in (some[: task.max_new_tokens] for some in ids)]
-    prompts = [encode_within(lm, task, item) for item in items]
-    return _trajectories(lm, task, items, prompts, completions, group=1, source=source)
+    rows = [_Row(encode_within(lm, task, item), Dialogue(task, item), 0) for item in items]
+    for row, some in zip(rows, ids, strict=True):
+        rest = list(some)
+        while rest and row.dialogue.stop is None:
+            turn = rest[: rest.index(lm.end) + 1] if lm.end in rest else rest
+            rest = rest[len(turn) :]
+            turn = turn[: row.dialogue.room]
+            row.write(Completion(turn, [0.0] * len(turn)))
+    return _trajectories(rows, source)
 
 
-def _trajectories(
-    lm: LanguageModel,
-    task: Task,
-    items: Sequence[Item],
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Completion],
-    *,
-    group: int,
-    source: Source,
-) -> list[Trajectory]:
-    rows = [(item, prompt, g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)]
-    texts = [task.decode_completion(completion.ids) for completion in completions]
-    scores = task.score([item for item, _, _ in rows], texts)
+class _Row:
+    """One episode on its way to a trajectory."""
+
+    def __init__(self, prompt: list[int], dialogue: Dialogue, sample: int) -> None:
+        self.dialogue, self.sample, self.prompt = dialogue, sample, len(prompt)
+        self.tokens, self.action, self.logp = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
+
+    @property
+    def behind(self) -> int:
+        """Tokens behind the prompt."""
+        return len(self.tokens) - self.prompt
+
+    @property
+    def actions(self) -> list[int]:
+        return [token for token, action in zip(self.tokens, self.action, strict=True) if action]
+
+    def write(self, completion: Completion) -> None:
+        """Put the policy's turn behind what there is, and the task's answer behind that."""
+        answer = self.dialogue.take(completion.ids)
+        self.tokens += [*completion.ids, *answer]
+        self.action += [True] * len(completion.ids) + [False] * len(answer)
+        self.logp += [*completion.logp, *[0.0] * len(answer)]
+
+
+def _trajectories(rows: Sequence[_Row], source: Source) -> list[Trajectory]:
+    scores = grade([row.dialogue for row in rows], [row.actions for row in rows])
     return [
         Trajectory(
-            item=item,
-            tokens_T=np.array([*prompt, *completion.ids], dtype=np.int64),
-            action_mask_T=np.arange(len(prompt) + len(completion.ids)) >= len(prompt),
-            logp_T=np.array([0.0] * len(prompt) + completion.logp, dtype=np.float32),
-            stop=StopReason.END if completion.ids[-1] == lm.end else StopReason.LENGTH,
+            item=row.dialogue.item,
+            tokens_T=np.array(row.tokens, dtype=np.int64),
+            action_mask_T=np.array(row.action),
+            logp_T=np.array(row.logp, dtype=np.float32),
+            stop=row.dialogue.stop or StopReason.LENGTH,
             source=source,
-            sample=g,
-            text=text,
+            sample=row.sample,
+            text=row.dialogue.text,
             score=score,
+            turns=row.dialogue.several,
         )
-        for (item, prompt, g), completion, text, score in zip(rows, completions, texts, scores, strict=True)
+        for row, score in zip(rows, scores, strict=True)
     ]
+
+
+def _from(uniforms_BT: npt.NDArray[np.float64], starts: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Each row from its own start, filled up behind."""
+    shifted_BT = np.zeros_like(uniforms_BT)
+    for row, start in enumerate(starts):
+        shifted_BT[row, : uniforms_BT.shape[1] - start] = uniforms_BT[row, start:]
+    return shifted_BT
 
 
 def check_reference(item: Item) -> None:

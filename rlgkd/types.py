@@ -31,7 +31,9 @@ class StopReason(StrEnum):
     END = "end"
     """It wrote the end token."""
     LENGTH = "length"
-    """It reached the length limit."""
+    """It reached the length limit, and is scored as it stands."""
+    TRUNCATED = "truncated"
+    """It was cut at the length limit, which is no end: it is not scored (a task's `at_limit`)."""
 
 
 class Source(StrEnum):
@@ -65,6 +67,8 @@ class Score:
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[float, ...] | None = None
+    """What each action earned, which sums to the reward; None where all of it is the last one's."""
 
 
 @runtime_checkable
@@ -75,6 +79,9 @@ class Task(Protocol):
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
     max_new_tokens: int
+    """Of all that stands behind the prompt, the environment's own tokens included."""
+    at_limit: str
+    """`terminate`: a text that reaches the limit is scored as it stands; `truncate`: it is not scored."""
 
     def size(self, split: Split) -> int:
         """How many distinct items the split has."""
@@ -96,8 +103,30 @@ class Task(Protocol):
         """The text of a completion, end token left out."""
         ...
 
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
-        """The task reward, once per batch of completions."""
+    def reply(self, item: Item, turns: Sequence[str]) -> str | None:
+        """What the environment says behind the last of `turns` (the policy's and its own by turns); None: no more."""
+        ...
+
+    def encode_reply(self, text: str) -> list[int]:
+        """The ids of a reply, as they stand behind an end token."""
+        ...
+
+    def score(
+        self,
+        items: Sequence[Item],
+        completions: Sequence[str],
+        *,
+        turns: Sequence[Sequence[str]] = (),
+        ids: Sequence[Sequence[int]] = (),
+    ) -> list[Score]:
+        """The task reward, once per batch of finished episodes.
+
+        Args:
+            items: What was to be written.
+            completions: What was written in the last turn.
+            turns: All turns of each, the policy's and the environment's by turns; empty where each has but one.
+            ids: The actions of each, over all its turns; empty where they are not known.
+        """
         ...
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
@@ -121,12 +150,20 @@ class Trajectory:
     sample: int
     """Which of the prompt's group, from 0."""
     text: str
+    """Of the last turn."""
     score: Score
+    turns: tuple[str, ...] = ()
+    """All of them, the policy's and the environment's by turns; empty where there is but one."""
 
     @property
     def length(self) -> int:
         """Number of actions."""
         return int(self.action_mask_T.sum())
+
+    @property
+    def transcript(self) -> str:
+        """All that was written behind the prompt, the environment's turns in it, a line each."""
+        return "\n".join(self.turns) or self.text
 
 
 @dataclass(frozen=True, kw_only=True)

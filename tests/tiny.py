@@ -87,7 +87,7 @@ def set_distribution(lm: LanguageModel, prompt: Sequence[int], probabilities: Se
 class WordTask:
     """Prompts of words and a reward of the completion's text; every item's key is its number, in every split."""
 
-    name = "words"
+    name, at_limit = "words", "terminate"
 
     def __init__(
         self,
@@ -121,7 +121,13 @@ class WordTask:
     def decode_completion(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Score]:
+    def reply(self, item: Item, turns: Sequence[str]) -> str | None:
+        return None
+
+    def encode_reply(self, text: str) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"])
+
+    def score(self, items: Sequence[Item], completions: Sequence[str], **more: object) -> list[Score]:
         rewards = [self.reward(text) for text in completions]
         return [Score(reward=reward, parts={"word": reward}) for reward in rewards]
 

@@ -49,7 +49,7 @@ def decode(
     *,
     uniforms_BT: np.ndarray | None,
     group: int = 1,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     on_step: OnStep | None = None,
     companion: Companion | None = None,
 ) -> list[Completion]:
@@ -58,9 +58,9 @@ def decode(
     Args:
         lm: The policy; its temperature applies.
         prompts: Token ids, at least one each.
-        uniforms_BT: [len(prompts) * group, max_new_tokens] in [0, 1); None decodes greedily.
+        uniforms_BT: [len(prompts) * group, max_new_tokens or more] in [0, 1); None decodes greedily.
         group: Samples for each prompt.
-        max_new_tokens: Where a completion stops that does not end by itself.
+        max_new_tokens: Where a completion stops that does not end by itself, the same for all or one for each row.
         on_step: Called after each step; if it returns False the completions are returned as they stand.
         companion: Chooses with the policy; what is recorded are the log-probabilities of the two together.
     """
@@ -73,7 +73,8 @@ def decode(
     prefilled = [model.prefill(prompts, group=group) for model in models]
     states, progresses = [state_BH for state_BH, _ in prefilled], [progress for _, progress in prefilled]
     active = torch.arange(rows, device=lm.device)
-    for step in range(max_new_tokens):
+    limit_B = torch.as_tensor(max_new_tokens, device=lm.device).expand(rows)
+    for step in range(int(limit_B.max())):
         logits_BV = lm.logits(states[0])
         if companion is not None:
             logits_BV = companion.mix(companion.lm.logits(states[1]), logits_BV)
@@ -87,8 +88,8 @@ def decode(
             logp[row].append(value)
         if on_step is not None and not on_step(len(active)):
             break
-        keep = (token_B != lm.end).nonzero()[:, 0]
-        if len(keep) == 0 or step + 1 == max_new_tokens:
+        keep = ((token_B != lm.end) & (limit_B[active] > step + 1)).nonzero()[:, 0]
+        if len(keep) == 0:
             break
         if len(keep) < len(active):
             active, token_B = active[keep], token_B[keep]
