@@ -42,7 +42,8 @@ from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
-from rlgkd.ops.returns import ADVANTAGES, overlong_penalty
+from rlgkd.ops.returns import ADVANTAGES, UNSCALED, overlong_penalty
+from rlgkd.ops.running import Running
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule, steered
 from rlgkd.rollout import check_reference, rollout
@@ -94,6 +95,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         entropy_bonus: float = 0.0,
         drop_even_groups: bool = False,
         overlong_buffer: int = 0,
+        normalise_rewards: bool = False,
         combination: str = "in_loss",
         divergence_target: float | None = None,
         alpha_rate: float = 0.1,
@@ -151,6 +153,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             entropy_bonus: Weight of the policy's entropy in the objective, in reward per nat.
             drop_even_groups: Leave a prompt whose samples all earned the same out of the policy term's mean.
             overlong_buffer: Tokens before the length limit over which a penalty grows to 1; 0 is none.
+            normalise_rewards: Divide task rewards by the standard deviation of all that were seen so far.
             combination: `in_loss`: the divergence is a term beside the policy's, added after the reward has become an
                 advantage. `in_reward`: the sampled reverse KL, summed over a text, is a cost in the reward before.
             divergence_target: Nats at which alpha is steered to hold the divergence; None leaves alpha alone.
@@ -191,6 +194,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             raise SettingError("device", device, f"accelerate runs on {self.accelerator.device}; give auto or cpu")
         self.mixed_precision = precision == "bfloat16"
         self.cursor = 0
+        self.rewards_seen = Running()
         self.trajectories = []
         self.latest: dict[str, Any] = {}
         super().__init__(
@@ -317,6 +321,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 self.trajectories += (given := self.sources.given(*_where(~own_P, items, places), copies))
                 on_step(sum(t.length for t in given))
         self.cursor += len(items)
+        self.rewards_seen = self.rewards_seen.seen([t.score.reward for t in self.trajectories if t.source in OWN])
         episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend(episodes)
@@ -347,7 +352,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
 
     def advantages(self) -> torch.Tensor:
-        """[B, 1], what the task reward makes of each trajectory.
+        """[B, 1], what the task reward makes of each trajectory, or [B, L] of each action where it tells them apart.
+
+        Then an action answers for what came after it alone: what was earned before is taken off (which changes no
+        expectation; advantages that are divided by a deviation stay those of whole texts).
 
         NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
         that the student did not sample.
@@ -365,6 +373,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 earned_PG = np.ma.masked_invalid(earned_PG.reshape(rewards_PG.shape))
                 even_P = torch.from_numpy(np.ma.filled(earned_PG.max(axis=1) == earned_PG.min(axis=1), True))
                 advantages_PG = advantages_PG.masked_fill(even_P[:, None], math.nan)
+            if self.settings["advantage"] in UNSCALED and any(t.score.steps for t in self.trajectories):
+                earned_BL = self.rewards_BL().nan_to_num(nan=0.0)
+                advantages_BL = advantages_PG.flatten()[:, None] - (earned_BL.cumsum(1) - earned_BL)
+                longest = max(t.length for t in self.trajectories)
+                return torch.nn.functional.pad(advantages_BL, (0, longest - advantages_BL.shape[1], 0, others))
         return torch.cat([advantages_PG.flatten(), advantages_PG.new_zeros(others)])[:, None]
 
     def _step(self, advantages_BL: torch.Tensor, beside: Beside | None = None) -> dict[str, float]:
@@ -426,15 +439,29 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
     def rewards_PG(self) -> torch.Tensor:
-        """[P, G] rewards of the rollout's own texts, `overlong_buffer`'s penalty included; NaN where one failed."""
+        """[P, G], what each of the rollout's own texts earned; NaN where the reward failed."""
+        return self.rewards_BL().sum(1).view(-1, self.group_size)
+
+    def rewards_BL(self) -> torch.Tensor:
+        """[B, L], what each action of the rollout's own texts earned; NaN at the last one where the reward failed.
+
+        All of it is the last one's where the reward does not tell. The penalty of `overlong_buffer` is in it.
+        """
         own = [t for t in self.trajectories if t.source in OWN]
-        rewards_B = torch.tensor([t.score.reward for t in own], dtype=torch.float64, device="cpu")
+        lengths_B = torch.tensor([t.length for t in own], dtype=torch.int64, device="cpu")
+        longest = max((t.length for t in own), default=0)
+        rewards_BL = torch.zeros(len(own), longest, dtype=torch.float64, device="cpu")
+        for row, t in enumerate(own):
+            if t.score.steps is None or math.isnan(t.score.reward):
+                rewards_BL[row, t.length - 1] = t.score.reward
+            else:
+                rewards_BL[row, : t.length] = torch.tensor(t.score.steps, dtype=torch.float64, device="cpu")
+        if self.settings["normalise_rewards"]:
+            rewards_BL = rewards_BL / self.rewards_seen.deviation
         if buffer := self.settings["overlong_buffer"]:
-            lengths_B = torch.tensor([t.length for t in own], device="cpu")
-            rewards_B = rewards_B + overlong_penalty(lengths_B, self.task.max_new_tokens, buffer)
-        if self.settings["combination"] == "in_reward":
-            rewards_B = (1 - self.objective.alpha) * rewards_B
-        return rewards_B.view(-1, self.group_size)
+            last_BL = torch.arange(longest, device="cpu") == lengths_B[:, None] - 1
+            rewards_BL = rewards_BL + last_BL * overlong_penalty(lengths_B, self.task.max_new_tokens, buffer)[:, None]
+        return (1 - self.objective.alpha) * rewards_BL if self.settings["combination"] == "in_reward" else rewards_BL
 
     def costs_BL(self) -> torch.Tensor:
         """[B, L], what `in_reward` charges each action: alpha (log p_S - log p_T), p_S as it sampled; else 0."""
@@ -475,12 +502,16 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def counters(self) -> dict[str, Any]:
         """What training has reached, as JSON: all that is needed beside weights and optimizer to go on exactly."""
         steered = {} if self.settings["divergence_target"] is None else {"alpha": self.settings["alpha"]}
-        return {"timesteps": self.num_timesteps, "updates": self._n_updates, "cursor": self.cursor, **steered}
+        return {
+            "timesteps": self.num_timesteps, "updates": self._n_updates, "cursor": self.cursor, **steered,
+            "rewards_seen": dataclasses.astuple(self.rewards_seen),
+        }  # fmt: skip
 
     @counters.setter
     def counters(self, values: Mapping[str, Any]) -> None:
         self.num_timesteps, self._n_updates, self.cursor = values["timesteps"], values["updates"], values["cursor"]
         self.settings["alpha"] = values.get("alpha", self.settings["alpha"])
+        self.rewards_seen = Running(*values["rewards_seen"])
 
     def save(  # type: ignore[override]
         self, path: str | Path, exclude: Any = None, include: Any = None

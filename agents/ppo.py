@@ -1,9 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), with a teacher in the objective.
 
 A linear value head on the student's last hidden states; generalised advantage estimates (arXiv 1506.02438) of the task
-reward, which comes at the last token. Eq. 5's divergence stays a loss of its own, exact over the vocabulary, unless
-combination="in_reward" makes it a cost of each token, as RLHF has it. REINFORCE with a learned baseline is
-policy_loss="reinforce", gae_lambda=1, epochs=1.
+reward, which comes at the last token where it does not tell what each earned. Eq. 5's divergence stays a loss of its
+own, exact over the vocabulary, unless combination="in_reward" makes it a cost of each token, as RLHF has it. REINFORCE
+with a learned baseline is policy_loss="reinforce", gae_lambda=1, epochs=1.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class PPO(TextAlgorithm):
         mask_BL = torch.arange(value_BL.shape[1], device="cpu") < lengths_B[:, None]
         own = sum(t.source in OWN for t in self.trajectories)
         reward_BL = -self.costs_BL()
-        reward_BL[torch.arange(own, device="cpu"), lengths_B[:own] - 1] += self.rewards_PG().flatten()
+        earned_BL = self.rewards_BL()
+        reward_BL[:own, : earned_BL.shape[1]] += earned_BL
         advantage_BL = gae(reward_BL, value_BL, self.settings["gae_lambda"], mask_BL)
         self._value_BL, self._return_BL = value_BL, (advantage_BL + value_BL).nan_to_num(nan=0.0)
         counted_BL = mask_BL & advantage_BL.isfinite()

@@ -116,6 +116,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         ("mixture", settings["mixture"] != "batch", min(fractions) == 1, "set student_fraction below 1"),
         ("drop_even_groups", settings["drop_even_groups"], not rewarded, "alpha is 1, so no reward counts"),
         ("overlong_buffer", settings["overlong_buffer"], not rewarded, "alpha is 1, so no reward counts"),
+        ("normalise_rewards", settings["normalise_rewards"], not rewarded, "alpha is 1, so no reward counts"),
     ):  # fmt: skip
         if unwanted and where:
             raise SettingError(name, settings[name], remedy)

@@ -60,8 +60,9 @@ class Grader:
         self._first: Exception | None = None
 
     def asks_for(self, name: str) -> bool:
-        """Whether the reward has an argument of that name."""
-        return name in inspect.signature(self.reward).parameters
+        """Whether the reward has an argument of that name, or is made of rewards one of which has."""
+        of_parts = getattr(self.reward, "asks_for", None)
+        return bool(of_parts(name)) if of_parts is not None else name in inspect.signature(self.reward).parameters
 
     def __call__(self, items: Sequence[Item], completions: Sequence[str], **more: Sequence[Any]) -> list[Score]:
         """One Score for each completion; NaN where the reward failed. `more` are further arguments it may ask for.
@@ -77,6 +78,14 @@ class Grader:
             scores = [score for (score,) in self._call(rows, 1)]
         else:
             (scores,) = self._call([arguments], len(completions))
+        for row, score in enumerate(scores):
+            actions = len(more["tokens"][row]) if "tokens" in more else -1
+            if score.steps is not None and len(score.steps) != actions:
+                told = f"it returned {len(score.steps)} steps for {actions} tokens"
+                error = ValueError(
+                    told if actions >= 0 else "it returned steps, and must ask for `tokens` to count them"
+                )
+                (scores[row],) = self._failure(error, 1)
         self.seconds += time.perf_counter() - began
         self.scored += len(scores)
         self.failed += sum(math.isnan(score.reward) for score in scores)

@@ -74,8 +74,7 @@ def guess(
 def quality(items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
     """`found`: 1 where the last guess is right."""
     return [
-        {"found": float(_number(text) == item.columns["number"])}
-        for item, text in zip(items, completions, strict=True)
+        {"found": float(_number(text) == item.columns["number"])} for item, text in zip(items, completions, strict=True)
     ]
 
 

@@ -77,6 +77,7 @@ class RunSettings(BaseModel):
     entropy_bonus: float = Field(0.0, ge=0, description="weight of the policy's entropy, in reward per nat")
     drop_even_groups: bool = Field(False, description="no policy term where all samples of a prompt earned the same")
     overlong_buffer: int = Field(0, ge=0, description="last tokens before the limit, over which a penalty grows to 1")
+    normalise_rewards: bool = Field(False, description="divide rewards by the deviation of all that were seen so far")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="of PPO: 0 trusts the values alone, 1 the rewards alone")
     value_coefficient: float = Field(0.1, ge=0, description="of PPO: weight of the value head's loss")
     value_clip: float | None = Field(0.2, ge=0, description="of PPO: how far a value may move; null lets it go")

@@ -74,7 +74,7 @@ def test_the_reward_is_called_once_for_the_batch():
     calls = []
     words = task()
     score = words.score
-    words.score = lambda items, texts: calls.append(len(texts)) or score(items, texts)
+    words.score = lambda items, texts, **more: calls.append(len(texts)) or score(items, texts)
     rollout(policy(), words, items(words), group=2)
     assert calls == [6]
 

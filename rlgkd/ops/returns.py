@@ -229,6 +229,8 @@ ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "group_normalised": group_normalised,
     "batch_normalised": batch_normalised,
 }
+UNSCALED = ("raw", "mean_baseline", "leave_one_out")
+"""Those that are rewards less a baseline."""
 
 
 def check_advantage(name: str, prompts: int, group_size: int) -> None:
