@@ -177,17 +177,31 @@ def _futures(divergence_N: Tensor, batch: Batch, horizon: float) -> Tensor:
 def micro_batches(
     lm: LanguageModel, trajectories: Sequence[Trajectory], token_budget: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Row numbers and their batch, longest first, in groups whose padded size stays within the budget (or one row)."""
-    for rows in _groups([len(t.tokens_T) for t in trajectories], token_budget):
+    """Row numbers and their batch, longest first, in groups whose padded size stays within the budget (or one row).
+
+    Samples of one prompt stand together, for the model may read their prompt once.
+    """
+    lengths = [len(t.tokens_T) for t in trajectories]
+    longest: dict[str, int] = {}
+    for t, length in zip(trajectories, lengths, strict=True):
+        longest[t.item.key] = max(length, longest.get(t.item.key, 0))
+
+    def place(row: int) -> tuple[int, str, int]:
+        key = trajectories[row].item.key
+        return -longest[key], key, -lengths[row]
+
+    for rows in _groups(sorted(range(len(lengths)), key=place), lengths, token_budget):
         yield rows, Batch.collate([trajectories[row] for row in rows], pad=lm.pad, device=lm.device)
 
 
-def _groups(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def _groups(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
-        if group and (len(group) + 1) * lengths[group[0]] > token_budget:
+    longest = 0
+    for row in order:
+        longest = max(longest, lengths[row])
+        if group and (len(group) + 1) * longest > token_budget:
             yield group
-            group = []
+            group, longest = [], lengths[row]
         group.append(row)
     if group:
         yield group

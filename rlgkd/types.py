@@ -166,6 +166,20 @@ class Trajectory:
         return "\n".join(self.turns) or self.text
 
 
+@dataclass(frozen=True)
+class Place:
+    """What stands where in a row of a batch."""
+
+    same_prompt: int
+    """The first row of the batch with the same prompt."""
+    prompt: int
+    """Tokens before the first action."""
+    length: int
+    """Tokens without padding."""
+    actions: np.ndarray
+    """Columns of the actions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Trajectories as right-padded tensors on one device."""
@@ -174,11 +188,15 @@ class Batch:
     attention_mask_BT: Tensor
     action_mask_BT: Tensor
     logp_BT: Tensor
+    places_B: tuple[Place, ...] = ()
+    """Of each row, known without asking the device; () where nobody has told."""
 
     @staticmethod
     def collate(trajectories: Sequence[Trajectory], *, pad: int, device: torch.device | str = "cpu") -> Batch:
         """Pad to the longest with `pad`; the attention mask tells padding from a token that happens to equal it."""
         size = (len(trajectories), max(len(t.tokens_T) for t in trajectories))
+        first: dict[bytes, int] = {}
+        places: list[Place] = []
         tokens = np.full(size, pad, dtype=np.int64)
         attention = np.zeros(size, dtype=np.int64)
         action = np.zeros(size, dtype=bool)
@@ -187,7 +205,13 @@ class Batch:
             n = len(t.tokens_T)
             tokens[row, :n], attention[row, :n] = t.tokens_T, 1
             action[row, :n], logp[row, :n] = t.action_mask_T, t.logp_T
+            actions = np.flatnonzero(t.action_mask_T)
+            prompt = t.tokens_T[: actions[0]]
+            places.append(Place(first.setdefault(prompt.tobytes(), row), len(prompt), n, actions))
         tokens_BT, attention_BT, action_BT, logp_BT = (
             torch.from_numpy(array).to(device) for array in (tokens, attention, action, logp)
         )
-        return Batch(tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT)
+        return Batch(
+            tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT,
+            places_B=tuple(places),
+        )  # fmt: skip

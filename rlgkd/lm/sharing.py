@@ -1,0 +1,76 @@
+"""Samples of one prompt read together: the prompt once, and behind it its completions, which do not see each other.
+
+A row is [prompt, completion, completion, ...]; each completion's positions begin where the prompt ends, and a mask lets
+it see the prompt and itself. States and gradients are those of rows of their own, for fewer tokens: with groups of 4
+and prompts eight times as long as completions, a third.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlgkd.types import Place
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows with shared prompts: R rows of T tokens."""
+
+    token_RT: Tensor
+    """Where each token stands in the flattened [B, T] of the rows there were; padding repeats the first."""
+    position_RT: Tensor
+    mask_R1TT: Tensor
+    """bool: whether the token of the third axis sees that of the last; padding sees itself."""
+    before_N: Tensor
+    """Where the state that predicts each action stands in the flattened [R, T], in the order of the rows there were."""
+
+
+def share(places: Sequence[Place], width: int, *, hidden: int, device: torch.device) -> Shared | None:
+    """How rows of `width` tokens, which `places` tell of, are put together; None where nothing is gained.
+
+    Sharing saves a row's P prompt tokens and costs attention over completions that it masks. A layer's work per token
+    is that of 6 `hidden` keys (12 hidden^2 multiplications against 2 hidden for a key), so k completions of c tokens
+    cost (6 hidden T + T^2) / k each, with T = P + k c: least at k = sqrt(P (6 hidden + P)) / c.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, place in enumerate(places):
+        groups.setdefault(place.same_prompt, []).append(row)
+    bins: list[list[int]] = []
+    for rows in groups.values():
+        prompt = places[rows[0]].prompt
+        mean = sum(places[row].length - prompt for row in rows) / len(rows)
+        size = max(1, int(math.sqrt(prompt * (6 * hidden + prompt)) / mean))
+        bins += [rows[start : start + size] for start in range(0, len(rows), size)]
+    if len(bins) == len(places):
+        return None
+    longest = max(
+        places[rows[0]].prompt + sum(places[row].length - places[row].prompt for row in rows) for rows in bins
+    )
+    token_RT = np.zeros((len(bins), longest), dtype=np.int64)
+    position_RT = np.zeros_like(token_RT)
+    segment_RT = np.full_like(token_RT, -1)
+    before: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(places)
+    for number, rows in enumerate(bins):
+        end = prompt = places[rows[0]].prompt
+        token_RT[number, :prompt] = rows[0] * width + np.arange(prompt)
+        position_RT[number, :prompt] = np.arange(prompt)
+        segment_RT[number, :prompt] = 0
+        for segment, row in enumerate(rows, start=1):
+            start, end = end, end + places[row].length - prompt
+            behind = np.arange(prompt, places[row].length)
+            token_RT[number, start:end] = row * width + behind
+            position_RT[number, start:end] = behind
+            segment_RT[number, start:end] = segment
+            at = places[row].actions - 1
+            before[row] = number * longest + np.where(at < prompt, at, at - prompt + start)
+    token, position, segment_of = (torch.from_numpy(a).to(device) for a in (token_RT, position_RT, segment_RT))
+    own_RTT = (segment_of[:, None, :] == 0) | (segment_of[:, None, :] == segment_of[:, :, None])
+    own_RTT &= torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & (segment_of[:, None, :] >= 0)
+    own_RTT |= torch.eye(longest, dtype=torch.bool, device=device)
+    return Shared(token, position, own_RTT[:, None], torch.from_numpy(np.concatenate(before)).to(device))
