@@ -103,6 +103,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         temperature: float = 1.0,
         teacher_temperature: float = 1.0,
         prompts_per_update: int = 16,
+        train_prompts: int | None = None,
         group_size: int = 4,
         epochs: int = 1,
         learning_rate: float | Schedule = 1e-4,
@@ -163,6 +164,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             temperature: The student's, in sampling and scoring alike.
             teacher_temperature: The teacher's, in scoring and where it writes.
             prompts_per_update: Prompts of one update.
+            train_prompts: Train on this many items alone, again and again; None takes as many as come.
             group_size: Samples of each prompt.
             epochs: Steps of the optimizer on each rollout.
             learning_rate: Of AdamW; a number or a schedule of the remaining progress (1 to 0).
@@ -297,7 +299,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self._began, reward_began = time.perf_counter(), self._seconds_of_reward()
         seed = self.seed or 0
         places = range(self.cursor, self.cursor + self.prompts_per_update)
-        items = [self.task.item(self.split, seed, place) for place in places]
+        several = self.settings["train_prompts"]
+        items = [self.task.item(self.split, seed, place % several if several else place) for place in places]
         self.objective = objective_at(self.settings, self._current_progress_remaining)
         going = True
 

@@ -85,6 +85,7 @@ class RunSettings(BaseModel):
     temperature: float = Field(1.0, gt=0, description="of the student, in sampling and scoring")
     teacher_temperature: float = Field(1.0, gt=0, description="of the teacher, in scoring and writing")
     prompts_per_update: int = Field(16, ge=1, description="prompts of one update")
+    train_prompts: int | None = Field(None, ge=1, description="train on this many alone; null takes as many as come")
     group_size: int = Field(4, ge=1, description="samples of each prompt")
     epochs: int = Field(1, ge=1, description="steps of the optimizer on each rollout")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, after the warm-up")

@@ -138,6 +138,14 @@ def test_student_and_teacher_sample_together_and_what_is_recorded_is_their_log_p
     torch.testing.assert_close(batch.logp_BT[batch.action_mask_BT], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_few_prompts_are_trained_on_again_and_again_with_fresh_samples():
+    some = agent(train_prompts=2)
+    first = sampled(some)
+    second = sampled(some)
+    keys = {some.task.item("train", 0, place).key for place in (0, 1)}
+    assert {t.item.key for t in some.trajectories} == keys and first != second
+
+
 def test_a_teacher_without_a_share_leaves_the_students_texts_as_they_are():
     alone = agent()
     assert sampled(agent(behaviour="teacher_mixed", teacher_share=0.0)) == sampled(alone)
