@@ -178,7 +178,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase, system: bool) -> tuple[list[
     for role, mark in marks.items():
         if text.count(mark) != 1:
             field, remedy = ("system", "leave it out") if role == "system" else ("chat", "set chat to false")
-            raise SettingError(field, True, f"this chat template rewrites the {role}'s message; {remedy}")
+            raise SettingError(field, True, f"this chat template rewrites the message of the {role}; {remedy}")
     before, *between, after = re.split("|".join(marks.values()), text)
     ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, "".join(between), after)]
     return cast(tuple[list[int], list[int], list[int]], tuple(ids))

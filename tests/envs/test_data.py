@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -81,10 +82,13 @@ def test_an_items_key_is_its_file_and_line(tmp_path: Path) -> None:
 
 def test_a_list_is_whole_in_each_split_and_strings_are_rows_of_one_column() -> None:
     splits = all_of(read_items(["one", "two"], prompt="{prompt}!"))
-    assert {split: {item.prompt for item in part} for split, part in splits.items()} == dict.fromkeys(
-        SPLITS, {"one!", "two!"}
-    )
-    assert all_of(read_items(ROWS, **ASKED))["test"][3].columns == {"question": "What is 3 + 3?", "answer": 6, "level": 0}
+    assert list(splits) == list(SPLITS)
+    assert all({item.prompt for item in part} == {"one!", "two!"} for part in splits.values())
+    assert all_of(read_items(ROWS, **ASKED))["test"][3].columns == {
+        "question": "What is 3 + 3?",
+        "answer": 6,
+        "level": 0,
+    }
 
 
 @settings(deadline=None, max_examples=30)
@@ -187,7 +191,7 @@ def test_a_function_that_draws_too_few_prompts_is_told_and_not_waited_for() -> N
 def test_an_import_path_names_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("somewhere")
     module.rows = ROWS  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "somewhere", module)
+    monkeypatch.setitem(sys.modules, "somewhere", module)
     assert read_items("somewhere:rows", **ASKED).size("test") == 60
     with pytest.raises(SettingError, match="data: 'somewhere:cows' does not work; it could not be imported"):
         read_items("somewhere:cows")
@@ -216,7 +220,7 @@ def test_a_template_that_holds_more_than_columns_is_refused(text: str) -> None:
         template("prompt", text)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(name=st.from_regex(r"[a-z][a-z0-9_ -]{0,5}", fullmatch=True), value=st.text(), around=st.text())
 def test_whatever_stands_in_a_row_or_around_comes_out_as_it_is(name: str, value: str, around: str) -> None:
     doubled = around.replace("{", "{{").replace("}", "}}")
@@ -224,14 +228,16 @@ def test_whatever_stands_in_a_row_or_around_comes_out_as_it_is(name: str, value:
 
 
 def test_a_missing_column_is_named_with_those_there_are() -> None:
-    with pytest.raises(DataError, match=r"prompt: 'questoin' .*; 0 has no such column; there are: 'question', 'answer'"):
+    with pytest.raises(
+        DataError, match=r"prompt: 'questoin' .*; 0 has no such column; there are: 'question', 'answer'"
+    ):
         read_items(ROWS, prompt="{questoin}")
 
 
 def test_without_a_setting_the_reference_is_the_column_of_that_name_where_there_is_one() -> None:
     items = all_of(read_items([{"prompt": "a", "reference": "b"}, {"prompt": "c"}]))["test"]
     assert [item.reference for item in items] == ["b", ""]
-    with pytest.raises(DataError, match="reference: 'reference' .* 1 has no such column"):
+    with pytest.raises(DataError, match=r"reference: 'reference' .* 1 has no such column"):
         read_items([{"prompt": "a", "reference": "b"}, {"prompt": "c"}], reference="reference")
 
 
@@ -240,7 +246,9 @@ def test_a_column_that_only_some_rows_have_is_none_in_the_others() -> None:
     assert [item.columns for item in items] == [{"x": 1, "y": None}, {"x": None, "y": 2}]
 
 
-def test_a_column_called_completion_does_not_hide_the_models_from_the_reward(make_task: Callable[..., TextTask]) -> None:
+def test_a_column_called_completion_does_not_hide_the_models_from_the_reward(
+    make_task: Callable[..., TextTask],
+) -> None:
     rows = [{"prompt": "see a dog", "completion": "from the file", "level": 3}]
     seen: list[object] = []
 
@@ -270,7 +278,7 @@ def test_a_reward_by_import_path_takes_settings_as_arguments(monkeypatch: pytest
 
     module = ModuleType("somewhere")
     module.longer = longer  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "somewhere", module)
+    monkeypatch.setitem(sys.modules, "somewhere", module)
     assert reward_from("somewhere:longer")(["abcd"]) == [1.0]
     assert reward_from({"name": "somewhere:longer", "than": 4})(["abcd"]) == [0.0]
 

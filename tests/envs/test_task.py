@@ -211,7 +211,10 @@ def test_a_systems_message_is_refused_where_it_has_no_place(
 ) -> None:
     with pytest.raises(SettingError, match="system: 'be brief' does not work; a system's message needs chat=True"):
         make_task(system="be brief")
-    templates = {"{{ messages[-1].content }}": "rewrites the system's message", "{{ raise_exception('no') }}": "no"}
+    templates = {
+        "{{ messages[-1].content }}": "rewrites the message of the system",
+        "{{ raise_exception('no') }}": "no",
+    }
     for template, why in templates.items():
         other = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>", chat_template=template
