@@ -147,12 +147,14 @@ class TextTask:
         return ids
 
 
-def build_task(task: Task | str | None, **settings: Any) -> Task:
-    """A task as given, from the import path `package.module:function` of its maker, or from `TextTask`'s settings."""
+def build_task(task: Task | Callable[..., Task] | str | None, **settings: Any) -> Task:
+    """A task as given, from its maker, the maker's import path `package.module:function`, or TextTask's settings."""
     if isinstance(task, str):
         if ":" not in task:
             raise SettingError("task", task, "give package.module:function, or a registered id to gym.make")
-        return cast(Task, import_object("task", task)(**settings))
+        task = cast(Callable[..., Task], import_object("task", task))
+    if callable(task):
+        return task(**settings)
     if task is not None:
         if settings:
             raise SettingError("task", sorted(settings), "a ready task takes no further settings")

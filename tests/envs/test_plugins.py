@@ -1,12 +1,14 @@
 """A package from outside brings an environment and a reward along by entry points; a broken or clashing one harms none.
 
-The packages are built and installed as a stranger's would be: a wheel, pip, a folder on the path, a fresh interpreter.
+The package is the one that docs/environments.md prints, built and installed as a stranger's would be: a wheel, pip, a
+folder on the path, a fresh interpreter.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,34 +16,9 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "acme-tasks"
-version = "1.0"
-[project.entry-points."rlgkd.envs"]
-"acme/Polite-v0" = "acme.tasks:polite"
-[project.entry-points."rlgkd.rewards"]
-polite = "acme.tasks:politeness"
-[tool.setuptools]
-packages = ["acme"]
-"""
-TASKS = """
-from rlgkd.envs import TextTask
-
-
-def politeness(word="please"):
-    return lambda completions: [float(word in text) for text in completions]
-
-
-def polite(word="please", max_new_tokens=6):
-    return TextTask(
-        prompts=["Ask for tea."], reward={"name": "polite", "word": word}, tokenizer="embedded:grounded-student",
-        max_new_tokens=max_new_tokens, max_prompt_tokens=16,
-    )
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+PROJECT = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0]
+TASKS = re.findall(r"`acme/tasks.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)[0]
 PROBE = """
 import json, sys, warnings
 warnings.simplefilter("error")

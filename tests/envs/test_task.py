@@ -256,7 +256,10 @@ def test_a_task_is_built_from_an_import_path_with_its_settings(
     module = ModuleType("somewhere")
     module.maker = make_task  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "somewhere", module)
-    assert build_task("somewhere:maker", max_new_tokens=3).max_new_tokens == 3
+    for maker in ("somewhere:maker", make_task):
+        assert build_task(maker, max_new_tokens=3).max_new_tokens == 3
+    with pytest.raises(SettingError, match="task: 'somewhere:else' does not work; it could not be imported"):
+        build_task("somewhere:else")
 
 
 def test_an_id_where_an_import_path_belongs_is_refused() -> None:
