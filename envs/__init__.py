@@ -6,7 +6,8 @@ if __name__ != "rlgkd.envs":  # someone wrote `import envs` with a checkout's ro
 from typing import TYPE_CHECKING, Any
 
 from rlgkd.envs import rewards
-from rlgkd.envs.task import ListItems, TextTask
+from rlgkd.envs.items import ListItems
+from rlgkd.envs.task import TextTask
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
 

@@ -26,8 +26,9 @@ from zlib import crc32
 
 from transformers import PreTrainedTokenizerBase
 
+from rlgkd.envs.items import ListItems
 from rlgkd.envs.rewards import rouge
-from rlgkd.envs.task import ListItems, TextTask
+from rlgkd.envs.task import TextTask
 from rlgkd.errors import DataError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.types import Item

@@ -5,15 +5,16 @@ A task has no state: its items are functions of (split, seed, index), its reward
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Protocol, cast, runtime_checkable
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlgkd.envs.calling import Grader, Reward
+from rlgkd.envs.calling import Grader
+from rlgkd.envs.chat import chat_pieces
+from rlgkd.envs.data import Shares, read_items
+from rlgkd.envs.naming import import_object, reward_from
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
@@ -22,49 +23,10 @@ from rlgkd.types import Item, Score, Task
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and its own by turns) -> what the environment says, or None: no more."""
 AT_LIMIT = ("terminate", "truncate")
+Frame = tuple[list[int], list[int]]
+"""Ids before and behind a message."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
-
-
-@runtime_checkable
-class Items(Protocol):
-    """Where prompts come from."""
-
-    def size(self, split: str) -> int:
-        """How many distinct items the split has."""
-        ...
-
-    def item(self, split: str, seed: int, index: int) -> Item:
-        """The item at `index` of the stream that `seed` orders; defined for every index >= 0."""
-        ...
-
-
-class ListItems:
-    """Items in memory. A seed orders them anew for each pass; validation and test keep the order they were given in."""
-
-    def __init__(self, splits: Mapping[str, Sequence[Item]]) -> None:
-        """Hold the items of each split.
-
-        Raises: DataError if a split is empty.
-        """
-        for split, items in splits.items():
-            if not items:
-                raise DataError("prompts", f"{split}: 0 items", "give at least one prompt")
-        self._splits = {split: tuple(items) for split, items in splits.items()}
-
-    def size(self, split: str) -> int:
-        """Number of items in the split."""
-        return len(self._of(split))
-
-    def item(self, split: str, seed: int, index: int) -> Item:
-        """Pass index // size is a permutation of its own; validation and test are not shuffled."""
-        items = self._of(split)
-        pass_, place = divmod(index, len(items))
-        return items[_permutation(len(items), seed, pass_)[place] if split == "train" else place]
-
-    def _of(self, split: str) -> tuple[Item, ...]:
-        if split not in self._splits:
-            raise DataError("split", split, f"choose one of {', '.join(self._splits)}")
-        return self._splits[split]
+_log = logging.getLogger(__name__)
 
 
 class TextTask:
@@ -73,14 +35,18 @@ class TextTask:
     def __init__(
         self,
         *,
-        prompts: Items | Sequence[str],
-        reward: Reward,
+        prompts: Any,
+        reward: Any,
         tokenizer: str | PreTrainedTokenizerBase,
         max_new_tokens: int = 64,
         max_prompt_tokens: int = 256,
         chat: bool = False,
         reply: Reply | None = None,
         at_limit: str = "terminate",
+        system: str = "",
+        prompt: str = "prompt",
+        reference: str | None = None,
+        split_shares: Shares = "auto",
         quality: Quality | None = None,
         name: str = "text",
         reward_timeout: float | None = None,
@@ -89,11 +55,13 @@ class TextTask:
         """Describe the task.
 
         Args:
-            prompts: Strings, or a source of items.
+            prompts: Strings, rows, a file, a folder, a data set, a function or a source of items: what
+                rlgkd.envs.data.read_items takes, with `prompt`, `reference` and `split_shares` from here.
             reward: A function of any of `prompts`, `completions`, `references`, `items` and the items' columns by
                 name, each a list over the batch, that returns a list of floats or of Scores; or of `completion` and
-                its like, for one sample at a time. It may be async. See rlgkd.envs.rewards for some. `tokens` are the
-                actions as text; a reward may return a list of floats, one for each of them, instead of one float.
+                its like, for one sample at a time. It may be async. `tokens` are the actions as text; a reward may
+                return a list of floats, one for each of them, instead of one float. Or the name of a reward, with its
+                settings, or a sum of several: see rlgkd.envs.naming, and rlgkd.envs.rewards for those there are.
             tokenizer: A model's name, or a loaded tokenizer.
             max_new_tokens: Length limit of all that stands behind the prompt, in tokens.
             max_prompt_tokens: Length limit of a prompt; a longer one is an error, never cut silently.
@@ -103,6 +71,10 @@ class TextTask:
             at_limit: `terminate`: a text that reaches the limit is scored as it stands. `truncate`: it is cut off there
                 and not scored; rlgkd's agents leave it out of the policy term (DAPO's overlong filtering), in
                 Gymnasium's terms it is `truncated`, and other libraries put the last state's value in its place.
+            system: The system's message before it.
+            prompt: Column or template of the prompt, for data in rows.
+            reference: Column or template of the reference; None takes the column `reference` where there is one.
+            split_shares: Tenths of a lone file's prompts for train, validation and test; None gives all to each.
             quality: Measures for evaluation, never seen by training.
             name: Shown in reports.
             reward_timeout: Seconds for a batch, after which the reward has failed; None waits.
@@ -113,22 +85,24 @@ class TextTask:
         for field, value in (("max_new_tokens", max_new_tokens), ("max_prompt_tokens", max_prompt_tokens)):
             if value < 1:
                 raise SettingError(field, value, "give at least 1 token")
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence | Items):
-            raise DataError("prompts", prompts, "give a list of strings, or a source of items")
-        if isinstance(prompts, Sequence):
-            listed = [Item(key=str(n), prompt=text) for n, text in enumerate(prompts)]
-            prompts = ListItems(dict.fromkeys(("train", "validation", "test"), listed))
         if at_limit not in AT_LIMIT:
             raise SettingError("at_limit", at_limit, f"choose one of {', '.join(AT_LIMIT)}")
-        self.items, self.quality_of, self.name = prompts, quality, name
+        if system and not chat:
+            raise SettingError("system", system, "a system's message needs chat=True")
+        self.items = read_items(prompts, prompt=prompt, reference=reference, split_shares=split_shares)
+        self.quality_of, self.name = quality, name
         self.reply_of, self.at_limit = reply, at_limit
-        self.grader = Grader(reward, timeout=reward_timeout, max_failed=max_failed_rewards)
+        self.grader = Grader(reward_from(reward), timeout=reward_timeout, max_failed=max_failed_rewards)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
         self.max_new_tokens, self.max_prompt_tokens, self.chat = max_new_tokens, max_prompt_tokens, chat
-        self._frame = _chat_frame(self.tokenizer) if chat else ([], [])
-        many = ("user", "assistant", "user")
-        self._reply_frame = _chat_frame(self.tokenizer, many) if chat and reply is not None else ([], [])
+        self._special = {
+            id_: text
+            for id_, text in zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
+            if text != self.tokenizer.unk_token or id_ == end_token(self.tokenizer)
+        }
+        self._told_unknown = False
+        self._frame, self._reply_frame = self._frames(system, reply is not None) if chat else (([], []), ([], []))
 
     def size(self, split: str) -> int:
         """How many distinct items the split has."""
@@ -141,9 +115,9 @@ class TextTask:
     def encode_prompt(self, item: Item) -> list[int]:
         """Token ids of the prompt.
 
-        Raises: DataError if it is empty or longer than `max_prompt_tokens`.
+        Raises: DataError if it is empty, longer than `max_prompt_tokens`, or would hold a special token.
         """
-        message = self._encode(item.prompt)
+        message = self._encode("prompt", item.key, item.prompt)
         if not message:
             raise DataError("prompt", item.key, "it is empty; give a prompt of at least one token")
         before, after = self._frame
@@ -155,7 +129,7 @@ class TextTask:
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of a completion, end token included; behind a plain prompt it begins with the space that parts words."""
-        return [*self._encode(text if self.chat else f" {text}"), end_token(self.tokenizer)]
+        return [*self._encode("completion", text[:40], text if self.chat else f" {text}"), end_token(self.tokenizer)]
 
     def decode_completion(self, ids: Sequence[int]) -> str:
         """The text, without special tokens and outer white space."""
@@ -168,7 +142,7 @@ class TextTask:
     def encode_reply(self, text: str) -> list[int]:
         """The ids of a reply; with `chat`, as the user's next message."""
         before, after = self._reply_frame
-        return [*before, *self._encode(text), *after]
+        return [*before, *self._encode("reply", text, text), *after]
 
     def score(
         self,
@@ -190,46 +164,45 @@ class TextTask:
             return [{} for _ in items]
         return self.quality_of(items, completions)
 
-    def _encode(self, text: str) -> list[int]:
-        """The ids of a user's text; what looks like a special token in it stays ordinary text."""
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    def _frames(self, system: str, replies: bool) -> tuple[Frame, Frame]:
+        """What stands around the user's first message, and around one behind an answer of the policy's."""
+        roles = ("system", "user") if system else ("user",)
+        *first, before, after = chat_pieces(self.tokenizer, *roles)
+        if system:
+            before = [*first[0], *self._encode("system", "system", system), *before]
+        if not replies:
+            return (before, after), ([], [])
+        *_, between, behind = chat_pieces(self.tokenizer, "user", "assistant", "user")
+        # The policy ends its turn with the end token itself.
+        between = between[1:] if between[:1] == [end_token(self.tokenizer)] else between
+        return (before, after), (between, behind)
+
+    def _encode(self, field: str, key: str, text: str) -> list[int]:
+        """The ids of a user's text; what looks like a special token in it stays ordinary text.
+
+        Raises: DataError where the tokenizer has no other way to write it than by the special token (T5's does not).
+        """
+        ids = cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        for id_ in self._special.keys() & set(ids):
+            raise DataError(
+                field, key, f"this tokenizer makes its special token {self._special[id_]!r} of it; reword it"
+            )
+        if self.tokenizer.unk_token_id in ids and not self._told_unknown:
+            self._told_unknown = True
+            _log.warning("%s %r holds characters that the tokenizer does not know, as others may", field, key)
+        return ids
 
 
-def build_task(task: Task | str | None, **settings: Any) -> Task:
-    """A task as given, from the import path `package.module:function` of its maker, or from `TextTask`'s settings."""
+def build_task(task: Task | Callable[..., Task] | str | None, **settings: Any) -> Task:
+    """A task as given, from its maker, the maker's import path `package.module:function`, or TextTask's settings."""
     if isinstance(task, str):
-        module, colon, function = task.partition(":")
-        if not colon:
+        if ":" not in task:
             raise SettingError("task", task, "give package.module:function, or a registered id to gym.make")
-        return cast(Task, getattr(importlib.import_module(module), function)(**settings))
+        task = cast(Callable[..., Task], import_object("task", task))
+    if callable(task):
+        return task(**settings)
     if task is not None:
         if settings:
             raise SettingError("task", sorted(settings), "a ready task takes no further settings")
         return task
     return TextTask(**settings)
-
-
-@lru_cache(maxsize=128)  # a vector environment's rows each have a seed of their own
-def _permutation(size: int, seed: int, pass_: int) -> np.ndarray:
-    return np.random.default_rng([seed, pass_]).permutation(size)
-
-
-def _chat_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = ("user",)) -> tuple[list[int], list[int]]:
-    """What the chat template puts before and after a user's message, as ids, its special tokens among them.
-
-    The message is the last of `roles`. Where there are others, what stands before it begins behind the end token of
-    the assistant's, which the policy writes itself.
-
-    Raises: SettingError if there is no template, or one that does not hold the messages once as they are.
-    """
-    if tokenizer.chat_template is None:
-        raise SettingError("chat", True, "this tokenizer has no chat template; set chat to false")
-    marks = [f"\u2063message {n}\u2063" for n in range(len(roles))]
-    messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-    text = str(cast(Any, tokenizer).apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    if any(text.count(mark) != 1 for mark in marks):
-        raise SettingError("chat", True, "this chat template rewrites the messages; set chat to false")
-    before, after = text.split(marks[-1])
-    if len(roles) > 1:
-        before = before.split(marks[-2])[1].removeprefix(str(tokenizer.eos_token))
-    return cast(tuple[list[int], list[int]], tuple(tokenizer([before, after], add_special_tokens=False)["input_ids"]))

@@ -1,24 +1,51 @@
 """rlgkd: reinforcement learning for text generation with distillation inside the objective.
 
-Importing it registers the environments with Gymnasium and imports neither torch nor transformers.
+Importing it registers the environments with Gymnasium and imports neither torch nor transformers. Other packages bring
+environments along by entry points in the group `rlgkd.envs`: the name is the environment's id, the value the import
+path of a function that returns its task; nothing of theirs is imported until the environment is made.
 """
 
 from __future__ import annotations
+
+import warnings
+from importlib.metadata import entry_points
 
 import gymnasium as gym
 
 __version__ = "0.1.0"
 
+
+def _register(id_: str, task: str, package: str) -> None:
+    """Register a task as environments, scalar and vector; one that cannot be is left out with a warning."""
+    there = gym.registry.get(id_)
+    if there is not None and there.kwargs.get("task") == task:  # rlgkd was imported anew
+        return
+    if there is not None:
+        owner = _packages.get(id_, str(there.entry_point))
+        warnings.warn(f"environment {id_!r} of {package} is left out: {owner} has one of that id", stacklevel=3)
+        return
+    try:
+        gym.register(
+            id=id_,
+            entry_point="rlgkd.envs.text_env:TextGenerationEnv",
+            vector_entry_point="rlgkd.envs.vector_env:TextVectorEnv",
+            kwargs={"task": task},
+        )
+        _packages[id_] = package
+    except gym.error.Error as error:
+        warnings.warn(f"environment {id_!r} of {package} is left out: {error}", stacklevel=3)
+
+
+_packages: dict[str, str] = {}
 for _id, _task in {
     "GroundedSummary": "rlgkd.envs.grounded.env:grounded_summary",
     "Arithmetic": "rlgkd.envs.arithmetic:arithmetic",
     "Translate": "rlgkd.envs.translate:translate",
     "Guess": "rlgkd.envs.guess:guess",
     "DocstringSummary": "rlgkd.envs.docstrings:docstring_summary",
+    "Dataset": "rlgkd.envs.dataset:dataset",
+    "ReasoningGym": "rlgkd.envs.reasoning:reasoning_gym",
 }.items():
-    gym.register(
-        id=f"rlgkd/{_id}-v0",
-        entry_point="rlgkd.envs.text_env:TextGenerationEnv",
-        vector_entry_point="rlgkd.envs.vector_env:TextVectorEnv",
-        kwargs={"task": _task},
-    )
+    _register(f"rlgkd/{_id}-v0", _task, "rlgkd")
+for _entry in entry_points(group="rlgkd.envs"):
+    _register(_entry.name, _entry.value.partition("[")[0].strip(), _entry.dist.name if _entry.dist else _entry.value)

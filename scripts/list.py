@@ -25,9 +25,11 @@ def show(what: str = "") -> None:
 
 
 def _envs() -> Table:
-    table = Table("id", title="envs")
-    for name in sorted(name for name in gym.registry if name.startswith("rlgkd/")):
-        table.add_row(name)
+    from rlgkd.envs.naming import text_env_ids
+
+    table = Table("id", "task", title="envs")
+    for name in text_env_ids():
+        table.add_row(name, str(gym.registry[name].kwargs.get("task", "")))
     return table
 
 
@@ -69,12 +71,14 @@ def _functions() -> list[Table]:
 
 
 def _rewards() -> Table:
-    from rlgkd.envs import rewards
+    from rlgkd.envs.naming import plugin_rewards, shipped_rewards
 
-    table = Table("reward", "what it is", title="rewards in rlgkd.envs.rewards")
-    for name, made in vars(rewards).items():
-        if getattr(made, "__module__", None) == rewards.__name__ and not name.startswith("_"):
-            table.add_row(name, (made.__doc__ or "").splitlines()[0])
+    table = Table("reward", "what it is", title="rewards by name")
+    for name, made in shipped_rewards().items():
+        table.add_row(name, (made.__doc__ or "").splitlines()[0])
+    for name, entry in plugin_rewards().items():
+        table.add_row(name, entry.value)
+    table.add_row("{part: {name, weight}}", "A sum of rewards, each logged under its name.")
     return table
 
 

@@ -26,6 +26,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from rlgkd import agents, checkpoint
 from rlgkd.agents.base import TextAlgorithm
 from rlgkd.agents.settings import objective_at
+from rlgkd.envs.naming import text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
@@ -89,8 +90,7 @@ def make_env(env: str, *, seed: int, **env_settings: Any) -> TextVecEnv:
     try:
         return make_sb3_vec_env(env, seed=seed, **env_settings)
     except gym.error.Error as error:
-        known = [name for name in gym.registry if name.startswith("rlgkd/")]
-        raise SettingError("env", env, nearest(env, known)) from error
+        raise SettingError("env", env, nearest(env, text_env_ids())) from error
     except TypeError as error:
         raise SettingError("env_settings", env_settings, str(error)) from error
 

@@ -1,19 +1,21 @@
-"""The examples of README.md and CONTRIBUTING.md, as printed."""
+"""The examples of README.md, CONTRIBUTING.md and docs/environments.md, as printed."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rlgkd.ops import behaviour, divergence, returns
 
 ROOT = Path(__file__).parent.parent
 
 
-def examples(file: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+def examples(file: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
 
 
 @pytest.mark.slow
@@ -44,3 +46,62 @@ def test_the_worked_example_trains(tables):
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     by_hand = 1 - (p * q).sqrt().sum()
     torch.testing.assert_close(divergence.get("squared_hellinger")(p.log(), q.log()), by_hand)
+
+
+OWN = "docs/environments.md"
+
+
+@pytest.mark.slow
+def test_the_file_of_ones_own_environment_is_trained_on_as_printed(tmp_path, monkeypatch):
+    from rlgkd.scripts.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (rows,), (settings, _) = examples(OWN, "csv"), examples(OWN, "yaml")
+    (tmp_path / "capitals.csv").write_text(rows)
+    (tmp_path / "capitals.yaml").write_text(settings)
+    small = ["tokens=60", "prompts_per_update=2", "group_size=2", "eval_prompts=4", "threads=1", "--out", "run"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "capitals.yaml", *small, "--quiet"])
+    assert stop.value.code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [example["reference"] for example in summary["examples"]] == ["Paris", "Rome", "Lima", "Tokyo"]
+
+
+def test_the_rewards_of_ones_own_environment_are_a_sum_as_printed():
+    from rlgkd.envs.naming import reward_from
+    from rlgkd.types import Item
+
+    _, settings = examples(OWN, "yaml")
+    reward = reward_from(yaml.safe_load(settings)["reward"])
+    (score,) = reward([Item(key="0", prompt="", reference="5")], ["2 + 3 is #### 5"])
+    assert score.parts == {"right": 1.0, "brief": 1.0, "calm": 1.0} and score.reward == pytest.approx(1.3)
+
+
+def test_the_function_of_ones_own_environment_draws_and_scores_as_printed(capsys):
+    function, *_ = examples(OWN)
+    names: dict[str, object] = {}
+    exec(compile(function, OWN, "exec"), names)
+    info = ast.literal_eval(capsys.readouterr().out)
+    a, b = map(int, re.fullmatch(r"What is (\d+) \+ (\d+)\?\nAnswer:", info["prompt"]).groups())
+    assert info["reference"] == str(a + b)
+    task = names["env"].task
+    item = task.item("train", 0, 0)
+    scores = task.score([item] * 3, [info["reference"], str(a + b + 1), "none"])
+    assert [score.reward for score in scores] == [1.0, pytest.approx(1 - 1 / max(a, b)), 0.0]
+
+
+def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
+    from gymnasium import registry
+    from gymnasium.utils.env_checker import check_env
+
+    _, registered, _ = examples(OWN)
+    names: dict[str, object] = {}
+    try:
+        exec(compile(registered, OWN, "exec"), names)
+    finally:
+        registry.pop("mine/Shout-v0", None)
+    check_env(names["env"].unwrapped, skip_render_check=True)
+    task = names["env"].unwrapped.task
+    assert task.score([task.item("test", 0, 0)], ["Hi!!"])[0].reward == 2 / 3
+    names["vector"].reset(seed=0)
+    assert names["vector"].step(names["vector"].action_space.sample())[1].shape == (4,)

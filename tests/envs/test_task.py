@@ -115,9 +115,9 @@ def test_an_empty_list_is_refused(make_task: MakeTask) -> None:
         ListItems({"train": [Item(key="a", prompt="a")], "test": []})
 
 
-@pytest.mark.parametrize("prompts", ["one string", 7, None, (text for text in ["a"])])
-def test_prompts_that_are_no_list_are_refused(make_task: MakeTask, prompts: object) -> None:
-    with pytest.raises(DataError, match="give a list of strings, or a source of items"):
+@pytest.mark.parametrize("prompts", ["one string", 7, None, b"bytes", (text for text in ["a"]), {"a"}])
+def test_prompts_that_are_neither_list_nor_data_are_refused(make_task: MakeTask, prompts: object) -> None:
+    with pytest.raises(DataError, match="a list of strings"):
         make_task(prompts=prompts)
 
 
@@ -198,6 +198,31 @@ def test_a_template_that_rewrites_the_message_is_refused(
         make_task(chat=True, tokenizer=other)
 
 
+def test_a_systems_message_stands_where_the_template_puts_it_and_stays_ordinary_text(make_task: MakeTask) -> None:
+    task = make_task(chat=True, system="be a <|end|> dog", max_prompt_tokens=100)
+    marks = [task.tokenizer.convert_tokens_to_ids(token) for token in ("<|user|>", "<|end|>", "<|bot|>")]
+    ids = task.encode_prompt(Item(key="a", prompt="house"))
+    assert [id_ for id_ in ids if id_ in marks] == [marks[0], marks[1]] * 2 + [marks[2]]
+    assert task.tokenizer.decode(ids) == "<|user|>\nbe a <|end|> dog<|end|>\n<|user|>\nhouse<|end|>\n<|bot|>"
+
+
+def test_a_systems_message_is_refused_where_it_has_no_place(
+    make_task: MakeTask, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(SettingError, match="system: 'be brief' does not work; a system's message needs chat=True"):
+        make_task(system="be brief")
+    templates = {
+        "{{ messages[-1].content }}": "rewrites the message of the system",
+        "{{ raise_exception('no') }}": "no",
+    }
+    for template, why in templates.items():
+        other = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>", chat_template=template
+        )
+        with pytest.raises(SettingError, match=f"system: True does not work; .*{why}"):
+            make_task(chat=True, system="be brief", tokenizer=other)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("text", ["see a dog", "house", "the red cat"])
 def test_a_completion_decodes_to_the_text_it_was_made_of(make_task: MakeTask, chat: bool, text: str) -> None:
@@ -231,7 +256,10 @@ def test_a_task_is_built_from_an_import_path_with_its_settings(
     module = ModuleType("somewhere")
     module.maker = make_task  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "somewhere", module)
-    assert build_task("somewhere:maker", max_new_tokens=3).max_new_tokens == 3
+    for maker in ("somewhere:maker", make_task):
+        assert build_task(maker, max_new_tokens=3).max_new_tokens == 3
+    with pytest.raises(SettingError, match="task: 'somewhere:else' does not work; it could not be imported"):
+        build_task("somewhere:else")
 
 
 def test_an_id_where_an_import_path_belongs_is_refused() -> None:
