@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.calling import Grader, Reward
+from rlgkd.envs.templates import chat_pieces
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
@@ -112,7 +113,7 @@ class TextTask:
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
         self.max_new_tokens, self.max_prompt_tokens, self.chat = max_new_tokens, max_prompt_tokens, chat
-        self._frame = _chat_frame(self.tokenizer) if chat else ([], [])
+        self._frame = chat_pieces(self.tokenizer, "user") if chat else ([], [])
 
     def size(self, split: str) -> int:
         """How many distinct items the split has."""
@@ -177,19 +178,3 @@ def build_task(task: Task | str | None, **settings: Any) -> Task:
 @lru_cache(maxsize=128)  # a vector environment's rows each have a seed of their own
 def _permutation(size: int, seed: int, pass_: int) -> np.ndarray:
     return np.random.default_rng([seed, pass_]).permutation(size)
-
-
-def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the chat template puts before and after a user's message, as ids, its special tokens among them.
-
-    Raises: SettingError if there is no template, or one that does not hold the message once as it is.
-    """
-    if tokenizer.chat_template is None:
-        raise SettingError("chat", True, "this tokenizer has no chat template; set chat to false")
-    mark = "\u2063message\u2063"
-    messages = [{"role": "user", "content": mark}]
-    text = str(cast(Any, tokenizer).apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    if text.count(mark) != 1:
-        raise SettingError("chat", True, "this chat template rewrites the message; set chat to false")
-    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(mark))
-    return cast(list[int], before), cast(list[int], after)

@@ -72,9 +72,8 @@ def _rewards() -> Table:
     from rlgkd.envs import rewards
 
     table = Table("reward", "what it is", title="rewards in rlgkd.envs.rewards")
-    for name, made in vars(rewards).items():
-        if getattr(made, "__module__", None) == rewards.__name__ and not name.startswith("_"):
-            table.add_row(name, (made.__doc__ or "").splitlines()[0])
+    for name in rewards.__all__:
+        table.add_row(name, (getattr(rewards, name).__doc__ or "").splitlines()[0])
     return table
 
 
