@@ -27,7 +27,8 @@ from rlgkd.types import Item, Score
 Reward = Callable[..., Any]
 """A function of any of `prompts`, `completions`, `references`, `items` and the data's columns, each a list over the
 batch, that returns a number or a Score for each (or a list of numbers: of each action, which `tokens` shows as text);
-or of `prompt`, `completion`, `reference`, `item` (and columns), that returns one. It may be `async`."""
+or of `prompt`, `completion`, `reference`, `item` (and columns), that returns one. It may be `async`. Where a sample
+failed alone, the exception that says why stands in its place."""
 
 _log = logging.getLogger(__name__)
 SINGULAR = {"prompt": "prompts", "completion": "completions", "reference": "references", "item": "items"}
@@ -85,7 +86,7 @@ class Grader:
                 error = ValueError(
                     told if actions >= 0 else "it returned steps, and must ask for `tokens` to count them"
                 )
-                (scores[row],) = self._failure(error, 1)
+                scores[row] = self._score(error)
         self.seconds += time.perf_counter() - began
         self.scored += len(scores)
         self.failed += sum(math.isnan(score.reward) for score in scores)
@@ -136,9 +137,10 @@ class Grader:
             try:
                 with _alarm(self.timeout):
                     returned = self.reward(**arguments)
-                    scores.append(_scores(returned, size))
+                    values = _values(returned, size)
             except Exception as error:
-                scores.append(self._failure(error, size))
+                values = [error] * size
+            scores.append(list(map(self._score, values)))
         return scores
 
     async def _gather(self, calls: Sequence[Mapping[str, Any]], size: int) -> list[list[Score]]:
@@ -147,17 +149,31 @@ class Grader:
         async def one(arguments: Mapping[str, Any]) -> list[Score]:
             try:
                 awaited: Awaitable[Any] = self.reward(**arguments)
-                return _scores(await asyncio.wait_for(awaited, self.timeout), size)
+                values = _values(await asyncio.wait_for(awaited, self.timeout), size)
             except Exception as error:
-                return self._failure(error, size)
+                values = [error] * size
+            return list(map(self._score, values))
 
         return list(await asyncio.gather(*map(one, calls)))
 
-    def _failure(self, error: Exception, size: int) -> list[Score]:
+    def _score(self, value: Score | Exception) -> Score:
+        if isinstance(value, Score):
+            return value
         if self._first is None:
-            _log.warning("the reward failed, and its samples are left out: %s: %s", type(error).__name__, error)
-            self._first = error
-        return [Score(reward=math.nan)] * size
+            _log.warning("the reward failed, and its samples are left out: %s: %s", type(value).__name__, value)
+            self._first = value
+        return Score(reward=math.nan)
+
+
+def takes(*names: str) -> inspect.Signature:
+    """The `__signature__` of a reward that learns from its settings what to ask for.
+
+    Raises: SettingError for what no argument can be called, or a name given twice.
+    """
+    try:
+        return inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+    except ValueError as error:
+        raise SettingError("columns", names, f"name each column of the data once ({error})") from error
 
 
 def _run(gathered: Coroutine[Any, Any, list[list[Score]]]) -> list[list[Score]]:
@@ -170,27 +186,29 @@ def _run(gathered: Coroutine[Any, Any, list[list[Score]]]) -> list[list[Score]]:
         return pool.submit(asyncio.run, gathered).result()
 
 
-def _scores(returned: Any, size: int) -> list[Score]:
-    """Make `size` Scores of what a reward returned.
+def _values(returned: Any, size: int) -> list[Score | Exception]:
+    """Make `size` Scores of what a reward returned, but for the exceptions in it.
 
     Raises: TypeError or ValueError if that is not one number for each.
     """
-    if size == 1 and isinstance(returned, Real | Score):
+    if size == 1 and isinstance(returned, Real | Score | Exception):
         returned = [returned]
     if isinstance(returned, str | bytes | Mapping):
         raise TypeError(f"return numbers or Scores, not {type(returned).__name__}")
-    values = [value if isinstance(value, Score) else _score(value) for value in returned]
+    values = [value if isinstance(value, Score | Exception) else _plain(value) for value in returned]
     if len(values) != size:
         raise ValueError(f"it returned {len(values)} values for {size} completions")
-    for score in values:
-        if math.isinf(score.reward):
+    for value in values:
+        if isinstance(value, Exception):
+            continue
+        if math.isinf(value.reward):
             raise ValueError("it returned an infinite reward")
-        if score.steps is not None and not math.isclose(sum(score.steps), score.reward, rel_tol=1e-4, abs_tol=1e-6):
-            raise ValueError(f"its steps sum to {sum(score.steps)}, and its reward is {score.reward}")
+        if value.steps is not None and not math.isclose(sum(value.steps), value.reward, rel_tol=1e-4, abs_tol=1e-6):
+            raise ValueError(f"its steps sum to {sum(value.steps)}, and its reward is {value.reward}")
     return values
 
 
-def _score(value: Any) -> Score:
+def _plain(value: Any) -> Score:
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):  # of each action
         steps = tuple(map(_number, value))
         return Score(reward=sum(steps), steps=steps)

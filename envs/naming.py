@@ -48,12 +48,8 @@ def text_env_ids() -> list[str]:
 
 
 def shipped_rewards() -> dict[str, Callable[..., Reward]]:
-    """What makes a reward, by name: the functions of rlgkd.envs.rewards."""
-    return {
-        name: made
-        for name, made in vars(rewards).items()
-        if inspect.isfunction(made) and made.__module__ == rewards.__name__ and not name.startswith("_")
-    }
+    """What makes a reward, by name: all of rlgkd.envs.rewards that is not made of other rewards."""
+    return {name: getattr(rewards, name) for name in rewards.__all__ if name not in ("Shaped", "Weighted")}
 
 
 def plugin_rewards() -> dict[str, EntryPoint]:

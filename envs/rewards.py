@@ -1,7 +1,8 @@
 """Rewards to choose from. A reward of one's own is any function of what it names (see rlgkd.envs.calling).
 
-What is made here takes `completions` and `references` and returns one number for each. All are in [0, 1], and each says
-how a policy could exploit it.
+What is made here takes `completions` and `references` and returns one number for each, in [0, 1]. Beside these stand
+those that are models (rlgkd.envs.reward_models) or served (rlgkd.envs.serving), which say what they take and their
+range. Each says how a policy could exploit it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,27 @@ from typing import Any
 import numpy as np
 
 from rlgkd.envs.calling import Grader, Reward
+from rlgkd.envs.reward_models import CausalJudge, Entailment, RewardModel
+from rlgkd.envs.serving import judge, served
 from rlgkd.errors import DependencyError, SettingError
 from rlgkd.types import Item, Score
 
+__all__ = [
+    "CausalJudge",
+    "Entailment",
+    "RewardModel",
+    "Shaped",
+    "Weighted",
+    "bleu",
+    "chrf",
+    "exact",
+    "judge",
+    "length",
+    "numeric",
+    "pattern",
+    "rouge",
+    "served",
+]
 Matching = Callable[[Sequence[str], Sequence[str]], list[float]]
 NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from rlgkd.envs.grounded.env import encode_pairs, prompt_of
+from rlgkd.envs.grounded.env import prompt_of
 from rlgkd.envs.grounded.oracle import judge
 from rlgkd.envs.grounded.pairs import pair
 from rlgkd.envs.grounded.world import story, vocabulary
+from rlgkd.envs.reward_models import Entailment
 from rlgkd.lm.decoding import decode
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
@@ -118,6 +119,7 @@ def build_classifier(out: Path, scale: float) -> None:
         LlamaConfig(**{
             **teacher.config.to_dict(), "num_hidden_layers": depth + 2,
             "id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)},
+            "pair_template": f"{prompt_of('{premise}')} {{hypothesis}}{END}",
         })
     )  # fmt: skip
     model.model.load_state_dict(teacher.model.state_dict(), strict=False)
@@ -166,7 +168,7 @@ def build_classifier(out: Path, scale: float) -> None:
     folder = _save(model, tokenizer, out / "grounded-nli")
     _card(
         folder, "entailment classifier", model, steps, f"{SENTENCES} sentences", seconds, curve,
-        _classifier_scores(folder, tokenizer),
+        _classifier_scores(folder),
     )  # fmt: skip
 
 
@@ -263,17 +265,11 @@ def _writer_scores(folder: Path, tokenizer: PreTrainedTokenizerFast, split: str,
     }
 
 
-@torch.inference_mode()
-def _classifier_scores(folder: Path, tokenizer: PreTrainedTokenizerFast, number: int = 4096) -> dict[str, Any]:
+def _classifier_scores(folder: Path, number: int = 4096) -> dict[str, Any]:
     """Accuracy on pairs of the test split, over all and by kind."""
-    model = LlamaForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     pairs = [pair("test", SEED, index) for index in range(number)]
-    right: list[bool] = []
-    for start in range(0, number, 256):
-        some = pairs[start : start + 256]
-        ids, mask = encode_pairs(tokenizer, [p.premise for p in some], [p.hypothesis for p in some])
-        guesses = model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist()
-        right += [bool(guess) == p.entailed for guess, p in zip(guesses, some, strict=True)]
+    given = Entailment(folder, batch_size=256)([p.premise for p in pairs], [p.hypothesis for p in pairs])
+    right = (np.asarray(given, dtype=float) > 0.5) == [p.entailed for p in pairs]
     kinds = sorted({p.kind for p in pairs})
     by_kind = {k: float(np.mean([r for r, p in zip(right, pairs, strict=True) if p.kind == k])) for k in kinds}
     return {"accuracy": float(np.mean(right)), "by kind": by_kind}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlgkd.envs.grounded.env import CLASSIFIER, Entailment, grounded_summary
+from rlgkd.envs.grounded.env import classifier, grounded_summary
 from rlgkd.envs.grounded.pairs import pair
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import LanguageModel, load, load_tokenizer
@@ -31,7 +31,7 @@ def test_the_student_is_about_a_tenth_of_the_teacher() -> None:
 
 def test_the_classifier_tells_near_misses_from_true_sentences() -> None:
     pairs = [pair("test", 5, index) for index in range(2000)]
-    probabilities = Entailment(CLASSIFIER)([p.premise for p in pairs], [p.hypothesis for p in pairs])
+    probabilities = classifier()([p.premise for p in pairs], [p.hypothesis for p in pairs])
     right = [(probability > 0.5) == p.entailed for probability, p in zip(probabilities, pairs, strict=True)]
     assert np.mean(right) >= 0.97
 

@@ -1,8 +1,11 @@
-"""The examples of README.md, CONTRIBUTING.md and docs/environments.md, as printed."""
+"""The examples of README.md, CONTRIBUTING.md, docs/environments.md and docs/rewards.md, as printed."""
 
 import ast
 import json
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,20 @@ def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
     assert task.score([task.item("test", 0, 0)], ["Hi!!"])[0].reward == 2 / 3
     names["vector"].reset(seed=0)
     assert names["vector"].step(names["vector"].action_space.sample())[1].shape == (4,)
+
+
+def test_the_served_reward_and_the_models_of_docs_rewards_do_what_is_printed(capsys, tmp_path):
+    models, server, client = examples("docs/rewards.md")
+    exec(compile(models, "docs/rewards.md", "exec"), {})
+    true, false = ast.literal_eval(capsys.readouterr().out)
+    assert true > 0.9 and false < 0.1
+    (tmp_path / "server.py").write_text(server)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with subprocess.Popen([sys.executable, "server.py", port], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        try:
+            exec(compile(client.replace("8000", port), "docs/rewards.md", "exec"), {})
+        finally:
+            process.kill()
+    printed = capsys.readouterr().out.strip()
+    assert f"It prints `{printed}`." in (ROOT / "docs/rewards.md").read_text()

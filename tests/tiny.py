@@ -28,10 +28,10 @@ from rlgkd.types import Item, Score
 CONTEXT = 64
 
 
-def word_tokenizer(*words: str) -> PreTrainedTokenizerFast:
-    """Token 0 is the end token and the padding too, as in GPT-2; then the words in order."""
+def word_tokenizer(*words: str, unknown: str = "<end>") -> PreTrainedTokenizerFast:
+    """Token 0 is the end token and the padding too, as in GPT-2; then the words in order; others become `unknown`."""
     vocabulary = {word: n for n, word in enumerate(("<end>", *words))}
-    core = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
+    core = Tokenizer(WordLevel(vocabulary, unk_token=unknown))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
 

@@ -6,17 +6,15 @@ seen by evaluation alone: the exact oracle's verdict and ROUGE-2 against the ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from collections.abc import Sequence
+from functools import cache
 
 from rlgkd.envs.grounded.oracle import judge
 from rlgkd.envs.grounded.world import SPLITS, story
+from rlgkd.envs.reward_models import Entailment
 from rlgkd.envs.rewards import rouge
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
-from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.types import Item
 
 TOKENIZER = "embedded:grounded-teacher"
@@ -57,10 +55,14 @@ def grounded_summary(
     *, max_new_tokens: int = MAX_NEW_TOKENS, max_prompt_tokens: int = MAX_PROMPT_TOKENS, device: str = "cpu"
 ) -> TextTask:
     """The task behind `rlgkd/GroundedSummary-v0`; the classifier runs on `device`."""
+
+    def entailment(passage: Sequence[str], completions: Sequence[str]) -> list[float | Exception]:
+        return classifier(device)(passage, completions)
+
     return TextTask(
         name="GroundedSummary",
         prompts=GroundedItems(),
-        reward=Entailment(CLASSIFIER, device=device),
+        reward=entailment,
         tokenizer=TOKENIZER,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
@@ -68,46 +70,10 @@ def grounded_summary(
     )
 
 
-class Entailment:
-    """Probability of entailment, in [0, 1], by a sequence classifier; opened at the first call."""
-
-    def __init__(self, classifier: str, *, device: str = "cpu") -> None:
-        """Name the classifier; its label `entailment` is looked up when it is opened."""
-        self.classifier, self.device = classifier, device
-        self._score: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
-
-    def __call__(self, passage: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """One probability for each pair of passage and completion."""
-        if self._score is None:
-            self._score = self._open()
-        return self._score(passage, completions)
-
-    def _open(self) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
-        model = load(self.classifier, device=self.device, auto_class=AutoModelForSequenceClassification)
-        tokenizer = load_tokenizer(self.classifier)
-        label = {name.lower(): index for index, name in (model.config.id2label or {}).items()}["entailment"]
-
-        @torch.inference_mode()
-        def score(premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
-            ids, mask = encode_pairs(tokenizer, premises, hypotheses)
-            logits = model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-            return [float(p) for p in logits.float().softmax(-1)[:, label].tolist()]
-
-        return score
-
-
-def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, premises: Sequence[str], hypotheses: Sequence[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, T] ids and mask of premise, hypothesis, end token, right-padded; a hypothesis too long is judged as cut."""
-    texts = [f"{prompt_of(p)} {h}" for p, h in zip(premises, hypotheses, strict=True)]
-    rows = [[*ids[:255], tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), int(tokenizer.pad_token_id))
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)], mask[number, : len(row)] = torch.tensor(row), 1
-    return ids, mask
+@cache
+def classifier(device: str = "cpu") -> Entailment:
+    """The embedded classifier, opened once and when it is first needed."""
+    return Entailment(CLASSIFIER, premise="passage", device=device)
 
 
 def quality(items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:

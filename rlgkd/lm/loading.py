@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -63,8 +64,7 @@ def load(
         if auto_class is None:
             auto_class = AutoModelForCausalLM
             if not arguments.get("gguf_file"):
-                config = _open(str(name), AutoConfig.from_pretrained, where, **arguments)
-                auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+                auto_class = AutoModelForSeq2SeqLM if load_config(name).is_encoder_decoder else AutoModelForCausalLM
         module, report = _open(
             str(name), auto_class.from_pretrained, where, dtype=dtype, use_safetensors=True, output_loading_info=True,
             **arguments,
@@ -77,6 +77,16 @@ def load(
     if layers:
         module = _cut(module, layers)
     return cast(PreTrainedModel, cast(Any, module).to(device=device, dtype=dtype).eval())
+
+
+def load_config(name: str | Path) -> PreTrainedConfig:
+    """Open a model's configuration alone.
+
+    Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
+    """
+    where, arguments = _resolve(str(name))
+    config: PreTrainedConfig = _open(str(name), AutoConfig.from_pretrained, where, **arguments)
+    return config
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

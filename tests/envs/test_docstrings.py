@@ -34,7 +34,7 @@ SCAN_ELSEWHERE = (
 @pytest.fixture(scope="module")
 def words() -> PreTrainedTokenizerFast:
     """A word is a token; the template puts one before and two behind the message."""
-    tokenizer = word_tokenizer("<user>", "<bot>")
+    tokenizer = word_tokenizer("<user>", "<bot>", "?", unknown="?")
     tokenizer.chat_template = "<user> {{ messages[0]['content'] }} <end> <bot>"
     return tokenizer
 

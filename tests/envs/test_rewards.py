@@ -276,3 +276,20 @@ def test_rouge_without_its_package_names_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(DependencyError, match=r"pip install 'rlgkd\[metrics\]'"):
         rewards.rouge("rouge2")
+
+
+def test_every_reward_of_the_module_is_listed_with_a_line_about_it() -> None:
+    own = {name for name, made in vars(rewards).items() if getattr(made, "__module__", None) == rewards.__name__}
+    assert {name for name in own if not name.startswith("_")} <= set(rewards.__all__)
+    assert all((getattr(rewards, name).__doc__ or "").splitlines()[0] for name in rewards.__all__)
+
+
+def test_an_exception_in_a_samples_place_is_the_cause_of_that_sample_alone(caplog: pytest.LogCaptureFixture) -> None:
+    grader = Grader(lambda completions: [ValueError("no number"), 2.0], max_failed=1.0)
+    first, second = grader(ITEMS, TEXTS)
+    assert math.isnan(first.reward) and second.reward == 2.0 and grader.failed == 1
+    assert [record.getMessage().endswith("ValueError: no number") for record in caplog.records] == [True]
+    single = [
+        score.reward for score in graded(lambda completion: KeyError(completion) if completion == "three" else 1.0)
+    ]
+    assert math.isnan(single[0]) and single[1] == 1.0
