@@ -19,6 +19,8 @@ from rlgkd.lm.loading import load, load_tokenizer
 
 Model = str | Path | PreTrainedModel
 Tokens = str | Path | PreTrainedTokenizerBase
+HEAD = 16
+"""Tokens by which rows are taken to begin alike."""
 
 
 class Reader:
@@ -62,7 +64,12 @@ class Reader:
             for length in (len(row["input_ids"]) for row in rows)
         ]
         fitting = [number for number, row in enumerate(rows) if 0 < len(row["input_ids"]) <= self.limit]
-        fitting.sort(key=lambda number: len(rows[number]["input_ids"]), reverse=True)  # too little memory shows at once
+        # Longest first, so that too little memory shows at once; rows that begin alike stand together.
+        longest: dict[tuple[int, ...], int] = {}
+        heads = {number: tuple(rows[number]["input_ids"][:HEAD]) for number in fitting}
+        for number, head in heads.items():
+            longest[head] = max(longest.get(head, 0), len(rows[number]["input_ids"]))
+        fitting.sort(key=lambda number: (-longest[heads[number]], heads[number], -len(rows[number]["input_ids"])))
         for start in range(0, len(fitting), self.batch_size):
             numbers = fitting[start : start + self.batch_size]
             values_B = value(self._collate([rows[number] for number in numbers]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from rlgkd.envs.reading import Model, Reader, Tokens
 from rlgkd.envs.templates import Row, Template, chat_form, columns_of, first_tokens, pair_form, text_form
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import load_config
+from rlgkd.lm.sharing import places_of_ends, share, shares
 
 CLASSIFIER = "ForSequenceClassification"
 SEQ2SEQ = "premise: {premise} hypothesis: {hypothesis}"
@@ -116,7 +117,19 @@ class Entailment:
         return self._form.ids(premise=premise[: max(kept, 0)], hypothesis=hypothesis)
 
     def _of_classifier(self, inputs: dict[str, Tensor]) -> Tensor:
-        return cast(Tensor, self._reader.model(**inputs).logits).float().softmax(-1)[:, self._label]
+        return self._classified(inputs).float().softmax(-1)[:, self._label]
+
+    def _classified(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[B, labels]: a causal classifier reads a premise once for all its hypotheses."""
+        model, tokens_BT = self._reader.model, inputs["input_ids"]
+        if shares(model.config) and hasattr(model, "score"):
+            lengths_B = inputs["attention_mask"].sum(1).tolist()
+            rows = [row[:length] for row, length in zip(tokens_BT.tolist(), lengths_B, strict=True)]
+            hidden = model.config.hidden_size
+            shared = share(places_of_ends(rows), tokens_BT.shape[1], hidden=hidden, device=tokens_BT.device)
+            if shared is not None:
+                return cast(Tensor, cast(Any, model).score(shared.states(cast(Any, model.base_model), tokens_BT)))
+        return cast(Tensor, model(**inputs).logits)
 
     def _of_seq2seq(self, inputs: dict[str, Tensor]) -> Tensor:
         start = self._reader.model.config.decoder_start_token_id

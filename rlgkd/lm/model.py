@@ -19,11 +19,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import ModelError, SettingError
-from rlgkd.lm.sharing import share
+from rlgkd.lm.sharing import share, shares
 from rlgkd.types import Batch
-
-SHARING = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-"""Families in which a mask and positions of one's own are known to mean what they say (a test holds each to it)."""
 
 
 @dataclass
@@ -99,14 +96,7 @@ class LanguageModel:
         if self.shares_prompts and (shared := share(
             batch.places_B, batch.tokens_BT.shape[1], hidden=self.head.in_features, device=self.device
         )):  # fmt: skip
-            tokens_RT = batch.tokens_BT.flatten()[shared.token_RT]
-            # As an addend, which every attention takes: a bool mask is one to some of them.
-            mask_R1TT = torch.zeros(shared.mask_R1TT.shape, dtype=self.module.dtype, device=self.device)
-            mask_R1TT.masked_fill_(~shared.mask_R1TT, torch.finfo(self.module.dtype).min)
-            states_RTH = self.body(
-                input_ids=tokens_RT, attention_mask=mask_R1TT, position_ids=shared.position_RT, use_cache=False
-            ).last_hidden_state
-            return cast(Tensor, states_RTH.flatten(0, 1)[shared.before_N])
+            return shared.states(self.body, batch.tokens_BT)
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
         states_BTH = self.body(
             input_ids=batch.tokens_BT,
@@ -170,10 +160,8 @@ class LanguageModel:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether samples of one prompt are read together: of families whose every layer sees all that came before."""
-        config = self.module.config
-        windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        return config.model_type in SHARING and not windows and not getattr(config, "sliding_window", None)
+        """Whether samples of one prompt are read together (rlgkd.lm.sharing)."""
+        return shares(self.module.config)
 
     @property
     def body(self) -> Any:

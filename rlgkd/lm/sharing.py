@@ -14,8 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlgkd.types import Place
+
+SHARING = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+"""Families in which a mask and positions of one's own are known to mean what they say (a test holds each to it)."""
+
+
+def shares(config: PreTrainedConfig) -> bool:
+    """Whether rows may share what they begin with: where every layer sees all that came before, and nothing else."""
+    windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return config.model_type in SHARING and not windows and not getattr(config, "sliding_window", None)
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,17 @@ class Shared:
     """bool: whether the token of the third axis sees that of the last; padding sees itself."""
     before_N: Tensor
     """Where the state that predicts each action stands in the flattened [R, T], in the order of the rows there were."""
+
+    def states(self, body: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+        """[N, H]: the states that predict the actions."""
+        # As an addend, which every attention takes: a bool mask is one to some of them.
+        mask_R1TT = torch.zeros(self.mask_R1TT.shape, dtype=body.dtype, device=tokens_BT.device)
+        mask_R1TT.masked_fill_(~self.mask_R1TT, torch.finfo(body.dtype).min)
+        states_RTH: Tensor = body(
+            input_ids=tokens_BT.flatten()[self.token_RT], attention_mask=mask_R1TT, position_ids=self.position_RT,
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return states_RTH.flatten(0, 1)[self.before_N]
 
 
 def share(places: Sequence[Place], width: int, *, hidden: int, device: torch.device) -> Shared | None:
@@ -74,3 +95,31 @@ def share(places: Sequence[Place], width: int, *, hidden: int, device: torch.dev
     own_RTT &= torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & (segment_of[:, None, :] >= 0)
     own_RTT |= torch.eye(longest, dtype=torch.bool, device=device)
     return Shared(token, position, own_RTT[:, None], torch.from_numpy(np.concatenate(before)).to(device))
+
+
+def places_of_ends(rows: Sequence[Sequence[int]]) -> list[Place]:
+    """Of rows of tokens of each of which the last state is wanted: what neighbours in their order begin with is shared.
+
+    Rows stand together that have half of the shorter one in common.
+    """
+    order = sorted(range(len(rows)), key=lambda row: list(rows[row]))
+    groups: list[list[int]] = []
+    prompts: list[int] = []
+    for row in order:
+        common = _common(rows[groups[-1][0]], rows[row]) if groups else 0
+        if groups and 2 * common >= min(len(rows[groups[-1][0]]), len(rows[row])):
+            groups[-1].append(row)
+            prompts[-1] = min(prompts[-1], common, len(rows[row]) - 1)
+        else:
+            groups.append([row])
+            prompts.append(len(rows[row]) - 1)
+    places: dict[int, Place] = {}
+    for group, prompt in zip(groups, prompts, strict=True):
+        for row in group:
+            places[row] = Place(group[0], prompt, len(rows[row]), np.array([len(rows[row])]))
+    return [places[row] for row in range(len(rows))]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

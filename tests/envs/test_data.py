@@ -265,7 +265,11 @@ def test_a_column_called_completion_does_not_hide_the_models_from_the_reward(
 
 
 def test_every_reward_that_ships_goes_by_its_name_with_its_settings() -> None:
-    assert {"exact", "numeric", "rouge", "bleu", "chrf", "pattern", "length"} == set(shipped_rewards())
+    shipped = set(shipped_rewards())
+    assert {"exact", "numeric", "rouge", "bleu", "chrf", "pattern", "length", "served", "judge"} <= shipped
+    assert not shipped & {"Weighted", "Shaped"}  # what is made of others is a mapping
+    entailment = reward_from({"name": "Entailment", "model": "embedded:grounded-nli"})
+    assert entailment(["The dog barked."], [""]) == [0.0]
     assert reward_from("exact")(["5"], ["5"]) == [1.0]
     assert reward_from({"name": "exact", "ignore_case": True})(["A"], ["a"]) == [1.0]
     own = rewards.exact()

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlgkd.lm import LanguageModel
-from rlgkd.lm.model import SHARING
-from rlgkd.lm.sharing import share
+from rlgkd.lm.sharing import SHARING, places_of_ends, share
 from rlgkd.types import Batch, Item, Place, Score, Source, StopReason, Trajectory
 
 WORDS = [f"w{n}" for n in range(30)]
@@ -111,6 +110,25 @@ def test_prompts_of_one_sample_and_long_completions_stay_alone():
     assert share([place(0, 0, 4, 400), place(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
     shared = share([place(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
     assert shared is not None and shared.token_RT.shape == (1, 140)
+
+
+def test_rows_that_begin_alike_are_read_together_to_their_ends():
+    rng = np.random.default_rng(0)
+    heads = [rng.integers(1, 31, 20).tolist() for _ in range(3)]
+    rows = [heads[n % 3] + rng.integers(1, 31, n % 4 + 1).tolist() for n in range(12)] + [[5, 6], heads[0]]
+    places = places_of_ends(rows)
+    assert {places[n].same_prompt for n in range(0, 12, 3)} == {places[13].same_prompt}
+    assert len({place.same_prompt for place in places}) == 4
+    for row, place in zip(rows, places, strict=True):
+        assert rows[place.same_prompt][: place.prompt] == row[: place.prompt] and place.prompt < len(row)
+    lm = family("llama")
+    tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for n, row in enumerate(rows):
+        tokens_BT[n, : len(row)] = torch.tensor(row)
+    shared = share(places, tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    assert shared is not None and len(shared.token_RT) < len(rows)
+    plain = torch.stack([lm.body(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows])
+    assert torch.allclose(shared.states(lm.body, tokens_BT), plain, atol=1e-4)
 
 
 def test_a_window_or_an_unknown_family_shares_nothing():
