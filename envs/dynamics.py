@@ -15,9 +15,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from rlgkd.errors import SettingError
 from rlgkd.lm.model import end_token
+from rlgkd.ops.masks import allowed_tokens
 from rlgkd.types import Item, Score, StopReason, Task
 
 PAD = -1
@@ -109,6 +111,16 @@ class Episodes:
             row: (score, {"key": items[row].key, "text": text, "stop": str(reason), "parts": dict(score.parts)})
             for row, text, reason, score in zip(over, texts, reasons, scores, strict=True)
         }
+
+    def action_masks(self) -> np.ndarray:
+        """bool [num, V]: which tokens the task's mask allows next; all in rows that have ended, or without a mask."""
+        allowed_NV = np.ones((self.num, self.vocabulary), dtype=bool)
+        mask, running = getattr(self.task, "mask", None), [row for row, item in enumerate(self.items) if item]
+        if mask is not None and running:
+            with torch.no_grad():
+                tokens_RT = torch.from_numpy(self.tokens_NT[running])
+                allowed_NV[running] = allowed_tokens(mask, tokens_RT, self.vocabulary).cpu().numpy()
+        return allowed_NV
 
     def completion(self, row: int) -> list[int]:
         """What has been written in the row so far."""

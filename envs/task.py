@@ -17,6 +17,7 @@ from rlgkd.envs.calling import Grader, Reward
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
+from rlgkd.ops.masks import TokenMask
 from rlgkd.types import Item, Score, Task
 
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
@@ -80,6 +81,7 @@ class TextTask:
         name: str = "text",
         reward_timeout: float | None = None,
         max_failed_rewards: float = 0.1,
+        mask: TokenMask | None = None,
     ) -> None:
         """Describe the task.
 
@@ -96,6 +98,8 @@ class TextTask:
             name: Shown in reports.
             reward_timeout: Seconds for a batch, after which the reward has failed; None waits.
             max_failed_rewards: Share of failed samples at which the run stops; below it they are left out.
+            mask: Which tokens may come next, see rlgkd.ops.masks; the environments tell it as `action_masks()`, for
+                a policy to keep to, and take any token all the same. None allows all.
 
         Raises: SettingError, DataError, ModelError.
         """
@@ -107,7 +111,7 @@ class TextTask:
         if isinstance(prompts, Sequence):
             listed = [Item(key=str(n), prompt=text) for n, text in enumerate(prompts)]
             prompts = ListItems(dict.fromkeys(("train", "validation", "test"), listed))
-        self.items, self.quality_of, self.name = prompts, quality, name
+        self.items, self.quality_of, self.name, self.mask = prompts, quality, name, mask
         self.grader = Grader(reward, timeout=reward_timeout, max_failed=max_failed_rewards)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
