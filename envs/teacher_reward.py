@@ -103,14 +103,15 @@ class TeacherReward(gym.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """As the environment's."""
-        self._tokens_T, info = self.env.reset(seed=seed, options=options)
-        return self._tokens_T, info
+        observation_T, info = self.env.reset(seed=seed, options=options)
+        self._tokens_T = observation_T.copy()  # the caller may write into what it is given
+        return observation_T, info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """As the environment's, with the mixed reward."""
         observation_T, reward, terminated, truncated, info = self.env.step(action)
         logp_1 = self.mixture.logp(self._tokens_T[None], np.asarray([action]))
-        self._tokens_T = observation_T
+        self._tokens_T = observation_T.copy()
         info = {**info, "task_reward": float(reward), "teacher_logp": float(logp_1[0])}
         return observation_T, float(self.mixture.reward(np.array([reward]), logp_1)[0]), terminated, truncated, info
 
@@ -140,9 +141,10 @@ class TeacherRewardVector(VectorWrapper[np.ndarray, np.ndarray, np.ndarray, np.n
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """As the environment's."""
-        self._tokens_NT, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        observation_NT, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self._tokens_NT = observation_NT.copy()
         self._waiting_N &= ~np.asarray((options or {}).get("reset_mask", np.ones_like(self._waiting_N)))
-        return self._tokens_NT, infos
+        return observation_NT, infos
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """As the environment's, with the mixed rewards."""
@@ -151,7 +153,7 @@ class TeacherRewardVector(VectorWrapper[np.ndarray, np.ndarray, np.ndarray, np.n
         logp_N = np.where(wrote_N, self.mixture.logp(self._tokens_NT, np.asarray(actions)), 0.0)
         if self.env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
             self._waiting_N = terminated_N | truncated_N
-        self._tokens_NT = observation_NT
+        self._tokens_NT = observation_NT.copy()
         infos = {
             **infos, "task_reward": reward_N, "_task_reward": wrote_N, "teacher_logp": logp_N, "_teacher_logp": wrote_N
         }  # fmt: skip

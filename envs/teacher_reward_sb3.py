@@ -26,8 +26,9 @@ class TeacherRewardVecEnv(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """As the VecEnv's."""
-        self._tokens_NT = np.asarray(self.venv.reset())
-        return self._tokens_NT
+        observation_NT = self.venv.reset()
+        self._tokens_NT = np.array(observation_NT)  # a copy: the caller may write into what it is given
+        return observation_NT
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take one token for each row."""
@@ -38,7 +39,7 @@ class TeacherRewardVecEnv(VecEnvWrapper):
         """As the VecEnv's, with the mixed rewards."""
         observation_NT, reward_N, done_N, infos = self.venv.step_wait()
         logp_N = self.mixture.logp(self._tokens_NT, self._actions_N)
-        self._tokens_NT = np.asarray(observation_NT)
+        self._tokens_NT = np.array(observation_NT)
         infos = [
             {**info, "task_reward": float(reward), "teacher_logp": float(logp)}
             for info, reward, logp in zip(infos, reward_N, logp_N, strict=True)

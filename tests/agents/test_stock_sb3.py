@@ -256,21 +256,25 @@ def with_entropy_in_the_loss(probabilities, length: int) -> torch.Tensor:
     ],
 )
 def test_the_teachers_reward_and_entropy_arrive_at_their_closed_form(algorithm, length, ent_coef, optimum):
-    module = tiny.model(vocabulary=4, seed=4)
+    # GPT-2, since a Llama without absolute places cannot tell A from A A, of which one is a beginning here.
+    module, student = (tiny.model("gpt2", vocabulary=4, seed=seed) for seed in (4, 0))
     env = TeacherRewardVecEnv(environment(64, score, max_new_tokens=length), teacher=copy.deepcopy(module), alpha=ALPHA)
     settings = {"n_epochs": 2, "batch_size": 512, "normalize_advantage": False} if algorithm is PPO else {}
     agent = learner(
         algorithm, env, n_steps=8, gamma=1.0, gae_lambda=1.0, ent_coef=ent_coef,
-        learning_rate=lambda remaining: 2e-2 * remaining, policy={"optimizer_class": torch.optim.Adam}, **settings,
+        learning_rate=lambda remaining: 2e-2 * remaining, **settings,
+        policy={"model": student, "optimizer_class": torch.optim.Adam},
     )  # fmt: skip
     teacher = teacher_distributions(module)
     expected = optimum(teacher, length)
     assert total_variation(in_order(lambda prefix: distribution(agent, prefix), length), expected) > 0.2
-    agent.learn(150 * 512, callback=None if ent_coef else EntropyReward(ALPHA))
+    agent.learn(200 * 512, callback=None if ent_coef else EntropyReward(ALPHA))
     reached = in_order(lambda prefix: distribution(agent, prefix), length)
-    assert total_variation(reached, expected) < 0.03
-    if optimum is with_entropy_in_the_loss:  # which is another place than the optimum of Eq. 5
-        assert total_variation(expected, with_entropy_in_the_return(teacher, length)) > 0.1
+    if optimum is with_entropy_in_the_return:
+        assert total_variation(reached, expected) < 0.03
+    else:  # another place than the optimum of Eq. 5; its advantages do not vanish there, so more noise is left
+        assert total_variation(reached, expected) < 0.05
+        assert total_variation(reached, with_entropy_in_the_return(teacher, length)) > 0.2
 
 
 def test_an_entropy_bonus_in_the_loss_shuns_prefixes_behind_which_the_teacher_is_undecided():
