@@ -12,6 +12,9 @@ from rlgkd.errors import SettingError
 SEEN_THROUGH = ("Monitor", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor")
 """Wrappers that change nothing the agent reads; others would be passed by unseen, so they are refused."""
 
+TEACHER_REWARDS = ("TeacherReward", "TeacherRewardVector", "TeacherRewardVecEnv")
+"""For other libraries: the agents here have the teacher in their objective."""
+
 
 def as_sb3(env: Any) -> Any:
     """A registered id as its environment, a vector environment of Gymnasium's as SB3's; others as they are."""
@@ -19,6 +22,8 @@ def as_sb3(env: Any) -> Any:
         return gym.make(env)
     if not isinstance(env, gym.vector.VectorEnv):
         return env
+    if type(env).__name__ in TEACHER_REWARDS:
+        raise _teacher_reward(env)
     if env.unwrapped is not env or not hasattr(env, "as_sb3"):
         raise SettingError("env", str(env), "give the vector environment itself, without wrappers")
     return env.as_sb3()
@@ -36,5 +41,15 @@ def check_wrappers(env: VecEnv) -> None:
         inner = inner.env
     for layer in layers:
         name = type(layer).__name__
+        if name in TEACHER_REWARDS:
+            raise _teacher_reward(layer)
         if name not in SEEN_THROUGH:
             raise SettingError("env", name, "this agent would not see the wrapper; put what it does into the reward")
+
+
+def _teacher_reward(layer: Any) -> SettingError:
+    return SettingError(
+        "env",
+        type(layer).__name__,
+        "unwrap it, and give this agent teacher= and alpha=: the teacher is in its objective",
+    )

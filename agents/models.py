@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlgkd.errors import ModelError
+from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
@@ -40,8 +40,10 @@ def open_models(
     What a loaded student has frozen stays so.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
-    task.
+    task; SettingError for a task with a mask.
     """
+    if getattr(task, "mask", None) is not None:
+        raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
     if tokenizer is None:
         tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
     check_same_vocabulary(task.tokenizer, tokenizer, field="policy", owner="environment")

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 from rlgkd.envs import rewards
 from rlgkd.envs.items import ListItems
 from rlgkd.envs.task import TextTask
+from rlgkd.envs.teacher_reward import TeacherReward, TeacherRewardVector
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
     from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
+    from rlgkd.envs.teacher_reward_sb3 import TeacherRewardVecEnv
 
 __all__ = [
     "ListItems",
+    "TeacherReward",
+    "TeacherRewardVecEnv",
+    "TeacherRewardVector",
     "TextGenerationEnv",
     "TextTask",
     "TextVecEnv",
@@ -31,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from rlgkd.envs import sb3
 
         return getattr(sb3, name)
+    if name == "TeacherRewardVecEnv":
+        from rlgkd.envs.teacher_reward_sb3 import TeacherRewardVecEnv
+
+        return TeacherRewardVecEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,10 +22,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from rlgkd.dialogue import Dialogue, grade
 from rlgkd.errors import SettingError
 from rlgkd.lm.model import end_token
+from rlgkd.ops.masks import allowed_tokens
 from rlgkd.types import Score, StopReason, Task
 
 PAD = -1
@@ -136,6 +138,16 @@ class Episodes:
         """The tokens that were chosen in the row so far."""
         chosen: list[int] = self.tokens_NT[row, self.action_NT[row]].tolist()
         return chosen
+
+    def action_masks(self) -> np.ndarray:
+        """bool [num, V]: which tokens the task's mask allows next; all in rows that have ended, or without a mask."""
+        allowed_NV = np.ones((self.num, self.vocabulary), dtype=bool)
+        mask, running = getattr(self.task, "mask", None), [row for row, there in enumerate(self.dialogues) if there]
+        if mask is not None and running:
+            with torch.no_grad():
+                tokens_RT = torch.from_numpy(self.tokens_NT[running])
+                allowed_NV[running] = allowed_tokens(mask, tokens_RT, self.vocabulary).cpu().numpy()
+        return allowed_NV
 
 
 def _outcome(dialogue: Dialogue, score: Score) -> Outcome:

@@ -68,6 +68,10 @@ class TextVecEnv(VecEnv):
             self.reset_infos[row] = self._episodes.begin(row)
         return self._episodes.tokens_NT.copy(), reward_N, done_N, infos
 
+    def action_masks(self) -> np.ndarray:
+        """bool [num_envs, V]: which tokens the task's mask allows next."""
+        return self._episodes.action_masks()
+
     def close(self) -> None:
         """Nothing is held open."""
 
@@ -82,7 +86,10 @@ class TextVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call it once for each row."""
+        """Call it once for each row; `action_masks`, of all rows at once, is shared out."""
+        if method_name == "action_masks":
+            allowed_NV = self.action_masks()
+            return [allowed_NV[row] for row in self._get_indices(indices)]
         return [getattr(self, method_name)(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(

@@ -18,6 +18,7 @@ from rlgkd.envs.naming import import_object, reward_from
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
+from rlgkd.ops.masks import TokenMask
 from rlgkd.types import Item, Score, Task
 
 Reply = Callable[[Item, Sequence[str]], str | None]
@@ -51,6 +52,7 @@ class TextTask:
         name: str = "text",
         reward_timeout: float | None = None,
         max_failed_rewards: float = 0.1,
+        mask: TokenMask | None = None,
     ) -> None:
         """Describe the task.
 
@@ -79,6 +81,8 @@ class TextTask:
             name: Shown in reports.
             reward_timeout: Seconds for a batch, after which the reward has failed; None waits.
             max_failed_rewards: Share of failed samples at which the run stops; below it they are left out.
+            mask: Which tokens may come next, see rlgkd.ops.masks; the environments tell it as `action_masks()`, for
+                a policy to keep to, and take any token all the same. None allows all.
 
         Raises: SettingError, DataError, ModelError.
         """
@@ -91,7 +95,7 @@ class TextTask:
             raise SettingError("system", system, "a system's message needs chat=True")
         self.items = read_items(prompts, prompt=prompt, reference=reference, split_shares=split_shares)
         self.quality_of, self.name = quality, name
-        self.reply_of, self.at_limit = reply, at_limit
+        self.reply_of, self.at_limit, self.mask = reply, at_limit, mask
         self.grader = Grader(reward_from(reward), timeout=reward_timeout, max_failed=max_failed_rewards)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)

@@ -54,6 +54,11 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
         ended = over[0]
         return self._observation(), ended.reward, not ended.truncated, ended.truncated, ended.info
 
+    def action_masks(self) -> np.ndarray:
+        """bool [V]: which tokens the task's mask allows next."""
+        allowed_V: np.ndarray = self._episodes.action_masks()[0]
+        return allowed_V
+
     def render(self) -> str:
         """The text so far, special tokens shown."""
         tokens = self._episodes.tokens_NT[0, : self._episodes.length_N[0]]

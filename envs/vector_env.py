@@ -103,6 +103,10 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._waiting_N = terminated_N | truncated_N
         return self._episodes.tokens_NT.copy(), reward_N, terminated_N, truncated_N, infos
 
+    def action_masks(self) -> np.ndarray:
+        """bool [num_envs, V]: which tokens the task's mask allows next; all in rows that have ended."""
+        return self._episodes.action_masks()
+
     def as_sb3(self) -> Any:
         """The same task and split as a Stable-Baselines3 VecEnv."""
         from rlgkd.envs.sb3 import TextVecEnv

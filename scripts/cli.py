@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, generate, list. `rlgkd COMMAND` and `python scripts/COMMAND.py` are the same.
+"""The command line: `rlgkd COMMAND` and `python scripts/COMMAND.py` are the same.
 
 An error that is the user's to mend is one line on stderr and exit code 2; anything else keeps its traceback.
 """
@@ -99,6 +99,16 @@ def list_(
     from rlgkd.scripts import list as listing
 
     listing.show(what)
+
+
+@app.command()
+def benchmark(
+    workload: Annotated[str, typer.Argument(help="stepping; all by default.")] = "",
+) -> None:
+    """Measure speed; one line of JSON for each workload."""
+    from rlgkd.scripts import benchmark as benchmarks
+
+    benchmarks.show(workload)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.sharing import share, shares
@@ -40,6 +41,28 @@ class Progress:
         self.attention_BT = self.attention_BT[rows]
         if self.encoder_BTH is not None and self.encoder_attention_BT is not None:
             self.encoder_BTH, self.encoder_attention_BT = self.encoder_BTH[rows], self.encoder_attention_BT[rows]
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether `replace` works: a cache of all tokens in each layer, and no encoder."""
+        return self.encoder_BTH is None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def replace(self, rows: Tensor, other: Progress) -> None:
+        """Put the other's rows in the place of these; columns that no row needs any more are dropped."""
+        wide = max(self.attention_BT.shape[1], other.attention_BT.shape[1])
+
+        def merged(mine: Tensor, theirs: Tensor, dim: int) -> Tensor:
+            mine, theirs = (_widened(tensor, wide, dim) for tensor in (mine, theirs))
+            return mine.index_copy(0, rows, theirs).narrow(dim, unused, wide - unused)
+
+        unused = 0
+        attention_BT = merged(self.attention_BT, other.attention_BT, 1)
+        unused = int(attention_BT.any(0).int().argmax())
+        self.attention_BT = attention_BT[:, unused:]
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            assert isinstance(mine, DynamicLayer) and isinstance(theirs, DynamicLayer)
+            for name in ("keys", "values"):
+                setattr(mine, name, merged(getattr(mine, name), getattr(theirs, name), 2))
 
 
 class LanguageModel:
@@ -191,6 +214,13 @@ def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device
     for number, row in enumerate(rows):
         tokens[number, width - len(row) :], attention[number, width - len(row) :] = row, 1
     return torch.from_numpy(tokens).to(device), torch.from_numpy(attention).to(device)
+
+
+def _widened(tensor: Tensor, wide: int, dim: int) -> Tensor:
+    """Zeros in front, up to `wide` entries along `dim`."""
+    shape = list(tensor.shape)
+    shape[dim] = wide - shape[dim]
+    return torch.cat([tensor.new_zeros(shape), tensor], dim)
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -179,28 +179,11 @@ def test_predict_samples_the_policys_distribution():
     np.testing.assert_allclose(np.bincount(actions, minlength=4) / 3000, logits.softmax(-1).detach(), atol=0.03)
 
 
-def test_the_memo_changes_no_action():
-    env = environment(max_new_tokens=8)
-    learner = agent(env)
-    observations, used = env.reset(), 0
-    for _ in range(30):
-        memo = learner.policy._memo
-        actions, _ = learner.predict(observations, deterministic=True)
-        used += memo is not None and learner.policy._memo.progress is memo.progress
-        with_memo = learner.policy._memo
-        learner.policy.forget()
-        fresh, _ = learner.predict(observations, deterministic=True)
-        assert (actions == fresh).all()
-        learner.policy._memo = with_memo
-        observations, *_ = env.step(actions)
-    assert used > 0
-
-
 def test_the_memo_is_dropped_when_the_weights_change():
     learner, env = agent(learning_rate=0.5), environment()
     learner.predict(env.reset())
     learner.learn(6)
-    assert learner.policy._memo is None
+    assert learner.policy.reader.memo is None
 
 
 @pytest.mark.parametrize(

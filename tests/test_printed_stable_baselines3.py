@@ -1,0 +1,46 @@
+"""The blocks of docs/stable-baselines3.md, one behind the other, as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PAGE = Path(__file__).parent.parent / "docs" / "stable-baselines3.md"
+
+
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, str]:
+    """By the first name that each imports."""
+    found = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return {re.match(r"(?:from|import) ([\w.]+)", block)[1]: block for block in found}
+
+
+def run(*sources: str) -> dict[str, object]:
+    names: dict[str, object] = {}
+    for source in sources:
+        exec(compile(source, str(PAGE), "exec"), names)
+    return names
+
+
+@pytest.mark.slow
+def test_stock_ppo_masks_and_the_teachers_reward_run_as_printed(blocks: dict[str, str], capsys) -> None:
+    names = run(blocks["stable_baselines3"], blocks["rlgkd.lm.masks"], blocks["rlgkd.agents"])
+    assert names["agent"].num_timesteps == 64 and len(capsys.readouterr().out.split()) >= 1
+
+
+def test_maskable_ppo_learns_to_be_polite_as_printed(blocks: dict[str, str]) -> None:
+    contrib = pytest.importorskip("sb3_contrib.common.maskable.evaluation", reason="pip install 'rlgkd[contrib]'")
+    names = run("from rlgkd.ops.masks import transitions", blocks["sb3_contrib"])
+    assert contrib.evaluate_policy(names["polite"], names["answers"], n_eval_episodes=40)[0] > 0.9
+
+
+def test_a_loop_of_ones_own_runs_as_printed(blocks: dict[str, str]) -> None:
+    names = run(blocks["gymnasium"])
+    assert np.isfinite(float(names["loss"].detach()))
+
+
+def test_no_block_is_left_out(blocks: dict[str, str]) -> None:
+    assert set(blocks) == {"stable_baselines3", "rlgkd.lm.masks", "sb3_contrib", "rlgkd.agents", "gymnasium"}
