@@ -67,7 +67,7 @@ class Score:
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
-    steps: tuple[float, ...] | None = None
+    steps: tuple[float, ...] | None = field(default=None, repr=False)
     """What each action earned, which sums to the reward; None where all of it is the last one's."""
 
 

@@ -97,7 +97,7 @@ def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
     from gymnasium import registry
     from gymnasium.utils.env_checker import check_env
 
-    _, registered, _ = examples(OWN)
+    _, registered, *_ = examples(OWN)
     names: dict[str, object] = {}
     try:
         exec(compile(registered, OWN, "exec"), names)
@@ -108,6 +108,19 @@ def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
     assert task.score([task.item("test", 0, 0)], ["Hi!!"])[0].reward == 2 / 3
     names["vector"].reset(seed=0)
     assert names["vector"].step(names["vector"].action_space.sample())[1].shape == (4,)
+
+
+def test_the_calculator_of_ones_own_environment_answers_as_printed(capsys):
+    names: dict[str, object] = {}
+    exec(compile(examples(OWN)[-1], OWN, "exec"), names)
+    assert capsys.readouterr().out == " 42\n"
+    env = names["env"]
+    for reward, text in ((1.0, "42"), (0.0, "41")):
+        env.reset(seed=0)
+        first = [env.step(token) for token in env.task.encode_completion("17 + 25 =")]
+        assert not any(over for _, _, over, _, _ in first) and "42" in env.render()
+        *_, last = [env.step(token) for token in env.task.encode_completion(text)]
+        assert last[1:3] == (reward, True)
 
 
 def test_the_served_reward_and_the_models_of_docs_rewards_do_what_is_printed(capsys, tmp_path):
