@@ -109,12 +109,13 @@ def card(
     parameters = sum(p.numel() for p in model.parameters())
     losses = "\n".join(f"- {name}: {', '.join(f'{row[name]:.3f}' for row in curve)}" for name in curve[0])
     threads = torch.get_num_threads()
+    spent = f"{seconds / 60:.0f} minutes" if seconds > 120 else f"{seconds:.0f} seconds"
     text = f"""# {folder.name}
 
 {what}: a Llama of {parameters:,} parameters, weights in float16.
 
 - Data: {data}, split `train`, seed {SEED}.
-- Steps: {steps}, {seconds / 60:.0f} minutes on {threads} thread{"s" if threads > 1 else ""}, float32.
+- Steps: {steps}, {spent} on {threads} thread{"s" if threads > 1 else ""}, float32.
 - Rebuilt by `python scripts/build_assets.py --only {folder.name}`.
 
 Scores of the weights as saved, on {scored}:
