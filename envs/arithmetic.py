@@ -17,7 +17,7 @@ from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
 from rlgkd.types import Item
 
-TOKENIZER = "embedded:grounded-teacher"
+TOKENIZER = "embedded:arithmetic-teacher"
 NAMES = ("Mara", "Felix", "Ida", "Jonas", "Lena", "Oskar", "Nora", "Emil")
 THINGS = ("apples", "books", "coins", "stamps", "marbles", "cards", "shells", "pens")
 BOXES = ("boxes", "bags", "packs", "crates")
@@ -43,7 +43,7 @@ def problem(rng: random.Random, steps: int) -> Problem:
     """A problem of so many steps; every number on the way is a whole one, from 1 to some hundreds."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     have = rng.randint(5, 60)
-    told, written = [f"{name} has {have} {thing}."], []
+    told, written = [f"{name} has {have} {thing}"], []
 
     def step(symbol: str, number: int, result: int) -> None:
         nonlocal have
@@ -55,34 +55,35 @@ def problem(rng: random.Random, steps: int) -> Problem:
         kind = rng.choice([k for k in kinds if k != "boxes" or len(written) + 2 <= steps])
         if kind == "gains":
             number = rng.randint(2, 40)
-            told.append(f"{name} finds {number} more.")
+            told.append(f"finds {number} more")
             step("+", number, have + number)
         elif kind == "loses" and have > 4:
             number = rng.randint(2, have - 2)
-            told.append(f"{name} gives {number} away.")
+            told.append(f"gives {number} away")
             step("-", number, have - number)
         elif kind == "boxes":
             count, each = rng.randint(2, 9), rng.randint(2, 9)
-            told.append(f"{name} buys {count} {rng.choice(BOXES)} with {each} {thing} each.")
+            told.append(f"buys {count} {rng.choice(BOXES)} of {each}")
             written.append(f"{count} * {each} = {count * each}.")
             step("+", count * each, have + count * each)
         elif kind == "doubles" and have <= 150:
-            told.append(f"Then {name} wins as many as there are.")
+            told.append("wins as many again")
             step("*", 2, have * 2)
         elif kind == "shares":
             parts = [n for n in range(2, 7) if have % n == 0 and have > n]
             if parts:
                 number = rng.choice(parts)
-                told.append(f"{name} keeps one of {number} equal shares.")
+                told.append(f"keeps one of {number} shares")
                 step("/", number, have // number)
-    told.append(f"How many {thing} does {name} have now?")
-    return Problem(" ".join(told), tuple(written), have)
+    return Problem(f"{', '.join(told)}. How many {thing} now?", tuple(written), have)
 
 
 def arithmetic(
-    *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 96, max_prompt_tokens: int = 160
+    *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 40, max_prompt_tokens: int = 32
 ) -> TextTask:
     """The task behind `rlgkd/Arithmetic-v0`; a problem has 1 to `steps` steps, in [1, 8].
+
+    The limits fit 3 steps: for each one more, give 12 new tokens and 6 of the prompt.
 
     Raises: SettingError.
     """

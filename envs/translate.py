@@ -15,7 +15,7 @@ from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
 from rlgkd.types import Item
 
-TOKENIZER = "embedded:grounded-teacher"
+TOKENIZER = "embedded:translate-teacher"
 EN_ONES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -121,9 +121,11 @@ def phrase(rng: random.Random, digits: int) -> tuple[str, str]:
 
 
 def translate(
-    *, digits: int = 4, tokenizer: str = TOKENIZER, max_new_tokens: int = 96, max_prompt_tokens: int = 128
+    *, digits: int = 4, tokenizer: str = TOKENIZER, max_new_tokens: int = 20, max_prompt_tokens: int = 24
 ) -> TextTask:
     """The task behind `rlgkd/Translate-v0`; numbers have 1 to `digits` digits, in [1, 6].
+
+    The limits fit 4 digits; 6 take 28 new tokens and 32 of the prompt.
 
     Raises: SettingError; DependencyError without sacrebleu.
     """

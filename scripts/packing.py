@@ -156,7 +156,7 @@ def summaries(
         sentences = [told.reference, *(summarise(told.events[0], rng) for _ in range(wordings - 1))]
         return _tokens(tokenizer, told.passage, sentences)
 
-    for batch in _of_like_length(row, _length, size):
+    for batch in of_like_length(row, _length, size):
         yield pack(batch, pad=int(tokenizer.pad_token_id))
 
 
@@ -185,7 +185,7 @@ def judged(tokenizer: PreTrainedTokenizerBase, size: int, *, seed: int, sentence
         pairs = [pair("train", seed, index, variant=variant) for variant in range(sentences)]
         return _tokens(tokenizer, pairs[0].premise, [p.hypothesis for p in pairs]), pairs
 
-    for batch in _of_like_length(row, lambda drawn: _length(drawn[0]), size):
+    for batch in of_like_length(row, lambda drawn: _length(drawn[0]), size):
         packed = pack([tokens for tokens, _ in batch], pad=int(tokenizer.pad_token_id))
         pairs = [p for _, pairs in batch for p in pairs]
         entailed_S = torch.tensor([int(p.entailed) for p in pairs])
@@ -248,7 +248,7 @@ def _length(row: Row) -> int:
     return len(passage) + sum(map(len, sentences))
 
 
-def _of_like_length(draw: Callable[[int], Drawn], length: Callable[[Drawn], int], size: int) -> Iterator[list[Drawn]]:
+def of_like_length(draw: Callable[[int], Drawn], length: Callable[[Drawn], int], size: int) -> Iterator[list[Drawn]]:
     """What `draw` gives for 0, 1, 2, ..., in batches that need little padding."""
     for first in count(step=PASSAGES_AHEAD * size):
         drawn = sorted(map(draw, range(first, first + PASSAGES_AHEAD * size)), key=length)

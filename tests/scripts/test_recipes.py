@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
-from rlgkd.lm.loading import ASSETS, save
+from rlgkd.lm.loading import load_tokenizer, save
 from rlgkd.scripts.settings import RECIPES, read, recipe_names
 from rlgkd.scripts.train import start
 
@@ -54,25 +56,34 @@ def test_the_first_updates_of_a_recipe_are_as_they_were(name: str, tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def t5_folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A student and a teacher of the T5 family, with the embedded models' tokenizer."""
-    tokenizer, folders = AutoTokenizer.from_pretrained(ASSETS / "grounded-teacher"), []
-    for seed in (0, 1):
-        config = T5Config(
-            vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, initializer_factor=0.5,
-            decoder_start_token_id=tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            folders.append(str(tmp_path_factory.mktemp("t5") / "model"))
-            save(T5ForConditionalGeneration(config), tokenizer, folders[-1])
+def t5_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """A student and a teacher of the T5 family, with the tokenizer of an embedded model."""
+
+    @cache
+    def folders(embedded: str) -> list[str]:
+        tokenizer = load_tokenizer(embedded)
+        return [t5(tokenizer, seed, str(tmp_path_factory.mktemp("t5") / "model")) for seed in (0, 1)]
+
     return folders
 
 
+def t5(tokenizer: PreTrainedTokenizerBase, seed: int, folder: str) -> str:
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, initializer_factor=0.5,
+        decoder_start_token_id=tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save(T5ForConditionalGeneration(config), tokenizer, folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_a_recipe_trains_a_t5_student_under_a_t5_teacher(name: str, t5_folders: list[str], tmp_path: Path) -> None:
-    student, teacher = t5_folders
+def test_a_recipe_trains_a_t5_student_under_a_t5_teacher(
+    name: str, t5_folders: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    student, teacher = t5_folders(read(name).student)
     teacher = teacher if read(name).teacher else ""
     rows = trained(name, tmp_path / "run", f"student={student}", f"teacher={teacher}", "student_layers=[]")
     assert rows and all(value == value for row in rows for value in row.values())  # no NaN
