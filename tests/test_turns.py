@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from stable_baselines3 import PPO as StockPPO
 
-from rlgkd.agents import PPO, Distill, Reinforce
+from rlgkd.agents import PPO, Distill, LanguageModelActorCritic, Reinforce
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv, make_sb3_vec_env
 from rlgkd.envs.guess import guess
 from rlgkd.envs.sb3 import TextVecEnv
@@ -201,25 +202,44 @@ def test_the_gold_guess_earns_all_and_a_wrong_one_nothing():
     assert {q["found"] for q in task.quality(some, wrong)} == {0.0}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Reinforce", "PPO"])
-def test_own_agents_learn_to_play(kind):
-    task = game()
+def beginner(task: TextTask) -> LanguageModel:
+    """Taught the numbers themselves, it guesses any of the range, and does not know what to make of an answer."""
     model = tiny.model(vocabulary=len(task.tokenizer), scale=0.1)
-    first = Distill(
+    taught = Distill(
         model, TextVecEnv(task), divergence="forward_kl", estimator="sampled", student_fraction=0.0,
         prompts_per_update=64, learning_rate=0.01,
-    ).learn(20_000)  # fmt: skip  # of the numbers themselves: it comes to guess any number of the range
+    )  # fmt: skip
+    return taught.learn(20_000).student
 
-    def score() -> float:
-        some = [task.item("test", 0, n) for n in range(200)]
-        return float(np.mean([t.score.reward for t in rollout(first.student, task, some)]))
 
-    make, more = {"Reinforce": (Reinforce, {}), "PPO": (PPO, {"epochs": 2})}[kind]
-    agent = make(model, TextVecEnv(task), alpha=0.0, prompts_per_update=32, group_size=4, learning_rate=0.003, **more)
-    before = score()
-    agent.learn(60_000)
-    assert score() > before + 0.1, (before, score())
+def score(task: TextTask, lm: LanguageModel) -> float:
+    some = [task.item("test", 0, n) for n in range(200)]
+    return float(np.mean([t.score.reward for t in rollout(lm, task, some)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "more"), [(Reinforce, {}), (PPO, {"epochs": 2})], ids=["Reinforce", "PPO"])
+def test_own_agents_learn_to_use_the_answers(make, more):
+    task = game()
+    lm = beginner(task)
+    before = score(task, lm)
+    make(
+        lm.module, TextVecEnv(task), alpha=0.0, prompts_per_update=32, group_size=4, learning_rate=0.003, **more
+    ).learn(60_000)
+    assert score(task, lm) > before + 0.1
+
+
+@pytest.mark.slow
+def test_stock_ppo_learns_to_use_the_answers():
+    task = game()
+    lm = beginner(task)
+    before = score(task, lm)
+    StockPPO(
+        LanguageModelActorCritic, TextVecEnv(task, num_envs=64), n_steps=32, batch_size=2048, n_epochs=4,
+        learning_rate=3e-3, gamma=1.0, gae_lambda=1.0, seed=0, device="cpu",
+        policy_kwargs={"model": lm.module, "tokenizer": task.tokenizer},
+    ).learn(30_000)  # fmt: skip
+    assert score(task, lm) > before + 0.1
 
 
 def test_distillation_learns_the_teachers_turns():
