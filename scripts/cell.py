@@ -7,7 +7,6 @@ afterwards on the texts that it sampled. No times and no paths: the same run giv
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 from collections import defaultdict
@@ -47,7 +46,7 @@ def run(settings: RunSettings, base: RunSettings, samples: int, out: Path) -> No
         check_same(settings, out)
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
-        guide = copy.deepcopy(_teacher(base, agent))
+        guide = _teacher(base, agent)
         rewind(agent, out)
         fit(settings, agent, out, quiet=True, console=Console(stderr=True))
         found = measure(agent.student, guide, agent.task, base, samples)

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rlgkd.scripts.measures import Floats, Metric, compact, thousands, to_float, visible
-from rlgkd.scripts.plots import COLOURS, bare, inline_svg, smoothed, style
+from rlgkd.scripts.plots import COLOURS, bare, inline_svg, smoothed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,11 +154,6 @@ def over_seeds(label: str, look: Look | None, runs: Sequence[tuple[Any, Any]], *
     grid = np.linspace(first, last, 120) if last > first and smooth else curves[0][0]
     table = np.array([np.interp(grid, x, y) for x, y in curves])
     return Line(look=look, label=label, x=grid, y=table.mean(axis=0), low=table.min(axis=0), high=table.max(axis=0))
-
-
-def drawing() -> Any:
-    """The style in which all of this must be drawn."""
-    return style()
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -52,6 +52,8 @@ def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: boo
 
     `before` is how much had been done before, for the live line. KeyboardInterrupt ends the processes and is raised.
     """
+    if not jobs:
+        return {}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     waiting, failed, finished = list(jobs), {}, before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -80,13 +79,17 @@ def test_a_comparison_killed_in_the_middle_and_begun_again_ends_with_the_same_by
 ) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "rlgkd.scripts", "compare", "--out", str(out), *GRID]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 280
-    while not list(out.glob("cells/*/*/checkpoints/step-2")) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    for blow, wanted in ((signal.SIGINT, "step-1"), (signal.SIGKILL, "step-3")):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        )  # fmt: skip
+        deadline = time.monotonic() + 200
+        while not list(out.glob(f"cells/*/*/checkpoints/{wanted}")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(blow)
+        assert process.wait(60) == (130 if blow == signal.SIGINT else -signal.SIGKILL)
     assert not (out / "results.json").exists()
     assert compare(out, *GRID) == 0
     assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
