@@ -36,9 +36,8 @@ class Sentence:
 def answer(results: Mapping[str, Any]) -> list[Sentence]:
     """The sentences, the most telling first."""
     cells = [cell for cell in results["cells"] if cell["runs"]]
-    sentences = list(_dominating(results, cells))
-    sentences += _exploiting(results, cells)
-    sentences += [_best(results, cells, name) for name in JUDGED if all(name in cell["scores"] for cell in cells)]
+    sentences = [*_exploiting(cells), *_dominating(results, cells), *_trading(cells)]
+    sentences += [_best(cells, name) for name in _common(cells)]
     return sentences
 
 
@@ -55,7 +54,7 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str)
     return mean_interval(mine - other) if common else mean_interval(np.zeros((0, 0)))
 
 
-def _best(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> Sentence:
+def _best(cells: Sequence[Mapping[str, Any]], name: str) -> Sentence:
     """Which cell is best on a measure, and whom it clearly beats."""
     metric = metric_of(name)
     best = max(cells, key=lambda cell: metric.better * cell["scores"][name]["mean"])
@@ -81,7 +80,7 @@ def _dominating(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) 
     inner = [cell for cell in cells if cell not in ends]
     if len(ends) < 2 or not inner:
         return
-    axes = [name for name in JUDGED if all(name in cell["scores"] for cell in cells)]
+    axes = _common(cells)
     pairs = list(itertools.combinations(axes, 2))
     changes = {
         (cell["name"], end["name"], name): _toward(cell, end, name)
@@ -124,12 +123,12 @@ def _dominating(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) 
     if not strict and not weak:
         yield Sentence(
             strong="No cell in between beats both ends:",
-            text=f"none is level with {where} on two axes and clearly better on one against each.",
+            text=f"none is at least level with {where} on two axes and clearly better on one of them against each.",
         )
 
 
-def _exploiting(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
-    """Where the reward rose and what it does not see fell: against the start, and between cells."""
+def _exploiting(cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
+    """Where the reward rose since the start and what it does not see fell."""
     for cell in cells:
         for other, changes in cell["against"].items():
             if not other.startswith("start") or not _sign(changes, "reward") > 0:
@@ -141,17 +140,29 @@ def _exploiting(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) 
                     strong=f"{title(cell['name'])} exploits the reward:",
                     text=f"since the start it rose by {rose}, while what it does not see fell: {told}.",
                 )
-    for high, low in itertools.permutations(cells, 2):
-        gain = difference(high, low, "reward")
-        if gain.sign <= 0:
-            continue
-        lost = [(n, d) for n in UNSEEN if n in high["scores"] and (d := difference(high, low, n)).sign < 0]
-        if lost:
-            told = "; ".join(f"{_label(n)} {_size(n, d)}" for n, d in lost)
+
+
+def _trading(cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
+    """Which cells earn more of the reward than others, and are worse by what it does not see."""
+    for high in cells:
+        told = []
+        for low in cells:
+            if low is high or difference(high, low, "reward").sign <= 0:
+                continue
+            changes = {name: difference(high, low, name) for name in UNSEEN if name in high["scores"]}
+            lost = [f"{_label(name)} {_size(name, change)}" for name, change in changes.items() if change.sign < 0]
+            if lost:
+                told.append(f"against {title(low['name'])} {', '.join(lost)}")
+        if told:
             yield Sentence(
-                strong=f"{title(high['name'])} earns more reward than {title(low['name'])} and is worse:",
-                text=f"reward {_size('reward', gain)}, but {told}.",
+                strong=f"{title(high['name'])} earns more reward than others and is worse by what it does not see:",
+                text=f"{'; '.join(told)}.",
             )
+
+
+def _common(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The judged measures that every cell has."""
+    return [name for name in JUDGED if all((c["scores"].get(name) or {}).get("mean") is not None for c in cells)]
 
 
 def _sign(changes: Mapping[str, Any], name: str) -> int:

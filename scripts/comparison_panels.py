@@ -33,8 +33,8 @@ def panels(
     with style():
         return {
             "frontier": _frontiers(results, cells, looks),
-            "curves": _curves(cells, looks, None, results["settings"]["divergence_reduction"]),
-            "timed": _curves(cells, looks, timing),
+            "curves": _curves(results, cells, looks, None),
+            "timed": _curves(results, cells, looks, timing),
             "gap": _gaps(cells, looks),
             "paths": _paths(results, cells, looks),
             "passes": _passes(results, cells, looks),
@@ -69,16 +69,18 @@ def _frontiers(
 
 
 def _curves(
+    results: Mapping[str, Any],
     cells: Sequence[Mapping[str, Any]],
     looks: Mapping[str, Look],
     timing: Mapping[str, Any] | None,
-    reduction: str = "",
 ) -> list[dict[str, Any]]:
     """Each measure over tokens, or over seconds where times are given."""
     panels = []
     for name, metric in CURVES.items():
         if name == "divergence":
-            metric = replace(metric, unit=UNITS.get(reduction, "nats"))
+            if "divergence" in results["vary"]:  # they have no common scale
+                continue
+            metric = replace(metric, unit=UNITS.get(results["settings"]["divergence_reduction"], "nats"))
         drawn = []
         for cell in cells:
             seconds = None if timing is None else timing.get(cell["name"], {})

@@ -76,6 +76,7 @@ class Line:
 def frontier(points: Sequence[Point], x: Metric, y: Metric, name: str) -> Markup:
     """Each cell's point with its intervals in both directions."""
     figure, axes = _figure()
+    points = [point for point in points if math.isfinite(point.x[0]) and math.isfinite(point.y[0])]
     for point in points:
         (mx, lx, hx), (my, ly, hy) = point.x, point.y
         colour = point.look.colour if point.look else COLOURS["teacher" if point.label == "teacher" else "before"]
@@ -205,7 +206,8 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         x = 0 if align == "center" else math.copysign(10, dx)
         axes.annotate(
             point.label, (point.x[0], point.y[0]), xytext=(x, dy), textcoords="offset points", ha=align,
-            color=colour, parse_math=False, fontweight="bold",
+            color=colour, parse_math=False, fontweight="bold", zorder=4,
+            bbox={"facecolor": COLOURS["card"], "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
         )  # fmt: skip
 
 

@@ -47,22 +47,22 @@ class Job:
         return self.done(self.folder) if self.done else 0
 
 
-def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool, before: int = 0) -> dict[str, str]:
+def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -> dict[str, str]:
     """Run all jobs, `most` at a time; returns the last line of each that failed, by name.
 
-    `before` is how much had been done before, for the live line. KeyboardInterrupt ends the processes and is raised.
+    KeyboardInterrupt ends the processes and is raised.
     """
     if not jobs:
         return {}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    waiting, failed, finished = list(jobs), {}, before
+    waiting, failed, finished = list(jobs), {}, 0
     running: dict[Any, tuple[Job, Any]] = {}
     bar = Progress(
         BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
         TextColumn("{task.description}"), console=console, disable=quiet,
     )  # fmt: skip
-    row = bar.add_task("starting", total=before + sum(job.size for job in jobs), completed=before)
+    row = bar.add_task("starting", total=sum(job.size for job in jobs))
     try:
         with bar:
             while waiting or running:
@@ -82,7 +82,7 @@ def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: boo
                     elif quiet:
                         console.print(f"{job.name} done", highlight=False, markup=False)
                 now = [(job, job.reached) for job, _ in running.values()]
-                shown = ", ".join(f"{job.name} {100 * done // job.size}%" for job, done in now)
+                shown = ", ".join(f"{job.name} {min(100, 100 * done // job.size)}%" for job, done in now)
                 bar.update(row, completed=finished + sum(done for _, done in now), description=shown)
     finally:
         for _, process in running.values():

@@ -169,10 +169,10 @@ def test_the_answer_names_what_beats_both_ends_and_who_exploits_the_reward() -> 
         cell("alpha=1", {}, reward=0.60, truth=0.6, coverage=0.5, reverse_kl=0.2),
     ]
     told = sentences(cells)
-    assert told[0].startswith("alpha = 0.5 beats both alpha = 0 and alpha = 1 on both axes")
-    assert "truth and coverage" in told[0] and "reward and truth" not in told[0]
-    assert any("alpha = 0 exploits the reward" in line and "coverage" in line for line in told)
-    assert any("alpha = 0 earns more reward than alpha = 0.5 and is worse" in line for line in told)
+    assert told[0].startswith("alpha = 0 exploits the reward") and "coverage" in told[0]
+    assert told[1].startswith("alpha = 0.5 beats both alpha = 0 and alpha = 1 on both axes")
+    assert "truth and coverage" in told[1] and "reward and truth" not in told[1]
+    assert told[2].startswith("alpha = 0 earns more reward than others") and "against alpha = 0.5 truth" in told[2]
     assert any(line.startswith("Best reward: alpha = 0,") for line in told)
     assert any(line.startswith("Lowest Reverse KL: alpha = 0.5,") for line in told)
 
