@@ -129,7 +129,8 @@ def _paths(
         divergence, unit = settings["divergence"], UNITS.get(settings["divergence_reduction"], "nats")
         axis = f"{DIVERGENCES.get(divergence, divergence)} to the teacher, {unit}"
         found = {}
-        for name in ("divergence", "reward", *UNSEEN[:3]):
+        unseen = [name for name in UNSEEN if all(name in run["training"] for run in cell["runs"])][:3]
+        for name in ("divergence", "reward", *unseen):
             line = over_seeds("", None, [(r["training"]["tokens"], r["training"].get(name, [])) for r in cell["runs"]])
             if line is not None:
                 found[name] = line.y
@@ -145,16 +146,17 @@ def _paths(
 
 
 def _parting(found: Mapping[str, np.ndarray]) -> str:
-    """Where a measure of quality was best, and what became of it and of the reward since."""
+    """Where a measure of quality was best, if it fell since while the reward rose."""
     told = []
     for name, y in found.items():
         top = int(np.nanargmax(y))
-        if name != "reward" and y[top] - y[-1] > 0.01:
-            metric, reward = metric_of(name), found["reward"]
+        reward = found["reward"]
+        if name != "reward" and y[top] - y[-1] > 0.01 and reward[-1] > reward[top]:
+            metric = metric_of(name)
             share = 100 * top / max(len(y) - 1, 1)
             told.append(
                 f"{metric.label} peaked at {metric.value(y[top])} after {share:.0f}% of the tokens and ended at "
-                f"{metric.value(y[-1])}, while reward went from {reward[top]:.3f} to {reward[-1]:.3f}"
+                f"{metric.value(y[-1])}, while reward rose from {reward[top]:.3f} to {reward[-1]:.3f}"
             )
     return "; ".join(told)
 
