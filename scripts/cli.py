@@ -54,6 +54,40 @@ def train(
 
 
 @app.command()
+def compare(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")
+    ] = None,
+    alphas: Annotated[str, typer.Option(help="Values of alpha; 0,0.25,0.5,1 where nothing is varied.")] = "",
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=a,b,c", help="Values of any setting; repeat for combinations.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many, or which with commas between them.")] = "3",
+    samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt of the evaluation.")] = 4,
+    baseline: Annotated[str, typer.Option(help="Cell to measure against; by default the first and the last.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to begin or go on with; runs/compare-NAME.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side; by default one for each core.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compare runs over the values of some settings and seeds: how much teacher, and does it help?"""
+    from rlgkd.scripts import compare as comparing
+    from rlgkd.scripts import settings as run_settings
+    from rlgkd.scripts.grid import grid, seeds_of, values_of
+
+    given = arguments or []
+    source = given.pop(0) if given and "=" not in given[0] else "compare"
+    varied = [*([f"alpha={alphas or '0,0.25,0.5,1'}"] if alphas or not vary else []), *(vary or [])]
+    base = run_settings.read(source, given)
+    if twice := [key for key, _ in map(values_of, varied) if sum(v.startswith(f"{key}=") for v in varied) > 1]:
+        raise SettingError("vary", twice[0], "name each setting once, with all its values")
+    cells = grid(base, dict(map(values_of, varied)), seeds_of(seeds), samples=samples, baseline=baseline)
+    page, failed = comparing.compare(cells, out or Path("runs") / f"compare-{base.name}", jobs=jobs, quiet=quiet)
+    typer.echo(page)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
     env: Annotated[str, typer.Option(help="Registered id of the environment.")] = "rlgkd/GroundedSummary-v0",
@@ -123,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exception(error.__cause__)
         print(f"rlgkd: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("rlgkd: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:

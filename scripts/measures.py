@@ -87,10 +87,23 @@ METRICS: Final = {
         Metric(key="length", label="Length", digits=1, unit="tokens", note="of a text, its end included"),
         Metric(key="ended", label="Ended", better=1, share=True, note="stopped by itself, not at the limit"),
         Metric(key="entropy", label="Entropy", unit="nats", note="of the next token; low is certain"),
+        Metric(key="self_bleu", label="Self-BLEU", note="likeness of one prompt's texts, 0 to 1; high is uniform"),
+        Metric(key="distinct1", label="Distinct-1", note="share of different words; low is uniform"),
         Metric(key="distinct2", label="Distinct-2", note="share of different word pairs; low is uniform"),
+        Metric(key="distinct3", label="Distinct-3", note="share of different triples of words; low is uniform"),
     )
 }  # fmt: skip
 """The measures that have a name here, in the order of the report; others are shown under the name they come with."""
+
+
+def metric_of(key: str) -> Metric:
+    """The measure's metric; `truth@4` is pass@4 by truth, an unknown one keeps its name."""
+    name, at, k = key.partition("@")
+    if at and name in METRICS:
+        label = f"{METRICS[name].label}, pass@{k}"
+        return Metric(key=key, label=label, better=1, share=True, note=f"at least one of {k} texts is right")
+    return METRICS.get(key) or Metric(key=key, label=key.replace("_", " "))
+
 
 MARKS: Final = {
     "better": "\N{BLACK UP-POINTING TRIANGLE} better",
@@ -155,7 +168,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     keys = dict.fromkeys(str(key) for group in groups for key in group)
     found = []
     for key in sorted(keys, key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS)):
-        metric = METRICS.get(key) or Metric(key=key, label=key.replace("_", " "))
+        metric = metric_of(key)
         before, after, teacher, change = (Score.of(group.get(key)) for group in groups)
         if not math.isfinite(change.mean):
             change = Score(mean=after.mean - before.mean)

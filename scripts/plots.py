@@ -18,8 +18,10 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: the terminal's table
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ROLES: Final = ("ink", "muted", "line", "before", "after", "teacher", "card")
-_COLOURS: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(_ROLES)}
+_ROLES: Final = (
+    "ink", "muted", "line", "before", "after", "teacher", "card", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7",
+)  # fmt: skip
+COLOURS: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(_ROLES)}
 
 _PANELS: Final = (
     ("rollout/ep_rew_mean", "Reward", "per text"),
@@ -43,12 +45,12 @@ def curves(progress: Mapping[str, Floats]) -> list[dict[str, object]]:
         known = np.isfinite(x) & np.isfinite(y)
         if not known.any() or (column == "train/alpha" and np.ptp(y[known]) == 0):
             continue
-        smooth = _smoothed(y[known])
+        smooth = smoothed(y[known])
         ends = f"{three(smooth[0])} {ARROW} {three(smooth[-1])}"
         alt = f"{label} ({unit}) over {thousands(x[known][-1])} {axis}: smoothed, from {compact(smooth[0])} to "
         alt += f"{compact(smooth[-1])}; raw values between {compact(y[known].min())} and {compact(y[known].max())}."
-        with _style():
-            svg = _svg(_panel(x[known], y[known], smooth, axis), f"curve{len(panels)}", alt)
+        with style():
+            svg = inline_svg(_panel(x[known], y[known], smooth, axis), f"curve{len(panels)}", alt)
         panels.append({"label": label, "unit": unit, "ends": ends, "svg": svg})
     return panels
 
@@ -59,12 +61,12 @@ def _panel(x: Floats, y: Floats, smooth: Floats, axis: str) -> Figure:
 
     figure = Figure(figsize=(400 / 72, 210 / 72))
     axes = figure.add_axes((0.115, 0.19, 0.865, 0.77))
-    _bare(axes)
-    axes.grid(axis="y", color=_COLOURS["line"], linewidth=0.8)
-    axes.plot(x, y, color=_COLOURS["after"], alpha=0.3, linewidth=0.9)
-    axes.plot(x, smooth, color=_COLOURS["after"], linewidth=2.2)
-    axes.plot(x[-1:], smooth[-1:], "o", color=_COLOURS["after"], markersize=5)
-    axes.set_xlabel(axis, color=_COLOURS["muted"], labelpad=3)
+    bare(axes)
+    axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+    axes.plot(x, y, color=COLOURS["after"], alpha=0.3, linewidth=0.9)
+    axes.plot(x, smooth, color=COLOURS["after"], linewidth=2.2)
+    axes.plot(x[-1:], smooth[-1:], "o", color=COLOURS["after"], markersize=5)
+    axes.set_xlabel(axis, color=COLOURS["muted"], labelpad=3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
@@ -79,9 +81,9 @@ def dumbbells(found: list[Row]) -> list[dict[str, object]]:
         return []
     told = [f"{visible(row.metric.label)} {row.sentence}" for row in shown]
     alt = f"Before, after and teacher on a scale from 0 to 1. {'; '.join(told)}."
-    with _style():
+    with style():
         return [
-            {"kind": kind, "svg": _svg(_dumbbell(shown, width), f"dumbbell-{kind}", alt)}
+            {"kind": kind, "svg": inline_svg(_dumbbell(shown, width), f"dumbbell-{kind}", alt)}
             for kind, width in (("wide", 1030), ("narrow", 330))
         ]
 
@@ -101,9 +103,9 @@ def _dumbbell(shown: list[Row], width: int) -> Figure:
     left, right = (8, 8) if narrow else (150, 140)
     figure = Figure(figsize=(width / 72, height / 72))
     axes = figure.add_axes((left / width, foot / height, 1 - (left + right) / width, 1 - foot / height))
-    _bare(axes)
+    bare(axes)
     axes.set(xlim=(0, 1), ylim=(step * len(shown), 0), yticks=[], xticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.grid(axis="x", color=_COLOURS["line"], linewidth=0.8)
+    axes.grid(axis="x", color=COLOURS["line"], linewidth=0.8)
     pixel = 1 / (width - left - right)
     for line, row in enumerate(shown):
         y, label = line * step + (35 if narrow else step / 2), visible(row.metric.label)[: 26 if narrow else 20]
@@ -111,38 +113,38 @@ def _dumbbell(shown: list[Row], width: int) -> Figure:
         way = f" {ARROW} ".join(row.metric.value(s.mean) for s in (before, after) if math.isfinite(s.mean))
         ends = (0.0, 1.0) if narrow else (-left * pixel, 1 + right * pixel)
         boxed: dict[str, Any] = {
-            "bbox": {"facecolor": _COLOURS["card"], "edgecolor": "none", "pad": 1.5},
+            "bbox": {"facecolor": COLOURS["card"], "edgecolor": "none", "pad": 1.5},
             "parse_math": False,
         }
-        axes.text(ends[0], y - up, label, color=_COLOURS["ink"], va="baseline", **boxed)
-        axes.text(ends[1], y - up, way, color=_COLOURS["muted"], ha="right", va="baseline", **boxed)
+        axes.text(ends[0], y - up, label, color=COLOURS["ink"], va="baseline", **boxed)
+        axes.text(ends[1], y - up, way, color=COLOURS["muted"], ha="right", va="baseline", **boxed)
         bar: dict[str, Any] = {"clip_on": False, "solid_capstyle": "round"}
-        axes.plot([0, 1], [y, y], color=_COLOURS["line"], linewidth=1.2)
-        axes.plot([before.mean, after.mean], [y, y], color=_COLOURS["after"], alpha=0.4, linewidth=6, **bar)
+        axes.plot([0, 1], [y, y], color=COLOURS["line"], linewidth=1.2)
+        axes.plot([before.mean, after.mean], [y, y], color=COLOURS["after"], alpha=0.4, linewidth=6, **bar)
         for score, colour in ((before, "before"), (teacher, "teacher"), (after, "after")):
             edges = np.clip([score.low, score.high], 0, 1)
-            axes.plot(edges, [y, y], color=_COLOURS[colour], linewidth=1.6, marker="|", markersize=10, **bar)
-        ring: dict[str, Any] = {"color": _COLOURS["card"], "clip_on": False, "zorder": 3}
-        axes.plot([teacher.mean], [y], "D", mec=_COLOURS["teacher"], mew=2, markersize=7.5, **ring)
-        axes.plot([before.mean], [y], "o", mec=_COLOURS["before"], mew=2.2, markersize=9, **ring)
+            axes.plot(edges, [y, y], color=COLOURS[colour], linewidth=1.6, marker="|", markersize=10, **bar)
+        ring: dict[str, Any] = {"color": COLOURS["card"], "clip_on": False, "zorder": 3}
+        axes.plot([teacher.mean], [y], "D", mec=COLOURS["teacher"], mew=2, markersize=7.5, **ring)
+        axes.plot([before.mean], [y], "o", mec=COLOURS["before"], mew=2.2, markersize=9, **ring)
         axes.plot(
-            [after.mean], [y], "o", mec=_COLOURS["after"], mew=1, markersize=10, **ring | {"color": _COLOURS["after"]}
+            [after.mean], [y], "o", mec=COLOURS["after"], mew=1, markersize=10, **ring | {"color": COLOURS["after"]}
         )
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     return figure
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
     """No frame, no ticks, no ground: the page's own shows through."""
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelcolor=_COLOURS["muted"], pad=4)
+    axes.tick_params(length=0, labelcolor=COLOURS["muted"], pad=4)
     axes.set_axisbelow(True)
     axes.figure.patch.set_visible(False)
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Matplotlib's defaults whatever a matplotlibrc says, text that stays text, ids that repeat; then as it was."""
     import matplotlib
 
@@ -152,7 +154,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _svg(figure: Figure, name: str, alt: str) -> Markup:
+def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an inline <svg>: its colours and fonts the page's, its ids its own, no date, `alt` as its label."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -163,7 +165,7 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
     text = re.sub(r"font(-size|-family)?: [^;\"]*;? ?", "", text)
-    for colour, stand_in in _COLOURS.items():
+    for colour, stand_in in COLOURS.items():
         text = text.replace(stand_in, f"var(--{colour})")
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None
@@ -172,7 +174,7 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     return head.format(Markup(view[0]), alt) + Markup(body)
 
 
-def _smoothed(y: Floats) -> Floats:
+def smoothed(y: Floats) -> Floats:
     """A Gaussian mean around each point, of a width that is a fraction of the run: no lag, and flat where y is flat."""
     sigma = len(y) / 40
     if sigma < 0.3:

@@ -1,8 +1,9 @@
-"""What a run writes while it trains: progress.csv, rollouts.jsonl, checkpoints, and the line that shows how it goes."""
+"""What a run writes while it trains: progress.csv, times.csv, rollouts.jsonl, checkpoints, a live line."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,8 @@ from rlgkd.agents.base import TextAlgorithm
 from rlgkd.scripts.settings import RunSettings
 from rlgkd.types import Trajectory
 
-PROGRESS, ROLLOUTS, CHECKPOINTS = "progress.csv", "rollouts.jsonl", "checkpoints"
+PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
+GROWING = (PROGRESS, TIMES, ROLLOUTS)
 
 
 class ProgressCsv(KVWriter):
@@ -32,26 +34,37 @@ class ProgressCsv(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append one row."""
-        row = {name: value for name, value in key_values.items() if "csv" not in (key_excluded[name] or ())}
+        row = {name: value for name, value in key_values.items() if self.wants(name, key_excluded[name] or ())}
         if not self.keys:
             self.keys = sorted(row)
             self.file.write(",".join(self.keys) + "\n")
         self.file.write(",".join(str(row.get(name, "")) for name in self.keys) + "\n")
         self.file.flush()
 
+    def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
+        """Whether a value belongs into this file."""
+        return "csv" not in excluded
+
     def close(self) -> None:
         """The file belongs to the run."""
+
+
+class TimesCsv(ProgressCsv):
+    """What differs from one run to the next, beside the tokens: seconds of each update."""
+
+    def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
+        """The names that begin with time/."""
+        return name.startswith("time/")
 
 
 class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows how it goes."""
 
     def __init__(
-        self, settings: RunSettings, out: Path, progress: TextIO, rollouts: TextIO, *, quiet: bool, console: Console
+        self, settings: RunSettings, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
     ) -> None:
         super().__init__()
-        self.settings, self.out, self.quiet, self.console = settings, out, quiet, console
-        self.files = {PROGRESS: progress, ROLLOUTS: rollouts}
+        self.settings, self.out, self.files, self.quiet, self.console = settings, out, files, quiet, console
         self.model: TextAlgorithm
         self._saved = -1
         self._bar = Progress(

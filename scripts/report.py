@@ -58,7 +58,7 @@ def write_report(run: Path) -> Path:
     progress = _progress(_read(run / "progress.csv", problems), problems)
     found = rows(summary)
     examples = [_example(entry) for entry in _list(summary.get("examples")) if isinstance(entry, Mapping)]
-    page = _environment().get_template("report.html").render(
+    page = environment().get_template("report.html").render(
         title=str(summary.get("name") or config.get("name") or run.resolve().name),
         facts=_facts(summary, config, progress),
         rows=found,
@@ -262,7 +262,8 @@ def _difference(old: str, new: str) -> tuple[list[tuple[str, bool]], list[tuple[
     return sides
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the templates: all is escaped, and what is undefined is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

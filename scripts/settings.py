@@ -17,7 +17,7 @@ RECIPES = Path(__file__).parent / "recipes"
 OF_THE_RUN = {
     "name", "env", "env_settings", "agent", "student", "tokens", "alpha_end", "alpha_shape", "student_fraction_end",
     "student_fraction_shape", "learning_rate_end", "warmup", "threads", "eval_split", "eval_prompts",
-    "checkpoint_every",
+    "eval_seed", "checkpoint_every",
 }  # fmt: skip
 """Settings that are not the agent's."""
 OF_PPO = ("gae_lambda", "value_coefficient", "value_clip", "normalise_advantages")
@@ -100,6 +100,7 @@ class RunSettings(BaseModel):
     seed: int = Field(0, ge=0, description="of everything random")
     eval_split: str = Field("test", description="split of the evaluation before and after")
     eval_prompts: int = Field(256, ge=1, description="prompts of the evaluation")
+    eval_seed: int = Field(0, ge=0, description="of its prompts and samples: the same whatever the seed of training")
     checkpoint_every: int = Field(50, ge=1, description="updates between checkpoints")
 
     def schedule(self, remaining: float) -> float:

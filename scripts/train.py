@@ -1,8 +1,9 @@
 """Trains from settings into a run's folder, and continues it exactly: `rlgkd train`.
 
-The folder holds config.yaml (resolved; runs again as it is), progress.csv, TensorBoard events, rollouts.jsonl,
-checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint remembers how long the
-two growing files were, so a continued run cuts them to that length and ends with the files of one never stopped.
+The folder holds config.yaml (resolved; runs again as it is), progress.csv, times.csv, TensorBoard events,
+rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint remembers
+how long the growing files were, so a continued run cuts them to that length and ends with the files of one never
+stopped (but for the seconds in times.csv).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
 from rlgkd.scripts import report
-from rlgkd.scripts.recorder import CHECKPOINTS, PROGRESS, ROLLOUTS, ProgressCsv, Recorder
+from rlgkd.scripts.recorder import CHECKPOINTS, GROWING, PROGRESS, TIMES, ProgressCsv, Recorder, TimesCsv
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
 
 EXAMPLES = 20
@@ -48,7 +49,7 @@ def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
     agent = build_agent(settings)
     made = [folder for folder in out.parents if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
             return _run(settings, agent, out, quiet)
@@ -69,7 +70,7 @@ def resume(out: Path, *, quiet: bool = False) -> Path:
     if not (out / CONFIG).is_file():
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
     settings = read(out / CONFIG)
-    with _locked(out):
+    with locked(out):
         return _run(settings, build_agent(settings), out, quiet)
 
 
@@ -100,30 +101,22 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     console = Console(stderr=True)
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
-    scored: dict[str, Any] = {"split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.seed}
+    scored: dict[str, Any] = {
+        "split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.eval_seed
+    }  # fmt: skip
     # All is measured against the teacher of the beginning, wherever training has been or will move it.
     student = copy.deepcopy(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if "teacher" in agent.parts else agent.teacher
-    _rewind(agent, out)
+    rewind(agent, out)
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
-
-    with (out / PROGRESS).open("a") as progress, (out / ROLLOUTS).open("a") as rollouts:
-        events = TensorBoardOutputFormat(str(out / "tensorboard"))
-        agent.set_logger(Logger(str(out), [ProgressCsv(progress), events]))
-        remaining = settings.tokens - agent.num_timesteps
-        if remaining > 0:
-            recorder = Recorder(settings, out, progress, rollouts, quiet=quiet, console=console)
-            agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-        events.close()
-
+    fit(settings, agent, out, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["seconds"] = round(time.perf_counter() - began, 1)
-    _save_model(agent, out / "model")
     checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     page = report.write_report(out)
     console.print(report.table(summary))
@@ -131,15 +124,29 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     return page
 
 
-def _rewind(agent: TextAlgorithm, out: Path) -> None:
+def rewind(agent: TextAlgorithm, out: Path) -> None:
     """Bring agent and growing files to the newest whole checkpoint, or to the beginning where there is none."""
     newest = checkpoint.latest(out / CHECKPOINTS)
-    sizes = {PROGRESS: 0, ROLLOUTS: 0}
+    sizes = dict.fromkeys(GROWING, 0)
     if newest is not None:
         state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
         agent.counters, sizes = state["counters"], state["sizes"]
     for name, size in sizes.items():
         _cut(out / name, size)
+
+
+def fit(settings: RunSettings, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
+    """Train from where `rewind` has brought the agent to the last token, and write its model."""
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((out / name).open("a")) for name in GROWING}
+        events = TensorBoardOutputFormat(str(out / "tensorboard"))
+        agent.set_logger(Logger(str(out), [ProgressCsv(files[PROGRESS]), TimesCsv(files[TIMES]), events]))
+        remaining = settings.tokens - agent.num_timesteps
+        if remaining > 0:
+            recorder = Recorder(settings, out, files, quiet=quiet, console=console)
+            agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
+        events.close()
+    _save_model(agent, out / "model")
 
 
 def summarise(
@@ -204,13 +211,16 @@ def _cut(file: Path, size: int) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder for this process."""
+def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
+    """
     with (out / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            raise CheckpointError("out", str(out), "another process trains in it; wait for it or stop it") from error
+            raise CheckpointError("out", str(out), "another process works in it; wait for it or stop it") from error
         yield
 
 

@@ -65,8 +65,8 @@ MUTANTS = (
     ),
     Mutant(
         "the prompt in the loss", "rlgkd/rollout.py",
-        (("action_mask_T=np.arange(len(prompt) + len(completion.ids)) >= len(prompt)",
-          "action_mask_T=np.arange(len(prompt) + len(completion.ids)) >= 1"),), "tests/test_rollout.py",
+        (("list(prompt), [False] * len(prompt), [0.0]", "list(prompt), [False] + [True] * (len(prompt) - 1), [0.0]"),),
+        "tests/test_rollout.py",
     ),
     Mutant(
         "the end token masked because it is the padding too", "rlgkd/types.py",

@@ -67,3 +67,26 @@ def test_prompts_of_other_items_are_not_compared(student: LanguageModel) -> None
         some.change_from(others)
     with pytest.raises(SettingError, match="at least 1"):
         evaluate(student, None, grounded_summary(), prompts=0)
+
+
+def test_a_group_keeps_the_first_sample_and_measures_all_of_them(
+    student: LanguageModel, teacher: LanguageModel
+) -> None:
+    one = evaluate(student, teacher, grounded_summary(), prompts=4)
+    several = evaluate(student, teacher, grounded_summary(), prompts=4, group=4)
+    assert [t.text for t in several.trajectories[::4]] == [t.text for t in one.trajectories]
+    truths = np.array([quality["truth"] for quality in several.qualities]).reshape(4, 4)
+    assert several.measures["truth"] == pytest.approx(truths.mean(axis=1))
+    assert several.measures["truth@4"] == pytest.approx(truths.max(axis=1))
+    assert {"self_bleu", "distinct1", "truth@2"} <= several.measures.keys() and "reward@2" not in several.measures
+    assert "self_bleu" not in one.measures
+
+
+def test_the_divergence_by_position_averages_to_that_of_the_text(
+    student: LanguageModel, teacher: LanguageModel
+) -> None:
+    found = evaluate(student, teacher, grounded_summary(), prompts=3)
+    for name in ("reverse_kl", "reverse_kl_data"):
+        assert np.nanmean(found.by_position[name], axis=1) == pytest.approx(found.measures[name])
+    lengths = np.isfinite(found.by_position["reverse_kl"]).sum(axis=1)
+    assert lengths.tolist() == found.measures["length"].tolist()

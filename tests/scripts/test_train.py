@@ -42,11 +42,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_the_promised_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    promised = {"config.yaml", "progress.csv", "tensorboard", "rollouts.jsonl", "checkpoints", "model", "summary.json"}
+    promised = {
+        "config.yaml",
+        "progress.csv",
+        "times.csv",
+        "tensorboard",
+        "rollouts.jsonl",
+        "checkpoints",
+        "model",
+        "summary.json",
+    }
     assert promised | {"report.html"} <= names
     rows = list(csv.DictReader((finished / "progress.csv").read_text().splitlines()))
     assert [int(row["time/iterations"]) for row in rows] == list(range(1, len(rows) + 1))
     assert all(float(row["train/divergence"]) > 0 for row in rows)
+    times = list(csv.DictReader((finished / "times.csv").read_text().splitlines()))
+    assert [row["time/total_timesteps"] for row in times] == [row["time/total_timesteps"] for row in rows]
+    assert all(float(row["time/sampling"]) > 0 and float(row["time/update"]) > 0 for row in times)
     rollouts = [json.loads(line) for line in (finished / "rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 16 * len(rows)
     assert {"prompt", "completion", "reward", "parts", "stop", "step", "source"} <= rollouts[0].keys()
