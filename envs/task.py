@@ -184,7 +184,7 @@ class TextTask:
     def _encode(self, field: str, key: str, text: str) -> list[int]:
         """The ids of a user's text; what looks like a special token in it stays ordinary text.
 
-        Raises: DataError where the tokenizer has no other way to write it than by the special token (T5's does not).
+        Raises: DataError where the tokenizer has no other way to write it than by the special token.
         """
         ids = cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         for id_ in self._special.keys() & set(ids):
