@@ -23,7 +23,7 @@ HEAD = 16
 """Tokens by which rows are taken to begin alike."""
 
 
-class Reader:
+class RowReader:
     """A model in evaluation mode, its tokenizer, and how much it takes at once.
 
     A model given by name is opened in float32; a loaded one stays where it is (unless a device is named) and in its own

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from rlgkd.envs.calling import takes
-from rlgkd.envs.reading import Model, Reader, Tokens
+from rlgkd.envs.reading import Model, RowReader, Tokens
 from rlgkd.envs.templates import Row, Template, chat_form, columns_of, first_tokens, pair_form, text_form
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import load_config
@@ -77,7 +77,7 @@ class Entailment:
         if classifies:
             _check_loaded(model, CLASSIFIER)
             self._label = _entailment(config, entailment_label)
-        self._reader = Reader(
+        self._reader = RowReader(
             model, tokenizer, auto_class, batch_size=batch_size, device=device, max_tokens=max_tokens
         )  # fmt: skip
         tokens = self._reader.tokenizer
@@ -174,7 +174,7 @@ class RewardModel:
         if outputs != 1:
             raise ModelError("model", _kind(model), f"a reward model has one output, not {outputs}; see Entailment")
         _check_loaded(model, CLASSIFIER)
-        self._reader = Reader(
+        self._reader = RowReader(
             model, tokenizer, AutoModelForSequenceClassification,
             batch_size=batch_size, device=device, max_tokens=max_tokens,
         )  # fmt: skip
@@ -236,7 +236,7 @@ class CausalJudge:
         Raises: ModelError, SettingError.
         """
         _check_loaded(model, "ForCausalLM", "LMHeadModel")
-        self._reader = Reader(
+        self._reader = RowReader(
             model, tokenizer, AutoModelForCausalLM, batch_size=batch_size, device=device, max_tokens=max_tokens
         )  # fmt: skip
         tokens, question = self._reader.tokenizer, Template(template)

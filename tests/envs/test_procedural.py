@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from rlgkd.envs.arithmetic import MARKER, STEP, arithmetic
+from rlgkd.envs.guess import guess
 from rlgkd.envs.translate import english, english_ordinal, german, german_ordinal, translate
 from rlgkd.errors import DataError, SettingError
 
@@ -111,9 +112,9 @@ def test_numbers_in_words_are_all_different_and_so_are_the_days():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, "guess"])
 def test_items_repeat_in_another_process_and_no_two_splits_share_a_prompt(name):
-    task = TASKS[name]()
+    task = {**TASKS, "guess": guess}[name]()
     code = (
         f"from rlgkd.envs.{name} import {name} as make; import hashlib; task = make(); "
         "text = repr([task.item(split, 3, n) for split in ('train', 'test') for n in range(200)]); "
