@@ -57,17 +57,17 @@ TASKS = {
         PaperTask(
             name="GroundedSummary", paper="XSum", quality="rouge2", reward="entailment", text=16,
             settings={"student": "embedded:grounded-student", "teacher": "embedded:grounded-teacher",
-                      "learning_rate": 0.002, "tokens": 40_000},
+                      "learning_rate": 0.002, "tokens": 120_000},
         ),
         PaperTask(
             name="Translate", paper="WMT14 en-de", quality="reward", reward="BLEU", text=10,
             settings={"student": "embedded:translate-student", "teacher": "embedded:translate-teacher",
-                      "learning_rate": 0.002, "tokens": 40_000},
+                      "learning_rate": 0.002, "tokens": 60_000},
         ),
         PaperTask(
             name="Arithmetic", paper="GSM8K", quality="reward", reward="exact match", text=25,
             settings={"student": "embedded:arithmetic-student", "teacher": "embedded:arithmetic-teacher",
-                      "learning_rate": 0.0005, "tokens": 80_000},
+                      "learning_rate": 0.0005, "tokens": 150_000},
         ),
     )
 }  # fmt: skip
