@@ -47,7 +47,7 @@ from rlgkd.ops.running import Running
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule, steered
 from rlgkd.rollout import check_reference, rollout
-from rlgkd.types import OWN, Item, Score, Task, Trajectory
+from rlgkd.types import OWN, Item, Score, StopReason, Task, Trajectory
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
@@ -483,7 +483,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         seconds = time.perf_counter() - self._began
         self.logger.record("time/tokens_per_second", sum(t.length for t in batch) / seconds, exclude="csv")
         self.logger.record("rollout/ep_rew_mean", float(np.nanmean(rewards)) if np.isfinite(rewards).any() else np.nan)
-        self.logger.record("rollout/reward_failed", float(np.isnan(rewards).mean()))
+        cut = np.array([t.stop is StopReason.TRUNCATED for t in batch])
+        self.logger.record("rollout/reward_failed", float((np.isnan(rewards) & ~cut).mean()))
+        self.logger.record("rollout/truncated", float(cut.mean()))
         self.logger.record("rollout/ep_len_mean", float(np.mean([t.length for t in batch])))
         self.logger.record("rollout/ended", float(np.mean([t.stop == "end" for t in batch])))
         self.logger.record("rollout/student", float(np.mean([t.source in OWN for t in batch])))
@@ -514,7 +516,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def counters(self, values: Mapping[str, Any]) -> None:
         self.num_timesteps, self._n_updates, self.cursor = values["timesteps"], values["updates"], values["cursor"]
         self.settings["alpha"] = values.get("alpha", self.settings["alpha"])
-        self.rewards_seen = Running(*values["rewards_seen"])
+        self.rewards_seen = Running(*values.get("rewards_seen", ()))
 
     def save(  # type: ignore[override]
         self, path: str | Path, exclude: Any = None, include: Any = None

@@ -187,6 +187,8 @@ def micro_batches(
         longest[t.item.key] = max(length, longest.get(t.item.key, 0))
 
     def place(row: int) -> tuple[int, str, int]:
+        if not lm.shares_prompts:
+            return -lengths[row], "", 0
         key = trajectories[row].item.key
         return -longest[key], key, -lengths[row]
 

@@ -63,7 +63,10 @@ class Grader:
     def asks_for(self, name: str) -> bool:
         """Whether the reward has an argument of that name, or is made of rewards one of which has."""
         of_parts = getattr(self.reward, "asks_for", None)
-        return bool(of_parts(name)) if of_parts is not None else name in inspect.signature(self.reward).parameters
+        if of_parts is not None:
+            return bool(of_parts(name))
+        parameters = inspect.signature(self.reward).parameters
+        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     def __call__(self, items: Sequence[Item], completions: Sequence[str], **more: Sequence[Any]) -> list[Score]:
         """One Score for each completion; NaN where the reward failed. `more` are further arguments it may ask for.
@@ -137,7 +140,7 @@ class Grader:
             try:
                 with _alarm(self.timeout):
                     returned = self.reward(**arguments)
-                    values = _values(returned, size)
+                    values = _values(_whole(arguments, returned), size)
             except Exception as error:
                 values = [error] * size
             scores.append(list(map(self._score, values)))
@@ -149,7 +152,7 @@ class Grader:
         async def one(arguments: Mapping[str, Any]) -> list[Score]:
             try:
                 awaited: Awaitable[Any] = self.reward(**arguments)
-                values = _values(await asyncio.wait_for(awaited, self.timeout), size)
+                values = _values(_whole(arguments, await asyncio.wait_for(awaited, self.timeout)), size)
             except Exception as error:
                 values = [error] * size
             return list(map(self._score, values))
@@ -186,6 +189,11 @@ def _run(gathered: Coroutine[Any, Any, list[list[Score]]]) -> list[list[Score]]:
         return pool.submit(asyncio.run, gathered).result()
 
 
+def _whole(arguments: Mapping[str, Any], returned: Any) -> Any:
+    """What a reward of single samples returned, as of a batch of one, where a list is the steps of that one."""
+    return [returned] if "tokens" in arguments and SINGULAR.keys() & arguments.keys() else returned
+
+
 def _values(returned: Any, size: int) -> list[Score | Exception]:
     """Make `size` Scores of what a reward returned, but for the exceptions in it.
 
@@ -195,17 +203,26 @@ def _values(returned: Any, size: int) -> list[Score | Exception]:
         returned = [returned]
     if isinstance(returned, str | bytes | Mapping):
         raise TypeError(f"return numbers or Scores, not {type(returned).__name__}")
-    values = [value if isinstance(value, Score | Exception) else _plain(value) for value in returned]
+    values = list(map(_checked, returned))
     if len(values) != size:
         raise ValueError(f"it returned {len(values)} values for {size} completions")
-    for value in values:
-        if isinstance(value, Exception):
-            continue
-        if math.isinf(value.reward):
-            raise ValueError("it returned an infinite reward")
-        if value.steps is not None and not math.isclose(sum(value.steps), value.reward, rel_tol=1e-4, abs_tol=1e-6):
-            raise ValueError(f"its steps sum to {sum(value.steps)}, and its reward is {value.reward}")
     return values
+
+
+def _checked(value: Any) -> Score | Exception:
+    """The Score of one sample, or why it has none: it fails alone."""
+    if isinstance(value, Exception):
+        return value
+    try:
+        score = value if isinstance(value, Score) else _plain(value)
+    except (TypeError, ValueError) as error:
+        return error
+    if math.isinf(score.reward):
+        return ValueError("it returned an infinite reward")
+    told = None if score.steps is None or math.isnan(score.reward) else sum(score.steps)
+    if told is not None and not math.isclose(told, score.reward, rel_tol=1e-4, abs_tol=1e-6):
+        return ValueError(f"its steps sum to {told}, and its reward is {score.reward}")
+    return score
 
 
 def _plain(value: Any) -> Score:

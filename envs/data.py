@@ -6,8 +6,9 @@ else: it cannot reach an object's attributes, and braces in a row stay what they
 reward by name, save those that are called like its own arguments (`prompt`, `completion`, `reference`, `item`).
 
 Splits are those of the data: a mapping {split: data}, a DatasetDict, a folder's files named train, validation, test. A
-lone file, data set or function is dealt out by the hash of the prompt, eight tenths to train and one each to validation
-and test, so that a prompt that occurs twice is in one split. A list in memory is whole in each.
+lone file, data set or function, or a split called train with no other beside it, is dealt out by the hash of the
+prompt, eight tenths to train and one each to validation and test, so that a prompt that occurs twice is in one split. A
+list in memory is whole in each.
 """
 
 from __future__ import annotations

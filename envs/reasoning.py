@@ -50,7 +50,7 @@ def reasoning_gym(
             "dataset_settings", {field: given[field]}, "leave it out; the environment's seed orders them"
         )
     scorer, _ = _problem(dataset, 0, given)
-    if not evaluate_answers and EVALUATES.search(inspect.getsource(type(scorer).score_answer)):
+    if not evaluate_answers and EVALUATES.search(inspect.getsource(type(scorer))):
         remedy = "it runs the model's text as Python; where that can do no harm, set evaluate_answers"
         raise SettingError("dataset", dataset, remedy)
 

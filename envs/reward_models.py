@@ -126,9 +126,14 @@ class Entailment:
             lengths_B = inputs["attention_mask"].sum(1).tolist()
             rows = [row[:length] for row, length in zip(tokens_BT.tolist(), lengths_B, strict=True)]
             hidden = model.config.hidden_size
+            body, score = cast(Any, model.base_model), cast(Any, model).score
             shared = share(places_of_ends(rows), tokens_BT.shape[1], hidden=hidden, device=tokens_BT.device)
             if shared is not None:
-                return cast(Tensor, cast(Any, model).score(shared.states(cast(Any, model.base_model), tokens_BT)))
+                return cast(Tensor, score(shared.states(body, tokens_BT)))
+            # Not by the model's own rule, the last token that is no padding: an end token may double as padding.
+            states_BTH = body(**inputs, use_cache=False).last_hidden_state
+            ends_B = inputs["attention_mask"].sum(1) - 1
+            return cast(Tensor, score(states_BTH[torch.arange(len(ends_B), device=ends_B.device), ends_B]))
         return cast(Tensor, model(**inputs).logits)
 
     def _of_seq2seq(self, inputs: dict[str, Tensor]) -> Tensor:

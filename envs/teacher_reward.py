@@ -150,7 +150,8 @@ class TeacherRewardVector(VectorWrapper[np.ndarray, np.ndarray, np.ndarray, np.n
         """As the environment's, with the mixed rewards."""
         observation_NT, reward_N, terminated_N, truncated_N, infos = self.env.step(actions)
         wrote_N = ~self._waiting_N
-        logp_N = np.where(wrote_N, self.mixture.logp(self._tokens_NT, np.asarray(actions)), 0.0)
+        written_N = np.where(wrote_N, np.asarray(actions), 0)  # what is given to the others may be anything
+        logp_N = np.where(wrote_N, self.mixture.logp(self._tokens_NT, written_N), 0.0)
         if self.env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
             self._waiting_N = terminated_N | truncated_N
         self._tokens_NT = observation_NT.copy()

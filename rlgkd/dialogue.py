@@ -48,6 +48,10 @@ class Dialogue:
         self.room -= len(answer)
         return answer
 
+    def close(self) -> None:
+        """End behind the policy's latest turn, whatever the task answered to it."""
+        self.turns, self.stop = self.turns[:-1], StopReason.END
+
     @property
     def text(self) -> str:
         """Of the policy's latest turn."""

@@ -106,6 +106,7 @@ def written(
             rest = rest[len(turn) :]
             turn = turn[: row.dialogue.room]
             row.write(Completion(turn, [0.0] * len(turn)))
+        row.close()
     return _trajectories(rows, source)
 
 
@@ -115,6 +116,13 @@ class _Row:
     def __init__(self, prompt: list[int], dialogue: Dialogue, sample: int) -> None:
         self.dialogue, self.sample, self.prompt = dialogue, sample, len(prompt)
         self.tokens, self.action, self.logp = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
+
+    def close(self) -> None:
+        """End a text that goes no further where the task would answer: what it said last was said to nobody."""
+        if self.dialogue.stop is None:
+            end = len(self.action) - self.action[::-1].index(True)
+            del self.tokens[end:], self.action[end:], self.logp[end:]
+            self.dialogue.close()
 
     @property
     def behind(self) -> int:

@@ -117,8 +117,10 @@ def training(settings: RunSettings, agent: TextAlgorithm, out: Path) -> dict[str
 
 def thinned(values: Sequence[float]) -> np.ndarray:
     """At most POINTS means of blocks."""
+    if not len(values):
+        return np.array([])
     blocks = np.array_split(np.array(values, dtype=np.float64), min(POINTS, len(values)))
-    return np.array([block.mean() for block in blocks])
+    return np.array([block[np.isfinite(block)].mean() if np.isfinite(block).any() else np.nan for block in blocks])
 
 
 def numbers(values: Any) -> list[float | None]:
@@ -149,7 +151,7 @@ def _text(found: Evaluation, row: int) -> dict[str, Any]:
     written = found.trajectories[row]
     measures = {"reward": written.score.reward, **found.qualities[row]}
     return {
-        "prompt": written.item.prompt, "reference": written.item.reference, "text": written.text,
+        "prompt": written.item.prompt, "reference": written.item.reference, "text": written.transcript,
         "measures": dict(zip(measures, numbers(list(measures.values())), strict=True)), "stop": str(written.stop),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ bit for the same comparison; times are in `timing.json`. `results.csv` has a row
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -199,9 +200,11 @@ def _references(grid: Grid) -> list[tuple[str, str, Any, bool]]:
     for cell in grid.cells:
         s = cell.settings
         starts.setdefault(json.dumps([s.student, s.student_layers, s.temperature]), cell)
-    for number, cell in enumerate(starts.values()):
+    for cell in starts.values():
         name = START if len(starts) == 1 else f"{START} of {cell.name}"
-        found.append((name, f"references/{START}-{number}", cell.settings, False))
+        s = cell.settings
+        told = json.dumps([s.student, s.student_layers, s.temperature])
+        found.append((name, f"references/{START}-{hashlib.sha256(told.encode()).hexdigest()[:8]}", s, False))
     return found
 
 

@@ -89,7 +89,7 @@ def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Estimat
     if len(by_ours) != len(by_theirs):  # one of them is not a matter of seeds: the start, the teacher
         found = mean_interval(by_ours if len(by_ours) > len(by_theirs) else by_theirs, seed=seed)
     else:
-        found = mean_interval(by_ours + by_theirs - wins.mean(), seed=seed)
+        found = mean_interval(by_ours + by_theirs - wins.mean(axis=(0, 1)), seed=seed)
     return Estimate(mean=found.mean, low=max(0.0, found.low), high=min(1.0, found.high))
 
 

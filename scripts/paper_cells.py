@@ -88,8 +88,8 @@ def mixture(alpha: float, anchor: str = "teacher") -> str:
     return "RL" if alpha == 0 else f"RL + {alpha:g} {anchor}"
 
 
-def cells(task: PaperTask) -> dict[str, dict[str, Any]]:
-    """Name -> settings of each cell."""
+def cells(task: PaperTask, tokens: int) -> dict[str, dict[str, Any]]:
+    """Name -> settings of each cell, of runs of so many tokens."""
     found: dict[str, dict[str, Any]] = {}
     distill = {"agent": "Distill", "prompts_per_update": 64, "group_size": 1}
     for name, recipe in BASELINES.items():
@@ -100,7 +100,7 @@ def cells(task: PaperTask) -> dict[str, dict[str, Any]]:
     for fraction in FRACTIONS:
         found[mixed(fraction)] = {**distill, **DIVERGENCES["JSD(0.5)"], "student_fraction": fraction}
     # Of about as many as the others see, for they meet each prompt once.
-    few = max(1, int(FEW * task.settings["tokens"] / task.text))
+    few = max(1, int(FEW * tokens / task.text))
     found["on-policy, 5% of the prompts"] = {**distill, **DIVERGENCES["JSD(0.9)"], "train_prompts": few}
     found["supervised KD, 5% of the prompts"] = {**found["supervised KD"], "train_prompts": few}
     rl = {
@@ -119,14 +119,15 @@ def grid(task: PaperTask, seeds: int, *, tokens: int = 0, prompts: int = 200, sa
 
     Raises: SettingError.
     """
+    tokens = tokens or task.settings["tokens"]
     common = {
         "env": f"rlgkd/{task.name}-v0", "name": f"paper-{task.name}", **task.settings, "eval_prompts": prompts,
-        "threads": 1, **({"tokens": tokens} if tokens else {}),
+        "threads": 1, "tokens": tokens,
     }  # fmt: skip
     base = check({**common, "agent": "Distill"})
     made = [
         Cell(name=name, values={"cell": name}, settings=check({**common, **chosen}))
-        for name, chosen in cells(task).items()
+        for name, chosen in cells(task, tokens).items()
     ]
     return Grid(base=base, vary={"cell": [cell.name for cell in made]}, cells=made, seeds=range(seeds),
                 samples=samples, baselines=[made[2]])  # fmt: skip

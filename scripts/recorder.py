@@ -101,7 +101,8 @@ class Recorder(BaseCallback):
     def _record(self, t: Trajectory) -> dict[str, Any]:
         return {
             "step": self.model.counters["updates"], "key": t.item.key, "sample": t.sample, "source": str(t.source),
-            "prompt": t.item.prompt, "completion": t.text, "reward": t.score.reward, "parts": dict(t.score.parts),
+            "prompt": t.item.prompt, "completion": t.text,
+            **({"turns": t.turns} if t.turns else {}), "reward": t.score.reward, "parts": dict(t.score.parts),
             "length": t.length, "logp": float(t.logp_T.sum()), "stop": str(t.stop),
         }  # fmt: skip
 

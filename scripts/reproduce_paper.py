@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlgkd import checkpoint
 from rlgkd.agents.models import open_models
 from rlgkd.scripts import cell as runs
 from rlgkd.scripts.compare import RESULTS, compare
@@ -44,42 +43,42 @@ def reproduce(tasks: Sequence[PaperTask], out: Path, docs: Path, *, seeds: int, 
     for task in tasks:
         cells = grid(task, seeds, tokens=tokens, prompts=prompts)
         compare(cells, out / task.name, jobs=jobs, quiet=quiet)
-        _sample_colder(cells, out / task.name, jobs=jobs, quiet=quiet)
         results = json.loads((out / task.name / RESULTS).read_text())
-        if results["missing"]:
-            raise SystemExit(f"{task.name}: {', '.join(results['missing'])} could not be run; run again")
+        failed = results["missing"] or _sample_colder(cells, out / task.name, jobs=jobs, quiet=quiet)
+        if failed:
+            raise SystemExit(f"{task.name}: could not be run: {', '.join(failed)}; run again")
         found[task.name] = {**results, "colder": _colder(cells, out / task.name)}
     return write_page(found, docs)
 
 
-def _sample_colder(cells: Grid, out: Path, *, jobs: int, quiet: bool) -> None:
-    """Evaluate the on-policy students at lower temperatures."""
+def _sample_colder(cells: Grid, out: Path, *, jobs: int, quiet: bool) -> list[str]:
+    """Evaluate the on-policy students at lower temperatures; returns what failed."""
     open_ = [
-        Job(name=f"{name} seed {seed} at {temperature}", folder=_folder(cells, out, name, seed), function=_evaluate,
-            arguments=(_folder(cells, out, name, seed), cells, temperature))
+        Job(name=f"{name} seed {seed} at {temperature}", folder=folder, function=_evaluate,
+            arguments=(_run(cells, out, name, seed), cells, temperature, folder))
         for name in map(on_policy, DIVERGENCES) for seed in cells.seeds for temperature in TEMPERATURES
-        if not (_folder(cells, out, name, seed) / _file(temperature)).exists()
+        if not runs.is_measured(cells.base, cells.samples, folder := _folder(out, name, seed, temperature))
     ]  # fmt: skip
-    side_by_side(open_, most=jobs or os.cpu_count() or 1, console=Console(stderr=True), quiet=quiet)
+    return [*side_by_side(open_, most=jobs or os.cpu_count() or 1, console=Console(stderr=True), quiet=quiet)]
 
 
-def _evaluate(folder: Path, cells: Grid, temperature: float) -> None:
+def _evaluate(run: Path, cells: Grid, temperature: float, folder: Path) -> None:
     base = cells.base
+    torch.set_num_threads(base.threads)
     task = make_env(base.env, seed=0, **base.env_settings).get_attr("task")[0]
     student, _ = open_models(
-        task, policy=str(folder / "model"), teacher=None, tokenizer=None, layers=(), temperature=temperature,
+        task, policy=str(run / "model"), teacher=None, tokenizer=None, layers=(), temperature=temperature,
         teacher_temperature=1.0, device=torch.device("cpu"),
     )  # fmt: skip
-    measured = runs.measure(student, None, task, base, cells.samples)["measures"]
-    checkpoint.atomic_write(folder / _file(temperature), json.dumps(measured) + "\n")
+    runs.write(runs.measure(student, None, task, base, cells.samples), base, cells.samples, folder)
 
 
 def _colder(cells: Grid, out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Temperature -> cell -> the measures of each seed."""
 
     def measured(name: str, temperature: float) -> list[dict[str, Any]]:
-        files = [_folder(cells, out, name, seed) / _file(temperature) for seed in cells.seeds]
-        return [json.loads(file.read_text()) for file in files]
+        files = [_folder(out, name, seed, temperature) / runs.MEASURED for seed in cells.seeds]
+        return [json.loads(file.read_text())["measures"] for file in files]
 
     return {
         f"{temperature:g}": {name: measured(name, temperature) for name in map(on_policy, DIVERGENCES)}
@@ -87,13 +86,13 @@ def _colder(cells: Grid, out: Path) -> dict[str, dict[str, list[dict[str, Any]]]
     }
 
 
-def _folder(cells: Grid, out: Path, name: str, seed: int) -> Path:
+def _run(cells: Grid, out: Path, name: str, seed: int) -> Path:
     cell = next(cell for cell in cells.cells if cell.name == name)
     return out / "cells" / cell.folder / f"seed-{seed}"
 
 
-def _file(temperature: float) -> str:
-    return f"temperature-{temperature:g}.json"
+def _folder(out: Path, name: str, seed: int, temperature: float) -> Path:
+    return out / "colder" / f"{name.replace(' ', '-')}-seed-{seed}-at-{temperature:g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

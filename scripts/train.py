@@ -160,7 +160,7 @@ def summarise(
     def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
         written = evaluation.trajectories[row]
         return {
-            "text": written.text, "reward": written.score.reward, "parts": dict(written.score.parts),
+            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
             "quality": evaluation.qualities[row], "stop": str(written.stop),
         }  # fmt: skip
 

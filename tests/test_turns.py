@@ -91,6 +91,13 @@ def test_texts_that_are_there_already_are_answered_as_they_were():
     assert [t.score for t in again] == [t.score for t in drawn]
 
 
+def test_a_reference_is_one_turn_and_nobody_answers_it():
+    task = talk()
+    (t,) = written(policy(), task, items(task)[:1], [task.encode_completion("A B")], source=Source.DATA)
+    assert t.stop is StopReason.END and t.text == "A B" and not t.turns
+    assert t.tokens_T.tolist() == [*task.encode_prompt(t.item), *task.encode_completion("A B")]
+
+
 def test_vector_forms_agree_with_the_scalar_one():
     task, rng = talk(), np.random.default_rng(0)
     scalars = [TextGenerationEnv(task) for _ in range(3)]
@@ -152,6 +159,9 @@ def test_a_text_that_was_cut_has_no_policy_term_and_its_reward_is_not_asked_for(
     assert any(cut) and not all(cut) and len(seen) == cut.count(False)
     assert agent.advantages().isnan()[:, 0].tolist() == cut
     assert task.grader.failed == 0
+    agent.dump_logs()
+    assert agent.latest["rollout/reward_failed"] == 0.0
+    assert agent.latest["rollout/truncated"] == pytest.approx(cut.count(True) / len(cut))
 
 
 def test_an_unknown_limit_is_refused():

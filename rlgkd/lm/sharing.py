@@ -25,7 +25,8 @@ SHARING = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 def shares(config: PreTrainedConfig) -> bool:
     """Whether rows may share what they begin with: where every layer sees all that came before, and nothing else."""
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    return config.model_type in SHARING and not windows and not getattr(config, "sliding_window", None)
+    known = config.model_type in SHARING and not windows and not getattr(config, "sliding_window", None)
+    return known and config._attn_implementation in ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Shared:
 
     def states(self, body: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
         """[N, H]: the states that predict the actions."""
-        # As an addend, which every attention takes: a bool mask is one to some of them.
+        # As an addend, which both kinds of attention take: a bool mask would be one to the eager one.
         mask_R1TT = torch.zeros(self.mask_R1TT.shape, dtype=body.dtype, device=tokens_BT.device)
         mask_R1TT.masked_fill_(~self.mask_R1TT, torch.finfo(body.dtype).min)
         states_RTH: Tensor = body(
@@ -68,11 +69,14 @@ def share(places: Sequence[Place], width: int, *, hidden: int, device: torch.dev
         mean = sum(places[row].length - prompt for row in rows) / len(rows)
         size = max(1, int(math.sqrt(prompt * (6 * hidden + prompt)) / mean))
         bins += [rows[start : start + size] for start in range(0, len(rows), size)]
-    if len(bins) == len(places):
+
+    def packed(rows: Sequence[int]) -> int:
+        prompt = places[rows[0]].prompt
+        return prompt + sum(places[row].length - prompt for row in rows)
+
+    longest = max(map(packed, bins), default=0)
+    if len(bins) * longest >= len(places) * width:  # groups of unequal sizes may cost more padding than they save
         return None
-    longest = max(
-        places[rows[0]].prompt + sum(places[row].length - places[row].prompt for row in rows) for rows in bins
-    )
     token_RT = np.zeros((len(bins), longest), dtype=np.int64)
     position_RT = np.zeros_like(token_RT)
     segment_RT = np.full_like(token_RT, -1)

@@ -38,5 +38,6 @@ class Running:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation; 1 as long as no two values have differed."""
-        return math.sqrt(self.squares / (self.count - 1)) if self.squares > 0 else 1.0
+        """Standard deviation; 1 as long as no two values have differed (by more than rounding)."""
+        found = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        return found if found > 1e-8 * max(1.0, abs(self.mean)) else 1.0

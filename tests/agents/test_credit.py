@@ -73,6 +73,27 @@ def test_hints_change_the_sum_by_a_constant_and_reach_their_action():
             assert step == float(word == "B")
 
 
+def test_a_sample_that_fails_within_a_shaped_reward_fails_alone():
+    def mostly(completions):
+        return [ValueError("no") if n == 1 else 1.0 for n in range(len(completions))]
+
+    agent = rolled(reward=rewards.Shaped(mostly, lambda texts: [0.5] * len(texts)))
+    failed = [math.isnan(t.score.reward) for t in agent.trajectories]
+    assert failed == [n == 1 for n in range(32)]
+
+
+def test_a_reward_of_single_samples_may_tell_its_steps_too():
+    agent = rolled(reward=lambda completion, tokens: [0.25] * len(tokens))
+    assert all(t.score.steps == (0.25,) * t.length for t in agent.trajectories)
+
+
+def test_counters_from_before_there_were_running_rewards_are_taken():
+    agent = rolled()
+    old = {name: value for name, value in agent.counters.items() if name != "rewards_seen"}
+    agent.counters = old
+    assert agent.rewards_seen == Running()
+
+
 def test_a_sum_of_rewards_sums_their_steps():
     both = rewards.Weighted({"each": (2.0, each_a), "brief": (1.0, lambda completions: [1.0] * len(completions))})
     for t in rolled(reward=both).trajectories:
@@ -99,6 +120,8 @@ def test_running_moments_are_those_of_all_values():
         running = running.seen([*part, math.nan])
     assert running.mean == pytest.approx(values.mean()) and running.deviation == pytest.approx(values.std(ddof=1))
     assert Running().seen([2.0, 2.0]).deviation == 1.0
+    rounded = Running().seen([0.1] * 3).seen([0.1] * 3).seen([0.1] * 3)
+    assert rounded.deviation == 1.0, "equal values that leave rounding"
 
 
 def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():

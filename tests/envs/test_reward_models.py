@@ -215,6 +215,17 @@ def test_settings_name_the_columns_that_are_compared(tokens: PreTrainedTokenizer
         Grader(rewards.Entailment(model, tokenizer=tokens, premise="pasage"))(items, ["a dog"])
 
 
+def test_a_causal_classifier_whose_end_token_is_its_padding_reads_to_the_end_in_any_batch(
+    plain: PreTrainedTokenizerFast,
+) -> None:
+    model = llama(LlamaForSequenceClassification, num_labels=2, id2label={0: "no", 1: "entailment"})
+    reward = rewards.Entailment(model, tokenizer=plain, template="{premise} {hypothesis}<end>")
+    premises, hypotheses = ["a b c d e f g h"] * 3 + ["b"], ["a", "b c", "c d", "d"]
+    together = reward(premises, hypotheses)
+    alone = [reward([p], [h])[0] for p, h in zip(premises, hypotheses, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-5) and len({round(value, 4) for value in alone}) >= 3
+
+
 def test_an_encoder_decoder_classifier_is_a_classifier(tokens: PreTrainedTokenizerFast) -> None:
     config = BartConfig(
         vocab_size=16, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, init_std=0.5,

@@ -94,10 +94,16 @@ def test_a_column_that_only_some_items_have_counts_as_unknown() -> None:
 
 @pytest.mark.parametrize(
     "returned",
-    [[], [1.0], [1.0, 2.0, 3.0], None, 1.0, "12", ["1", "2"], [None, 1.0], {"a": 1, "b": 2}, [math.inf, 1.0]],
+    [[], [1.0], [1.0, 2.0, 3.0], None, 1.0, "12", ["1", "2"], {"a": 1, "b": 2}],
 )
 def test_what_is_not_one_number_for_each_completion_is_a_failure_of_all_and_no_number(returned: object) -> None:
     assert all(math.isnan(reward) for reward in rewards_of(lambda completions: returned))
+
+
+@pytest.mark.parametrize("odd", [None, math.inf, math.nan, "1", [], ValueError("no")])
+def test_a_value_that_is_no_number_fails_alone(odd: object) -> None:
+    first, second = rewards_of(lambda completions: [odd, 1.0])
+    assert math.isnan(first) and second == 1.0
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter])

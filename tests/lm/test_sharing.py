@@ -108,6 +108,9 @@ def test_prompts_of_one_sample_and_long_completions_stay_alone():
     cpu = torch.device("cpu")
     assert share([place(0, 0, 5, 9), place(1, 1, 5, 9)], 9, hidden=16, device=cpu) is None
     assert share([place(0, 0, 4, 400), place(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
+    uneven = [place(0, 0, 10, 20), *(place(n, 1, 10, 20) for n in range(1, 65))]
+    many = [place(n, n, 10, 20) for n in range(65, 129)]
+    assert share([*uneven, *many], 20, hidden=16, device=cpu) is None, "more padding than it saves"
     shared = share([place(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
     assert shared is not None and shared.token_RT.shape == (1, 140)
 

@@ -103,3 +103,20 @@ def test_what_is_no_table_is_refused() -> None:
         mean_interval(np.zeros(3))
     with pytest.raises(SettingError, match="over the prompts"):
         improvement(np.zeros((2, 3)), np.zeros((2, 4)))
+
+
+def test_the_interval_of_the_probability_of_improvement_is_as_wide_as_chance_makes_it() -> None:
+    rng = np.random.default_rng(0)
+    truth, covered, widths = 0.5, 0, []
+    for _ in range(150):
+        hard = rng.normal(size=60)  # prompts differ, and the two are as good as each other
+        ours, theirs = (hard + rng.normal(size=(3, 60)) for _ in range(2))
+        found = improvement(ours, theirs)
+        covered += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+    assert covered >= 0.92 * 150 and np.mean(widths) < 0.3
+    one = improvement(ours[:1], theirs[:1])
+    table = (ours[:1] > theirs[:1]).astype(np.float64)
+    assert one.high - one.low == pytest.approx((bare := mean_interval(table)).high - bare.low, rel=0.05), (
+        "one seed each: the interval of the table of wins"
+    )

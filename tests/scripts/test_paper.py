@@ -23,7 +23,7 @@ def test_all_cells_share_what_makes_them_comparable(task):
 
 
 def test_methods_are_their_recipes():
-    found = cells(TASKS["Translate"])
+    found = cells(TASKS["Translate"], 1000)
     assert {name: found[name]["student_fraction"] for name in ("SFT", "SeqKD", "supervised KD")} == {
         "SFT": 0.0, "SeqKD": 0.0, "supervised KD": 0.0
     }  # fmt: skip
@@ -40,7 +40,7 @@ def results(task: str, shift: dict[str, float]) -> dict:
         values = 0.5 + shift.get(name, 0.0) + 0.01 * rng.normal(size=50)
         return {measure: values.tolist() for measure in ("reward", "rouge2", "self_bleu")}
 
-    names = list(cells(TASKS[task]))
+    names = list(cells(TASKS[task], 1000))
     return {
         "env": f"rlgkd/{task}-v0",
         "cells": [{"name": name, "runs": [{"seed": s, "measures": run(name)} for s in range(3)]} for name in names],
