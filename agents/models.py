@@ -53,24 +53,54 @@ def open_models(
     module = load(opened, layers=layers, device=device)  # a copy where layers are cut
     frozen = None
     if teacher is not None:
-        teacher_tokenizer = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-        check_same_vocabulary(tokenizer, teacher_tokenizer)
+        start = None
         if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
             start = copy.deepcopy(opened) if module is opened else opened
-        else:
-            start = load(teacher, device=device)
-        frozen = language_model(start.requires_grad_(False), teacher_tokenizer, temperature=teacher_temperature)
+        frozen = _frozen(teacher, tokenizer, temperature=teacher_temperature, device=device, opened=start)
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(
             "policy", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
         )
     student = language_model(module, tokenizer, temperature=temperature)
-    room = task.max_prompt_tokens + task.max_new_tokens
-    for field, lm in (("student", student), ("teacher", frozen)):
-        if lm is not None and lm.context < room:
-            raise ModelError(
-                field, lm.module.config.name_or_path,
-                f"its context of {lm.context} tokens is shorter than the environment's {room}; "
-                "lower max_prompt_tokens or max_new_tokens",
-            )  # fmt: skip
+    _check_room(task, "student", student)
+    if frozen is not None:
+        _check_room(task, "teacher", frozen)
     return student, frozen
+
+
+def open_teacher(
+    task: Task,
+    teacher: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    temperature: float,
+    device: torch.device,
+) -> LanguageModel:
+    """Open the teacher alone, frozen, for a student with this tokenizer. Raises: ModelError as `open_models` does."""
+    frozen = _frozen(teacher, tokenizer, temperature=temperature, device=device)
+    _check_room(task, "teacher", frozen)
+    return frozen
+
+
+def _frozen(
+    teacher: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    temperature: float,
+    device: torch.device,
+    opened: PreTrainedModel | None = None,
+) -> LanguageModel:
+    own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
+    check_same_vocabulary(tokenizer, own)
+    module = load(teacher, device=device) if opened is None else opened
+    return language_model(module.requires_grad_(False), own, temperature=temperature)
+
+
+def _check_room(task: Task, field: str, lm: LanguageModel) -> None:
+    room = task.max_prompt_tokens + task.max_new_tokens
+    if lm.context < room:
+        raise ModelError(
+            field, lm.module.config.name_or_path,
+            f"its context of {lm.context} tokens is shorter than the environment's {room}; "
+            "lower max_prompt_tokens or max_new_tokens",
+        )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlgkd.lm.fused import fused_logp, fused_sum
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.sharing import together
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
@@ -182,17 +183,8 @@ def micro_batches(
     Samples of one prompt stand together, for the model may read their prompt once.
     """
     lengths = [len(t.tokens_T) for t in trajectories]
-    longest: dict[str, int] = {}
-    for t, length in zip(trajectories, lengths, strict=True):
-        longest[t.item.key] = max(length, longest.get(t.item.key, 0))
-
-    def place(row: int) -> tuple[int, str, int]:
-        if not lm.shares_prompts:
-            return -lengths[row], "", 0
-        key = trajectories[row].item.key
-        return -longest[key], key, -lengths[row]
-
-    for rows in _groups(sorted(range(len(lengths)), key=place), lengths, token_budget):
+    keys = [t.item.key if lm.shares_prompts else "" for t in trajectories]
+    for rows in _groups(together(lengths, keys), lengths, token_budget):
         yield rows, Batch.collate([trajectories[row] for row in rows], pad=lm.pad, device=lm.device)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rlgkd.envs.templates import Row
 from rlgkd.errors import SettingError
 from rlgkd.lm.loading import load, load_tokenizer
+from rlgkd.lm.sharing import together
 
 Model = str | Path | PreTrainedModel
 Tokens = str | Path | PreTrainedTokenizerBase
@@ -65,11 +66,9 @@ class RowReader:
         ]
         fitting = [number for number, row in enumerate(rows) if 0 < len(row["input_ids"]) <= self.limit]
         # Longest first, so that too little memory shows at once; rows that begin alike stand together.
-        longest: dict[tuple[int, ...], int] = {}
-        heads = {number: tuple(rows[number]["input_ids"][:HEAD]) for number in fitting}
-        for number, head in heads.items():
-            longest[head] = max(longest.get(head, 0), len(rows[number]["input_ids"]))
-        fitting.sort(key=lambda number: (-longest[heads[number]], heads[number], -len(rows[number]["input_ids"])))
+        ids = [rows[number]["input_ids"] for number in fitting]
+        order = together([len(row) for row in ids], [tuple(row[:HEAD]) for row in ids])
+        fitting = [fitting[place] for place in order]
         for start in range(0, len(fitting), self.batch_size):
             numbers = fitting[start : start + self.batch_size]
             values_B = value(self._collate([rows[number] for number in numbers]))

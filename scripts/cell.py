@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.base import TextAlgorithm
-from rlgkd.agents.models import open_models
+from rlgkd.agents.models import open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
@@ -141,10 +141,11 @@ def _by(base: RunSettings, samples: int) -> dict[str, Any]:
 
 def _teacher(base: RunSettings, agent: TextAlgorithm) -> LanguageModel | None:
     """The comparison's teacher, as it is before any training."""
-    return open_models(
-        agent.task, policy=base.student, teacher=base.teacher or None, tokenizer=None, layers=base.student_layers,
-        temperature=base.temperature, teacher_temperature=base.teacher_temperature, device=agent.device,
-    )[1]  # fmt: skip
+    if not base.teacher:
+        return None
+    return open_teacher(
+        agent.task, base.teacher, agent.student.tokenizer, temperature=base.teacher_temperature, device=agent.device
+    )
 
 
 def _text(found: Evaluation, row: int) -> dict[str, Any]:

@@ -199,12 +199,11 @@ def _references(grid: Grid) -> list[tuple[str, str, Any, bool]]:
     starts: dict[str, Cell] = {}
     for cell in grid.cells:
         s = cell.settings
-        starts.setdefault(json.dumps([s.student, s.student_layers, s.temperature]), cell)
-    for cell in starts.values():
-        name = START if len(starts) == 1 else f"{START} of {cell.name}"
-        s = cell.settings
         told = json.dumps([s.student, s.student_layers, s.temperature])
-        found.append((name, f"references/{START}-{hashlib.sha256(told.encode()).hexdigest()[:8]}", s, False))
+        starts.setdefault(hashlib.sha256(told.encode()).hexdigest()[:8], cell)
+    for key, cell in starts.items():
+        name = START if len(starts) == 1 else f"{START} of {cell.name}"
+        found.append((name, f"references/{START}-{key}", cell.settings, False))
     return found
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlgkd.envs.task import TextTask
-from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.loading import load, load_tokenizer
+from rlgkd.lm import open_by_name
 from rlgkd.rollout import rollout
 
 
@@ -17,7 +16,7 @@ def complete(
 
     Raises: ModelError, SettingError; DataError for an empty prompt or one that exceeds the model's context.
     """
-    lm = language_model(load(model), load_tokenizer(model), temperature=temperature)
+    lm = open_by_name(model, temperature=temperature)
     task = TextTask(
         prompts=list(prompts), reward=_none, tokenizer=lm.tokenizer, max_new_tokens=max_new_tokens,
         max_prompt_tokens=lm.context, chat=chat,

@@ -80,7 +80,7 @@ CLAIMS: dict[str, list[Claim]] = {
 
 
 def write_page(found: Mapping[str, Results], docs: Path) -> Path:
-    """Write README.md, claims.json and the figures; returns the page's path."""
+    """Write results.md, claims.json, means.json and the figures; returns the page's path."""
     docs.mkdir(parents=True, exist_ok=True)
     judged = {task: judge(results) for task, results in found.items()}
     checkpoint.atomic_write(docs / "claims.json", json.dumps(judged, indent=1) + "\n")

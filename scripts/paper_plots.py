@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,8 @@ def _diversity(axes: Axes, results: Results, quality: str, reward: str) -> None:
 
 
 def _anchors(axes: Axes, results: Results, quality: str, reward: str) -> None:
-    measures: dict[str, Callable[[str], Any]] = {quality: lambda name: _scores(results, name)[quality]}
     for anchor, colour, marker in (("teacher", BLUE, "o"), ("start", ORANGE, "s")):
-        scores = [measures[quality](mixture(alpha, anchor)) for alpha in ALPHAS]
+        scores = [_scores(results, mixture(alpha, anchor))[quality] for alpha in ALPHAS]
         _line(axes, ALPHAS, scores, f"{_named(quality, reward)}, anchor: {anchor}", colour, marker)
         if quality != "reward":
             axes.plot(

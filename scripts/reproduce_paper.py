@@ -5,7 +5,7 @@
 On each task all methods start from the same SFT student and have the same tokens, learning rate, seeds and evaluation
 prompts. The runs of a task are one comparison (`rlgkd compare`): what has been run is never run again, and a script
 that was stopped goes on where it was. Each finding of the paper is then a difference between two cells, with its
-interval over seeds and prompts. No seed and no task is dropped, and a task that is not finished is left out whole.
+interval over seeds and prompts. No seed and no task is dropped: the page is written when all runs are there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlgkd.agents.models import open_models
+from rlgkd.lm import open_by_name
 from rlgkd.scripts import cell as runs
 from rlgkd.scripts.compare import RESULTS, compare
 from rlgkd.scripts.grid import Grid
@@ -65,11 +65,8 @@ def _sample_colder(cells: Grid, out: Path, *, jobs: int, quiet: bool) -> list[st
 def _evaluate(run: Path, cells: Grid, temperature: float, folder: Path) -> None:
     base = cells.base
     torch.set_num_threads(base.threads)
-    task = make_env(base.env, seed=0, **base.env_settings).get_attr("task")[0]
-    student, _ = open_models(
-        task, policy=str(run / "model"), teacher=None, tokenizer=None, layers=(), temperature=temperature,
-        teacher_temperature=1.0, device=torch.device("cpu"),
-    )  # fmt: skip
+    task = make_env(base.env, seed=0, **base.env_settings).task
+    student = open_by_name(str(run / "model"), temperature=temperature)
     runs.write(runs.measure(student, None, task, base, cells.samples), base, cells.samples, folder)
 
 

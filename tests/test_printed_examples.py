@@ -6,19 +6,13 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from printed import ROOT, examples
 
 from rlgkd.ops import behaviour, divergence, returns
-
-ROOT = Path(__file__).parent.parent
-
-
-def examples(file: str, language: str = "python") -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
 
 
 @pytest.mark.slow

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from printed import examples
 
-PAGE = Path(__file__).parent.parent / "docs" / "stable-baselines3.md"
+PAGE = "docs/stable-baselines3.md"
 
 
 @pytest.fixture(scope="module")
 def blocks() -> dict[str, str]:
     """By the first name that each imports."""
-    found = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return {re.match(r"(?:from|import) ([\w.]+)", block)[1]: block for block in found}
+    return {re.match(r"(?:from|import) ([\w.]+)", block)[1]: block for block in examples(PAGE)}
 
 
 def run(*sources: str) -> dict[str, object]:
     names: dict[str, object] = {}
     for source in sources:
-        exec(compile(source, str(PAGE), "exec"), names)
+        exec(compile(source, PAGE, "exec"), names)
     return names
 
 

@@ -1,7 +1,7 @@
 """Language models: loading, log-probabilities, decoding with a KV cache, the fused head and loss."""
 
 from rlgkd.lm.decoding import Completion, decode
-from rlgkd.lm.encoder_decoder import language_model
+from rlgkd.lm.encoder_decoder import language_model, open_by_name
 from rlgkd.lm.fused import fused_sum
 from rlgkd.lm.loading import load, load_tokenizer, model_names, save
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary
@@ -16,5 +16,6 @@ __all__ = [
     "load",
     "load_tokenizer",
     "model_names",
+    "open_by_name",
     "save",
 ]

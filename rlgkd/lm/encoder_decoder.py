@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import DataError, ModelError
+from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel, Progress, left_padded
 from rlgkd.types import Batch
 
@@ -27,6 +28,11 @@ def language_model(
     """Wrap a loaded model of either kind. Raises: as `LanguageModel`."""
     kind = EncoderDecoderModel if module.config.is_encoder_decoder else LanguageModel
     return kind(module, tokenizer, temperature=temperature)
+
+
+def open_by_name(name: str, *, temperature: float = 1.0) -> LanguageModel:
+    """Open a model of either kind with its own tokenizer. Raises: as `load` and `LanguageModel`."""
+    return language_model(load(name), load_tokenizer(name), temperature=temperature)
 
 
 class EncoderDecoderModel(LanguageModel):

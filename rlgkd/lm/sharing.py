@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlgkd.types import Place
 
+Beginning = TypeVar("Beginning", str, tuple[int, ...])
+"""What tells which rows begin alike: a name, or tokens."""
 SHARING = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Families in which a mask and positions of one's own are known to mean what they say (a test holds each to it)."""
 
@@ -122,6 +125,23 @@ def places_of_ends(rows: Sequence[Sequence[int]]) -> list[Place]:
         for row in group:
             places[row] = Place(group[0], prompt, len(rows[row]), np.array([len(rows[row])]))
     return [places[row] for row in range(len(rows))]
+
+
+def together(lengths: Sequence[int], beginnings: Sequence[Beginning]) -> list[int]:
+    """An order of rows, the longest first, in which those of one beginning stand together, behind their longest.
+
+    Example:
+        >>> together([3, 9, 5, 4], ["a", "b", "a", "b"])
+        [1, 3, 2, 0]
+    """
+    longest: dict[Beginning, int] = {}
+    for beginning, length in zip(beginnings, lengths, strict=True):
+        longest[beginning] = max(length, longest.get(beginning, 0))
+
+    def place(row: int) -> tuple[int, Beginning, int]:
+        return -longest[beginnings[row]], beginnings[row], -lengths[row]
+
+    return sorted(range(len(lengths)), key=place)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from printed import examples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
-PROJECT = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0]
+PROJECT = examples("docs/environments.md", "toml")[0]
 TASKS = re.findall(r"`acme/tasks.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)[0]
 PROBE = """
 import json, sys, warnings
