@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -61,6 +63,24 @@ def model(
         }[kind]
         settings = {"num_key_value_heads": 1, "max_position_embeddings": CONTEXT, "initializer_range": scale}
         return model_class(config_class(**shape, **wide, **settings, tie_word_embeddings=kind == "qwen2")).eval()
+
+
+def family(kind: str, tokenizer: PreTrainedTokenizerFast, **settings: object) -> LanguageModel:
+    """A random causal model of any family that transformers names, two query heads to a key head where it can."""
+    shape = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+        "num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.3, "sliding_window": None, "layer_types": None,
+    }  # fmt: skip
+    if kind == "gpt_neox":
+        shape = {k: v for k, v in shape.items() if k not in ("head_dim", "num_key_value_heads")}
+    if kind == "gpt2":
+        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "vocab_size": len(tokenizer),
+                 "initializer_range": 0.3}  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, **(shape | settings))
+        return LanguageModel(AutoModelForCausalLM.from_config(config).eval(), tokenizer)
 
 
 class Rows(KVWriter):

@@ -1,12 +1,11 @@
 """Sampling completions with a KV cache, recording the log-probabilities they were sampled with.
 
-A prompt is prefilled once and its cache repeated for the samples of its group; rows that finish leave the batch.
-Every row and step has one uniform number of its own, given by the caller, so a sample does not depend on what else is
-in the batch.
+A prompt is read once for the samples of its group; rows that finish leave the batch (rlgkd.lm.writing). Every row and
+step has one uniform number of its own, given by the caller, so a sample does not depend on what else is in the batch.
 
 With a `Companion` two models choose each token together: both run in lockstep on the same tokens.
 
-Left out: top-k and top-p (they change the support, see ops.sampling), stop strings, preallocated caches.
+Left out: top-k and top-p (they change the support, see ops.sampling), stop strings.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.writing import begin
 from rlgkd.ops.sampling import sample
 
 OnStep = Callable[[int], bool]
@@ -70,14 +70,14 @@ def decode(
     uniforms = None if uniforms_BT is None else torch.from_numpy(uniforms_BT).to(lm.device)
 
     models = [lm] if companion is None else [lm, companion.lm]
-    prefilled = [model.prefill(prompts, group=group) for model in models]
-    states, progresses = [state_BH for state_BH, _ in prefilled], [progress for _, progress in prefilled]
     active = torch.arange(rows, device=lm.device)
     limit_B = torch.as_tensor(max_new_tokens, device=lm.device).expand(rows)
-    for step in range(int(limit_B.max())):
-        logits_BV = lm.logits(states[0])
+    room = int(limit_B.max())
+    writers = [begin(model, prompts, group=group, room=room) for model in models]
+    for step in range(room):
+        logits_BV = writers[0].logits()
         if companion is not None:
-            logits_BV = companion.mix(companion.lm.logits(states[1]), logits_BV)
+            logits_BV = companion.mix(writers[1].logits(), logits_BV)
         if uniforms is None:
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
@@ -93,7 +93,8 @@ def decode(
             break
         if len(keep) < len(active):
             active, token_B = active[keep], token_B[keep]
-            for progress in progresses:
-                progress.keep(keep)
-        states = [model.advance(token_B, progress) for model, progress in zip(models, progresses, strict=True)]
+            for writer in writers:
+                writer.keep(keep)
+        for writer in writers:
+            writer.write(token_B)
     return [Completion(i, p) for i, p in zip(ids, logp, strict=True)]

@@ -174,7 +174,10 @@ class LanguageModel:
         """
         weight_VH = self.head.weight if weight_VH is None else weight_VH
         bias_V = self.head.bias if bias_V is None else bias_V
-        logits = nn.functional.linear(states_NH, weight_VH, bias_V)[..., : self.vocabulary]
+        return self.tempered(nn.functional.linear(states_NH, weight_VH, bias_V)[..., : self.vocabulary])
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] as the head gives them, at the policy's temperature, in float32 at least."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         cap = getattr(self.module.config, "final_logit_softcapping", None)
         if cap:

@@ -8,28 +8,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlgkd.lm import LanguageModel
 from rlgkd.lm.sharing import SHARING, places_of_ends, share
 from rlgkd.types import Batch, Item, Place, Score, Source, StopReason, Trajectory
 
 WORDS = [f"w{n}" for n in range(30)]
 TOKENIZER = tiny.word_tokenizer(*WORDS)
-
-
-def family(kind: str) -> LanguageModel:
-    shape = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
-        "num_key_value_heads": 1, "vocab_size": 31, "max_position_embeddings": 64, "initializer_range": 0.3,
-        "sliding_window": None, "layer_types": None,
-    }  # fmt: skip
-    if kind == "gpt_neox":
-        shape = {k: v for k, v in shape.items() if k not in ("head_dim", "num_key_value_heads")}
-    if kind == "gpt2":
-        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 31, "initializer_range": 0.3}
-    torch.manual_seed(0)
-    return LanguageModel(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).eval(), TOKENIZER)
 
 
 def trajectory(prompt: list[int], written: list[int], gap: int = 0) -> Trajectory:
@@ -64,7 +48,7 @@ def alone(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("kind", SHARING)
 def test_states_and_gradients_are_those_of_rows_of_their_own(kind):
-    lm = family(kind)
+    lm = tiny.family(kind, TOKENIZER)
     assert lm.shares_prompts
     for seed, gap in ((0, 0), (1, 2)):
         batch = random_batch(seed, gap=gap)
@@ -124,7 +108,7 @@ def test_rows_that_begin_alike_are_read_together_to_their_ends():
     assert len({place.same_prompt for place in places}) == 4
     for row, place in zip(rows, places, strict=True):
         assert rows[place.same_prompt][: place.prompt] == row[: place.prompt] and place.prompt < len(row)
-    lm = family("llama")
+    lm = tiny.family("llama", TOKENIZER)
     tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for n, row in enumerate(rows):
         tokens_BT[n, : len(row)] = torch.tensor(row)
@@ -135,9 +119,9 @@ def test_rows_that_begin_alike_are_read_together_to_their_ends():
 
 
 def test_a_window_or_an_unknown_family_shares_nothing():
-    lm = family("mistral")
+    lm = tiny.family("mistral", TOKENIZER)
     lm.module.config.sliding_window = 8
     assert not lm.shares_prompts
-    lm = family("llama")
+    lm = tiny.family("llama", TOKENIZER)
     lm.module.config.model_type = "other"
     assert not lm.shares_prompts

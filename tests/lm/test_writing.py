@@ -1,0 +1,128 @@
+"""Layers written out for one token against the model's own forward pass: the same tokens and log-probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from rlgkd.lm import LanguageModel, decode, writing
+from rlgkd.lm.decoding import Companion, Completion
+from rlgkd.lm.writing import FAMILIES, LayersWriter, ModelWriter, begin, product, written_out
+
+WORDS = [f"w{n}" for n in range(30)]
+TOKENIZER = tiny.word_tokenizer(*WORDS)
+NEW = 24
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(1, 31, size=length).tolist() for length in (7, 1, 12, 3, 5, 9, 2, 16)]
+EVEN = [prompt[:1] * 6 for prompt in PROMPTS]
+OTHERS = ("gemma", "gpt2", "gpt_neox")
+
+
+def both_ways(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, prompts=PROMPTS, **settings
+) -> tuple[list[Completion], ...]:
+    rows = len(prompts) * settings.get("group", 1)
+    settings = {"uniforms_BT": np.random.default_rng(1).random((rows, NEW)), "max_new_tokens": NEW, **settings}
+    fast = decode(lm, prompts, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "written_out", lambda lm: False)
+        return fast, decode(lm, prompts, **settings)
+
+
+def check_same(fast: list[Completion], plain: list[Completion]) -> None:
+    assert [c.ids for c in fast] == [c.ids for c in plain]
+    for ours, theirs in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("prompts", [PROMPTS, EVEN], ids=["ragged", "even"])
+def test_the_layers_written_out_write_what_the_model_writes(kind, prompts, monkeypatch):
+    lm = tiny.family(kind, TOKENIZER)
+    with torch.no_grad():  # biases and norms that are not those of a fresh model
+        for name, parameter in lm.module.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    assert isinstance(begin(lm, prompts, group=1, room=NEW), LayersWriter)
+    fast, plain = both_ways(lm, monkeypatch, prompts, group=3)
+    check_same(fast, plain)
+    lengths = {len(c.ids) for c in fast}
+    assert NEW in lengths and len(lengths) > 4, "no row left early, so the test saw no row move"
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3", "dynamic"])
+def test_rotary_embeddings(rope, monkeypatch):
+    parameters = {"rope_type": rope, "rope_theta": 100.0, "factor": 4.0}
+    if rope == "llama3":
+        parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    lm = tiny.family("llama", TOKENIZER, rope_parameters=parameters)
+    assert written_out(lm) == (rope != "dynamic")
+    check_same(*both_ways(lm, monkeypatch))
+
+
+def test_without_packed_weights(monkeypatch):
+    lm = tiny.family("qwen2", TOKENIZER)
+    packed = both_ways(lm, monkeypatch)[0]
+    monkeypatch.setattr(writing, "packs", lambda weight: False)
+    check_same(both_ways(lm, monkeypatch)[0], packed)
+
+
+def test_in_double_precision(monkeypatch):
+    lm = tiny.family("qwen3", TOKENIZER)
+    lm.module.double()
+    check_same(*both_ways(lm, monkeypatch))
+
+
+def test_two_models_together_greedy_and_limits_of_rows(monkeypatch):
+    lm, other = tiny.family("llama", TOKENIZER), tiny.family("gpt2", TOKENIZER)
+    companion = Companion(other, lambda theirs, ours: (theirs + ours).log_softmax(-1))
+    check_same(*both_ways(lm, monkeypatch, companion=companion))
+    check_same(*both_ways(lm, monkeypatch, uniforms_BT=None))
+    limits = [1, 5, NEW, 2, 9, 3, 1, 4]
+    fast, plain = both_ways(lm, monkeypatch, max_new_tokens=limits)
+    check_same(fast, plain)
+    assert all(len(c.ids) <= limit for c, limit in zip(fast, limits, strict=True))
+
+
+def test_a_changed_weight_is_seen_by_the_next_text(monkeypatch):
+    lm = tiny.family("llama", TOKENIZER)
+    before = both_ways(lm, monkeypatch)[0]
+    with torch.no_grad():
+        lm.body.layers[1].mlp.down_proj.weight.mul_(-1)
+    fast, plain = both_ways(lm, monkeypatch)
+    assert [c.ids for c in fast] != [c.ids for c in before]
+    check_same(fast, plain)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_families_write_with_their_own_forward_pass(kind):
+    assert isinstance(begin(tiny.family(kind, TOKENIZER), PROMPTS, group=1, room=NEW), ModelWriter)
+
+
+class Adapted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1.0
+
+
+def test_a_changed_layer_or_a_window_is_not_written_out():
+    lm = tiny.family("llama", TOKENIZER)
+    lm.body.layers[0].mlp.up_proj = Adapted(16, 32, bias=False)
+    assert not written_out(lm)
+    assert not written_out(tiny.family("mistral", TOKENIZER, sliding_window=4))
+    assert not written_out(tiny.family("llama", TOKENIZER, hidden_act="gelu"))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_product_of_weights_below_each_other_of_which_some_have_a_bias(packed, monkeypatch):
+    if not packed:
+        monkeypatch.setattr(writing, "packs", lambda weight: False)
+    x, one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (5, 6, 7))
+    bias = torch.arange(7.0)
+    with torch.inference_mode():
+        ours = product([one, other], [None, bias], 5)(x)
+        alone = product([other], [bias], 5)(x)
+    torch.testing.assert_close(ours, torch.cat([x @ one.T, x @ other.T + bias], dim=1))
+    torch.testing.assert_close(alone, x @ other.T + bias)
