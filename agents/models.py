@@ -46,9 +46,10 @@ def open_models(
         raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
     if tokenizer is None:
         tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
-    check_same_vocabulary(task.tokenizer, tokenizer, field="policy", owner="environment")
+    named = policy if isinstance(policy, str) else ""
+    check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
     if end_token(tokenizer) != end_token(task.tokenizer):
-        raise ModelError("policy", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
+        raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
     opened = load(policy, device=device)
     module = load(opened, layers=layers, device=device)  # a copy where layers are cut
     frozen = None
@@ -59,7 +60,7 @@ def open_models(
         frozen = _frozen(teacher, tokenizer, temperature=teacher_temperature, device=device, opened=start)
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(
-            "policy", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
+            "student", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
         )
     student = language_model(module, tokenizer, temperature=temperature)
     _check_room(task, "student", student)
@@ -91,7 +92,7 @@ def _frozen(
     opened: PreTrainedModel | None = None,
 ) -> LanguageModel:
     own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-    check_same_vocabulary(tokenizer, own)
+    check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
     module = load(teacher, device=device) if opened is None else opened
     return language_model(module.requires_grad_(False), own, temperature=temperature)
 

@@ -80,7 +80,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         settings["combination"] == "in_reward", settings["divergence_target"], settings["teacher_decay"]
     )  # fmt: skip
     if teacher is None and max(alphas) > 0 and not objectives[0].cross_entropy:
-        raise SettingError("teacher", None, "alpha is above 0, so give a teacher, or set alpha to 0")
+        raise SettingError("teacher", None, f"alpha is {max(alphas):g}: set teacher=..., or alpha=0")
     if min(alphas) < 1 or in_reward:
         check_advantage(settings["advantage"], settings["prompts_per_update"], settings["group_size"])
     for name, value in (("divergence_target", target), ("alpha_rate", settings["alpha_rate"])):

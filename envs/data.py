@@ -23,7 +23,7 @@ from typing import Any, Literal
 from rlgkd.envs.calling import SINGULAR
 from rlgkd.envs.files import SPLITS, Row, Rows, data_set, read_file, read_folder
 from rlgkd.envs.items import Items, ListItems
-from rlgkd.envs.naming import import_object
+from rlgkd.envs.naming import import_object, is_import_path
 from rlgkd.envs.procedural import SHARES, SplitItems, tenth
 from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
@@ -55,7 +55,7 @@ def read_items(
         if (prompt, reference, split_shares) != ("prompt", None, "auto"):
             raise SettingError("prompt", prompt, "a source of items has prompts and splits of its own; leave it out")
         return data
-    if isinstance(data, str) and re.fullmatch(r"[\w.]+:[\w.]+", data) and not Path(data).exists():
+    if isinstance(data, str) and is_import_path(data) and not Path(data).exists():
         named = import_object("data", data)
         return read_items(named, prompt=prompt, reference=reference, split_shares=split_shares)
     make = _Maker(prompt, reference)

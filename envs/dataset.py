@@ -20,6 +20,8 @@ def dataset(
 ) -> TextTask:  # fmt: skip
     """The task behind `rlgkd/Dataset-v0`: `TextTask` on `data` (see rlgkd.envs.data.read_items).
 
+    The tokenizer should be the student's, as it is by `rlgkd train`; the one here stands in, like the example.
+
     Every prompt is encoded once before anything else, so that one too long is told at the start and not in the midst.
 
     Raises: SettingError, DataError, ModelError, DependencyError.

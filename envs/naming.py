@@ -4,7 +4,8 @@ A reward is given as
 - a function;
 - a name: one of rlgkd.envs.rewards, or of another package's entry point in the group `rlgkd.rewards`. It stands for
   what makes the reward, and is called with the settings beside it: `{"name": "rouge", "kind": "rougeL"}`;
-- an import path `package.module:function` of the reward itself; settings beside it become arguments of each call;
+- an import path of the reward itself, `package.module:function` or `folder/file.py:function`; settings beside it become
+  arguments of each call;
 - a list of these, or a mapping {part: one of these}: their sum, each times its `weight` (1 where none is given).
 """
 
@@ -13,10 +14,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
+import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import gymnasium as gym
@@ -31,20 +36,57 @@ TEXT_ENV = "rlgkd.envs.text_env:TextGenerationEnv"
 
 
 def import_object(field: str, path: str) -> Any:
-    """What `package.module:name` names.
+    """What `package.module:name` or `folder/file.py:name` names; a file's folder is put on Python's path first.
 
     Raises: SettingError if it cannot be imported.
     """
-    module, _, name = path.partition(":")
+    module, _, name = path.rpartition(":")
     try:
-        return operator.attrgetter(name.strip())(importlib.import_module(module.strip()))
-    except (ImportError, AttributeError, ValueError) as error:
+        imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module.strip())
+        return operator.attrgetter(name.strip())(imported)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise SettingError(field, path, f"it could not be imported: {error}") from error
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text has the form of an import path: `package.module:name` or `folder/file.py:name`."""
+    return re.fullmatch(r"([\w.]+|.+\.py):[\w.]+", text) is not None
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The file as the module that Python would import, so that what lies beside it and in its package is found too."""
+    file = file.expanduser().resolve()
+    if not file.is_file():
+        raise ImportError(f"there is no file {file}")
+    root = file.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    module = importlib.import_module(name)
+    if Path(module.__file__ or "").resolve() != file:
+        raise ImportError(f"Python has another module {name!r} ({module.__file__}); rename the file")
+    return module
 
 
 def text_env_ids() -> list[str]:
     """The registered ids whose environments are rlgkd's, from whatever package they come."""
     return sorted(name for name, spec in gym.registry.items() if spec.entry_point == TEXT_ENV)
+
+
+def takes_tokenizer(env: str) -> bool:
+    """Whether the environment of this id, one of rlgkd's, leaves its tokenizer to whoever makes it.
+
+    Raises: SettingError if its task cannot be imported.
+    """
+    spec = gym.registry.get(env)
+    if spec is None or spec.entry_point != TEXT_ENV or "tokenizer" in spec.kwargs:
+        return False
+    task = spec.kwargs.get("task")
+    if isinstance(task, str):
+        task = import_object("task", task)
+    return task is None or (callable(task) and "tokenizer" in inspect.signature(task).parameters)
 
 
 def shipped_rewards() -> dict[str, Callable[..., Reward]]:
@@ -88,6 +130,8 @@ def reward_from(given: Any) -> Reward:
         parts: dict[str, Any] = {}
         for part in given:
             name = part.get("name") if isinstance(part, Mapping) else getattr(part, "__name__", part)
+            if isinstance(name, str) and is_import_path(name):
+                name = name.rpartition(":")[2]
             if not isinstance(name, str) or name in parts:
                 raise SettingError("reward", name, "name the parts of the sum, each once: {part: reward}")
             parts[name] = part
@@ -107,6 +151,8 @@ def _named(name: str, settings: dict[str, Any]) -> Reward:
         make = shipped[name]
     else:
         plugins = plugin_rewards()
+        if name.endswith(".py"):
+            raise SettingError("reward", name, f"say which function of the file: {name}:FUNCTION")
         if name not in plugins:
             raise SettingError("reward", name, unknown_remedy(name, [*shipped, *plugins]))
         make = import_object("reward", plugins[name].value.partition("[")[0])

@@ -90,11 +90,17 @@ def compare(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
-    env: Annotated[str, typer.Option(help="Registered id of the environment.")] = "rlgkd/GroundedSummary-v0",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[env_settings.NAME=value ...]", help="Settings of the environment, over the run's."),
+    ] = None,
+    env: Annotated[
+        str, typer.Option(help="Registered id of the environment; a run's own, else rlgkd/GroundedSummary-v0.")
+    ] = "",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 256,
     teacher: Annotated[str, typer.Option(help="To measure the divergence to.")] = "",
-    temperature: Annotated[float, typer.Option(help="Of the model.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(help="Of the model; a run's own, else 1.")] = None,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
 ) -> None:
@@ -102,8 +108,9 @@ def evaluate(
     from rlgkd.scripts import evaluate as evaluation
 
     evaluation.show(
-        model, env=env, split=split, prompts=prompts, teacher=teacher, temperature=temperature, greedy=greedy, seed=seed
-    )
+        model, overrides or [], env=env, split=split, prompts=prompts, teacher=teacher, temperature=temperature,
+        greedy=greedy, seed=seed,
+    )  # fmt: skip
 
 
 @app.command()

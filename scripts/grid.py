@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ import yaml
 from rlgkd import agents
 from rlgkd.agents.settings import resolve
 from rlgkd.errors import SettingError
+from rlgkd.scripts.paths import settled
 from rlgkd.scripts.settings import RunSettings, check, nearest
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
@@ -85,7 +87,7 @@ def grid(
     cells = []
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
-        settings = check({**base.model_dump(), **chosen})
+        settings = check({**base.model_dump(), **{k: settled(k, v, [Path()]) for k, v in chosen.items()}})
         _check_agent(settings)
         cells.append(
             Cell(name=" ".join(f"{k}={_plain(v)}" for k, v in chosen.items()), values=chosen, settings=settings)

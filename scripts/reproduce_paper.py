@@ -65,7 +65,7 @@ def _sample_colder(cells: Grid, out: Path, *, jobs: int, quiet: bool) -> list[st
 def _evaluate(run: Path, cells: Grid, temperature: float, folder: Path) -> None:
     base = cells.base
     torch.set_num_threads(base.threads)
-    task = make_env(base.env, seed=0, **base.env_settings).task
+    task = make_env(base.env, base.env_settings, student=base.student, seed=0).task
     student = open_by_name(str(run / "model"), temperature=temperature)
     runs.write(runs.measure(student, None, task, base, cells.samples), base, cells.samples, folder)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from rlgkd.envs.naming import text_env_ids
 from rlgkd.errors import SettingError
 from rlgkd.ops.schedule import Schedule, between
+from rlgkd.scripts.paths import settled
 
 RECIPES = Path(__file__).parent / "recipes"
 OF_THE_RUN = {
@@ -20,6 +22,12 @@ OF_THE_RUN = {
     "eval_seed", "checkpoint_every",
 }  # fmt: skip
 """Settings that are not the agent's."""
+BRINGS_MODELS = {f"rlgkd/{env}-v0": f"embedded:{models}" for env, models in (
+    ("GroundedSummary", "grounded"), ("Arithmetic", "arithmetic"), ("Translate", "translate"),
+)}  # fmt: skip
+"""Environments with a student and a teacher of their own, which are the default there."""
+OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
+"""Settings of a recipe that mean nothing on another environment."""
 OF_PPO = ("gae_lambda", "value_coefficient", "value_clip", "normalise_advantages")
 SHAPE = Literal["linear", "cosine", "exponential"]
 
@@ -33,9 +41,9 @@ class RunSettings(BaseModel):
     env: str = Field("rlgkd/GroundedSummary-v0", description="registered id of the environment")
     env_settings: dict[str, Any] = Field(default_factory=dict, description="passed to the environment")
     agent: Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"] = Field("Reinforce", description="the algorithm")
-    student: str = Field("embedded:grounded-student", description="model that is trained")
+    student: str = Field("", description="model that is trained; by default the environment's own, if it brings one")
     student_layers: list[int] = Field(default_factory=list, description="keep only these layers of it")
-    teacher: str = Field("embedded:grounded-teacher", description="model it stays close to; empty for none")
+    teacher: str = Field("", description="model it stays close to; null for none; by default the environment's own")
     tokens: int = Field(200_000, ge=1, description="tokens to train for: generated ones, or read from data")
     alpha: float | None = Field(
         None,
@@ -103,6 +111,11 @@ class RunSettings(BaseModel):
     eval_seed: int = Field(0, ge=0, description="of its prompts and samples: the same whatever the seed of training")
     checkpoint_every: int = Field(50, ge=1, description="updates between checkpoints")
 
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _no_teacher(cls, given: Any) -> Any:
+        return "" if given is None else given
+
     def schedule(self, remaining: float) -> float:
         """Learning rate at this remaining progress (1 to 0): linear warm-up, then linear decay."""
         done = 1.0 - remaining
@@ -135,10 +148,14 @@ def recipe_names() -> list[str]:
 def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
     """Settings from a recipe's name or a YAML file, with `key=value` overrides (values in YAML).
 
+    Paths in a file are looked up from its folder, then from the current one; those of overrides from the current one.
+    A recipe's models and settings of the environment belong to its own: on another environment they fall away.
+
     Raises: SettingError for an unknown recipe, a missing or malformed file, an unknown key or a value out of range.
     """
     path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
+    is_recipe = path.suffix not in (".yaml", ".yml")
+    if is_recipe:
         path = RECIPES / f"{source}.yaml"
         if not path.is_file():
             raise SettingError("recipe", str(source), f"{nearest(str(source), recipe_names())}, or a .yaml file")
@@ -148,24 +165,42 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
         raise SettingError("settings", str(source), f"it could not be read: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
-    for override in overrides:
-        key, equals, text = override.partition("=")
+    values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
+    chosen = override(values, overrides)
+    ours, theirs = (given.get("env", RunSettings.model_fields["env"].default) for given in (chosen, values))
+    if is_recipe and ours != theirs:
+        return check(override({k: v for k, v in values.items() if k not in OF_THE_ENVIRONMENT}, overrides))
+    return check(chosen)
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values with `key=value` and `env_settings.NAME=value` put in their places, paths from the current folder.
+
+    Raises: SettingError for an override that is not of that form, or whose value is no YAML.
+    """
+    values = dict(values)
+    for given in overrides:
+        key, equals, text = given.partition("=")
         if not equals:
-            raise SettingError("argument", override, "write overrides as key=value")
+            raise SettingError("argument", given, "write overrides as key=value")
         try:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
             raise SettingError(key, text, f"it is no YAML value: {_one_line(error)}") from error
         if key.startswith("env_settings."):
-            inner = values.get("env_settings") or {}
-            values["env_settings"] = {**inner, key.removeprefix("env_settings."): value}
+            name = key.removeprefix("env_settings.")
+            key, value = "env_settings", {**(values.get("env_settings") or {}), name: settled(name, value, [Path()])}
         else:
-            values[key] = value
-    return check(values)
+            value = settled(key, value, [Path()])
+        values[key] = value
+    return values
 
 
-def check(values: dict[str, Any]) -> RunSettings:
-    """Typed settings from plain values; the first complaint as one line."""
+def check(values: Mapping[str, Any]) -> RunSettings:
+    """Typed settings from plain values, the environment's own models where none are named; one line for a complaint.
+
+    Raises: SettingError.
+    """
     for key in values:
         if key not in RunSettings.model_fields:
             raise SettingError("setting", key, nearest(str(key), list(RunSettings.model_fields)))
@@ -177,6 +212,7 @@ def check(values: dict[str, Any]) -> RunSettings:
         about = RunSettings.model_fields[str(first["loc"][0])].description
         message = first["msg"][0].lower() + first["msg"][1:]
         raise SettingError(field, first["input"], f"{message} ({about})") from error
+    settings = _with_models(settings)
     for field in OF_PPO:
         if settings.agent != "PPO" and getattr(settings, field) != RunSettings.model_fields[field].default:
             raise SettingError(field, getattr(settings, field), f"{settings.agent} does not take it; set agent to PPO")
@@ -193,6 +229,25 @@ def check(values: dict[str, Any]) -> RunSettings:
 def dump(settings: RunSettings) -> str:
     """The settings as YAML that runs again as it is."""
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def _with_models(settings: RunSettings) -> RunSettings:
+    """With the environment's own student and teacher where the settings say nothing of one.
+
+    Raises: SettingError where a student is wanted and the environment brings none.
+    """
+    own = BRINGS_MODELS.get(settings.env)
+    if own and "teacher" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"teacher": f"{own}-teacher"})
+    if own and not settings.student:
+        settings = settings.model_copy(update={"student": f"{own}-student"})
+    if settings.student:
+        return settings
+    if ":" not in settings.env and settings.env not in text_env_ids():
+        raise SettingError("env", settings.env, nearest(settings.env, text_env_ids()))
+    raise SettingError(
+        "student", "", f"{settings.env} brings no models: name one with student=..., and set teacher=... or alpha=0"
+    )
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from rlgkd import agents, checkpoint
 from rlgkd.agents.base import TextAlgorithm
 from rlgkd.agents.settings import objective_at
-from rlgkd.envs.naming import text_env_ids
+from rlgkd.envs.naming import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
@@ -78,18 +78,19 @@ def build_agent(settings: RunSettings) -> TextAlgorithm:
     """The agent on its environment, as the settings say."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    env = make_env(settings.env, seed=settings.seed, **settings.env_settings)
+    env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
     algorithm: type[TextAlgorithm] = getattr(agents, settings.agent)
     return algorithm(env=env, **settings.agent_settings())
 
 
-def make_env(env: str, *, seed: int, **env_settings: Any) -> TextVecEnv:
-    """The registered environment for an agent.
+def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
+    """The registered environment for an agent, with the student's tokenizer where the settings name no other.
 
     Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take.
     """
     try:
-        return make_sb3_vec_env(env, seed=seed, **env_settings)
+        own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
+        return make_sb3_vec_env(env, seed=seed, **{**env_settings, **own})
     except gym.error.Error as error:
         raise SettingError("env", env, nearest(env, text_env_ids())) from error
     except TypeError as error:

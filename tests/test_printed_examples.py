@@ -52,15 +52,18 @@ OWN = "docs/environments.md"
 def test_the_file_of_ones_own_environment_is_trained_on_as_printed(tmp_path, monkeypatch):
     from rlgkd.scripts.cli import main
 
-    monkeypatch.chdir(tmp_path)
+    mine, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    mine.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     (rows,), (settings, _) = examples(OWN, "csv"), examples(OWN, "yaml")
-    (tmp_path / "capitals.csv").write_text(rows)
-    (tmp_path / "capitals.yaml").write_text(settings)
+    (mine / "capitals.csv").write_text(rows)
+    (mine / "capitals.yaml").write_text(settings)
     small = ["tokens=60", "prompts_per_update=2", "group_size=2", "eval_prompts=4", "threads=1", "--out", "run"]
     with pytest.raises(SystemExit) as stop:
-        main(["train", "capitals.yaml", *small, "--quiet"])
+        main(["train", "../mine/capitals.yaml", *small, "--quiet"])
     assert stop.value.code == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((elsewhere / "run" / "summary.json").read_text())
     assert [example["reference"] for example in summary["examples"]] == ["Paris", "Rome", "Lima", "Tokyo"]
 
 

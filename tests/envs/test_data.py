@@ -22,7 +22,7 @@ from stable_baselines3.common import env_checker as sb3_checker
 from rlgkd.envs import ListItems, TextTask, rewards
 from rlgkd.envs.data import read_items, template
 from rlgkd.envs.items import Items
-from rlgkd.envs.naming import reward_from, shipped_rewards
+from rlgkd.envs.naming import reward_from, shipped_rewards, takes_tokenizer
 from rlgkd.envs.procedural import tenth
 from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
@@ -287,6 +287,35 @@ def test_a_reward_by_import_path_takes_settings_as_arguments(monkeypatch: pytest
     assert reward_from({"name": "somewhere:longer", "than": 4})(["abcd"]) == [0.0]
 
 
+def test_a_file_of_python_is_imported_with_what_lies_beside_it_and_in_its_package(tmp_path: Path) -> None:
+    (tmp_path / "beside_mine.py").write_text("def same(a, b): return float(a == b)\n")
+    (tmp_path / "file_of_mine.py").write_text(
+        "from beside_mine import same\n"
+        "def right(completion, reference): return same(completion, reference)\n"
+        "ROWS = [{'prompt': 'a', 'reference': 'b'}]\n"
+    )
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "__init__.py").touch()
+    (tmp_path / "package_of_mine" / "inner.py").write_text("from .other import right\n")
+    (tmp_path / "package_of_mine" / "other.py").write_text("from file_of_mine import right\n")
+    for file in ("file_of_mine.py", "package_of_mine/inner.py"):
+        reward = reward_from(f"{tmp_path / file}:right")
+        assert [reward("b", "b"), reward("a", "b")] == [1.0, 0.0]
+    (item,) = all_of(read_items(f"{tmp_path / 'file_of_mine.py'}:ROWS"))["test"]
+    assert (item.prompt, item.reference) == ("a", "b")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file_of_mine.py").write_text("def right(): pass\n")
+    with pytest.raises(SettingError, match="another module 'file_of_mine'"):
+        reward_from(f"{other / 'file_of_mine.py'}:right")
+
+
+def test_a_part_of_a_sum_goes_by_its_functions_name(tmp_path: Path, make_task: Callable[..., TextTask]) -> None:
+    (tmp_path / "parts_of_mine.py").write_text("def short(completion): return 0.5\n")
+    task = make_task(prompts=["see"], reward=["exact", f"{tmp_path / 'parts_of_mine.py'}:short"])
+    assert task.score([task.item("test", 0, 0)], ["a"])[0].parts == {"exact": 0.0, "short": 0.5}
+
+
 @pytest.mark.parametrize(
     "given_",
     [
@@ -309,6 +338,8 @@ def test_a_list_or_mapping_of_rewards_is_their_weighted_sum(make_task: Callable[
         ({"name": "exact", "ignorecase": 1}, "exact takes ignore_case"),
         ({"name": "exact", "weight": 1}, "weight"),
         ("nowhere:reward", "could not be imported"),
+        ("/nowhere/mine.py:reward", "no file /nowhere/mine.py"),
+        ("mine.py", "mine.py:FUNCTION"),
         ("rlgkd.envs.rewards:NUMBER", "path of a function"),
         (["exact", "exact"], "each once"),
         ({"a": {"weight": 2}}, "which reward"),
@@ -323,6 +354,20 @@ def test_a_reward_that_cannot_be_is_refused_with_what_can(given_: Any, words: st
 
 
 # The registered id
+
+
+@pytest.mark.parametrize(
+    ("env", "takes"),
+    [
+        ("rlgkd/Dataset-v0", True),
+        ("rlgkd/Arithmetic-v0", True),
+        ("rlgkd/GroundedSummary-v0", False),
+        ("CartPole-v1", False),
+        ("nowhere/Nothing-v0", False),
+    ],
+)
+def test_an_environment_says_whether_its_tokenizer_is_to_be_chosen(env: str, takes: bool) -> None:
+    assert takes_tokenizer(env) is takes
 
 
 def test_the_id_can_be_made_and_checked_as_it_is_and_with_data(tmp_path: Path) -> None:
@@ -352,7 +397,7 @@ def test_a_file_is_trained_on_by_settings_alone(tmp_path: Path, monkeypatch: pyt
         yaml.safe_dump(
             {
                 "env": "rlgkd/Dataset-v0", "tokens": 150, "prompts_per_update": 2, "group_size": 2, "eval_prompts": 2,
-                "threads": 1,
+                "threads": 1, "student": "embedded:grounded-student", "alpha": 0,
                 "env_settings": {
                     "data": "questions.jsonl", "prompt": "Q: {question}\nA:", "reference": "answer",
                     "reward": ["exact", {"name": "length", "words": 2, "weight": 0.5}],

@@ -75,6 +75,7 @@ def test_the_command_line_lists_what_an_installed_package_brings_and_trains_on_i
     listed = python("-m", "rlgkd.scripts", "list", site=site)
     assert "acme/Polite-v0" in listed.stdout and "acme.tasks:politeness" in listed.stdout, listed.stderr
     small = ["tokens=40", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1", "env=acme/Polite-v0"]
+    small += ["student=embedded:grounded-student", "teacher=embedded:grounded-teacher"]
     run = tmp_path / "run"
     done = python("-m", "rlgkd.scripts", "train", "quickstart", *small, "--out", str(run), "--quiet", site=site)
     assert done.returncode == 0, done.stderr

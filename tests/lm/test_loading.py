@@ -60,10 +60,32 @@ def test_an_unknown_embedded_model_lists_those_there_are():
     assert all(name in one_line(error) for name in model_names())
 
 
-def test_a_hub_name_without_a_network_is_one_line():
-    with pytest.raises(ModelError) as error:
-        load("rlgkd/no-such-model")
-    assert "rlgkd/no-such-model" in one_line(error)
+def test_a_name_that_is_neither_a_folder_nor_in_the_hubs_cache_is_one_line_offline(monkeypatch, caplog):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for opener in (load, load_tokenizer):
+        with pytest.raises(ModelError) as error:
+            opener("rlgkd/no-such-model")
+        assert "'rlgkd/no-such-model'" in one_line(error) and "no such folder here" in one_line(error)
+        assert "HF_HUB_OFFLINE" in one_line(error)
+    assert not caplog.records
+
+
+def test_that_the_hub_is_asked_is_said_once_and_with_its_failure(monkeypatch, caplog):
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # huggingface_hub has read it, and asks nobody
+    for _ in range(2):
+        with pytest.raises(ModelError) as error:
+            load("rlgkd/no-such-model-either")
+        assert "no such folder here, and the hub's model of that name could not be opened" in one_line(error)
+    (told,) = caplog.messages
+    assert told.startswith("model 'rlgkd/no-such-model-either': no such folder here; it is taken for")
+
+
+def test_a_name_that_no_hub_could_have_is_a_missing_folder(monkeypatch, caplog):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for name in ("runs/my run", "runs/mine/model", "./mine", "~/mine"):
+        with pytest.raises(ModelError, match="there is no such folder"):
+            load(name)
+    assert not caplog.records
 
 
 def test_a_truncated_file_is_one_line(folder):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from rlgkd.errors import SettingError
+from rlgkd.scripts.grid import grid
 from rlgkd.scripts.settings import RunSettings, check, dump, read
 
 
@@ -53,3 +56,71 @@ def test_a_teacher_left_empty_is_an_empty_name() -> None:
 def test_a_setting_of_the_environment_is_given_behind_its_name() -> None:
     settings = read("quickstart", ["env_settings.max_new_tokens=24", "env_settings.device=cpu"])
     assert settings.env_settings == {"max_new_tokens": 24, "device": "cpu"}
+
+
+@pytest.mark.parametrize("written", ["teacher: null", "teacher:", 'teacher: ""'])
+def test_no_teacher_is_null_or_nothing(written: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{written}\n")
+    settings = read(tmp_path / "mine.yaml")
+    assert settings.teacher == "" and settings.student == "embedded:grounded-student"
+
+
+@pytest.mark.parametrize("name", ["GroundedSummary", "Arithmetic", "Translate"])
+def test_an_embedded_task_brings_its_own_student_and_teacher(name: str) -> None:
+    expected = f"embedded:{name.removesuffix('Summary').lower()}"
+    for settings in (check({"env": f"rlgkd/{name}-v0"}), read("ppo", [f"env=rlgkd/{name}-v0"])):
+        assert settings.student == f"{expected}-student"
+    assert check({"env": f"rlgkd/{name}-v0"}).teacher == f"{expected}-teacher"
+    assert check({"env": f"rlgkd/{name}-v0", "student": "mine", "teacher": None}).teacher == ""
+
+
+def test_a_recipes_models_belong_to_its_own_environment() -> None:
+    with pytest.raises(SettingError, match=r"student: '' .*; rlgkd/Dataset-v0 brings no models: .*student=.*teacher="):
+        read("quickstart", ["env=rlgkd/Dataset-v0", "env_settings.data=mine.csv"])
+    settings = read("docstring-smollm2", ["env=rlgkd/Dataset-v0", "student=mine"])
+    assert (settings.student, settings.student_layers, settings.teacher) == ("mine", [], "")
+    assert read("ppo", ["env=rlgkd/GroundedSummary-v0"]).teacher == "embedded:grounded-student"
+
+
+def test_paths_of_a_file_are_its_folders_and_those_of_an_override_the_current_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, here = tmp_path / "mine", tmp_path / "here"
+    for folder in (mine, here):
+        for model in ("student", "reward-model"):
+            (folder / model).mkdir(parents=True)
+        for file in ("rows.csv", "mine.py"):
+            (folder / file).touch()
+    (here / "only.csv").touch()
+    (here / "package").mkdir()
+    (here / "package" / "inner.py").touch()
+    monkeypatch.chdir(here)
+    reward = [
+        "exact",
+        "mine:right",
+        {"name": "mine.py:right", "than": 3},
+        {"name": "RewardModel", "model": "reward-model"},
+    ]
+    (mine / "mine.yaml").write_text(yaml.safe_dump({
+        "name": "student", "env": "rlgkd/Dataset-v0", "student": "student", "teacher": "embedded:grounded-teacher",
+        "teacher_texts": "texts.jsonl",
+        "env_settings": {"data": {"train": "rows.csv", "test": "only.csv"}, "reward": reward, "tokenizer": "gpt2"},
+    }))  # fmt: skip
+    settings = read(mine / "mine.yaml")
+    assert (settings.name, settings.student, settings.teacher_texts) == (
+        "student", f"{mine}/student", f"{mine}/texts.jsonl"
+    )  # fmt: skip
+    assert settings.teacher == "embedded:grounded-teacher"
+    assert settings.env_settings == {
+        "data": {"train": f"{mine}/rows.csv", "test": f"{here}/only.csv"}, "tokenizer": "gpt2",
+        "reward": ["exact", f"{mine}/mine.py:right", {"name": f"{mine}/mine.py:right", "than": 3},
+                   {"name": "RewardModel", "model": f"{mine}/reward-model"}],
+    }  # fmt: skip
+    given = ["student=student", "env_settings.data=rows.csv", "env_settings.reward={a: 'package.inner:right'}"]
+    settings = read("../mine/mine.yaml", given)
+    assert settings.student == f"{here}/student"
+    assert settings.env_settings["data"] == f"{here}/rows.csv"
+    assert settings.env_settings["reward"] == {"a": f"{here}/package/inner.py:right"}
+    assert read("../mine/mine.yaml", ["env_settings={data: rows.csv}"]).env_settings == {"data": f"{here}/rows.csv"}
+    (cell, _) = grid(settings, {"student": ["student", "embedded:grounded-student"]}, [0], samples=1).cells
+    assert (cell.name, cell.settings.student) == ("student=student", f"{here}/student")

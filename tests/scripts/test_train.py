@@ -137,7 +137,30 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
         (["train", "quickstart", "env_settings={max_prompt_tokens: 20}"], ["prompt", "20"]),
         (["train", "--resume", "/no/such/run"], ["/no/such/run", "config.yaml"]),
         (["train", "no/such/file.yaml"], ["no/such/file.yaml"]),
+        (
+            ["train", "rl-gkd", "student=embedded:arithmetic-student"],
+            ["student: 'embedded:arithmetic-student'", "environment's"],
+        ),
+        (
+            ["train", "rl-gkd", "teacher=embedded:arithmetic-teacher"],
+            ["teacher: 'embedded:arithmetic-teacher'", "student's"],
+        ),
+        (["train", "env=rlgkd/Dataset-v0", "env_settings.data=mine.csv"], ["student", "rlgkd/Dataset-v0", "teacher"]),
+        (
+            ["train", "rl-gkd", "env=rlgkd/Dataset-v0", "student=embedded:grounded-student"],
+            ["teacher", "alpha is 0.95", "alpha=0"],
+        ),
         (["evaluate", "embedded:nobody"], ["embedded:nobody"]),
+        (
+            ["evaluate", "embedded:arithmetic-student"],
+            ["model: 'embedded:arithmetic-student'", "environment rlgkd/GroundedSummary-v0"],
+        ),
+        (
+            ["evaluate", "embedded:grounded-student", "--teacher", "embedded:arithmetic-teacher"],
+            ["teacher: 'embedded:arithmetic-teacher'", "model's"],
+        ),
+        (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
+        (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
         (["list", "recipe"], ["'recipes'"]),
     ],
 )
