@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.writing import begin
+from rlgkd.lm.writing import writer
 from rlgkd.ops.sampling import sample
 
 OnStep = Callable[[int], bool]
@@ -64,17 +64,27 @@ def decode(
         on_step: Called after each step; if it returns False the completions are returned as they stand.
         companion: Chooses with the policy; what is recorded are the log-probabilities of the two together.
     """
+    models = [lm] if companion is None else [lm, companion.lm]
     rows = len(prompts) * group
+    limit_B = np.broadcast_to(np.asarray(max_new_tokens), (rows,))
+    at_once = min(rows, lm.rows_at_once or rows)
+    size = max(len(prompts[row // group]) + int(limit_B[row]) for row in range(rows))
+    writers = [writer(model, at_once, size) for model in models]
     ids: list[list[int]] = [[] for _ in range(rows)]
     logp: list[list[float]] = [[] for _ in range(rows)]
     uniforms = None if uniforms_BT is None else torch.from_numpy(uniforms_BT).to(lm.device)
-
-    models = [lm] if companion is None else [lm, companion.lm]
-    active = torch.arange(rows, device=lm.device)
-    limit_B = torch.as_tensor(max_new_tokens, device=lm.device).expand(rows)
-    room = int(limit_B.max())
-    writers = [begin(model, prompts, group=group, room=room) for model in models]
-    for step in range(room):
+    active: list[int] = []
+    begun = 0
+    while True:
+        room = at_once - len(active)
+        # Several at a time: a prompt read alone costs about what eight cost together.
+        if begun < rows and (not active or (8 * room >= at_once and all(each.admits for each in writers))):
+            new = list(range(begun, min(rows, begun + room)))
+            first = new[0] // group
+            from_B = torch.tensor([row // group - first for row in new], device=lm.device)
+            for each in writers:
+                each.admit(prompts[first : new[-1] // group + 1], from_B)
+            active, begun = active + new, new[-1] + 1
         logits_BV = writers[0].logits()
         if companion is not None:
             logits_BV = companion.mix(writers[1].logits(), logits_BV)
@@ -82,19 +92,21 @@ def decode(
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
         else:
-            token_B, logp_B = sample(logits_BV, uniforms[active, step])
-        for row, token, value in zip(active.tolist(), token_B.tolist(), logp_B.tolist(), strict=True):
+            token_B, logp_B = sample(logits_BV, uniforms[active, [len(ids[row]) for row in active]])
+        for row, token, value in zip(active, token_B.tolist(), logp_B.tolist(), strict=True):
             ids[row].append(token)
             logp[row].append(value)
         if on_step is not None and not on_step(len(active)):
             break
-        keep = ((token_B != lm.end) & (limit_B[active] > step + 1)).nonzero()[:, 0]
-        if len(keep) == 0:
+        going = [n for n, row in enumerate(active) if ids[row][-1] != lm.end and len(ids[row]) < limit_B[row]]
+        if len(going) < len(active):
+            keep = torch.tensor(going, dtype=torch.long, device=lm.device)
+            active, token_B = [active[n] for n in going], token_B[keep]
+            for each in writers:
+                each.keep(keep, complete=begun == rows)
+        if active:
+            for each in writers:
+                each.write(token_B)
+        elif begun == rows:
             break
-        if len(keep) < len(active):
-            active, token_B = active[keep], token_B[keep]
-            for writer in writers:
-                writer.keep(keep)
-        for writer in writers:
-            writer.write(token_B)
     return [Completion(i, p) for i, p in zip(ids, logp, strict=True)]

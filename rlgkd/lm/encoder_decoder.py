@@ -60,14 +60,14 @@ class EncoderDecoderModel(LanguageModel):
         return self._scaled(output.last_hidden_state)[written_BL]
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = (), group: int = 1
+        self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, Progress]:
         """As of `LanguageModel`."""
         rows = [[self._start, *behind] for behind in written or [()] * len(prompts)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(config=self.module.config), DynamicCache(config=self.module.config))
         progress = Progress(cache, attention_PT[:, :0], *self._encode(prompts))
-        return self._repeated(self._feed(tokens_PT, attention_PT, progress), progress, group)
+        return self._feed(tokens_PT, attention_PT, progress), progress
 
     def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: Progress) -> Tensor:
         progress.attention_BT = torch.cat([progress.attention_BT, attention_BT], dim=1)

@@ -79,6 +79,10 @@ class LanguageModel:
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
         self.module, self.tokenizer, self.temperature = module.eval(), tokenizer, temperature
+        self.rows_at_once: int | None = None
+        """That it writes; those that wait take the places of those that end. None: all."""
+        self.compiled = False
+        """Whether torch.compile makes one program of a step of its writing (rlgkd.lm.writing)."""
         self.vocabulary = len(tokenizer)
         end_token(tokenizer)
         head = module.get_output_embeddings()
@@ -134,16 +138,13 @@ class LanguageModel:
         return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = (), group: int = 1
+        self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, Progress]:
-        """Read the prompts, each once, and what is written behind them; the rows are repeated for their groups.
-
-        Returns the states [B, H] behind the last tokens, and the progress.
-        """
+        """Read the prompts and what is written behind them; returns the states [B, H] behind, and the progress."""
         rows = [[*prompt, *behind] for prompt, behind in zip(prompts, written or [()] * len(prompts), strict=True)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         progress = Progress(DynamicCache(config=self.module.config), attention_PT[:, :0])
-        return self._repeated(self._feed(tokens_PT, attention_PT, progress), progress, group)
+        return self._feed(tokens_PT, attention_PT, progress), progress
 
     def advance(self, token_B: Tensor, progress: Progress) -> Tensor:
         """Write one more token to each row; returns the states [B, H] behind them."""
@@ -159,13 +160,6 @@ class LanguageModel:
         )  # fmt: skip
         last: Tensor = output.last_hidden_state[:, -1]
         return last
-
-    def _repeated(self, state_PH: Tensor, progress: Progress, group: int) -> tuple[Tensor, Progress]:
-        if group == 1:
-            return state_PH, progress
-        rows = torch.arange(len(state_PH), device=state_PH.device).repeat_interleave(group)
-        progress.keep(rows)
-        return state_PH[rows], progress
 
     def logits(self, states_NH: Tensor, weight_VH: Tensor | None = None, bias_V: Tensor | None = None) -> Tensor:
         """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least.

@@ -15,8 +15,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.model import LanguageModel, Progress
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPES = ("default", "linear", "llama3")
@@ -28,12 +30,21 @@ CROWDED = 0.75
 class Writer(Protocol):
     """Some rows on their way."""
 
+    @property
+    def admits(self) -> bool:
+        """Whether rows may begin beside others that are on their way."""
+        ...
+
     def logits(self) -> Tensor:
         """[B, V]: of the next token of each row, tempered."""
         ...
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+    def keep(self, rows: Tensor, *, complete: bool) -> None:
+        """Go on with these rows alone; `complete` says that no other is admitted any more."""
+        ...
+
+    def admit(self, prompts: Sequence[Sequence[int]], from_B: Tensor) -> None:
+        """Read prompts; behind the rows there are begins one for each entry of `from_B`, which names its prompt."""
         ...
 
     def write(self, token_B: Tensor) -> None:
@@ -41,9 +52,9 @@ class Writer(Protocol):
         ...
 
 
-def begin(lm: LanguageModel, prompts: Sequence[Sequence[int]], *, group: int, room: int) -> Writer:
-    """Read each prompt once, for `group` rows of at most `room` new tokens each."""
-    return LayersWriter(lm, prompts, group, room) if written_out(lm) else ModelWriter(lm, prompts, group)
+def writer(lm: LanguageModel, rows: int, size: int) -> Writer:
+    """A writer of at most so many rows at a time, none of them longer than `size` with its prompt."""
+    return LayersWriter(lm, rows, size) if written_out(lm) else ModelWriter(lm)
 
 
 def written_out(lm: LanguageModel) -> bool:
@@ -59,90 +70,141 @@ def written_out(lm: LanguageModel) -> bool:
 class ModelWriter:
     """Writes with the model's forward pass."""
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], group: int) -> None:
+    def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        self.state_BH, self.progress = lm.prefill(prompts, group=group)
+        self.state_BH: Tensor | None = None
+        self.progress: Progress | None = None
+
+    @property
+    def admits(self) -> bool:
+        """As of `Writer`."""
+        return self.progress is not None and self.progress.replaceable
 
     def logits(self) -> Tensor:
         """As of `Writer`."""
+        assert self.state_BH is not None
         return self.lm.logits(self.state_BH)
 
-    def keep(self, rows: Tensor) -> None:
-        """As of `Writer`; the states are those of the next `write`."""
+    def keep(self, rows: Tensor, *, complete: bool) -> None:
+        """As of `Writer`."""
+        assert self.state_BH is not None and self.progress is not None
+        self.state_BH = self.state_BH[rows]
         self.progress.keep(rows)
+
+    def admit(self, prompts: Sequence[Sequence[int]], from_B: Tensor) -> None:
+        """As of `Writer`."""
+        state_PH, progress = self.lm.prefill(prompts)
+        progress.keep(from_B)
+        if self.progress is None or self.state_BH is None or not len(self.state_BH):
+            self.state_BH, self.progress = state_PH[from_B], progress
+            return
+        self.state_BH = torch.cat([self.state_BH, state_PH[from_B]])
+        place_B = torch.arange(len(self.state_BH), device=self.lm.device)
+        self.progress.keep(place_B.clamp(max=len(place_B) - len(from_B) - 1))  # room for the new ones
+        self.progress.replace(place_B[-len(from_B) :], progress)
 
     def write(self, token_B: Tensor) -> None:
         """As of `Writer`."""
+        assert self.progress is not None
         self.state_BH = self.lm.advance(token_B, self.progress)
 
 
 class LayersWriter:
     """Writes with the layers of the Llama family, written out for one token a row.
 
-    S rows of the cache, of which some may have ended; B of them are still written. G key heads of size D, each of which
-    answers several query heads: they stand as so many queries of one head.
+    The cache has S slots of T places; the slot of each of the B rows, and how many tokens stand in a slot, are told
+    apart, so that a row that begins takes the slot of one that has ended. G key heads of size D, each of which answers
+    several query heads: they stand as so many queries of one head.
+
+    If the model is to be compiled, shapes stay the same: all slots and places take part in each step.
     """
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], group: int, room: int) -> None:
-        state_PH, progress = lm.prefill(prompts)
-        self.lm, config, device = lm, lm.module.config, lm.device
-        from_S = torch.arange(len(prompts), device=device).repeat_interleave(group)
-        self.slot_B, self.width = torch.arange(len(from_S), device=device), progress.attention_BT.shape[1]
-        self.state_BH = state_PH[from_S]
-        size = self.width + room - 1  # nothing is read behind the last token
+    def __init__(self, lm: LanguageModel, rows: int, size: int) -> None:
+        self.lm = lm
+        config, device = lm.module.config, lm.device
+        mixed = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
+        attention = lm.body.layers[0].self_attn
+        heads, depth = config.num_key_value_heads, attention.head_dim
         self.keys, self.values = (
-            [_enlarged(getattr(layer, name), from_S, size) for layer in progress.cache.layers]
-            for name in ("keys", "values")
+            [torch.zeros(rows, heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers]
+            for _ in ("keys", "values")
         )
-        attention_PT = progress.attention_BT
-        self.place_S = attention_PT.sum(1)[from_S]
-        self.padding_S11T: Tensor | None = None
-        if bool((attention_PT == 0).any()):
-            padding = torch.zeros(len(from_S), 1, 1, size, dtype=state_PH.dtype, device=device)
-            padding[:, 0, 0, : self.width].masked_fill_(attention_PT[from_S] == 0, torch.finfo(state_PH.dtype).min)
-            self.padding_S11T = padding
-        rows = len(from_S)
-        self.layers = [_Layer.of(layer, rows) for layer in lm.body.layers]
+        self.length_S = torch.zeros(rows, dtype=torch.long, device=device)
+        self.slot_B = self.length_S[:0]
+        self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
+        packed = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
+        self.layers = [_Layer.of(layer, packed) for layer in lm.body.layers]
         bias = cast("Tensor | None", lm.head.bias)
         self.head = product([lm.head.weight[: lm.vocabulary]], [None if bias is None else bias[: lm.vocabulary]], rows)
         self.eps = config.rms_norm_eps
-        places = torch.arange(int(self.place_S.max()) + room, device=device)[None]
-        self.cos_TD, self.sin_TD = (table[0] for table in lm.body.rotary_emb(state_PH, places))
+        self.place_T = torch.arange(size, device=device)
+        self.cos_TD, self.sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, self.place_T[None]))
+        self.step = torch.compile(self._through_the_layers) if lm.compiled else self._through_the_layers
+
+    @property
+    def admits(self) -> bool:
+        """As of `Writer`."""
+        return True
 
     def logits(self) -> Tensor:
         """As of `Writer`."""
         return self.lm.tempered(self.head(self.state_BH))
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor, *, complete: bool) -> None:
         """As of `Writer`."""
-        self.slot_B = self.slot_B[rows]
-        if len(self.slot_B) >= CROWDED * len(self.place_S):
-            return
-        kept = self.slot_B
-        for cache in (*self.keys, *self.values):
-            cache[: len(kept), :, : self.width] = cache[kept, :, : self.width]
-        self.keys, self.values = ([cache[: len(kept)] for cache in caches] for caches in (self.keys, self.values))
-        self.place_S = self.place_S[kept]
-        if self.padding_S11T is not None:
-            self.padding_S11T = self.padding_S11T[kept]
-        self.slot_B = torch.arange(len(kept), device=kept.device)
+        self.slot_B, self.state_BH = self.slot_B[rows], self.state_BH[rows]
+        if complete and not self.lm.compiled and 0 < len(rows) < CROWDED * len(self.length_S):
+            self._move_together()
+
+    def admit(self, prompts: Sequence[Sequence[int]], from_B: Tensor) -> None:
+        """As of `Writer`. Padding stands behind the prompts, where no token looks."""
+        device = self.lm.device
+        length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        longest = int(length_P.max())
+        tokens = [[*prompt, *[self.lm.pad] * (longest - len(prompt))] for prompt in prompts]
+        cache = DynamicCache(config=self.lm.module.config)
+        states_PTH = self.lm.body(
+            input_ids=torch.tensor(tokens, device=device), past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        free = torch.ones_like(self.length_S, dtype=torch.bool)
+        free[self.slot_B] = False
+        slot_N = free.nonzero()[: len(from_B), 0]
+        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            keys[slot_N, :, :longest] = layer.keys[from_B].to(keys.dtype)
+            values[slot_N, :, :longest] = layer.values[from_B].to(keys.dtype)
+        self.length_S[slot_N] = length_P[from_B]
+        self.slot_B = torch.cat([self.slot_B, slot_N])
+        self.state_BH = torch.cat([self.state_BH, states_PTH[from_B, length_P[from_B] - 1]])
 
     def write(self, token_B: Tensor) -> None:
         """As of `Writer`."""
-        if len(self.slot_B) == len(self.place_S):
-            token_S = token_B
-        else:  # rows that have ended write something that nobody reads
-            token_S = token_B.new_zeros(len(self.place_S)).index_copy(0, self.slot_B, token_B)
-        state_SH = self._through_the_layers(token_S)
-        self.width += 1
-        self.place_S = self.place_S + 1
-        self.state_BH = state_SH if token_S is token_B else state_SH[self.slot_B]
+        # In slots that have ended the last place is written again and again: nobody reads it.
+        token_S = token_B.new_zeros(len(self.length_S)).index_copy(0, self.slot_B, token_B)
+        size = self.keys[0].shape[2]
+        upto = size if self.lm.compiled else int(self.length_S[self.slot_B].max()) + 1
+        place_S = self.length_S.clamp(max=upto - 1)
+        seen_ST = self.place_T[:upto] <= place_S[:, None]
+        mask_S11T = None if not self.lm.compiled and bool(seen_ST.all()) else seen_ST[:, None, None]
+        self.state_BH = self.step(token_S, place_S, mask_S11T, upto)[self.slot_B]
+        self.length_S[self.slot_B] += 1
 
-    def _through_the_layers(self, token_S: Tensor) -> Tensor:
+    def _move_together(self) -> None:
+        kept = self.slot_B
+        upto = int(self.length_S[kept].max())
+        for caches in (self.keys, self.values):
+            for layer, cache in enumerate(caches):
+                cache[: len(kept), :, :upto] = cache[kept, :, :upto]
+                caches[layer] = cache[: len(kept)]
+        self.length_S = self.length_S[kept]
+        self.slot_B = torch.arange(len(kept), device=kept.device)
+
+    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, mask_S11T: Tensor | None, upto: int) -> Tensor:
+        """[S, H]: the states behind the tokens, which stand at these places; of the cache the first `upto` are read."""
         state_SH = self.lm.body.embed_tokens(token_S)
-        cos_S1D, sin_S1D = self.cos_TD[self.place_S, None], self.sin_TD[self.place_S, None]
-        upto = self.width + 1
-        padding = None if self.padding_S11T is None else self.padding_S11T[..., :upto]
+        cos_S1D, sin_S1D = self.cos_TD[place_S, None], self.sin_TD[place_S, None]
+        row_S = torch.arange(len(token_S), device=token_S.device)
         for layer, keys_SGTD, values_SGTD in zip(self.layers, self.keys, self.values, strict=True):
             heads, depth = keys_SGTD.shape[1], keys_SGTD.shape[3]
             x = rms_norm(state_SH, state_SH.shape[-1:], layer.before_attention, self.eps)
@@ -151,11 +213,12 @@ class LayersWriter:
             if layer.query_norm is not None and layer.key_norm is not None:
                 queries = rms_norm(queries, queries.shape[-1:], layer.query_norm, self.eps)
                 new_keys = rms_norm(new_keys, new_keys.shape[-1:], layer.key_norm, self.eps)
-            keys_SGTD[:, :, self.width] = _rotated(new_keys, cos_S1D, sin_S1D)
-            values_SGTD[:, :, self.width] = new_values
+            keys_SGTD[row_S, :, place_S] = _rotated(new_keys, cos_S1D, sin_S1D).to(keys_SGTD.dtype)
+            values_SGTD[row_S, :, place_S] = new_values.to(keys_SGTD.dtype)
+            queries = _rotated(queries, cos_S1D, sin_S1D).to(keys_SGTD.dtype)
             attended = scaled_dot_product_attention(
-                _rotated(queries, cos_S1D, sin_S1D).unflatten(1, (heads, -1)), keys_SGTD[:, :, :upto],
-                values_SGTD[:, :, :upto], attn_mask=padding, scale=layer.scale,
+                queries.unflatten(1, (heads, -1)), keys_SGTD[:, :, :upto], values_SGTD[:, :, :upto],
+                attn_mask=mask_S11T, scale=layer.scale,
             )  # fmt: skip
             state_SH = state_SH + layer.out(attended.reshape(len(x), -1))
             x = rms_norm(state_SH, state_SH.shape[-1:], layer.before_mlp, self.eps)
@@ -183,8 +246,8 @@ class _Layer:
     down: Product
 
     @staticmethod
-    def of(layer: Any, rows: int) -> _Layer:
-        """Of a layer of the model, for products of so many rows."""
+    def of(layer: Any, rows: int | None) -> _Layer:
+        """Of a layer of the model; `rows` as of `product`."""
         attention, mlp = layer.self_attn, layer.mlp
 
         def together(*parts: nn.Linear) -> Product:
@@ -203,13 +266,13 @@ class _Layer:
         )
 
 
-def product(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int) -> Product:
+def product(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
     """The product of some rows with weights [out, in] that stand below each other, plus biases.
 
-    On a CPU the weights are copied into the order in which oneDNN reads them, made for so many rows: the products of
+    On a CPU, and if the number of rows is told, the weights are copied into the order in which oneDNN reads them, made for so many rows: the products of
     decoding then take a half to a fifth of the time. Elsewhere they are left where they are.
     """
-    if not packs(weights[0]):
+    if rows is None or not packs(weights[0]):
 
         def plain(x: Tensor) -> Tensor:
             made = [linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
@@ -227,17 +290,9 @@ def product(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: in
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether oneDNN can lay out this weight: in float32, on a CPU, where torch has it."""
-    there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and bool(there)
-
-
-def _enlarged(cache_PGTD: Tensor, from_S: Tensor, size: int) -> Tensor:
-    """The rows that `from_S` names, with room for `size` tokens."""
-    heads, width, depth = cache_PGTD.shape[1:]
-    enlarged = cache_PGTD.new_empty(len(from_S), heads, size, depth)
-    enlarged[:, :, :width] = cache_PGTD[from_S]
-    return enlarged
+    """Whether oneDNN can lay out this weight: in float32 alone, on a CPU, where torch has it."""
+    there = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and there
 
 
 def _rotated(x_SND: Tensor, cos_S1D: Tensor, sin_S1D: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import nn
 
 from rlgkd.lm import LanguageModel, decode, writing
 from rlgkd.lm.decoding import Companion, Completion
-from rlgkd.lm.writing import FAMILIES, LayersWriter, ModelWriter, begin, product, written_out
+from rlgkd.lm.encoder_decoder import language_model
+from rlgkd.lm.writing import FAMILIES, LayersWriter, ModelWriter, product, writer, written_out
 
 WORDS = [f"w{n}" for n in range(30)]
 TOKENIZER = tiny.word_tokenizer(*WORDS)
@@ -46,7 +47,7 @@ def test_the_layers_written_out_write_what_the_model_writes(kind, prompts, monke
         for name, parameter in lm.module.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    assert isinstance(begin(lm, prompts, group=1, room=NEW), LayersWriter)
+    assert isinstance(writer(lm, 8, 64), LayersWriter)
     fast, plain = both_ways(lm, monkeypatch, prompts, group=3)
     check_same(fast, plain)
     lengths = {len(c.ids) for c in fast}
@@ -87,6 +88,54 @@ def test_two_models_together_greedy_and_limits_of_rows(monkeypatch):
     assert all(len(c.ids) <= limit for c, limit in zip(fast, limits, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["llama", *OTHERS])
+@pytest.mark.parametrize("at_once", [1, 3, 10])
+def test_rows_that_wait_take_the_places_of_those_that_end(kind, at_once, monkeypatch):
+    lm = tiny.family(kind, TOKENIZER)
+    settings = {"group": 3, "max_new_tokens": [1 + 7 * n % NEW for n in range(3 * len(PROMPTS))]}
+    together = both_ways(lm, monkeypatch, **settings)[0]
+    widths: list[int] = []
+    lm.rows_at_once = at_once
+    for some in both_ways(lm, monkeypatch, on_step=lambda n: not widths.append(n), **settings):
+        check_same(some, together)
+    assert max(widths) == at_once
+    if at_once == 10:
+        assert sum(n > 6 for n in widths) > len(widths) / 2, "the places of rows that had ended stood empty"
+
+
+def test_an_encoder_reads_the_rows_that_wait_when_all_others_have_ended():
+    lm = language_model(tiny.model("t5", vocabulary=31, scale=0.1), TOKENIZER)
+    settings = {"uniforms_BT": np.random.default_rng(1).random((8, NEW)), "max_new_tokens": NEW}
+    together = decode(lm, PROMPTS, **settings)
+    lm.rows_at_once = 3
+    check_same(decode(lm, PROMPTS, **settings), together)
+
+
+def test_of_shapes_that_stay_the_same(monkeypatch):
+    lm = tiny.family("qwen3", TOKENIZER)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    lm.compiled, lm.rows_at_once = True, 5
+    check_same(*both_ways(lm, monkeypatch, group=2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_compiled(monkeypatch):
+    lm = tiny.family("llama", TOKENIZER)
+    lm.compiled, lm.rows_at_once = True, 5
+    check_same(*both_ways(lm, monkeypatch, group=2))
+
+
+def test_in_mixed_precision(monkeypatch):
+    lm = tiny.family("llama", TOKENIZER)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fast, plain = both_ways(lm, monkeypatch, max_new_tokens=1 + NEW // 2)
+    alike = [c for c, other in zip(fast, plain, strict=True) if c.ids == other.ids]
+    assert len(alike) >= len(fast) - 2, "rounding alone changes few texts"
+    for ours, theirs in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(ours.logp[:1], theirs.logp[:1], atol=0.05)
+
+
 def test_a_changed_weight_is_seen_by_the_next_text(monkeypatch):
     lm = tiny.family("llama", TOKENIZER)
     before = both_ways(lm, monkeypatch)[0]
@@ -99,7 +148,7 @@ def test_a_changed_weight_is_seen_by_the_next_text(monkeypatch):
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_families_write_with_their_own_forward_pass(kind):
-    assert isinstance(begin(tiny.family(kind, TOKENIZER), PROMPTS, group=1, room=NEW), ModelWriter)
+    assert isinstance(writer(tiny.family(kind, TOKENIZER), 8, 64), ModelWriter)
 
 
 class Adapted(nn.Linear):
