@@ -32,8 +32,9 @@ def _register(id_: str, task: str, package: str) -> None:
             kwargs={"task": task},
         )
         _packages[id_] = package
-    except gym.error.Error as error:
-        warnings.warn(f"environment {id_!r} of {package} is left out: {error}", stacklevel=3)
+    except gym.error.Error:
+        remedy = "its id is malformed; name the entry point like namespace/Name-v0"
+        warnings.warn(f"environment {id_!r} of {package} is left out: {remedy}", stacklevel=3)
 
 
 _packages: dict[str, str] = {}

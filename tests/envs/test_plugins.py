@@ -121,7 +121,10 @@ except ValueError as error:
     first, second = ("first", "second") if same == "first:task" else ("second", "first")
     clash, malformed, stolen = json.loads(said)
     assert clash == f"environment 'mine/Same-v0' of {second} is left out: {first} has one of that id"
-    assert malformed.startswith("environment 'no id at all!' of broken is left out: ")
+    assert malformed == (
+        "environment 'no id at all!' of broken is left out: its id is malformed; name the entry point like "
+        "namespace/Name-v0"
+    )
     assert stolen == "environment 'rlgkd/Arithmetic-v0' of thief is left out: rlgkd has one of that id"
     assert ours == "rlgkd.envs.arithmetic:arithmetic"
     assert gone == "task: 'broken:task' does not work; it could not be imported: No module named 'broken'"
