@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
