@@ -39,7 +39,7 @@ class LanguageModelActorCritic(ActorCriticPolicy):
         lr_schedule: Schedule,
         use_sde: bool = False,
         *,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         temperature: float = 1.0,
         mask: TokenMask | None = None,
@@ -52,15 +52,17 @@ class LanguageModelActorCritic(ActorCriticPolicy):
             action_space: Of a text environment.
             lr_schedule: SB3's.
             use_sde: SB3's; there is none for tokens.
-            model: A name, or a loaded model, which is trained in place.
+            model: A name, or a loaded model, which is trained in place; it is needed.
             tokenizer: Of a loaded model; it must be the environment's.
             temperature: Of the actor, in sampling and scoring alike.
             mask: Which tokens may come next, see rlgkd.ops.masks; None allows all.
             **settings: SB3's `optimizer_class` and `optimizer_kwargs`.
 
-        Raises: SettingError for a loaded model without tokenizer, or spaces of another kind; ModelError for a model
-            that is missing, damaged, wholly frozen, or does not fit the spaces.
+        Raises: SettingError for no model, a loaded one without tokenizer, or spaces of another kind; ModelError for a
+            model that is missing, damaged, wholly frozen, or does not fit the spaces.
         """
+        if model is None:
+            raise SettingError("model", None, 'name it: policy_kwargs={"model": "embedded:grounded-student"}')
         super().__init__(observation_space, action_space, lr_schedule, use_sde=use_sde, **settings)
         self._given = {"model": model, "tokenizer": tokenizer, "temperature": temperature, "mask": mask}
         tokens, actions = observation_space, action_space

@@ -42,6 +42,7 @@ from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
+from rlgkd.ops._names import told
 from rlgkd.ops.returns import ADVANTAGES, UNSCALED, overlong_penalty
 from rlgkd.ops.running import Running
 from rlgkd.ops.sampling import uniforms
@@ -63,6 +64,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     }  # fmt: skip
     """Settings that it chooses where None is given."""
 
+    @told
     def __init__(
         self,
         policy: str | Path | PreTrainedModel,

@@ -81,7 +81,7 @@ def problem(rng: random.Random, steps: int) -> Problem:
 def arithmetic(
     *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 40, max_prompt_tokens: int = 32
 ) -> TextTask:
-    """The task behind `rlgkd/Arithmetic-v0`; a problem has 1 to `steps` steps, in [1, 8].
+    """Word problems of 1 to `steps` steps, in [1, 8], written out; the reward is for the right answer.
 
     The limits fit 3 steps: for each one more, give 12 new tokens and 6 of the prompt.
 

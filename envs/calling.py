@@ -1,7 +1,7 @@
 """How a reward is called: arguments by name, single or batched, sync or async, and what happens when it fails.
 
 A failure costs its sample and nothing else: the sample's reward is NaN, which takes it out of the update, and it is
-counted. It is never scored as a number. Where too many fail, the run stops with the first failure's traceback.
+counted. It is never scored as a number. Where too many fail, the run stops with the first failure as the cause.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rlgkd.envs.faults import told_of
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item, Score
 
@@ -32,8 +33,10 @@ failed alone, the exception that says why stands in its place."""
 
 _log = logging.getLogger(__name__)
 SINGULAR = {"prompt": "prompts", "completion": "completions", "reference": "references", "item": "items"}
-FEWEST = 50
+FEWEST = 200
 """Samples before a share of failures is one."""
+HOPELESS = 50
+"""Samples all of which have failed, so that no more are waited for."""
 
 
 class Grader:
@@ -45,7 +48,9 @@ class Grader:
         Args:
             reward: See `Reward`.
             timeout: Seconds for a batch (or for a sample, of a reward of single ones); None waits for ever.
-            max_failed: Share of samples that may fail, in [0, 1]; checked from 50 samples on.
+            max_failed: Share of samples that may fail, in [0, 1], taken over 200 samples or more. The one batch with
+                the most failures does not count where there are others, so that a moment's fault stops nothing. Where
+                not one sample was scored, 50 are enough.
 
         Raises: SettingError.
         """
@@ -57,6 +62,8 @@ class Grader:
             raise SettingError("max_failed_rewards", max_failed, "give a share in [0, 1]")
         self.reward, self.timeout, self.max_failed = reward, timeout, max_failed
         self.scored = self.failed = 0
+        self._worst = (0, 0)
+        """Failed and all samples of the batch with the most failures."""
         self.seconds = 0.0
         self._first: Exception | None = None
 
@@ -91,15 +98,24 @@ class Grader:
                 )
                 scores[row] = self._score(error)
         self.seconds += time.perf_counter() - began
-        self.scored += len(scores)
-        self.failed += sum(math.isnan(score.reward) for score in scores)
-        if self.scored >= FEWEST and self.failed > self.max_failed * self.scored:
-            why = "it returned NaN" if self._first is None else f"{type(self._first).__name__}: {self._first}"
+        failed = sum(math.isnan(score.reward) for score in scores)
+        self.scored, self.failed = self.scored + len(scores), self.failed + failed
+        self._worst = max(self._worst, (failed, len(scores)))
+        if self._too_many(alone=self.scored == len(scores)):
+            why = "it returned NaN" if self._first is None else told_of(self._first, self.reward)
             raise RewardError(
                 "reward", f"{self.failed} of {self.scored} samples failed",
                 f"mend it, or raise the environment's max_failed_rewards; the first failure: {why}",
             ) from self._first  # fmt: skip
         return scores
+
+    def _too_many(self, *, alone: bool) -> bool:
+        """Whether more than the share have failed, by the rule of `max_failed`; `alone`: there was one batch so far."""
+        if self.failed == self.scored >= HOPELESS:
+            return self.max_failed < 1
+        (failed, scored) = (0, 0) if alone else self._worst
+        counted = self.scored - scored
+        return counted >= FEWEST and self.failed - failed > self.max_failed * counted
 
     def _arguments(
         self, items: Sequence[Item], completions: Sequence[str], more: Mapping[str, Sequence[Any]]
@@ -163,7 +179,7 @@ class Grader:
         if isinstance(value, Score):
             return value
         if self._first is None:
-            _log.warning("the reward failed, and its samples are left out: %s: %s", type(value).__name__, value)
+            _log.warning("the reward failed, and its samples are left out: %s", told_of(value, self.reward))
             self._first = value
         return Score(reward=math.nan)
 

@@ -1,9 +1,8 @@
 """Items out of a user's data: lists, files, data sets and functions; prompts and references by template.
 
 A row is a mapping of columns to values; a bare string is the row {"prompt": string}. A template is a column's name, or
-a text with names in braces, such as `Question: {question}`; literal braces are doubled. It knows columns and nothing
-else: it cannot reach an object's attributes, and braces in a row stay what they are. All columns are handed to the
-reward by name, save those that are called like its own arguments (`prompt`, `completion`, `reference`, `item`).
+a text with names in braces, such as `Question: {question}` (rlgkd.envs.braces). All columns are handed to the reward by
+name, save those that are called like its own arguments (`prompt`, `completion`, `reference`, `item`).
 
 Splits are those of the data: a mapping {split: data}, a DatasetDict, a folder's files named train, validation, test. A
 lone file, data set or function, or a split called train with no other beside it, is dealt out by the hash of the
@@ -13,13 +12,14 @@ list in memory is whole in each.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rlgkd.envs.braces import Braces
 from rlgkd.envs.calling import SINGULAR
 from rlgkd.envs.files import SPLITS, Row, Rows, data_set, read_file, read_folder
 from rlgkd.envs.items import Items, ListItems
@@ -31,7 +31,7 @@ from rlgkd.types import Item
 Shares = Sequence[int] | Literal["auto"] | None
 TAKEN = {*SINGULAR, *SINGULAR.values()}
 """Names of a reward's own arguments: the model's completion is never hidden by a column of that name."""
-PLACE = re.compile(r"\{\{|\}\}|\{(\w[\w -]*)\}|[{}]")
+_log = logging.getLogger(__name__)
 
 
 def read_items(
@@ -51,6 +51,7 @@ def read_items(
 
     Raises: SettingError for a malformed template; DataError for data that cannot be read, with its file and line.
     """
+    shares = _shares(split_shares)
     if isinstance(data, Items) and callable(data.size):
         if (prompt, reference, split_shares) != ("prompt", None, "auto"):
             raise SettingError("prompt", prompt, "a source of items has prompts and splits of its own; leave it out")
@@ -60,7 +61,7 @@ def read_items(
         return read_items(named, prompt=prompt, reference=reference, split_shares=split_shares)
     make = _Maker(prompt, reference)
     if callable(data):
-        return SplitItems("data", _drawing(data, make), _shares(split_shares))
+        return SplitItems("data", _drawing(data, make), shares)
     rows, in_memory = _rows(data)
     if isinstance(rows, dict) and set(rows) != {"train"}:
         if split_shares != "auto":
@@ -71,11 +72,10 @@ def read_items(
     items = make.items(rows)
     if split_shares is None or (in_memory and split_shares == "auto"):
         return ListItems(dict.fromkeys(SHARES, items))
-    dealt = {
-        split: [item for item in items if tenth(item.prompt) in tenths]
-        for split, tenths in _shares(split_shares).items()
-    }
-    advice = f"; {len(items)} rows were dealt out by hash: give a file for the split, or split_shares=None for all rows"
+    dealt = {split: [item for item in items if tenth(item.prompt) in tenths] for split, tenths in shares.items()}
+    advice = (
+        f"; {len(items)} rows were dealt out by hash: give a file for the split, or split_shares: null (None in Python)"
+    )
     return ListItems({split: part for split, part in dealt.items() if part}, advice=advice)
 
 
@@ -89,16 +89,21 @@ def template(field: str, text: Any) -> Callable[[str, Row], str]:
         >>> template("prompt", "Q: {question} {{x}}")("questions.jsonl:1", {"question": "1 + {x}?"})
         'Q: 1 + {x}? {x}'
     """
+    if isinstance(text, Mapping):  # what YAML makes of {question}
+        remedy = f'YAML reads braces as a mapping; quote the text: {field}: "{{column}}" in a file, '
+        raise SettingError(field, text, remedy + f"'env_settings.{field}=\"{{column}}\"' on the command line")
     if not isinstance(text, str) or not text:
         raise SettingError(field, text, "give a column's name, or a text with {column} in it")
     if "{" not in text and "}" not in text:
         return lambda where, row: _text(field, text, where, row)
-    for place in PLACE.finditer(text):
-        if place[0] in "{}":
-            raise SettingError(field, text, "write {column} with a plain name in it, and {{ or }} for a brace itself")
+    braces = Braces(field, text)
+    spelt = set(braces.spelt)
 
     def fill(where: str, row: Row) -> str:
-        return PLACE.sub(lambda place: _text(field, place[1], where, row) if place[1] else place[0][0], text)
+        for name in spelt & row.keys():
+            spelt.discard(name)  # told once
+            _log.warning("%s %r writes {%s} as it stands: for the column, do not double the braces", field, text, name)
+        return braces.fill(lambda column: _text(field, column, where, row))
 
     return fill
 
@@ -204,6 +209,9 @@ def _shares(given: Any) -> Mapping[str, range]:
         return SHARES
     shares = [share for share in given if type(share) is int and share >= 0] if isinstance(given, Sequence) else []
     if len(shares) != 3 or len(given) != 3 or sum(shares) != 10:
-        raise SettingError("split_shares", given, "give tenths for train, validation and test, such as [8, 1, 1]")
+        remedy = (
+            "give tenths for train, validation and test that sum to 10, such as [8, 1, 1], or null: every row in each"
+        )
+        raise SettingError("split_shares", given, remedy)
     ends = [sum(shares[: n + 1]) for n in range(3)]
     return {split: range(end - share, end) for split, share, end in zip(SHARES, shares, ends, strict=True) if share}

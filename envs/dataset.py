@@ -18,7 +18,7 @@ def dataset(
     *, data: Any = EXAMPLE, reward: Any = "exact", tokenizer: Any = "embedded:grounded-teacher", name: str = "",
     **settings: Any,
 ) -> TextTask:  # fmt: skip
-    """The task behind `rlgkd/Dataset-v0`: `TextTask` on `data` (see rlgkd.envs.data.read_items).
+    """Your own data, from a file, a folder or a list, with a reward by name (see rlgkd.envs.data.read_items).
 
     The tokenizer should be the student's, as it is by `rlgkd train`; the one here stands in, like the example.
 

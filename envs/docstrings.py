@@ -128,7 +128,7 @@ def docstring_summary(
     max_prompt_tokens: int = MAX_PROMPT_TOKENS,
     packages: Sequence[str] = PACKAGES,
 ) -> TextTask:
-    """The task behind `rlgkd/DocstringSummary-v0`.
+    """The first line of a docstring of the installed Python libraries, from its body; the reward is ROUGE.
 
     Args:
         tokenizer: A model's name or a loaded tokenizer; it must have a chat template.

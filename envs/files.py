@@ -11,6 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,24 @@ def _json_lines(path: Path, name: str) -> Iterator[tuple[str, Row]]:
             continue
         where = f"{name}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_once, where))
+        except DataError:  # is a ValueError too
+            raise
         except (ValueError, RecursionError) as error:
             raise _bad(where, f'it is no JSON ({error}); write one {{"column": value}} a line') from error
         if not isinstance(row, dict):
             raise _bad(where, f'it holds {_kind(row)}; write one {{"column": value}} a line')
         yield where, row
+
+
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, where Python's own would keep the last of two that share a key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _bad(where, f"key {twice!r} stands there twice; keep one")
+    return found
 
 
 def _csv(path: Path, name: str, delimiter: str) -> Iterator[tuple[str, Row]]:
@@ -135,6 +148,9 @@ def _csv_rows(lines: Any, name: str) -> Iterator[tuple[str, Row]]:
             twice = {column for column in fields if fields.count(column) > 1}
             if twice:
                 raise _bad(where, f"column {min(twice)!r} stands there twice; rename one")
+            if len(fields) == 1 and (other := next((sign for sign in ";\t" if sign in fields[0]), None)):
+                remedy = "name it .tsv" if other == "\t" else "save it with commas in a .csv, or with tabs in a .tsv"
+                raise _bad(where, f"its one column is {fields[0]!r}, which holds {other!r}; {remedy}")
             header = fields
         elif len(fields) == len(header):
             yield where, dict(zip(header, fields, strict=True))

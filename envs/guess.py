@@ -27,7 +27,7 @@ def guess(
     max_new_tokens: int = 96,
     max_prompt_tokens: int = 48,
 ) -> TextTask:
-    """The task behind `rlgkd/Guess-v0`.
+    """A game of several turns: guess a number, be told `higher` or `lower`, and guess again.
 
     The reward is 1 for the right number at once and falls evenly to 1 / guesses for the last guess; 0 for none. Halving
     the range finds any of n numbers in log2(n + 1) guesses, rounded up. Text that is no whole number ends the game.

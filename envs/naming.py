@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import operator
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -31,6 +31,7 @@ from rlgkd.envs.calling import Reward
 from rlgkd.errors import SettingError
 from rlgkd.ops._names import unknown_remedy
 
+_log = logging.getLogger(__name__)
 GROUP = "rlgkd.rewards"
 TEXT_ENV = "rlgkd.envs.text_env:TextGenerationEnv"
 
@@ -100,9 +101,7 @@ def plugin_rewards() -> dict[str, EntryPoint]:
     for entry in entry_points(group=GROUP):
         if entry.name in shipped_rewards() or entry.name in found:
             owner = origin(found[entry.name]) if entry.name in found else "rlgkd"
-            warnings.warn(
-                f"reward {entry.name!r} of {origin(entry)} is left out: {owner} has one of that name", stacklevel=2
-            )
+            _log.warning("reward %r of %s is left out: %s has one of that name", entry.name, origin(entry), owner)
         else:
             found[entry.name] = entry
     return found

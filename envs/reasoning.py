@@ -28,7 +28,7 @@ def reasoning_gym(
     tokenizer: Any = "embedded:grounded-teacher", max_prompt_tokens: int = 208, max_new_tokens: int = 32,
     **settings: Any,
 ) -> TextTask:  # fmt: skip
-    """The task behind `rlgkd/ReasoningGym-v0`.
+    """The problems of one data set of the reasoning-gym package, scored by its own rules.
 
     Args:
         dataset: Its name in reasoning-gym.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -14,10 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from rlgkd.envs.calling import Grader
 from rlgkd.envs.chat import chat_pieces
 from rlgkd.envs.data import Shares, read_items
+from rlgkd.envs.faults import told_of
 from rlgkd.envs.naming import import_object, reward_from
-from rlgkd.errors import DataError, SettingError
+from rlgkd.errors import DataError, RlgkdError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
+from rlgkd.ops._names import UnknownSettingError, keywords, takes_any, told
 from rlgkd.ops.masks import TokenMask
 from rlgkd.types import Item, Score, Task
 
@@ -33,6 +36,7 @@ _log = logging.getLogger(__name__)
 class TextTask:
     """Prompts, tokenizer, limits and reward: implements `rlgkd.types.Task`."""
 
+    @told
     def __init__(
         self,
         *,
@@ -73,22 +77,25 @@ class TextTask:
             at_limit: `terminate`: a text that reaches the limit is scored as it stands. `truncate`: it is cut off there
                 and not scored; rlgkd's agents leave it out of the policy term (DAPO's overlong filtering), in
                 Gymnasium's terms it is `truncated`, and other libraries put the last state's value in its place.
-            system: The system's message before it.
+            system: The system's message before it; it needs `chat`.
             prompt: Column or template of the prompt, for data in rows.
             reference: Column or template of the reference; None takes the column `reference` where there is one.
             split_shares: Tenths of a lone file's prompts for train, validation and test; None gives all to each.
             quality: Measures for evaluation, never seen by training.
             name: Shown in reports.
-            reward_timeout: Seconds for a batch, after which the reward has failed; None waits.
-            max_failed_rewards: Share of failed samples at which the run stops; below it they are left out.
+            reward_timeout: Seconds for a batch (or for a sample, of a reward of single ones), after which the reward
+                has failed; None waits for ever, so give one where a reward may hang.
+            max_failed_rewards: Share of failed samples above which the run stops, below it they are left out; taken
+                over 200 samples or more, the one worst batch not counted. Where not one was scored, 50 are enough.
             mask: Which tokens may come next, see rlgkd.ops.masks; the environments tell it as `action_masks()`, for
                 a policy to keep to, and take any token all the same. None allows all.
 
         Raises: SettingError, DataError, ModelError.
         """
-        for field, value in (("max_new_tokens", max_new_tokens), ("max_prompt_tokens", max_prompt_tokens)):
-            if value < 1:
-                raise SettingError(field, value, "give at least 1 token")
+        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
+        for field, value in limits.items():
+            if not isinstance(value, Integral) or value < 1:
+                raise SettingError(field, value, "give at least 1 token, as a whole number")
         if at_limit not in AT_LIMIT:
             raise SettingError("at_limit", at_limit, f"choose one of {', '.join(AT_LIMIT)}")
         if system and not chat:
@@ -105,7 +112,7 @@ class TextTask:
             for id_, text in zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
             if text != self.tokenizer.unk_token or id_ == end_token(self.tokenizer)
         }
-        self._told_unknown = False
+        self._told_unknown = self._told_long = False
         self._frame, self._reply_frame = self._frames(system, reply is not None) if chat else (([], []), ([], []))
 
     def size(self, split: str) -> int:
@@ -140,13 +147,35 @@ class TextTask:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
-        """What the environment says behind the last turn; None where the episode is over."""
-        return None if self.reply_of is None else self.reply_of(item, turns)
+        """What the environment says behind the last turn; None where the episode is over.
+
+        Raises: SettingError where `reply` raised, or returned something else.
+        """
+        if self.reply_of is None:
+            return None
+        try:
+            text: Any = self.reply_of(item, turns)
+        except RlgkdError:
+            raise
+        except Exception as error:
+            remedy = f"it raised {told_of(error, self.reply_of)}; return a text, or None where the episode is over"
+            raise SettingError("reply", name_of(self.reply_of), remedy) from error
+        if text is not None and not isinstance(text, str):
+            remedy = f"it returned {text!r:.60}; return a text, or None where the episode is over"
+            raise SettingError("reply", name_of(self.reply_of), remedy)
+        return text
 
     def encode_reply(self, text: str) -> list[int]:
         """The ids of a reply; with `chat`, as the user's next message."""
         before, after = self._reply_frame
-        return [*before, *self._encode("reply", text, text), *after]
+        ids = [*before, *self._encode("reply", text[:40], text), *after]
+        if len(ids) >= self.max_new_tokens and not self._told_long:
+            self._told_long = True
+            _log.warning(
+                "reply %r has %d tokens and never fits, so the episode ends at the limit, as others may; "
+                "shorten it, or raise max_new_tokens, now %d", text[:40], len(ids), self.max_new_tokens,
+            )  # fmt: skip
+        return ids
 
     def score(
         self,
@@ -198,15 +227,42 @@ class TextTask:
 
 
 def build_task(task: Task | Callable[..., Task] | str | None, **settings: Any) -> Task:
-    """A task as given, from its maker, the maker's import path `package.module:function`, or TextTask's settings."""
+    """A task as given, from its maker, the maker's import path `package.module:function`, or TextTask's settings.
+
+    Raises: SettingError for a maker that raises, makes no task, or does not take a setting; what the task raises.
+    """
+    path = task if isinstance(task, str) else ""
     if isinstance(task, str):
         if ":" not in task:
             raise SettingError("task", task, "give package.module:function, or a registered id to gym.make")
         task = cast(Callable[..., Task], import_object("task", task))
     if callable(task):
-        return task(**settings)
+        return _made(task, path, settings)
     if task is not None:
         if settings:
             raise SettingError("task", sorted(settings), "a ready task takes no further settings")
         return task
     return TextTask(**settings)
+
+
+def _made(maker: Callable[..., Task], path: str, settings: dict[str, Any]) -> Task:
+    name, known = name_of(maker), keywords(maker)
+    unknown = next((setting for setting in settings if setting not in known), None)
+    if unknown is not None and not takes_any(maker):
+        raise UnknownSettingError(unknown, settings[unknown], name, known)
+    try:
+        task = maker(**settings)
+    except UnknownSettingError as error:  # passed on to TextTask: the maker's own may have been meant
+        raise UnknownSettingError(error.field, settings.get(error.field), name, known | error.known) from error
+    except RlgkdError:
+        raise
+    except Exception as error:
+        raise SettingError("task", path or name, f"it raised {told_of(error, maker)}; mend it there") from error
+    if not isinstance(task, Task):
+        raise SettingError("task", path or name, f"it returned {task!r:.60} and no task; return a TextTask")
+    return task
+
+
+def name_of(function: object) -> str:
+    """A function's name; an object's that is called, the name of its type."""
+    return getattr(function, "__name__", type(function).__name__)

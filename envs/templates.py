@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from rlgkd.envs.braces import Braces
 from rlgkd.envs.calling import SINGULAR
 from rlgkd.envs.chat import chat_pieces
 from rlgkd.errors import SettingError
@@ -29,20 +29,18 @@ class Template:
 
         Raises: SettingError for braces that are no field, or a field of `needs` that is not there.
         """
-        try:
-            parts = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
-        except ValueError as error:
-            raise SettingError("template", text, f"double the braces of the text itself ({error})") from error
-        if any(not str(name).isidentifier() or rest != ["", None] for name, *rest in parts):
-            raise SettingError("template", text, "write fields as {completion}, and double the text's own braces")
-        self.text, self.fields = text, tuple(dict.fromkeys(str(name) for name, *_ in parts))
+        self._braces = Braces("template", text)
+        self.text, self.fields = text, self._braces.names
+        for name in self.fields:
+            if not name.isidentifier():  # a reward asks for its columns by its arguments' names
+                raise SettingError("template", text, f"{name!r} can be no argument of a reward; rename the column")
         for name in needs:
             if name not in self.fields:
                 raise SettingError("template", text, f"it lacks the field {{{name}}}")
 
     def __call__(self, **values: object) -> str:
         """The text with these values."""
-        return self.text.format(**values)
+        return self._braces.fill(lambda name: str(values[name]))
 
 
 @dataclass(frozen=True)

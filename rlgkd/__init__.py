@@ -7,12 +7,13 @@ path of a function that returns its task; nothing of theirs is imported until th
 
 from __future__ import annotations
 
-import warnings
+import logging
 from importlib.metadata import entry_points
 
 import gymnasium as gym
 
 __version__ = "0.1.0"
+_log = logging.getLogger(__name__)
 
 
 def _register(id_: str, task: str, package: str) -> None:
@@ -22,7 +23,7 @@ def _register(id_: str, task: str, package: str) -> None:
         return
     if there is not None:
         owner = _packages.get(id_, str(there.entry_point))
-        warnings.warn(f"environment {id_!r} of {package} is left out: {owner} has one of that id", stacklevel=3)
+        _log.warning("environment %r of %s is left out: %s has one of that id", id_, package, owner)
         return
     try:
         gym.register(
@@ -32,8 +33,11 @@ def _register(id_: str, task: str, package: str) -> None:
             kwargs={"task": task},
         )
         _packages[id_] = package
-    except gym.error.Error as error:
-        warnings.warn(f"environment {id_!r} of {package} is left out: {error}", stacklevel=3)
+    except gym.error.Error:
+        _log.warning(
+            "environment %r of %s is left out: its id does not register; name the entry point like namespace/Name-v0",
+            id_, package,
+        )  # fmt: skip
 
 
 _packages: dict[str, str] = {}

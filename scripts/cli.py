@@ -1,12 +1,14 @@
 """The command line: `rlgkd COMMAND` and `python scripts/COMMAND.py` are the same.
 
-An error that is the user's to mend is one line on stderr and exit code 2; anything else keeps its traceback.
+An error that is the user's to mend is one line on stderr and exit code 2, with where a traceback of the user's own code
+was written to; anything else keeps its traceback.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from datetime import datetime
@@ -134,7 +136,9 @@ def generate(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="envs, recipes, divergences, rewards or models; all by default.")] = "",
+    what: Annotated[
+        str, typer.Argument(metavar="[KIND]", help="Such as settings, envs or recipes; all kinds by default.")
+    ] = "",
 ) -> None:
     """List what there is to name."""
     from rlgkd.scripts import list as listing
@@ -160,13 +164,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
     except RlgkdError as error:
-        if isinstance(error, RewardError) and error.__cause__ is not None:  # the user's own code: show where
-            traceback.print_exception(error.__cause__)
-        print(f"rlgkd: {error}", file=sys.stderr)
+        print(f"rlgkd: {error}{_traceback(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rlgkd: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _traceback(error: RlgkdError) -> str:
+    """Where the traceback of a reward's failure was written to; empty for other errors."""
+    if not isinstance(error, RewardError) or error.__cause__ is None:
+        return ""
+    with tempfile.NamedTemporaryFile("w", prefix="rlgkd-reward-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error.__cause__, file=file)
+    return f"; its traceback: {file.name}"
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import gymnasium as gym
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.errors import SettingError
+from rlgkd.scripts import reference
 from rlgkd.scripts.settings import RECIPES, nearest, read, recipe_names
 
 
@@ -25,12 +26,22 @@ def show(what: str = "") -> None:
 
 
 def _envs() -> Table:
-    from rlgkd.envs.naming import text_env_ids
-
-    table = Table("id", "task", title="envs")
-    for name in text_env_ids():
-        table.add_row(name, str(gym.registry[name].kwargs.get("task", "")))
+    table = Table("id", "what it is, and its settings", title="envs", show_lines=True)
+    for name, takes, about in reference.environments():
+        table.add_row(name, f"{escape(about)}\n[dim]{takes}[/dim]")
     return table
+
+
+def _settings() -> Group:
+    tables = []
+    for title, rows in {
+        "settings of a run": reference.run_settings(),
+        "settings of an environment, behind `env_settings.`": reference.environment_settings(),
+    }.items():
+        tables.append(Table("setting", "default", "what it is", title=title))
+        for row in rows:
+            tables[-1].add_row(*map(escape, row))
+    return Group(*tables)
 
 
 def _recipes() -> Table:
@@ -91,7 +102,8 @@ def _models() -> Table:
     return table
 
 
-KINDS: dict[str, Callable[[], Table]] = {
+KINDS: dict[str, Callable[[], RenderableType]] = {
+    "settings": _settings,
     "envs": _envs,
     "recipes": _recipes,
     "divergences": lambda: _functions()[0],

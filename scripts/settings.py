@@ -38,52 +38,120 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("run", description="shown in the report; names the default folder")
-    env: str = Field("rlgkd/GroundedSummary-v0", description="registered id of the environment")
-    env_settings: dict[str, Any] = Field(default_factory=dict, description="passed to the environment")
-    agent: Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"] = Field("Reinforce", description="the algorithm")
+    env: str = Field("rlgkd/GroundedSummary-v0", description="registered id of the environment (rlgkd list envs)")
+    env_settings: dict[str, Any] = Field(
+        default_factory=dict, description="passed to the environment, each as env_settings.NAME=value"
+    )
+    agent: Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"] = Field(
+        "Reinforce", description="the algorithm: Reinforce, RLOO, GRPO, PPO or Distill"
+    )
     student: str = Field("", description="model that is trained; by default the environment's own, if it brings one")
-    student_layers: list[int] = Field(default_factory=list, description="keep only these layers of it")
-    teacher: str = Field("", description="model it stays close to; null for none; by default the environment's own")
+    student_layers: list[int] = Field(
+        default_factory=list, description="keep only these layers of the student; all where empty"
+    )
+    teacher: str = Field(
+        "", description="model that the student stays close to; null for none; by default the environment's own"
+    )
     tokens: int = Field(200_000, ge=1, description="tokens to train for: generated ones, or read from data")
     alpha: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="weight of the divergence: 0 pure RL, 1 pure distillation; null is the agent's own",
+        description="weight of the divergence in Eq. 5: 0 pure RL, 1 pure distillation; null is the agent's own",
     )
     alpha_end: float | None = Field(None, ge=0, le=1, description="where alpha goes to; null keeps it constant")
-    alpha_shape: SHAPE = Field("linear", description="of its way to alpha_end")
-    divergence: str = Field("reverse_kl", description="rlgkd list divergences")
-    beta: float | None = Field(None, ge=0, le=1, description="of a divergence that takes it")
-    normalized: bool = Field(False, description="of a divergence that takes it")
-    skew: float | None = Field(None, ge=0, lt=1, description="of a divergence that takes it")
-    teacher_top_k: int | None = Field(None, ge=1, description="tokens of the teacher that the divergence sees; all")
-    combination: Literal["in_loss", "in_reward"] = Field("in_loss", description="where the divergence joins the reward")
-    divergence_target: float | None = Field(None, gt=0, description="nats at which alpha is steered to hold it")
+    alpha_shape: SHAPE = Field("linear", description="of alpha's way to alpha_end: linear, cosine or exponential")
+    divergence: str = Field(
+        "reverse_kl", description="how the student differs from the teacher (rlgkd list divergences)"
+    )
+    beta: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of jsd: the teacher's weight in the mixture, near 0 like forward KL, near 1 like reverse",
+    )
+    normalized: bool = Field(
+        False, description="of jsd: divide by beta (1 - beta), so that the scale stays when beta is varied"
+    )
+    skew: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="of skew_forward_kl and skew_reverse_kl: share of the first in the second; null is their own",
+    )
+    teacher_top_k: int | None = Field(
+        None, ge=1, description="how many of the teacher's likeliest tokens the divergence sees; null is all"
+    )
+    combination: Literal["in_loss", "in_reward"] = Field(
+        "in_loss",
+        description="where the divergence joins the reward: in_loss beside the advantage, in_reward before it",
+    )
+    divergence_target: float | None = Field(
+        None, gt=0, description="nats at which the divergence is held by steering alpha; null leaves alpha alone"
+    )
     alpha_rate: float = Field(0.1, gt=0, description="the most that the log-odds of a steered alpha move at an update")
-    teacher_decay: float | None = Field(None, ge=0, le=1, description="the teacher averages the student's past by it")
+    teacher_decay: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the teacher that stays at each step, the rest becomes the student; null leaves it alone",
+    )
     student_fraction: float = Field(1.0, ge=0, le=1, description="share of batches sampled from the student")
-    student_fraction_end: float | None = Field(None, ge=0, le=1, description="where it goes to; null keeps it constant")
-    student_fraction_shape: SHAPE = Field("linear", description="of its way there")
-    mixture: Literal["batch", "prompt"] = Field("batch", description="what the coin of student_fraction is thrown for")
-    off_policy: Literal["references", "teacher"] = Field("references", description="what the other texts are")
+    student_fraction_end: float | None = Field(
+        None, ge=0, le=1, description="where student_fraction goes to; null keeps it constant"
+    )
+    student_fraction_shape: SHAPE = Field(
+        "linear", description="of student_fraction's way to its end: linear, cosine or exponential"
+    )
+    mixture: Literal["batch", "prompt"] = Field(
+        "batch", description="what the coin of student_fraction is thrown for: each batch or each prompt"
+    )
+    off_policy: Literal["references", "teacher"] = Field(
+        "references", description="what the texts are that the student does not sample: references or the teacher's"
+    )
     teacher_texts: str | None = Field(None, description="file that keeps the teacher's texts; null draws them anew")
-    behaviour: str | None = Field(None, description="teacher_mixed or interleaved; null: the student alone samples")
-    teacher_share: float | None = Field(None, ge=0, le=1, description="of a behaviour that takes it")
-    kept_top_k: int | None = Field(None, ge=1, description="of a behaviour that takes it")
+    behaviour: str | None = Field(
+        None, description="who samples beside the student (rlgkd list behaviours); null: the student alone"
+    )
+    teacher_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of behaviour teacher_mixed: the teacher's weight in what is sampled from; null is its own",
+    )
+    kept_top_k: int | None = Field(
+        None,
+        ge=1,
+        description="of behaviour interleaved: its token stays if the teacher ranks it so high; null is its own",
+    )
     estimator: Literal["exact", "sampled", "sampled_centred", "k2", "k3"] = Field(
-        "exact", description="of the divergence's gradient"
+        "exact",
+        description="of the divergence's gradient: exact, or by the sampled token: sampled, sampled_centred, k2, k3",
     )
     horizon: float = Field(0.0, ge=0, le=1, description="how much of the later divergence a token answers for")
-    advantage: str | None = Field(None, description="what rewards become; null is the agent's own")
+    advantage: str | None = Field(
+        None, description="what rewards become (rlgkd list advantages); null is the agent's own"
+    )
     policy_loss: str | None = Field(None, description="reinforce, clipped or clipped_weight; null is the agent's own")
-    policy_reduction: str | None = Field(None, description="how the policy term averages; null is the agent's own")
-    divergence_reduction: str = Field("sequence_mean", description="how the divergence averages")
-    clip_low: float | None = Field(None, ge=0, le=1, description="of a policy loss that takes it")
-    clip_high: float | None = Field(None, ge=0, description="of a policy loss that takes it")
-    ratio: Literal["token", "sequence"] | None = Field(None, description="what it holds; null is the agent's own")
+    policy_reduction: str | None = Field(
+        None, description="as divergence_reduction, of the policy term; null is the agent's own"
+    )
+    divergence_reduction: str = Field(
+        "sequence_mean", description="how the divergence averages: sequence_mean, token_mean, sequence_sum or constant"
+    )
+    clip_low: float | None = Field(
+        None, ge=0, le=1, description="of the clipped losses: how far below 1 a ratio counts; null is the loss's own"
+    )
+    clip_high: float | None = Field(
+        None, ge=0, description="of the clipped losses: how far above 1 a ratio counts; null is the loss's own"
+    )
+    ratio: Literal["token", "sequence"] | None = Field(
+        None, description="what the clipped losses take ratios of: each token or the sequence; null is the agent's own"
+    )
     entropy_bonus: float = Field(0.0, ge=0, description="weight of the policy's entropy, in reward per nat")
-    drop_even_groups: bool = Field(False, description="no policy term where all samples of a prompt earned the same")
+    drop_even_groups: bool = Field(
+        False, description="leave out of the policy term a prompt whose samples all earned the same"
+    )
     overlong_buffer: int = Field(0, ge=0, description="last tokens before the limit, over which a penalty grows to 1")
     normalise_rewards: bool = Field(False, description="divide rewards by the deviation of all that were seen so far")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="of PPO: 0 trusts the values alone, 1 the rewards alone")
@@ -97,8 +165,10 @@ class RunSettings(BaseModel):
     group_size: int = Field(4, ge=1, description="samples of each prompt")
     epochs: int = Field(1, ge=1, description="steps of the optimizer on each rollout")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, after the warm-up")
-    learning_rate_end: float = Field(0.1, ge=0, le=1, description="fraction of it left at the end, reached linearly")
-    warmup: float = Field(0.02, ge=0, lt=1, description="share of the tokens over which it rises from 0")
+    learning_rate_end: float = Field(
+        0.1, ge=0, le=1, description="fraction of the learning rate left at the end, reached linearly"
+    )
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the tokens over which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     token_budget: int = Field(16384, ge=1, description="tokens of one micro-batch, padding included")
@@ -108,7 +178,9 @@ class RunSettings(BaseModel):
     seed: int = Field(0, ge=0, description="of everything random")
     eval_split: str = Field("test", description="split of the evaluation before and after")
     eval_prompts: int = Field(256, ge=1, description="prompts of the evaluation")
-    eval_seed: int = Field(0, ge=0, description="of its prompts and samples: the same whatever the seed of training")
+    eval_seed: int = Field(
+        0, ge=0, description="of the evaluation's prompts and samples: the same whatever the seed of training"
+    )
     checkpoint_every: int = Field(50, ge=1, description="updates between checkpoints")
 
     @field_validator("teacher", mode="before")
@@ -186,7 +258,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         try:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
-            raise SettingError(key, text, f"it is no YAML value: {_one_line(error)}") from error
+            quoted = text.replace('"', r"\"")
+            remedy = f"it is no YAML value; if it is a text, write '{key}=\"{quoted}\"'"
+            raise SettingError(key, text, remedy) from error
         if key.startswith("env_settings."):
             name = key.removeprefix("env_settings.")
             key, value = "env_settings", {**(values.get("env_settings") or {}), name: settled(name, value, [Path()])}

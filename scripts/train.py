@@ -31,6 +31,7 @@ from rlgkd.envs.naming import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
+from rlgkd.ops._names import UnknownSettingError
 from rlgkd.scripts import report
 from rlgkd.scripts.recorder import CHECKPOINTS, GROWING, PROGRESS, TIMES, ProgressCsv, Recorder, TimesCsv
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
@@ -93,6 +94,8 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
         return make_sb3_vec_env(env, seed=seed, **{**env_settings, **own})
     except gym.error.Error as error:
         raise SettingError("env", env, nearest(env, text_env_ids())) from error
+    except UnknownSettingError as error:
+        raise SettingError(f"env_settings.{error.field}", error.value, error.remedy) from error
     except TypeError as error:
         raise SettingError("env_settings", env_settings, str(error)) from error
 

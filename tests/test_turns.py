@@ -164,6 +164,27 @@ def test_a_text_that_was_cut_has_no_policy_term_and_its_reward_is_not_asked_for(
     assert agent.latest["rollout/truncated"] == pytest.approx(cut.count(True) / len(cut))
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [(lambda item, turns: {}["answer"], r"it raised KeyError: 'answer' \(.*_turns.py:\d+, in <lambda>\); return a"),
+     (lambda item, turns: 3, "it returned 3; return a text, or None"),
+     (lambda item, turns: ["A"], r"it returned \['A'\]; return a text, or None")],
+)  # fmt: skip
+def test_a_reply_that_raises_or_is_no_text_is_one_line_that_says_where(said, words):
+    task = talk(reply=said)
+    with pytest.raises(SettingError, match=f"reply: '<lambda>' does not work; {words}") as caught:
+        rollout(policy(), task, items(task), group=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reply_that_could_never_fit_is_told_once_and_ends_the_episode(caplog):
+    task = talk(reply=lambda item, turns: "C " * 20)
+    stops = {t.stop for t in rollout(policy(), task, items(task), group=8)}
+    assert stops == {StopReason.LENGTH}
+    (record,) = caplog.records
+    assert "has 20 tokens and never fits" in record.getMessage() and "max_new_tokens, now 12" in record.getMessage()
+
+
 def test_an_unknown_limit_is_refused():
     with pytest.raises(SettingError, match="at_limit"):
         talk(at_limit="cut")

@@ -54,7 +54,7 @@ class GroundedItems:
 def grounded_summary(
     *, max_new_tokens: int = MAX_NEW_TOKENS, max_prompt_tokens: int = MAX_PROMPT_TOKENS, device: str = "cpu"
 ) -> TextTask:
-    """The task behind `rlgkd/GroundedSummary-v0`; the classifier runs on `device`."""
+    """One sentence about a short passage of news; the reward is that a learned classifier finds it entailed."""
 
     def entailment(passage: Sequence[str], completions: Sequence[str]) -> list[float | Exception]:
         return classifier(device)(passage, completions)

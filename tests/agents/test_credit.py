@@ -110,7 +110,7 @@ def test_a_sum_of_rewards_sums_their_steps():
 )
 def test_steps_that_do_not_fit_are_a_failure(reward, message):
     with pytest.raises(RewardError, match=message):
-        rolled(reward=reward, prompts_per_update=32)
+        rolled(reward=reward, prompts_per_update=64)
 
 
 def test_running_moments_are_those_of_all_values():

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlgkd.agents import Distill, Reinforce
+from rlgkd.agents import PPO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
@@ -281,6 +281,16 @@ def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):
     with pytest.raises(SettingError) as error:
         agent(**settings)
     assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "nearest"),
+    [(Reinforce, "alhpa", "alpha"), (Distill, "learningrate", "learning_rate"), (PPO, "gae_lamda", "gae_lambda"),
+     (PPO, "horizn", "horizon")],
+)  # fmt: skip
+def test_a_misspelt_keyword_is_refused_with_the_nearest(kind, setting, nearest):
+    with pytest.raises(SettingError, match=f"^{setting}: 1 does not work; {kind.__name__} has .* mean '{nearest}'"):
+        kind(model(), environment(), **{setting: 1})
 
 
 def test_distillation_refuses_an_alpha_of_its_own():

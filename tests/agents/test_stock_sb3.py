@@ -159,6 +159,11 @@ def test_what_was_sampled_stays_possible_when_a_mask_by_a_model_changes_its_mind
     assert logp.isfinite().all()
 
 
+def test_without_a_model_it_is_told_where_to_name_it():
+    with pytest.raises(SettingError, match=r'model: None does not work; name it: policy_kwargs=\{"model": "'):
+        PPO(LanguageModelActorCritic, environment(), device="cpu")
+
+
 def test_what_does_not_fit_is_refused():
     module, env = tiny.model(vocabulary=4), environment()
     with pytest.raises(SettingError, match="tokenizer"):

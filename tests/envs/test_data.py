@@ -107,14 +107,15 @@ def test_shares_are_tenths_of_the_prompts() -> None:
 
 
 def test_a_split_that_no_row_falls_to_is_told_with_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"split: 'test' .*1 rows were dealt out by hash: .*split_shares=None"):
+    with pytest.raises(DataError, match=r"split: 'test' .*1 rows were dealt out by hash: .*split_shares: null"):
         read_items(["one"], split_shares=(10, 0, 0)).size("test")
 
 
 @pytest.mark.parametrize("shares", [(8, 1), (8, 1, 2), (8, 1, 0.5), (11, -1, 0), 8, "811", {"train": 8}])
 def test_shares_that_are_no_tenths_are_refused(shares: Any) -> None:
-    with pytest.raises(SettingError, match=r"split_shares: .*give tenths"):
-        read_items(["a"], split_shares=shares)
+    for data in (["a"], "/no/such/file.csv", {"train": ["a"], "test": ["b"]}):  # whatever the data, and before it
+        with pytest.raises(SettingError, match=r"split_shares: .*give tenths .* such as \[8, 1, 1\], or null"):
+            read_items(data, split_shares=shares)
 
 
 def test_a_folders_files_are_the_splits_that_they_are_named_after(tmp_path: Path) -> None:
@@ -225,6 +226,22 @@ def test_a_template_that_holds_more_than_columns_is_refused(text: str) -> None:
 def test_whatever_stands_in_a_row_or_around_comes_out_as_it_is(name: str, value: str, around: str) -> None:
     doubled = around.replace("{", "{{").replace("}", "}}")
     assert template("prompt", f"{doubled}{{{name}}}")("x:1", {name: value}) == around + value
+
+
+def test_a_column_in_doubled_braces_is_pointed_out_once(caplog: pytest.LogCaptureFixture) -> None:
+    fill = template("prompt", "{{question}} {{other}} {{{question}}}")
+    assert [fill("x:1", {"question": text}) for text in "ab"] == [
+        "{question} {other} {a}", "{question} {other} {b}"
+    ]  # fmt: skip
+    (record,) = caplog.records
+    assert "writes {question} as it stands: for the column, do not double the braces" in record.getMessage()
+
+
+def test_a_template_that_yaml_read_as_a_mapping_is_told_how_to_quote_it_in_a_file_and_on_the_command_line() -> None:
+    with pytest.raises(
+        SettingError, match=r"""reference: .* 'env_settings\.reference="\{column\}"' on the command line"""
+    ):
+        template("reference", {"answer": None})
 
 
 def test_a_missing_column_is_named_with_those_there_are() -> None:

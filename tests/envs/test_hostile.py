@@ -57,6 +57,17 @@ def embedded() -> PreTrainedTokenizerBase:
         ("a.jsonl", b'{"prompt": "a"}\nnull\n', "a.jsonl:2' does not work; it holds null"),
         ("a.jsonl", b'[{"prompt": "a"}]', "a.jsonl:1' does not work; it holds a list"),
         ("a.jsonl", b'{"prompt": "a"\n}', "a.jsonl:1' does not work; it is no JSON"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}',
+            "a.jsonl:2' does not work; key 'prompt' stands th",
+        ),
+        (
+            "a.csv",
+            b"prompt;x\na, b;1\n",
+            "a.csv:1' .* its one column is 'prompt;x', which holds ';'; save it with commas",
+        ),
+        ("a.csv", b"prompt\tx\na\t1\n", r"a.csv:1' .* its one column is .*, which holds .*; name it \.tsv"),
         ("a.jsonl", b"[" * 200_000, "a.jsonl:1' does not work; it is no JSON"),
         ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl:1' does not work; it is no JSON"),
         ("a.csv", b"x,prompt,x\n1,a,2\n", "a.csv:1' does not work; column 'x' stands there twice"),

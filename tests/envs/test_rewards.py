@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import sys
 import threading
 import time
@@ -214,6 +215,79 @@ def test_above_its_share_of_failures_the_run_stops_with_the_first_one() -> None:
     assert tolerant.failed / tolerant.scored == pytest.approx(0.2, abs=0.02) and tolerant.seconds > 0
 
 
+def failing(shares: Sequence[float], size: int, **settings: Any) -> int:
+    """Batches that go through, of a reward that fails for these shares of its batches in turn."""
+    share = iter(shares)
+
+    def reward(completions: list[str]) -> list[float]:
+        failed = round(next(share) * len(completions))
+        return [math.nan] * failed + [1.0] * (len(completions) - failed)
+
+    grader = Grader(reward, **settings)
+    for done in range(len(shares)):
+        try:
+            grader(ITEMS[:1] * size, ["a"] * size)
+        except RewardError:
+            return done
+    return len(shares)
+
+
+@pytest.mark.parametrize("first", [0.25, 1.0 - 1 / 64, 0.11])
+def test_one_bad_batch_stops_nothing_whenever_it_comes(first: float) -> None:
+    assert failing([first, *[0.0] * 20], 64) == 21
+    assert failing([*[0.0] * 3, first, *[0.0] * 20], 64) == 24
+    assert failing([*[0.0] * 3, 1.0, *[0.0] * 20], 64) == 24
+
+
+def test_a_share_that_lasts_stops_once_there_are_samples_enough_beside_the_worst_batch() -> None:
+    assert failing([0.25] * 20, 64) == 4  # 4 batches of 64 beside the worst, of which 64 failed
+    assert failing([0.09] * 100, 100) == 100
+    assert failing([0.25], FEWEST) == 0  # one batch that is large enough speaks for itself
+    assert failing([0.25], FEWEST - 4) == 1
+
+
+def test_a_reward_that_has_never_worked_stops_early_unless_all_may_fail() -> None:
+    assert failing([1.0] * 20, 10) == 4  # in the fifth batch, of HOPELESS samples
+    assert failing([1.0] * 20, 64) == 0
+    assert failing([1.0] * 20, 64, max_failed=1.0) == 20
+
+
+def broken(completions: list[str]) -> list[float]:
+    return deeper(completions)
+
+
+def deeper(completions: list[str]) -> list[float]:
+    return list(1 / (len(completions) - 2) for _ in completions)
+
+
+async def later(completions: list[str]) -> list[float]:
+    return deeper(completions)
+
+
+class Few:
+    def __call__(self, completions: list[str]) -> list[float]:
+        return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (broken, "ZeroDivisionError: .* \\(FILE:LINE, in deeper\\)"),
+        (later, "ZeroDivisionError: .* \\(FILE:LINE, in deeper\\)"),
+        (partial(broken), "in deeper"),
+        (Few(), "ValueError: it returned 1 values for 2 completions \\(FILE:LINE, __call__\\)"),
+        (lambda completions: [KeyError("a\nb")] * 2, "KeyError: .* \\(FILE:LINE, <lambda>\\)"),
+    ],
+)
+def test_a_failure_is_told_in_one_line_with_the_place_in_the_users_function(
+    reward: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graded(reward)
+    (record,) = caplog.records
+    told = words.replace("FILE", re.escape(__file__)).replace("LINE", r"\d+")
+    assert re.search(told, record.getMessage()) and "\n" not in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("settings", "field"),
     [({"timeout": 0.0}, "reward_timeout"), ({"max_failed": 2.0}, "max_failed_rewards"), ({"reward": 3}, "reward")],
@@ -294,7 +368,8 @@ def test_an_exception_in_a_samples_place_is_the_cause_of_that_sample_alone(caplo
     grader = Grader(lambda completions: [ValueError("no number"), 2.0], max_failed=1.0)
     first, second = grader(ITEMS, TEXTS)
     assert math.isnan(first.reward) and second.reward == 2.0 and grader.failed == 1
-    assert [record.getMessage().endswith("ValueError: no number") for record in caplog.records] == [True]
+    (record,) = caplog.records
+    assert "ValueError: no number (" in record.getMessage() and __file__ in record.getMessage()
     single = [
         score.reward for score in graded(lambda completion: KeyError(completion) if completion == "three" else 1.0)
     ]

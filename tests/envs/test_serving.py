@@ -175,7 +175,7 @@ def test_above_the_set_share_the_run_stops_with_the_first_cause(server: Server, 
     completions = [f"{'unknown' if n % 5 == 4 else 'good'} {n}" for n in range(FEWEST)]
     with caplog.at_level(logging.WARNING), pytest.raises(RewardError) as caught:
         grader(items(FEWEST), completions)
-    assert "10 of 50 samples failed" in str(caught.value)
+    assert "40 of 200 samples failed" in str(caught.value)
     assert f"the first failure: ConnectionError: {server.url} answered 404" in str(caught.value)
     assert isinstance(caught.value.__cause__, ConnectionError)
     assert len(caplog.records) == 1 and "answered 404" in caplog.text

@@ -32,6 +32,7 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
         ("agent=Reinforced", "Reinforce"),
         ("alpha", "key=value"),
         ("alpha=[", "no YAML value"),
+        ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
     ],
 )
 def test_a_bad_override_is_named_with_its_remedy(override: str, words: str) -> None:

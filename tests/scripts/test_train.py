@@ -133,7 +133,10 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
         (["train", "quickstart", "divergence=reverse_lk"], ["reverse_lk", "'reverse_kl'"]),
         (["train", "quickstart", "agent=Reinforce", "alpha=0", "student_fraction=0.5"], ["student_fraction", "0.5"]),
         (["train", "quickstart", "env_settings={max_prompt_tokens: 400}"], ["context", "256"]),
-        (["train", "quickstart", "env_settings={max_promt_tokens: 4}"], ["env_settings", "max_promt_tokens"]),
+        (
+            ["train", "quickstart", "env_settings={max_promt_tokens: 4}"],
+            ["env_settings.max_promt_tokens", "'max_prompt_tokens'"],
+        ),
         (["train", "quickstart", "env_settings={max_prompt_tokens: 20}"], ["prompt", "20"]),
         (["train", "--resume", "/no/such/run"], ["/no/such/run", "config.yaml"]),
         (["train", "no/such/file.yaml"], ["no/such/file.yaml"]),
