@@ -269,8 +269,8 @@ class _Layer:
 def product(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
     """The product of some rows with weights [out, in] that stand below each other, plus biases.
 
-    On a CPU, and if the number of rows is told, the weights are copied into the order in which oneDNN reads them, made for so many rows: the products of
-    decoding then take a half to a fifth of the time. Elsewhere they are left where they are.
+    On a CPU, and if the number of rows is told, the weights are copied into the order in which oneDNN reads them, made
+    for so many rows: the products of decoding then take a half to a fifth of the time. Else they stay where they are.
     """
     if rows is None or not packs(weights[0]):
 
