@@ -146,7 +146,7 @@ def path(x: Floats, series: Mapping[str, Floats], look: Look, name: str, unit: s
         )  # fmt: skip
         told.append(f"{label} from {compact(ys[0])} to {compact(ys[-1])}")
     axes.margins(0.1, 0.14)
-    axes.set_title("from 0 to 1", loc="left", x=-0.12, color=COLOURS["muted"], pad=7)
+    axes.set_title("from 0 to 1", loc="left", x=-0.12, color=COLOURS["muted"], pad=10)
     axes.set_xlabel(unit, color=COLOURS["muted"], labelpad=3)
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     axes.yaxis.set_major_formatter(lambda value, _: compact(value))
@@ -185,7 +185,7 @@ def _unit(axes: Axes, y: Metric) -> None:
     """Name the vertical axis, above it, and write its values in its unit."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(_with_unit(y), loc="left", x=-0.12, color=COLOURS["muted"], pad=7, parse_math=False)
+    axes.set_title(_with_unit(y), loc="left", x=-0.12, color=COLOURS["muted"], pad=10, parse_math=False)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: _tick(y, value))
@@ -208,6 +208,7 @@ def _tick(metric: Metric, value: float) -> str:
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     """Each label beside its point, tied to it by a line where it had to go farther."""
+    axes.autoscale_view()  # matplotlib would choose the limits only when it draws
     unit = 72 / figure.dpi  # offsets are in points, and so is the drawn page
     spots = unit * axes.transData.transform(np.array([point.middle for point in points]).reshape(-1, 2))
     sizes = [(LETTER[0] * len(point.label), LETTER[1]) for point in points]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
+from rlgkd.scripts import comparison_plots
+from rlgkd.scripts.comparison_plots import Look, Point, frontier
 from rlgkd.scripts.labels import MARKER, places
+from rlgkd.scripts.measures import METRICS
 
 ROOM = np.array([0.0, 40.0, 400.0, 240.0])
 NONE = np.empty((0, 4))
@@ -31,6 +36,26 @@ def test_labels_of_a_heap_cover_nothing_and_stay_in_the_plot(spread: float, corn
     assert not any(meet(label, dot) for label in labels for dot in dots)
     assert not any(meet(a, b) for n, a in enumerate(labels) for b in labels[:n])
     assert (labels[:, :2] >= ROOM[:2]).all() and (labels[:, 2:] <= ROOM[2:]).all()
+
+
+def test_labels_of_a_plot_are_placed_where_its_points_will_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        Point(label=str(n), x=(0.1 * n, 0.1 * n - 3, 4.0), y=(0.9, 0.5, 1.0), look=Look(label="", number=n))
+        for n in range(3)
+    ]
+    found = {}
+
+    def seen(spots: np.ndarray, sizes: object, lines: np.ndarray, room: np.ndarray) -> np.ndarray:
+        found.update(spots=spots, lines=lines, room=room)
+        return spots
+
+    monkeypatch.setattr(comparison_plots, "places", seen)
+    svg = frontier(points, METRICS["reverse_kl"], METRICS["reward"], "f")
+    drawn = [
+        float(x) for x in re.findall(r'<use xlink:href="[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\(--c', svg)
+    ]
+    assert drawn == pytest.approx(list(found["spots"][:, 0]), abs=0.01)
+    assert (found["lines"][:, 0] >= found["room"][0]).all() and (found["lines"][:, 2] <= found["room"][2]).all()
 
 
 def test_a_label_keeps_off_the_lines_and_close_to_its_point() -> None:

@@ -198,8 +198,8 @@ def test_a_mark_says_whether_the_interval_excludes_zero(key: str, low: float, hi
 
 
 def test_known_measures_come_in_their_order_and_unknown_ones_last() -> None:
-    scores = {key: {"mean": 0.5} for key in ("zeal", "length", "truth", "reward")}
-    assert [row.metric.label for row in rows({"after": scores})] == ["Reward", "Truth", "Length", "Zeal"]
+    scores = {key: {"mean": 0.5} for key in ("zeal", "length", "found", "truth", "reward")}
+    assert [row.metric.label for row in rows({"after": scores})] == ["Reward", "Truth", "Found", "Length", "Zeal"]
 
 
 def test_numbers_are_written_in_their_unit() -> None:
