@@ -47,31 +47,55 @@ def title(name: str) -> str:
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str) -> Estimate:
-    """Ours minus theirs, paired by seed and prompt, over the seeds that both have."""
+    """Ours minus theirs, paired by seed and prompt, over the seeds that both have; cut to what it can be."""
     by_seed = [{run["seed"]: run["measures"][measure] for run in cell["runs"]} for cell in (ours, theirs)]
     common = [seed for seed in by_seed[0] if seed in by_seed[1]]
     mine, other = (np.array([seeds[seed] for seed in common], dtype=np.float64) for seeds in by_seed)
-    return mean_interval(mine - other) if common else mean_interval(np.zeros((0, 0)))
+    found = mean_interval(mine - other) if common else mean_interval(np.zeros((0, 0)))
+    return found.within(*metric_of(measure).change_range)
+
+
+def clearly_best(cells: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The cell that is clearly better than every other on a measure that has a direction; empty where none is."""
+    scored = [cell for cell in cells if (cell["scores"].get(name) or {}).get("mean") is not None]
+    better = metric_of(name).better
+    if not better or len(scored) < 2:
+        return ""
+    best, others = _leading(scored, name)
+    return best["name"] if all(difference(best, other, name).sign == better for other in others) else ""
+
+
+def _leading(cells: Sequence[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """The cell with the best mean, and the others, the next first."""
+    better = metric_of(name).better
+    best, *others = sorted(cells, key=lambda cell: -better * cell["scores"][name]["mean"])
+    return best, others
 
 
 def _best(cells: Sequence[Mapping[str, Any]], name: str) -> Sentence:
-    """Which cell is best on a measure, and whom it clearly beats."""
+    """Which cell is best on a measure, if it clearly beats all others; else which come first, and whom that beats."""
     metric = metric_of(name)
-    best = max(cells, key=lambda cell: metric.better * cell["scores"][name]["mean"])
-    score = best["scores"][name]
-    bounds = metric.bounds(score["low"], score["high"], between=" to ")
-    others = [(cell, difference(best, cell, name)) for cell in cells if cell is not best]
-    clear = [(cell, change) for cell, change in others if change.sign == metric.better]
-    level = [cell for cell, change in others if change.sign != metric.better]
+    best, others = _leading(cells, name)
+    changes = [(cell, difference(best, cell, name)) for cell in others]
+    clear = [(cell, change) for cell, change in changes if change.sign == metric.better]
+    level = [cell for cell, change in changes if change.sign != metric.better]
+    word, label = "lowest" if metric.better < 0 else "best", _label(name)
+    told = "; ".join(f"{title(cell['name'])} by {_size(name, change)}" for cell, change in clear)
+    if not level:
+        text = f"{_scored(best, name)}." + (f" Clearly better than {told}." if told else "")
+        return Sentence(strong=f"{word.capitalize()} {label}: {title(best['name'])},", text=text)
+    near = ", ".join(f"{title(cell['name'])} ({metric.value(cell['scores'][name]['mean'])})" for cell in level)
+    text = f"{title(best['name'])} has {_scored(best, name)}, not clearly better than {near}"
+    text += f"; clearly better than {told}." if told else "."
+    return Sentence(strong=f"{word.capitalize()} {label}: none is clearly {word}.", text=text)
+
+
+def _scored(cell: Mapping[str, Any], name: str) -> str:
+    """Its mean with unit and interval."""
+    metric, score = metric_of(name), cell["scores"][name]
     unit = f" {metric.unit}" if metric.unit else ""
-    text = f"{metric.value(score['mean'])}{unit} (95% interval {bounds})"
-    if clear:
-        told = "; ".join(f"{title(cell['name'])} by {_size(name, change)}" for cell, change in clear)
-        text += f". Clearly better than {told}"
-    if level:
-        text += f". Not clearly better than {', '.join(title(cell['name']) for cell in level)}"
-    word = "Lowest" if metric.better < 0 else "Best"
-    return Sentence(strong=f"{word} {_label(name)}: {title(best['name'])},", text=f"{text}.")
+    bounds = metric.bounds(score["low"], score["high"], between=" to ")
+    return f"{metric.value(score['mean'])}{unit} (95% interval {bounds})"
 
 
 def _dominating(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:

@@ -15,7 +15,6 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +114,8 @@ def tables(cell: Mapping[str, Any], seeds: Sequence[int] | None = None) -> dict[
 
 
 def scores(cell: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Measure -> its mean with its interval, which for a share ends at 0 and 1."""
-    found = {}
-    for name, values in tables(cell).items():
-        estimate = mean_interval(values)
-        if metric_of(name).share:
-            estimate = replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-        found[name] = _plain(estimate)
-    return found
+    """Measure -> its mean with its interval, cut to what the measure can be."""
+    return {name: _plain(mean_interval(values).within(*metric_of(name).range)) for name, values in tables(cell).items()}
 
 
 def against(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -132,7 +125,7 @@ def against(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, dic
     mine, other = tables(ours, None if alone else common), tables(theirs, None if alone else common)
     return {
         name: {
-            "change": _plain(mean_interval(mine[name] - other[name])),
+            "change": _plain(mean_interval(mine[name] - other[name]).within(*metric_of(name).change_range)),
             "greater": _plain(improvement(mine[name], other[name])),
         }
         for name in mine

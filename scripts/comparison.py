@@ -6,14 +6,14 @@ Everything that a model wrote is escaped, and the page runs no script but its ow
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from rlgkd import checkpoint
-from rlgkd.scripts.answer import answer, title
+from rlgkd.scripts.answer import answer, clearly_best, title
 from rlgkd.scripts.comparison_panels import panels
 from rlgkd.scripts.comparison_plots import Look
 from rlgkd.scripts.measures import MARKS, METRICS, Score, metric_of, verdict
@@ -46,14 +46,15 @@ def view(results: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, Any
         "results": results, "settings": settings, "answers": answer(results),
         "plots": panels(results, timing, cells, looks),
         "divergence": DIVERGENCES.get(settings["divergence"], settings["divergence"]),
+        "asked": _span(cell["values"].get("tokens", settings["tokens"]) for cell in cells),
+        "trained": _span(run["tokens"] for cell in cells for run in cell["runs"]),
         "legend": list(looks.values()), "marks": MARKS, "varied": ", ".join(results["vary"]),
         "quality": _table(results, cells, quality), "spread": _table(results, cells, spread),
         "against": [
             {"name": title(name), "rows": _changes(cells, name, [*quality, *spread]), "cells": [
                 title(cell["name"]) for cell in cells if cell["name"] != name
             ]}
-            for name in dict.fromkeys(results["baselines"])
-            if any(name in cell["against"] for cell in cells)
+            for name in _baselines(results, cells)
         ],
         "examples": _examples(results, cells),
         "config": yaml.safe_dump(settings, sort_keys=False),
@@ -61,25 +62,35 @@ def view(results: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, Any
 
 
 def _table(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """A row for each measure: start, cells, teacher; the cell whose mean is best is marked."""
+    """A row for each measure: start, cells, teacher; the cell that is clearly best is marked."""
     before = {name: found for name, found in results["references"].items() if name != "teacher"}
     after = {name: found for name, found in results["references"].items() if name == "teacher"}
     columns = [*before.items(), *((cell["name"], cell) for cell in cells), *after.items()]
-    trained = [name not in results["references"] for name, _ in columns]
     rows = []
     for name in names:
         metric = metric_of(name)
-        scores = [Score.of(found["scores"].get(name)) for _, found in columns]
-        means = [score.mean for score, own in zip(scores, trained, strict=True) if own]
-        best = metric.better * max(metric.better * mean for mean in means) if metric.better else None
+        best = clearly_best(cells, name)
+        scores = [(column, Score.of(found["scores"].get(name))) for column, found in columns]
         rows.append({
             "metric": metric,
             "scores": [
-                {"value": metric.value(s.mean), "bounds": metric.bounds(s.low, s.high), "best": own and s.mean == best}
-                for s, own in zip(scores, trained, strict=True)
+                {"value": metric.value(s.mean), "bounds": metric.bounds(s.low, s.high), "best": column == best}
+                for column, s in scores
             ],
         })  # fmt: skip
     return {"columns": [title(name) for name, _ in columns], "rows": rows}
+
+
+def _baselines(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whom tables of changes are against; of two cells the second table would say the first with its signs turned."""
+    found = [name for name in dict.fromkeys(results["baselines"]) if any(name in cell["against"] for cell in cells)]
+    return found[:1] if len(cells) == 2 else found
+
+
+def _span(numbers: Iterable[int]) -> str:
+    """`90,000`, or `1,004 to 1,030`."""
+    found = sorted(set(numbers))
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((found[0], found[-1])))
 
 
 def _changes(cells: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ CURVES: Final = {
     "entropy": METRICS["entropy"],
 }
 """What is drawn over training."""
+LABEL: Final = 20
 
 
 def panels(
@@ -47,12 +48,11 @@ def _frontiers(
 ) -> list[dict[str, Any]]:
     """Reward against the divergence to the teacher, and against each quality that training never saw."""
     names = [name for name in (DISTANCE, *UNSEEN) if all(name in cell["scores"] for cell in cells)]
-    short = len(results["vary"]) == 1
     panels = []
     for name in names:
         points = [
             Point(
-                label=str(next(iter(cell["values"].values()))) if short else looks[cell["name"]].label,
+                label=_short(cell["values"]),
                 x=_triple(cell["scores"][name]), y=_triple(cell["scores"]["reward"]), look=looks[cell["name"]],
             )
             for cell in cells
@@ -66,6 +66,12 @@ def _frontiers(
         svg = frontier(points, metric, METRICS["reward"], f"frontier-{name}")
         panels.append({"label": f"Reward against {metric.label}", "unit": metric.note, "svg": svg})
     return panels
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    """A cell's values as a label of at most LABEL letters."""
+    text = ", ".join(str(value).removeprefix("embedded:") for value in values.values())
+    return text if len(text) <= LABEL else f"{text[: LABEL - 3]}..."
 
 
 def _curves(
@@ -91,7 +97,7 @@ def _curves(
             ]
             if line := over_seeds(looks[cell["name"]].label, looks[cell["name"]], runs):
                 drawn.append(line)
-        if drawn and (timing is None or name in ("reward", *UNSEEN[:2])):
+        if _has_course(drawn) and (timing is None or name in ("reward", *UNSEEN[:2])):
             axis = "tokens" if timing is None else "seconds of training"
             svg = lines(drawn, axis, metric, f"{'curve' if timing is None else 'timed'}-{name}")
             unit = metric.unit or ("%" if metric.share else "per text" if name == "reward" else "")
@@ -105,16 +111,19 @@ def _gaps(cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> list
     for name in UNSEEN:
         if not all(name in run["training"] for cell in cells for run in cell["runs"]):
             continue
-        drawn = [
+        found = [
             over_seeds(looks[cell["name"]].label, looks[cell["name"]], [
                 (run["training"]["tokens"], _minus(run["training"]["reward"], run["training"][name]))
                 for run in cell["runs"]
             ])
             for cell in cells
         ]  # fmt: skip
+        drawn = [line for line in found if line]
+        if not _has_course(drawn):
+            continue
         label = f"Reward minus {metric_of(name).label}"
         metric = Metric(key=name, label=label)
-        svg = lines([line for line in drawn if line], "tokens", metric, f"gap-{name}")
+        svg = lines(drawn, "tokens", metric, f"gap-{name}")
         panels.append({"label": label, "unit": "both from 0 to 1", "svg": svg})
     return panels
 
@@ -135,7 +144,7 @@ def _paths(
             if line is not None:
                 found[name] = line.y
         x = found.pop("divergence", None)
-        if x is None or len(found) < 2:
+        if x is None or len(x) < 2 or len(found) < 2:
             continue
         look = looks[cell["name"]]
         series = {metric_of(name).label: y for name, y in found.items()}
@@ -216,6 +225,11 @@ def _with_bounds(look: Look | None, label: str, ks: Sequence[int], scores: Seque
         for values in (ks, [s.mean for s in found], [s.low for s in found], [s.high for s in found])
     )
     return Line(look=look, label=label, x=x, y=y, low=low, high=high)
+
+
+def _has_course(drawn: Sequence[Line]) -> bool:
+    """Whether a line has two points: an update makes one, and one alone shows no course."""
+    return any(len(line.x) > 1 for line in drawn)
 
 
 def _minus(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from markupsafe import Markup
 
+from rlgkd.scripts.labels import places
 from rlgkd.scripts.measures import Floats, Metric, compact, thousands, to_float, visible
 from rlgkd.scripts.plots import COLOURS, bare, inline_svg, smoothed
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MARKERS: Final = "osD^vPX*"
 DASHES: Final = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 WIDTH, HEIGHT = 400, 260
+LETTER = (8.2, 13.0)
+"""Width and height of a bold letter, at the size that a phone shows."""
+FAR = 14.0
+"""From its point's middle to a label's edge: beyond it the two need a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,16 @@ class Point:
     look: Look | None
     """None for what was not trained: the teacher and the start."""
 
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The two means."""
+        return self.x[0], self.y[0]
+
+    @property
+    def colour(self) -> str:
+        """Its cell's, or its own."""
+        return self.look.colour if self.look else COLOURS["teacher" if self.label == "teacher" else "before"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -79,7 +93,7 @@ def frontier(points: Sequence[Point], x: Metric, y: Metric, name: str) -> Markup
     points = [point for point in points if math.isfinite(point.x[0]) and math.isfinite(point.y[0])]
     for point in points:
         (mx, lx, hx), (my, ly, hy) = point.x, point.y
-        colour = point.look.colour if point.look else COLOURS["teacher" if point.label == "teacher" else "before"]
+        colour = point.colour
         axes.plot([lx, hx], [my, my], color=colour, linewidth=1.4, solid_capstyle="butt")
         axes.plot([mx, mx], [ly, hy], color=colour, linewidth=1.4, solid_capstyle="butt")
         fill = colour if point.look else COLOURS["card"]
@@ -132,7 +146,7 @@ def path(x: Floats, series: Mapping[str, Floats], look: Look, name: str, unit: s
         )  # fmt: skip
         told.append(f"{label} from {compact(ys[0])} to {compact(ys[-1])}")
     axes.margins(0.1, 0.14)
-    axes.set_title("from 0 to 1", loc="left", x=-0.12, color=COLOURS["muted"], pad=7)
+    axes.set_title("from 0 to 1", loc="left", x=-0.12, color=COLOURS["muted"], pad=10)
     axes.set_xlabel(unit, color=COLOURS["muted"], labelpad=3)
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     axes.yaxis.set_major_formatter(lambda value, _: compact(value))
@@ -171,7 +185,7 @@ def _unit(axes: Axes, y: Metric) -> None:
     """Name the vertical axis, above it, and write its values in its unit."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(_with_unit(y), loc="left", x=-0.12, color=COLOURS["muted"], pad=7, parse_math=False)
+    axes.set_title(_with_unit(y), loc="left", x=-0.12, color=COLOURS["muted"], pad=10, parse_math=False)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: _tick(y, value))
@@ -193,35 +207,26 @@ def _tick(metric: Metric, value: float) -> str:
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Each label beside its point, on the side that is farthest from the others."""
-    places = axes.transData.transform([(p.x[0], p.y[0]) for p in points])
-    taken = [tuple(place) for place in places]
-    for point, (px, py) in zip(points, places, strict=True):
-        half = 3.2 * len(point.label)
-        sides = ((0, 13, "center"), (0, -19, "center"), (10 + half, -4, "left"), (-10 - half, -4, "right"))
-        others = [place for place in taken if place != (px, py)]
-        dx, dy, align = max(sides, key=partial(_room, (px, py), half, others, (axes.bbox.x0, axes.bbox.x1)))
-        taken.append((px + dx, py + dy + 4))
-        colour = point.look.colour if point.look else COLOURS["teacher" if point.label == "teacher" else "before"]
-        x = 0 if align == "center" else math.copysign(10, dx)
+    """Each label beside its point, tied to it by a line where it had to go farther."""
+    axes.autoscale_view()  # matplotlib would choose the limits only when it draws
+    unit = 72 / figure.dpi  # offsets are in points, and so is the drawn page
+    spots = unit * axes.transData.transform(np.array([point.middle for point in points]).reshape(-1, 2))
+    sizes = [(LETTER[0] * len(point.label), LETTER[1]) for point in points]
+    ends = [
+        end
+        for (mx, low, high), (my, bottom, top) in ((point.x, point.y) for point in points)
+        for end in ((low, my), (high, my), (mx, bottom), (mx, top))
+    ]
+    bars = unit * axes.transData.transform(np.array(ends).reshape(-1, 2)).reshape(-1, 4)
+    room = unit * np.array([0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1])
+    for point, (dx, dy) in zip(points, places(spots, sizes, bars, room) - spots, strict=True):
+        far = math.hypot(max(0.0, abs(dx) - LETTER[0] * len(point.label) / 2), dy) > FAR
         axes.annotate(
-            point.label, (point.x[0], point.y[0]), xytext=(x, dy), textcoords="offset points", ha=align,
-            color=colour, parse_math=False, fontweight="bold", zorder=4,
+            point.label, point.middle, xytext=(dx, dy), textcoords="offset points", ha="center", va="center",
+            color=point.colour, parse_math=False, fontweight="bold", zorder=4,
+            arrowprops={"arrowstyle": "-", "color": point.colour, "linewidth": 0.8, "shrinkB": 4} if far else None,
             bbox={"facecolor": COLOURS["card"], "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
         )  # fmt: skip
-
-
-def _room(
-    place: tuple[float, float],
-    half: float,
-    others: Sequence[tuple[float, float]],
-    bounds: tuple[float, float],
-    side: tuple[float, float, str],
-) -> float:
-    """How far a label on this side would be from the others; far below zero if it would leave the plot."""
-    x, y = place[0] + side[0], place[1] + side[1] + 4
-    inside = 0 if bounds[0] <= x - half and x + half <= bounds[1] else -1000
-    return inside + min((math.hypot(max(0, abs(x - tx) - half), y - ty) for tx, ty in others), default=99)
 
 
 def _last(values: Floats) -> float:

@@ -15,6 +15,10 @@ skewness (Hall 1988). With 3 seeds that differ much, an interval is as wide as a
 tables a 95% interval covers the true mean in 93% to 98.5% of them: the most where seeds do not differ at all, which
 three of them cannot tell (tests/scripts/test_intervals.py).
 
+Symmetric and wide, an interval may leave what a measure can be: a divergence below zero, a share above one. `within`
+cuts it there. The true mean is in that range, so this loses none of the coverage; a transformation (logarithm, logit)
+would fail at the ends themselves, where the mean of a few prompts often stands.
+
 One seed tells nothing about other seeds: its interval is over prompts alone. A paired difference is the interval of the
 table of differences, seed by seed and prompt by prompt.
 """
@@ -46,6 +50,11 @@ class Estimate:
     def sign(self) -> int:
         """+1 or -1 where the interval excludes zero on that side, else 0."""
         return int(self.low > 0) - int(self.high < 0)
+
+    def within(self, low: float, high: float) -> Estimate:
+        """The same with its ends inside [low, high], where the mean must be: what is cut off was never possible."""
+        ends = np.clip((self.low, self.high), low, high)
+        return Estimate(mean=self.mean, low=float(ends[0]), high=float(ends[1]))
 
 
 def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -90,7 +99,7 @@ def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Estimat
         found = mean_interval(by_ours if len(by_ours) > len(by_theirs) else by_theirs, seed=seed)
     else:
         found = mean_interval(by_ours + by_theirs - wins.mean(axis=(0, 1)), seed=seed)
-    return Estimate(mean=found.mean, low=max(0.0, found.low), high=min(1.0, found.high))
+    return found.within(0.0, 1.0)
 
 
 def _variance(values_SP: Floats) -> tuple[float, float]:

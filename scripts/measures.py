@@ -16,6 +16,10 @@ MINUS: Final = "\N{MINUS SIGN}"
 
 DASH: Final = "\N{EN DASH}"
 
+UNIT: Final = (0.0, 1.0)
+
+POSITIVE: Final = (0.0, math.inf)
+
 ARROW: Final = "\N{RIGHTWARDS ARROW}"
 
 
@@ -35,6 +39,19 @@ class Metric:
     relative: bool = False
     """Write a change in percent of the start, too."""
     note: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """The least and the greatest value that is possible; a share's are 0 and 1 in any case."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Where its mean must lie."""
+        return UNIT if self.share else self.limits
+
+    @property
+    def change_range(self) -> tuple[float, float]:
+        """Where the change of its mean must lie."""
+        low, high = self.range
+        return low - high, high - low
 
     def value(self, x: float) -> str:
         """A value as text: `62.1%`, `0.412`."""
@@ -67,42 +84,51 @@ METRICS: Final = {
         Metric(key="parsable", label="Parsable", better=1, share=True, note="the oracle can read it"),
         Metric(key="coverage", label="Coverage", better=1, share=True, note="share of the main facts told"),
         Metric(key="exact", label="Exact", better=1, share=True, note="the reference, word for word"),
+        Metric(key="found", label="Found", better=1, share=True, note="what was sought, in the last turn"),
         Metric(key="steps", label="Steps", better=1, share=True, note="written steps whose result is right"),
-        Metric(key="rouge2", label="ROUGE-2", better=1, note="overlap with the reference, 0 to 1"),
-        Metric(key="chrf", label="chrF", better=1, note="characters shared with the reference, 0 to 1"),
+        Metric(key="rouge2", label="ROUGE-2", better=1, note="overlap with the reference, 0 to 1", limits=UNIT),
+        Metric(key="chrf", label="chrF", better=1, note="characters shared with the reference, 0 to 1", limits=UNIT),
         Metric(key="sentence", label="Sentence", better=1, share=True, note="one line that ends in a full stop"),
         Metric(key="copied", label="Copied", share=True, note="word pairs that stand in the prompt"),
         Metric(
-            key="reverse_kl", label="Reverse KL", better=-1, unit="nats/token", relative=True,
+            key="reverse_kl", label="Reverse KL", better=-1, unit="nats/token", relative=True, limits=POSITIVE,
             note="student to teacher, on the student's texts",
         ),
         Metric(
             key="reverse_kl_data", label="Reverse KL on references", better=-1, unit="nats/token", relative=True,
+            limits=POSITIVE,
             note="the same behind the references' words: the gap is the mismatch of training and writing",
         ),
         Metric(
             key="forward_kl", label="Forward KL", better=-1, unit="nats/token", relative=True,
-            note="teacher to student",
+            limits=POSITIVE, note="teacher to student",
         ),
-        Metric(key="length", label="Length", digits=1, unit="tokens", note="of a text, its end included"),
+        Metric(
+            key="length", label="Length", digits=1, unit="tokens", limits=POSITIVE, note="of a text, its end included"
+        ),
         Metric(key="ended", label="Ended", better=1, share=True, note="stopped by itself, not at the limit"),
-        Metric(key="entropy", label="Entropy", unit="nats", note="of the next token; low is certain"),
-        Metric(key="self_bleu", label="Self-BLEU", note="likeness of one prompt's texts, 0 to 1; high is uniform"),
-        Metric(key="distinct1", label="Distinct-1", note="share of different words; low is uniform"),
-        Metric(key="distinct2", label="Distinct-2", note="share of different word pairs; low is uniform"),
-        Metric(key="distinct3", label="Distinct-3", note="share of different triples of words; low is uniform"),
+        Metric(key="entropy", label="Entropy", unit="nats", limits=POSITIVE, note="of the next token; low is certain"),
+        Metric(
+            key="self_bleu", label="Self-BLEU", limits=UNIT,
+            note="likeness of one prompt's texts, 0 to 1; high is uniform",
+        ),
+        Metric(key="distinct1", label="Distinct-1", limits=UNIT, note="share of different words; low is uniform"),
+        Metric(key="distinct2", label="Distinct-2", limits=UNIT, note="share of different word pairs; low is uniform"),
+        Metric(
+            key="distinct3", label="Distinct-3", limits=UNIT, note="share of different triples of words; low is uniform"
+        ),
     )
 }  # fmt: skip
 """The measures that have a name here, in the order of the report; others are shown under the name they come with."""
 
 
 def metric_of(key: str) -> Metric:
-    """The measure's metric; `truth@4` is pass@4 by truth, an unknown one keeps its name."""
+    """The measure's metric; `truth@4` is pass@4 by truth, an unknown one has its key as its name."""
     name, at, k = key.partition("@")
     if at and name in METRICS:
         label = f"{METRICS[name].label}, pass@{k}"
         return Metric(key=key, label=label, better=1, share=True, note=f"at least one of {k} texts is right")
-    return METRICS.get(key) or Metric(key=key, label=key.replace("_", " "))
+    return METRICS.get(key) or Metric(key=key, label=key[:1].upper() + key[1:].replace("_", " "))
 
 
 MARKS: Final = {

@@ -33,7 +33,7 @@ _PANELS: Final = (
 
 
 def curves(progress: Mapping[str, Floats]) -> list[dict[str, object]]:
-    """Small multiples over the generated tokens; alpha among them only where it moved."""
+    """Small multiples over the generated tokens, of what has two values or more; alpha only where it moved."""
     axis, x = "tokens", progress.get("time/total_timesteps", np.empty(0))
     if not np.isfinite(x).any():
         axis, x = "updates", progress.get("time/iterations", np.empty(0))
@@ -43,7 +43,7 @@ def curves(progress: Mapping[str, Floats]) -> list[dict[str, object]]:
     for column, label, unit in _PANELS:
         y = progress.get(column, np.full(len(x), math.nan))
         known = np.isfinite(x) & np.isfinite(y)
-        if not known.any() or (column == "train/alpha" and np.ptp(y[known]) == 0):
+        if known.sum() < 2 or (column == "train/alpha" and np.ptp(y[known]) == 0):
             continue
         smooth = smoothed(y[known])
         ends = f"{three(smooth[0])} {ARROW} {three(smooth[-1])}"

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.base import TextAlgorithm
+from rlgkd.scripts.live import bar, fitting
 from rlgkd.scripts.settings import RunSettings
 from rlgkd.types import Trajectory
 
@@ -67,10 +67,7 @@ class Recorder(BaseCallback):
         self.settings, self.out, self.files, self.quiet, self.console = settings, out, files, quiet, console
         self.model: TextAlgorithm
         self._saved = -1
-        self._bar = Progress(
-            BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn(), console=console,
-            disable=quiet,
-        )  # fmt: skip
+        self._bar = bar(console, quiet=quiet)
         self._row = self._bar.add_task("sampling", total=settings.tokens)
 
     def _on_training_start(self) -> None:
@@ -108,17 +105,18 @@ class Recorder(BaseCallback):
 
     def _show(self, updates: int) -> None:
         shown = self.model.latest
-        line = (
-            f"update {updates}  reward {shown.get('rollout/ep_rew_mean', float('nan')):.3f}"
-            f"  divergence {shown.get('train/divergence', float('nan')):.3f} nats"
-            f"  length {shown.get('rollout/ep_len_mean', 0):.1f}"
-            f"  {shown.get('time/tokens_per_second', 0):.0f} tokens/s"
-        )
+        told = [
+            f"reward {shown.get('rollout/ep_rew_mean', float('nan')):.3f}",
+            f"divergence {shown.get('train/divergence', float('nan')):.3f}",
+            f"update {updates}",
+            f"{shown.get('time/tokens_per_second', 0):.0f} tokens/s",
+            f"length {shown.get('rollout/ep_len_mean', 0):.1f}",
+        ]
         if (seconds := shown.get("time/reward", 0.0)) > 0.1:
-            line += f"  reward {seconds:.1f} s"
-        self._bar.update(self._row, description=line)
+            told.append(f"scoring {seconds:.1f} s")
+        self._bar.update(self._row, description=fitting(told, self.console))
         if self.quiet and updates % 10 == 0:
-            self.console.print(line, highlight=False)
+            self.console.print("  ".join(told), highlight=False, soft_wrap=True)
 
     def _checkpoint(self, updates: int) -> None:
         sizes = {name: file.tell() for name, file in self.files.items()}

@@ -163,7 +163,7 @@ def _facts(
 
     alpha, alpha_end = to_float(told("alpha")), to_float(summary.get("alpha_end"))
     divergence = told("divergence")
-    seconds = to_float(summary.get("seconds"))
+    seconds, asked = to_float(summary.get("seconds")), to_float(config.get("tokens"))
     beta = told("beta") if divergence == "jsd" else None
     return {
         **{key: told(key) for key in ("env", "student", "teacher", "agent", "split")},
@@ -173,6 +173,7 @@ def _facts(
         "beta": beta,
         "updates": count("updates", "time/iterations"),
         "tokens": count("tokens", "time/total_timesteps"),
+        "asked": f"{asked:,.0f}" if math.isfinite(asked) else None,
         "prompts": count("prompts", ""),
         "time": _duration(seconds) if math.isfinite(seconds) else None,
     }

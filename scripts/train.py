@@ -124,7 +124,6 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     page = report.write_report(out)
     console.print(report.table(summary))
-    console.print(f"report: {page}")
     return page
 
 

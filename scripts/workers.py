@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlgkd.scripts.live import bar, fitting
 
 LOG = "log.txt"
 PRELOADED = ["rlgkd.scripts.cell"]
@@ -58,13 +59,10 @@ def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: boo
     context.set_forkserver_preload(PRELOADED)
     waiting, failed, finished = list(jobs), {}, 0
     running: dict[Any, tuple[Job, Any]] = {}
-    bar = Progress(
-        BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
-        TextColumn("{task.description}"), console=console, disable=quiet,
-    )  # fmt: skip
-    row = bar.add_task("starting", total=sum(job.size for job in jobs))
+    line = bar(console, quiet=quiet)
+    row = line.add_task("starting", total=sum(job.size for job in jobs))
     try:
-        with bar:
+        with line:
             while waiting or running:
                 while waiting and len(running) < most:
                     job = waiting.pop(0)
@@ -82,8 +80,10 @@ def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: boo
                     elif quiet:
                         console.print(f"{job.name} done", highlight=False, markup=False)
                 now = [(job, job.reached) for job, _ in running.values()]
-                shown = ", ".join(f"{job.name} {min(100, 100 * done // job.size)}%" for job, done in now)
-                bar.update(row, completed=finished + sum(done for _, done in now), description=shown)
+                told = [f"{len(now)} running", *([f"{len(waiting)} to come"] if waiting else [])]
+                told += [f"{job.name} {min(100, 100 * done // job.size)}%" for job, done in now]
+                shown = fitting(told, console, between=", ")
+                line.update(row, completed=finished + sum(done for _, done in now), description=shown)
     finally:
         for _, process in running.values():
             process.kill()

@@ -103,6 +103,14 @@ MUTANTS = (
         "a baseline that knows its own reward", "rlgkd/ops/returns.py",
         (("return excess_PG / (count_P1 - 1.0).clamp(min=1.0)", "return excess_PG / count_P1"),), OBJECTIVE,
     ),
+    Mutant(
+        "labels placed by limits that the plot does not have", "scripts/comparison_plots.py",
+        (("    axes.autoscale_view()", "    pass"),), "tests/scripts/test_labels.py",
+    ),
+    Mutant(
+        "a change of more than is possible", "scripts/compare.py",
+        ((".within(*metric_of(name).change_range)", ""),), "tests/scripts/test_comparison_report.py",
+    ),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgkd.scripts.answer import answer
+from rlgkd.scripts.answer import answer, clearly_best
 from rlgkd.scripts.cli import main
 from rlgkd.scripts.comparison import write_report
 
@@ -175,6 +175,17 @@ def test_the_answer_names_what_beats_both_ends_and_who_exploits_the_reward() -> 
     assert told[2].startswith("alpha = 0 earns more reward than others") and "against alpha = 0.5 truth" in told[2]
     assert any(line.startswith("Best reward: alpha = 0,") for line in told)
     assert any(line.startswith("Lowest Reverse KL: alpha = 0.5,") for line in told)
+
+
+def test_the_answer_names_no_best_where_the_next_may_be_as_good() -> None:
+    cells = [cell("alpha=0", {}, reward=0.5, reverse_kl=0.9)]
+    cells += [cell(f"alpha={a}", {}, reward=0.8, reverse_kl=k) for a, k in ((0.5, 0.2), (1, 0.1))]
+    told = sentences(cells)
+    best, lowest = told[-2:]
+    assert best.startswith("Best reward: none is clearly best. alpha = 0.5 has 0.800 (95% interval 0.790 to 0.810)")
+    assert "not clearly better than alpha = 1 (0.800); clearly better than alpha = 0 by +0.300" in best
+    assert lowest.startswith("Lowest Reverse KL: alpha = 1, 0.100 nats/token") and "none" not in lowest
+    assert [clearly_best(cells, name) for name in ("reward", "reverse_kl", "length")] == ["", "alpha=1", ""]
 
 
 def test_the_answer_says_so_where_nothing_beats_both_ends() -> None:

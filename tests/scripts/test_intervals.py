@@ -98,6 +98,23 @@ def test_values_that_failed_leave_their_prompt_out_and_the_same_input_gives_the_
     assert mean_interval(np.full((3, 4), 0.1)).low == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, math.inf)])
+def test_an_interval_cut_to_what_is_possible_stays_in_it_and_covers_as_often(low: float, high: float) -> None:
+    rng, cut, whole, narrower = np.random.default_rng(5), 0, 0, 0
+    for _ in range(TRIALS):  # two seeds, eight prompts, and a mean near an end
+        of_prompts = rng.uniform(0.8, 1.0, (1, 8)) if high == 1 else rng.exponential(0.1, (1, 8))
+        drawn = rng.random((2, 8)) < of_prompts if high == 1 else rng.exponential(of_prompts, (2, 8))
+        found = mean_interval(drawn.astype(np.float64), resamples=200)
+        within = found.within(low, high)
+        truth = 0.9 if high == 1 else 0.1
+        assert low <= within.low <= within.mean <= within.high <= high
+        narrower += within != found
+        whole += found.low <= truth <= found.high
+        cut += within.low <= truth <= within.high
+    assert cut == whole and narrower > TRIALS / 10
+    assert math.isnan(mean_interval(np.full((2, 3), np.nan)).within(low, high).low)
+
+
 def test_what_is_no_table_is_refused() -> None:
     with pytest.raises(SettingError, match="seeds and prompts"):
         mean_interval(np.zeros(3))

@@ -198,8 +198,8 @@ def test_a_mark_says_whether_the_interval_excludes_zero(key: str, low: float, hi
 
 
 def test_known_measures_come_in_their_order_and_unknown_ones_last() -> None:
-    scores = {key: {"mean": 0.5} for key in ("zeal", "length", "truth", "reward")}
-    assert [row.metric.label for row in rows({"after": scores})] == ["Reward", "Truth", "Length", "zeal"]
+    scores = {key: {"mean": 0.5} for key in ("zeal", "length", "found", "truth", "reward")}
+    assert [row.metric.label for row in rows({"after": scores})] == ["Reward", "Truth", "Found", "Length", "Zeal"]
 
 
 def test_numbers_are_written_in_their_unit() -> None:
@@ -240,6 +240,21 @@ def test_the_page_is_accessible_and_needs_no_network(run: Path) -> None:
             assert (attributes.get(name) or "#").startswith(("#", "data:"))
     assert "url(http" not in page and "@import" not in page and "<dc:date" not in page
     assert "#0a0b0" not in page  # a colour that did not become a variable of the page
+
+
+def test_tokens_asked_for_are_told_beside_those_that_were_generated(run: Path) -> None:
+    assert "asked for" not in report(run)
+    (run / "config.yaml").write_text(CONFIG.replace("tokens: 268800", "tokens: 268000"))
+    assert "268,800 268,000 asked for" in typed(Outline(report(run)).text)
+
+
+def test_one_update_draws_no_curve_and_says_why(run: Path) -> None:
+    lines = (run / "progress.csv").read_text().splitlines(keepends=True)
+    (run / "progress.csv").write_text("".join(lines[:3]))
+    assert report(run).count("<svg") == 6
+    (run / "progress.csv").write_text("".join(lines[:2]))
+    page = report(run)
+    assert page.count("<svg") == 2 and "they need two updates" in page  # what is left is before and after
 
 
 def test_alpha_is_drawn_only_where_it_moved(run: Path) -> None:

@@ -72,6 +72,8 @@ def test_the_resolved_config_runs_again_as_it_is(finished: Path) -> None:
     assert config["tokens"] == 5000
     result = rlgkd("train", str(finished / "config.yaml"), "--out", str(finished / "again"), "--quiet")
     assert result.returncode == 0, result.stderr
+    told = (result.stdout + result.stderr).replace("\n", "")  # a log's lines break where a terminal's would
+    assert told.count("report.html") == 1, "the report's path is told once"
     assert _outcome(finished / "again") == _outcome(finished)
 
 
