@@ -19,37 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from rlgkd.errors import DependencyError, RlgkdError, SettingError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A workload: which step, of which size."""
-
-    student: str
-    teacher: str
-    """Folders of models; the end token is one that is hardly ever sampled."""
-    prompts: Sequence[str]
-    """Taken in order, over and over."""
-    kind: str
-    """distill, gkd, rl or generate."""
-    batch: int
-    """Sequences a step."""
-    group: int
-    """Of them to a prompt."""
-    new_tokens: int
-    """Of every sequence."""
-    steps: int
-    warmup: int
-    """Steps before those that are timed."""
-    threads: int
-    seed: int
+from rlgkd.scripts.benchmark_job import Job, peak_mb
 
 
 class Meter:
@@ -113,21 +89,6 @@ def measure(job: Job) -> dict[str, Any]:
         "tokens": meter.tokens[job.warmup :],
         "versions": {package: version(package) for package in ("trl", "transformers", "torch")},
     }
-
-
-def peak_mb() -> float:
-    """Most memory that this process held, in MiB.
-
-    On Linux not by getrusage: its peak outlives exec, so a child of a large process would begin with that one's.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) / 2**10
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _distill(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
