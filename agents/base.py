@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlgkd.agents.credit import advantages, rewards_of_actions
 from rlgkd.agents.environment import as_sb3, check_wrappers
 from rlgkd.agents.models import check_same_shape, open_models
 from rlgkd.agents.policy import LanguageModelPolicy
@@ -43,7 +43,7 @@ from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops._names import told
-from rlgkd.ops.returns import ADVANTAGES, UNSCALED, overlong_penalty
+from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ops.running import Running
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule, steered
@@ -357,33 +357,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
 
     def advantages(self) -> torch.Tensor:
-        """[B, 1], what the task reward makes of each trajectory, or [B, L] of each action where it tells them apart.
-
-        Then an action answers for what came after it alone: what was earned before is taken off (which changes no
-        expectation; advantages that are divided by a deviation stay those of whole texts).
-
-        NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
-        that the student did not sample.
-        """
-        in_reward = self.settings["combination"] == "in_reward"
-        others = sum(t.source not in OWN for t in self.trajectories)
-        rewards_PG = self.rewards_PG()
-        if in_reward:
-            rewards_PG = rewards_PG - self.costs_BL().sum(1).view(rewards_PG.shape)
-        advantages_PG = torch.zeros_like(rewards_PG)
-        if (self.objective.alpha < 1 or in_reward) and len(rewards_PG):
-            advantages_PG = ADVANTAGES[self.settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
-            if self.settings["drop_even_groups"]:
-                earned_PG = np.array([t.score.reward for t in self.trajectories[: rewards_PG.numel()]])
-                earned_PG = np.ma.masked_invalid(earned_PG.reshape(rewards_PG.shape))
-                even_P = torch.from_numpy(np.ma.filled(earned_PG.max(axis=1) == earned_PG.min(axis=1), True))
-                advantages_PG = advantages_PG.masked_fill(even_P[:, None], math.nan)
-            if self.settings["advantage"] in UNSCALED and any(t.score.steps for t in self.trajectories):
-                earned_BL = self.rewards_BL().nan_to_num(nan=0.0)
-                advantages_BL = advantages_PG.flatten()[:, None] - (earned_BL.cumsum(1) - earned_BL)
-                longest = max(t.length for t in self.trajectories)
-                return torch.nn.functional.pad(advantages_BL, (0, longest - advantages_BL.shape[1], 0, others))
-        return torch.cat([advantages_PG.flatten(), advantages_PG.new_zeros(others)])[:, None]
+        """What the task reward makes of each trajectory or action; see rlgkd.agents.credit."""
+        costs_BL = self.costs_BL() if self.settings["combination"] == "in_reward" else None
+        return advantages(self.trajectories, self.rewards_BL(), costs_BL, self.settings, alpha=self.objective.alpha)
 
     def _step(self, advantages_BL: torch.Tensor, beside: Beside | None = None) -> dict[str, float]:
         """One gradient over the whole batch, one step of the optimizer; returns the batch's means."""
@@ -443,30 +419,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """The precision of sampling and scoring, the same in both."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
-    def rewards_PG(self) -> torch.Tensor:
-        """[P, G], what each of the rollout's own texts earned; NaN where the reward failed."""
-        return self.rewards_BL().sum(1).view(-1, self.group_size)
-
     def rewards_BL(self) -> torch.Tensor:
-        """[B, L], what each action of the rollout's own texts earned; NaN at the last one where the reward failed.
-
-        All of it is the last one's where the reward does not tell. The penalty of `overlong_buffer` is in it.
-        """
-        own = [t for t in self.trajectories if t.source in OWN]
-        lengths_B = torch.tensor([t.length for t in own], dtype=torch.int64, device="cpu")
-        longest = max((t.length for t in own), default=0)
-        rewards_BL = torch.zeros(len(own), longest, dtype=torch.float64, device="cpu")
-        for row, t in enumerate(own):
-            if t.score.steps is None or math.isnan(t.score.reward):
-                rewards_BL[row, t.length - 1] = t.score.reward
-            else:
-                rewards_BL[row, : t.length] = torch.tensor(t.score.steps, dtype=torch.float64, device="cpu")
-        if self.settings["normalise_rewards"]:
-            rewards_BL = rewards_BL / self.rewards_seen.deviation
-        if buffer := self.settings["overlong_buffer"]:
-            last_BL = torch.arange(longest, device="cpu") == lengths_B[:, None] - 1
-            rewards_BL = rewards_BL + last_BL * overlong_penalty(lengths_B, self.task.max_new_tokens, buffer)[:, None]
-        return (1 - self.objective.alpha) * rewards_BL if self.settings["combination"] == "in_reward" else rewards_BL
+        """[B, L], what each action of the rollout's own texts earned; see rlgkd.agents.credit."""
+        return rewards_of_actions(
+            self.trajectories, self.settings, alpha=self.objective.alpha, deviation=self.rewards_seen.deviation,
+            max_new_tokens=self.task.max_new_tokens,
+        )  # fmt: skip
 
     def costs_BL(self) -> torch.Tensor:
         """[B, L], what `in_reward` charges each action: alpha (log p_S - log p_T), p_S as it sampled; else 0."""

@@ -42,7 +42,7 @@ def rolled(kind=Reinforce, reward=each_a, **settings):
 
 def test_an_action_answers_for_what_comes_after_it_alone():
     agent = rolled()
-    advantages_BL, rewards_PG = agent.advantages(), agent.rewards_PG()
+    advantages_BL, rewards_PG = agent.advantages(), agent.rewards_BL().sum(1).view(-1, 4)
     for row, t in enumerate(agent.trajectories):
         steps = each_a([[TOKENIZER.decode([token]) for token in t.tokens_T[t.action_mask_T]]])[0]
         others = (rewards_PG[row // 4].sum() - rewards_PG[row // 4, row % 4]) / 3
