@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,10 @@ from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule, steered
 from rlgkd.rollout import check_reference, rollout
 from rlgkd.types import OWN, Item, Score, StopReason, Task, Trajectory
+
+_log = logging.getLogger(__name__)
+PATIENCE = 5
+"""Updates before a reward that does not differ is pointed out."""
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
@@ -199,6 +204,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.mixed_precision = precision == "bfloat16"
         self.cursor = 0
         self.rewards_seen = Running()
+        self._told_of_reward = False
         self.trajectories = []
         self.latest: dict[str, Any] = {}
         super().__init__(
@@ -287,6 +293,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
             self._current_progress_remaining = max(0.0, 1.0 - self.num_timesteps / total_timesteps)
             self.train()
             self._n_updates += 1
+            if self._n_updates >= PATIENCE and not self._told_of_reward and self.idle_reward is not None:
+                self._told_of_reward = True
+                _log.warning(
+                    "reward: the same, %.3f, for all %d samples so far: nothing to learn from; look at the texts "
+                    "(rollouts.jsonl of a run, or the agent's trajectories)", self.idle_reward, self.rewards_seen.count,
+                )  # fmt: skip
             if log_interval and self._n_updates % log_interval == 0:
                 self.dump_logs(self._n_updates)
         callback.on_training_end()
@@ -335,6 +347,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return going
+
+    @property
+    def idle_reward(self) -> float | None:
+        """What all samples so far have earned, where it was the same and alpha gives it weight: it moves nothing.
+
+        None where rewards differ, within a text too.
+        """
+        seen, steps = self.rewards_seen, any(t.score.steps for t in self.trajectories)
+        return seen.mean if seen.count and seen.same and not steps and self.objective.alpha < 1 else None
 
     def _seconds_of_reward(self) -> float:
         """Spent in the reward so far, where the task counts them."""
