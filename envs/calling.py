@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -37,6 +38,8 @@ FEWEST = 200
 """Samples before a share of failures is one."""
 HOPELESS = 50
 """Samples all of which have failed, so that no more are waited for."""
+LONGEST = 200
+"""Characters that are kept of a failure's reason."""
 
 
 class Grader:
@@ -66,6 +69,7 @@ class Grader:
         """Failed and all samples of the batch with the most failures."""
         self.seconds = 0.0
         self._first: Exception | None = None
+        self._why = ""
 
     def asks_for(self, name: str) -> bool:
         """Whether the reward has an argument of that name, or is made of rewards one of which has."""
@@ -98,11 +102,12 @@ class Grader:
                 )
                 scores[row] = self._score(error)
         self.seconds += time.perf_counter() - began
-        failed = sum(math.isnan(score.reward) for score in scores)
-        self.scored, self.failed = self.scored + len(scores), self.failed + failed
-        self._worst = max(self._worst, (failed, len(scores)))
+        failures = [score.failure for score in scores if math.isnan(score.reward)]
+        self.scored, self.failed = self.scored + len(scores), self.failed + len(failures)
+        self._why = self._why or next(iter(failures), "")
+        self._worst = max(self._worst, (len(failures), len(scores)))
         if self._too_many(alone=self.scored == len(scores)):
-            why = "it returned NaN" if self._first is None else told_of(self._first, self.reward)
+            why = self._why if self._first is None else told_of(self._first, self.reward)
             raise RewardError(
                 "reward", f"{self.failed} of {self.scored} samples failed",
                 f"mend it, or raise the environment's max_failed_rewards; the first failure: {why}",
@@ -177,11 +182,11 @@ class Grader:
 
     def _score(self, value: Score | Exception) -> Score:
         if isinstance(value, Score):
-            return value
+            return replace(value, failure=value.failure or "it returned NaN") if math.isnan(value.reward) else value
         if self._first is None:
             _log.warning("the reward failed, and its samples are left out: %s", told_of(value, self.reward))
             self._first = value
-        return Score(reward=math.nan)
+        return Score(reward=math.nan, failure=" ".join(f"{type(value).__name__}: {value}".split())[:LONGEST])
 
 
 def takes(*names: str) -> inspect.Signature:

@@ -69,6 +69,8 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[float, ...] | None = field(default=None, repr=False)
     """What each action earned, which sums to the reward; None where all of it is the last one's."""
+    failure: str = field(default="", repr=False)
+    """Why the reward failed, in one line; empty where it did not, or nobody asked for it."""
 
 
 @runtime_checkable
