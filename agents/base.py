@@ -32,12 +32,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.credit import advantages, rewards_of_actions
 from rlgkd.agents.environment import as_sb3, check_wrappers
+from rlgkd.agents.later import Later
 from rlgkd.agents.models import check_same_shape, open_models
 from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
 from rlgkd.agents.settings import least_student_fraction, objective_at, resolve
 from rlgkd.agents.sources import Sources
-from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios, of_each_action
+from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios, of_each_action, read_ahead
 from rlgkd.errors import SettingError
 from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
@@ -206,6 +207,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.rewards_seen = Running()
         self._told_of_reward = False
         self.trajectories = []
+        self._ahead: list[torch.Tensor] = []
         self.latest: dict[str, Any] = {}
         super().__init__(
             policy=LanguageModelPolicy,  # type: ignore[arg-type]  # SB3's actor-critic is not needed here
@@ -243,8 +245,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if given["teacher_decay"] is not None and self.teacher is not None:
             check_same_shape(self.student, self.teacher)
             self.parts["teacher"] = self.teacher.module
+        self.later = Later(self.task)
         self.sources = Sources(
-            self.student, self.teacher, self.task, seed=seed,
+            self.student, self.teacher, self.later, seed=seed,
             off_policy=given["off_policy"], teacher_texts=given["teacher_texts"], behaviour=given["behaviour"],
             teacher_share=given["teacher_share"], kept_top_k=given["kept_top_k"],
         )  # fmt: skip
@@ -329,14 +332,20 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if self.settings["mixture"] == "batch":
             coins[:] = coins[0]
         own_P = coins < self.objective.student_fraction
-        self.trajectories = []
-        with self.autocast():
+        self.trajectories, self._ahead = [], []
+        written: list[Trajectory] = []
+        with self.autocast(), self.later:
             if own_P.any():
-                self.trajectories += self.sources.own(*_where(own_P, items, places), self.group_size, on_step)
+                written += self.sources.own(*_where(own_P, items, places), self.group_size, on_step)
             if not own_P.all() and going:
                 copies = self.group_size if self.settings["mixture"] == "prompt" else 1  # a prompt counts as a prompt
-                self.trajectories += (given := self.sources.given(*_where(~own_P, items, places), copies))
+                written += (given := self.sources.given(*_where(~own_P, items, places), copies))
                 on_step(sum(t.length for t in given))
+            if self.later.waiting and self.teacher is not None:
+                self._ahead = read_ahead(
+                    self.student, self.teacher, written, self.token_budget, lambda: self.later.waiting
+                )
+            self.trajectories = self.later.settled(written)
         self.cursor += len(items)
         self.rewards_seen = self.rewards_seen.seen([t.score.reward for t in self.trajectories if t.source in OWN])
         episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
@@ -388,8 +397,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
             means = accumulate_gradient(
                 self.student, self.teacher, self._descended(), self.trajectories, advantages_BL,
                 token_budget=self.token_budget, backward=self.accelerator.backward,
-                max_new_tokens=self.task.max_new_tokens, beside=beside,
+                max_new_tokens=self.task.max_new_tokens, beside=beside, ahead=self._ahead,
             )  # fmt: skip
+        self._ahead = []  # a teacher that moves has moved by the next step
         learnt = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
         # A gradient that is not a number is an error here, not a model of NaNs one step later.
         norm = torch.nn.utils.clip_grad_norm_(learnt, self.max_grad_norm, error_if_nonfinite=True)

@@ -136,6 +136,41 @@ class Task(Protocol):
         ...
 
 
+class Asked(Protocol):
+    """Scores that a reward has been asked for and that may still be on their way."""
+
+    def done(self) -> bool:
+        """Whether they are there."""
+        ...
+
+    def result(self) -> list[Score]:
+        """Wait for them."""
+        ...
+
+    def call_off(self) -> None:
+        """Do without them."""
+        ...
+
+
+@runtime_checkable
+class WaitingTask(Protocol):
+    """What a task offers beside `Task` if its reward may wait for others and compute nothing meanwhile."""
+
+    waits: bool
+    """Whether it does."""
+
+    def ask(
+        self,
+        items: Sequence[Item],
+        completions: Sequence[str],
+        *,
+        turns: Sequence[Sequence[str]] = (),
+        ids: Sequence[Sequence[int]] = (),
+    ) -> Asked:
+        """As `score`, without waiting. Batches are asked for one at a time."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """One finished episode: a token sequence, which tokens were actions, and what they earned."""
