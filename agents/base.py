@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,25 +30,31 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlgkd.agents.credit import advantages, rewards_of_actions
 from rlgkd.agents.environment import as_sb3, check_wrappers
+from rlgkd.agents.later import Later
 from rlgkd.agents.models import check_same_shape, open_models
 from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
 from rlgkd.agents.settings import least_student_fraction, objective_at, resolve
 from rlgkd.agents.sources import Sources
-from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios, of_each_action
+from rlgkd.agents.update import Beside, accumulate_gradient, log_ratios, of_each_action, read_ahead
 from rlgkd.errors import SettingError
 from rlgkd.lm.fused import fused_logp
 from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops._names import told
-from rlgkd.ops.returns import ADVANTAGES, UNSCALED, overlong_penalty
+from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ops.running import Running
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ops.schedule import Schedule, steered
 from rlgkd.rollout import check_reference, rollout
 from rlgkd.types import OWN, Item, Score, StopReason, Task, Trajectory
+
+_log = logging.getLogger(__name__)
+PATIENCE = 5
+"""Updates before a reward that does not differ is pointed out."""
 
 
 class TextAlgorithm(OnPolicyAlgorithm):
@@ -199,7 +205,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.mixed_precision = precision == "bfloat16"
         self.cursor = 0
         self.rewards_seen = Running()
+        self._told_of_reward = False
         self.trajectories = []
+        self._ahead: list[torch.Tensor] = []
         self.latest: dict[str, Any] = {}
         super().__init__(
             policy=LanguageModelPolicy,  # type: ignore[arg-type]  # SB3's actor-critic is not needed here
@@ -237,8 +245,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if given["teacher_decay"] is not None and self.teacher is not None:
             check_same_shape(self.student, self.teacher)
             self.parts["teacher"] = self.teacher.module
+        self.later = Later(self.task)
         self.sources = Sources(
-            self.student, self.teacher, self.task, seed=seed,
+            self.student, self.teacher, self.later, seed=seed,
             off_policy=given["off_policy"], teacher_texts=given["teacher_texts"], behaviour=given["behaviour"],
             teacher_share=given["teacher_share"], kept_top_k=given["kept_top_k"],
         )  # fmt: skip
@@ -287,6 +296,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
             self._current_progress_remaining = max(0.0, 1.0 - self.num_timesteps / total_timesteps)
             self.train()
             self._n_updates += 1
+            if self._n_updates >= PATIENCE and not self._told_of_reward and self.idle_reward is not None:
+                self._told_of_reward = True
+                _log.warning(
+                    "reward: the same, %.3f, for all %d samples so far: nothing to learn from; look at the texts "
+                    "(rollouts.jsonl of a run, or the agent's trajectories)", self.idle_reward, self.rewards_seen.count,
+                )  # fmt: skip
             if log_interval and self._n_updates % log_interval == 0:
                 self.dump_logs(self._n_updates)
         callback.on_training_end()
@@ -317,14 +332,20 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if self.settings["mixture"] == "batch":
             coins[:] = coins[0]
         own_P = coins < self.objective.student_fraction
-        self.trajectories = []
-        with self.autocast():
+        self.trajectories, self._ahead = [], []
+        written: list[Trajectory] = []
+        with self.autocast(), self.later:
             if own_P.any():
-                self.trajectories += self.sources.own(*_where(own_P, items, places), self.group_size, on_step)
+                written += self.sources.own(*_where(own_P, items, places), self.group_size, on_step)
             if not own_P.all() and going:
                 copies = self.group_size if self.settings["mixture"] == "prompt" else 1  # a prompt counts as a prompt
-                self.trajectories += (given := self.sources.given(*_where(~own_P, items, places), copies))
+                written += (given := self.sources.given(*_where(~own_P, items, places), copies))
                 on_step(sum(t.length for t in given))
+            if self.later.waiting and self.teacher is not None:
+                self._ahead = read_ahead(
+                    self.student, self.teacher, written, self.token_budget, lambda: self.later.waiting
+                )
+            self.trajectories = self.later.settled(written)
         self.cursor += len(items)
         self.rewards_seen = self.rewards_seen.seen([t.score.reward for t in self.trajectories if t.source in OWN])
         episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
@@ -335,6 +356,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return going
+
+    @property
+    def idle_reward(self) -> float | None:
+        """What all samples so far have earned, where it was the same and alpha gives it weight: it moves nothing.
+
+        None where rewards differ, within a text too.
+        """
+        seen, steps = self.rewards_seen, any(t.score.steps for t in self.trajectories)
+        return seen.mean if seen.count and seen.same and not steps and self.objective.alpha < 1 else None
 
     def _seconds_of_reward(self) -> float:
         """Spent in the reward so far, where the task counts them."""
@@ -357,33 +387,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
 
     def advantages(self) -> torch.Tensor:
-        """[B, 1], what the task reward makes of each trajectory, or [B, L] of each action where it tells them apart.
-
-        Then an action answers for what came after it alone: what was earned before is taken off (which changes no
-        expectation; advantages that are divided by a deviation stay those of whole texts).
-
-        NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
-        that the student did not sample.
-        """
-        in_reward = self.settings["combination"] == "in_reward"
-        others = sum(t.source not in OWN for t in self.trajectories)
-        rewards_PG = self.rewards_PG()
-        if in_reward:
-            rewards_PG = rewards_PG - self.costs_BL().sum(1).view(rewards_PG.shape)
-        advantages_PG = torch.zeros_like(rewards_PG)
-        if (self.objective.alpha < 1 or in_reward) and len(rewards_PG):
-            advantages_PG = ADVANTAGES[self.settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
-            if self.settings["drop_even_groups"]:
-                earned_PG = np.array([t.score.reward for t in self.trajectories[: rewards_PG.numel()]])
-                earned_PG = np.ma.masked_invalid(earned_PG.reshape(rewards_PG.shape))
-                even_P = torch.from_numpy(np.ma.filled(earned_PG.max(axis=1) == earned_PG.min(axis=1), True))
-                advantages_PG = advantages_PG.masked_fill(even_P[:, None], math.nan)
-            if self.settings["advantage"] in UNSCALED and any(t.score.steps for t in self.trajectories):
-                earned_BL = self.rewards_BL().nan_to_num(nan=0.0)
-                advantages_BL = advantages_PG.flatten()[:, None] - (earned_BL.cumsum(1) - earned_BL)
-                longest = max(t.length for t in self.trajectories)
-                return torch.nn.functional.pad(advantages_BL, (0, longest - advantages_BL.shape[1], 0, others))
-        return torch.cat([advantages_PG.flatten(), advantages_PG.new_zeros(others)])[:, None]
+        """What the task reward makes of each trajectory or action; see rlgkd.agents.credit."""
+        costs_BL = self.costs_BL() if self.settings["combination"] == "in_reward" else None
+        return advantages(self.trajectories, self.rewards_BL(), costs_BL, self.settings, alpha=self.objective.alpha)
 
     def _step(self, advantages_BL: torch.Tensor, beside: Beside | None = None) -> dict[str, float]:
         """One gradient over the whole batch, one step of the optimizer; returns the batch's means."""
@@ -391,8 +397,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
             means = accumulate_gradient(
                 self.student, self.teacher, self._descended(), self.trajectories, advantages_BL,
                 token_budget=self.token_budget, backward=self.accelerator.backward,
-                max_new_tokens=self.task.max_new_tokens, beside=beside,
+                max_new_tokens=self.task.max_new_tokens, beside=beside, ahead=self._ahead,
             )  # fmt: skip
+        self._ahead = []  # a teacher that moves has moved by the next step
         learnt = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
         # A gradient that is not a number is an error here, not a model of NaNs one step later.
         norm = torch.nn.utils.clip_grad_norm_(learnt, self.max_grad_norm, error_if_nonfinite=True)
@@ -443,30 +450,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """The precision of sampling and scoring, the same in both."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
-    def rewards_PG(self) -> torch.Tensor:
-        """[P, G], what each of the rollout's own texts earned; NaN where the reward failed."""
-        return self.rewards_BL().sum(1).view(-1, self.group_size)
-
     def rewards_BL(self) -> torch.Tensor:
-        """[B, L], what each action of the rollout's own texts earned; NaN at the last one where the reward failed.
-
-        All of it is the last one's where the reward does not tell. The penalty of `overlong_buffer` is in it.
-        """
-        own = [t for t in self.trajectories if t.source in OWN]
-        lengths_B = torch.tensor([t.length for t in own], dtype=torch.int64, device="cpu")
-        longest = max((t.length for t in own), default=0)
-        rewards_BL = torch.zeros(len(own), longest, dtype=torch.float64, device="cpu")
-        for row, t in enumerate(own):
-            if t.score.steps is None or math.isnan(t.score.reward):
-                rewards_BL[row, t.length - 1] = t.score.reward
-            else:
-                rewards_BL[row, : t.length] = torch.tensor(t.score.steps, dtype=torch.float64, device="cpu")
-        if self.settings["normalise_rewards"]:
-            rewards_BL = rewards_BL / self.rewards_seen.deviation
-        if buffer := self.settings["overlong_buffer"]:
-            last_BL = torch.arange(longest, device="cpu") == lengths_B[:, None] - 1
-            rewards_BL = rewards_BL + last_BL * overlong_penalty(lengths_B, self.task.max_new_tokens, buffer)[:, None]
-        return (1 - self.objective.alpha) * rewards_BL if self.settings["combination"] == "in_reward" else rewards_BL
+        """[B, L], what each action of the rollout's own texts earned; see rlgkd.agents.credit."""
+        return rewards_of_actions(
+            self.trajectories, self.settings, alpha=self.objective.alpha, deviation=self.rewards_seen.deviation,
+            max_new_tokens=self.task.max_new_tokens,
+        )  # fmt: skip
 
     def costs_BL(self) -> torch.Tensor:
         """[B, L], what `in_reward` charges each action: alpha (log p_S - log p_T), p_S as it sampled; else 0."""

@@ -31,6 +31,22 @@ def as_sb3(env: Any) -> Any:
 
 def check_wrappers(env: VecEnv) -> None:
     """Refuse wrappers: the agent samples whole texts by the task itself, so what a wrapper changes would be ignored."""
+    for layer in _layers(env):
+        name = type(layer).__name__
+        if name in TEACHER_REWARDS:
+            raise _teacher_reward(layer)
+        if name not in SEEN_THROUGH:
+            raise SettingError("env", name, "this agent would not see the wrapper; put what it does into the reward")
+
+
+def teacher_weight(env: VecEnv) -> float | None:
+    """The alpha of the environment's TeacherReward; None where there is none, or it is in another process."""
+    found = [layer.mixture.alpha for layer in _layers(env) if type(layer).__name__ in TEACHER_REWARDS]
+    return found[0] if found else None
+
+
+def _layers(env: VecEnv) -> list[Any]:
+    """The wrappers from the outside in, those of a first scalar environment among them."""
     layers: list[Any] = []
     while isinstance(env, VecEnvWrapper):
         layers.append(env)
@@ -39,12 +55,7 @@ def check_wrappers(env: VecEnv) -> None:
     while isinstance(inner, gym.Wrapper):
         layers.append(inner)
         inner = inner.env
-    for layer in layers:
-        name = type(layer).__name__
-        if name in TEACHER_REWARDS:
-            raise _teacher_reward(layer)
-        if name not in SEEN_THROUGH:
-            raise SettingError("env", name, "this agent would not see the wrapper; put what it does into the reward")
+    return layers
 
 
 def _teacher_reward(layer: Any) -> SettingError:

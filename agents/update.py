@@ -37,6 +37,7 @@ def accumulate_gradient(
     backward: Callable[[Tensor], None],
     max_new_tokens: int | None = None,
     beside: Beside | None = None,
+    ahead: Sequence[Tensor] = (),
 ) -> dict[str, float]:
     """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole batch.
 
@@ -53,6 +54,7 @@ def accumulate_gradient(
         backward: Takes the scalar loss of a micro-batch.
         max_new_tokens: The length that the reduction `constant` divides by.
         beside: A loss to be added that needs the student's states.
+        ahead: What `read_ahead` gave: the teacher's states of the first micro-batches.
 
     Returns means over the batch's tokens: `loss` (the sum), `divergence` (reduced as the objective says), `entropy`,
     in nats.
@@ -76,7 +78,7 @@ def accumulate_gradient(
         policy_B = policy_B / objective.student_fraction
 
     sums = {"loss": 0.0, "divergence": 0.0, "entropy": 0.0}
-    for rows, batch in micro_batches(student, trajectories, token_budget):
+    for number, (rows, batch) in enumerate(micro_batches(student, trajectories, token_budget)):
         row_N = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
         place_N = batch.action_mask_BT.cumsum(1)[:, 1:][batch.action_mask_BT[:, 1:]] - 1
         actions_N = student.actions(batch)
@@ -91,7 +93,9 @@ def accumulate_gradient(
         old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
         futures_N = torch.zeros_like(divergence_N)
         student_states_NH, teacher_states_NH = student.states(batch), None
-        if teacher is not None:
+        if number < len(ahead):
+            teacher_states_NH = ahead[number]
+        elif teacher is not None:
             with torch.no_grad():
                 teacher_states_NH = teacher.states(batch)
 
@@ -124,6 +128,27 @@ def accumulate_gradient(
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
     return sums
+
+
+@torch.no_grad()
+def read_ahead(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    trajectories: Sequence[Trajectory],
+    token_budget: int,
+    go_on: Callable[[], bool],
+) -> list[Tensor]:
+    """The teacher's states [N, H] of the micro-batches, one after another as long as `go_on` says so.
+
+    They are kept until the gradient is formed: one layer's [actions, H] in all, where sampling kept keys and values of
+    every layer.
+    """
+    states: list[Tensor] = []
+    for _, batch in micro_batches(student, trajectories, token_budget):
+        if not go_on():
+            break
+        states.append(teacher.states(batch))
+    return states
 
 
 @torch.no_grad()

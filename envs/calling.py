@@ -13,14 +13,15 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from rlgkd.envs.aside import Aside
 from rlgkd.envs.faults import told_of
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item, Score
@@ -37,6 +38,8 @@ FEWEST = 200
 """Samples before a share of failures is one."""
 HOPELESS = 50
 """Samples all of which have failed, so that no more are waited for."""
+LONGEST = 200
+"""Characters that are kept of a failure's reason."""
 
 
 class Grader:
@@ -66,6 +69,7 @@ class Grader:
         """Failed and all samples of the batch with the most failures."""
         self.seconds = 0.0
         self._first: Exception | None = None
+        self._why = ""
 
     def asks_for(self, name: str) -> bool:
         """Whether the reward has an argument of that name, or is made of rewards one of which has."""
@@ -82,13 +86,31 @@ class Grader:
         """
         if not completions:
             return []
+        if self.waits:
+            return self.ask(items, completions, **more).result()
         began = time.perf_counter()
-        arguments, single = self._arguments(items, completions, more)
-        if single:
-            rows = [{name: values[row] for name, values in arguments.items()} for row in range(len(completions))]
-            scores = [score for (score,) in self._call(rows, 1)]
-        else:
-            (scores,) = self._call([arguments], len(completions))
+        calls, size = self._calls(items, completions, more)
+        values = [self._called(arguments, size) for arguments in calls]
+        return self._counted(values, time.perf_counter() - began, more)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the reward is async: it waits, for a server say, and leaves the processor to others meanwhile."""
+        return any(map(inspect.iscoroutinefunction, (self.reward, type(self.reward).__call__)))
+
+    def ask(self, items: Sequence[Item], completions: Sequence[str], **more: Sequence[Any]) -> Aside[Any, list[Score]]:
+        """As a call, of a reward that waits, for one completion or more: its result is that of the call.
+
+        The reward alone runs in another thread; samples, failures and seconds are counted when the result is taken.
+        """
+        calls, size = self._calls(items, completions, more)
+        return Aside(self._gathered(calls, size), lambda told: self._counted(*told, more))
+
+    def _counted(
+        self, values: Sequence[Sequence[Score | Exception]], seconds: float, more: Mapping[str, Sequence[Any]]
+    ) -> list[Score]:
+        """The Scores of what all calls returned."""
+        scores = [self._score(value) for some in values for value in some]
         for row, score in enumerate(scores):
             actions = len(more["tokens"][row]) if "tokens" in more else -1
             if score.steps is not None and len(score.steps) != actions:
@@ -97,12 +119,13 @@ class Grader:
                     told if actions >= 0 else "it returned steps, and must ask for `tokens` to count them"
                 )
                 scores[row] = self._score(error)
-        self.seconds += time.perf_counter() - began
-        failed = sum(math.isnan(score.reward) for score in scores)
-        self.scored, self.failed = self.scored + len(scores), self.failed + failed
-        self._worst = max(self._worst, (failed, len(scores)))
+        self.seconds += seconds
+        failures = [score.failure for score in scores if math.isnan(score.reward)]
+        self.scored, self.failed = self.scored + len(scores), self.failed + len(failures)
+        self._why = self._why or next(iter(failures), "")
+        self._worst = max(self._worst, (len(failures), len(scores)))
         if self._too_many(alone=self.scored == len(scores)):
-            why = "it returned NaN" if self._first is None else told_of(self._first, self.reward)
+            why = self._why if self._first is None else told_of(self._first, self.reward)
             raise RewardError(
                 "reward", f"{self.failed} of {self.scored} samples failed",
                 f"mend it, or raise the environment's max_failed_rewards; the first failure: {why}",
@@ -116,6 +139,15 @@ class Grader:
         (failed, scored) = (0, 0) if alone else self._worst
         counted = self.scored - scored
         return counted >= FEWEST and self.failed - failed > self.max_failed * counted
+
+    def _calls(
+        self, items: Sequence[Item], completions: Sequence[str], more: Mapping[str, Sequence[Any]]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The arguments of each call, and how many values each returns."""
+        arguments, single = self._arguments(items, completions, more)
+        if not single:
+            return [arguments], len(completions)
+        return [{name: values[row] for name, values in arguments.items()} for row in range(len(completions))], 1
 
     def _arguments(
         self, items: Sequence[Item], completions: Sequence[str], more: Mapping[str, Sequence[Any]]
@@ -147,41 +179,36 @@ class Grader:
             return available, single
         return {p.name: available[p.name] for p in named if p.name in available}, single
 
-    def _call(self, calls: Sequence[Mapping[str, Any]], size: int) -> list[list[Score]]:
-        """Make the calls, each of which returns `size` values; a call that fails gives NaN for all of its own."""
-        if any(map(inspect.iscoroutinefunction, (self.reward, type(self.reward).__call__))):
-            return _run(self._gather(calls, size))
-        scores = []
-        for arguments in calls:
-            try:
-                with _alarm(self.timeout):
-                    returned = self.reward(**arguments)
-                    values = _values(_whole(arguments, returned), size)
-            except Exception as error:
-                values = [error] * size
-            scores.append(list(map(self._score, values)))
-        return scores
+    def _called(self, arguments: Mapping[str, Any], size: int) -> list[Score | Exception]:
+        """What a call returned, `size` values; one that fails costs all of them."""
+        try:
+            with _alarm(self.timeout):
+                return _values(_whole(arguments, self.reward(**arguments)), size)
+        except Exception as error:
+            return [error] * size
 
-    async def _gather(self, calls: Sequence[Mapping[str, Any]], size: int) -> list[list[Score]]:
-        """All calls at once."""
+    async def _gathered(
+        self, calls: Sequence[Mapping[str, Any]], size: int
+    ) -> tuple[list[list[Score | Exception]], float]:
+        """What all calls returned, made at once, and the seconds that it took."""
 
-        async def one(arguments: Mapping[str, Any]) -> list[Score]:
+        async def called(arguments: Mapping[str, Any]) -> list[Score | Exception]:
             try:
                 awaited: Awaitable[Any] = self.reward(**arguments)
-                values = _values(_whole(arguments, await asyncio.wait_for(awaited, self.timeout)), size)
+                return _values(_whole(arguments, await asyncio.wait_for(awaited, self.timeout)), size)
             except Exception as error:
-                values = [error] * size
-            return list(map(self._score, values))
+                return [error] * size
 
-        return list(await asyncio.gather(*map(one, calls)))
+        began = time.perf_counter()
+        return list(await asyncio.gather(*map(called, calls))), time.perf_counter() - began
 
     def _score(self, value: Score | Exception) -> Score:
         if isinstance(value, Score):
-            return value
+            return replace(value, failure=value.failure or "it returned NaN") if math.isnan(value.reward) else value
         if self._first is None:
             _log.warning("the reward failed, and its samples are left out: %s", told_of(value, self.reward))
             self._first = value
-        return Score(reward=math.nan)
+        return Score(reward=math.nan, failure=" ".join(f"{type(value).__name__}: {value}".split())[:LONGEST])
 
 
 def takes(*names: str) -> inspect.Signature:
@@ -193,16 +220,6 @@ def takes(*names: str) -> inspect.Signature:
         return inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
     except ValueError as error:
         raise SettingError("columns", names, f"name each column of the data once ({error})") from error
-
-
-def _run(gathered: Coroutine[Any, Any, list[list[Score]]]) -> list[list[Score]]:
-    """Run to the end, in a thread of its own where an event loop is already running (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(gathered)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, gathered).result()
 
 
 def _whole(arguments: Mapping[str, Any], returned: Any) -> Any:

@@ -207,7 +207,9 @@ class Weighted:
         if (told := next((s.steps for s in row.values() if s.steps is not None), None)) and math.isfinite(reward):
             each = [weight * np.array(s.steps or (*[0.0] * (len(told) - 1), s.reward)) for weight, s in weighed]
             steps = tuple(np.sum(each, axis=0).tolist())
-        return Score(reward=reward, parts={name: score.reward for name, score in row.items()}, steps=steps)
+        parts = {name: score.reward for name, score in row.items()}
+        failure = next((f"{name}: {score.failure}" for name, score in row.items() if score.failure), "")
+        return Score(reward=reward, parts=parts, steps=steps, failure=failure)
 
 
 class Shaped:
@@ -230,5 +232,6 @@ class Shaped:
             of_each = np.array([*self._potential([*accumulate(("", *row))]), 0.0])
             steps = np.diff(np.delete(of_each, -2))
             steps[-1] += score.reward
-            scores.append(Score(reward=float(steps.sum()), parts=score.parts, steps=tuple(steps.tolist())))
+            told = tuple(steps.tolist())
+            scores.append(Score(reward=float(steps.sum()), parts=score.parts, steps=told, failure=score.failure))
         return scores

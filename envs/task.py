@@ -22,7 +22,7 @@ from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
 from rlgkd.ops._names import UnknownSettingError, keywords, takes_any, told
 from rlgkd.ops.masks import TokenMask
-from rlgkd.types import Item, Score, Task
+from rlgkd.types import Asked, Item, Score, Task
 
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and its own by turns) -> what the environment says, or None: no more."""
@@ -186,16 +186,38 @@ class TextTask:
         ids: Sequence[Sequence[int]] = (),
     ) -> list[Score]:
         """The reward, called once for the batch."""
-        more: dict[str, Sequence[Any]] = {"turns": turns or [[text] for text in completions]}
-        if ids and self.grader.asks_for("tokens"):
-            more["tokens"] = [[str(self.tokenizer.decode([token])) for token in row] for row in ids]
-        return self.grader(items, completions, **more)
+        return self.grader(items, completions, **self._more(completions, turns, ids))
+
+    @property
+    def waits(self) -> bool:
+        """Whether the reward is async, and no subclass scores in its own way."""
+        return self.grader.waits and type(self).score is TextTask.score
+
+    def ask(
+        self,
+        items: Sequence[Item],
+        completions: Sequence[str],
+        *,
+        turns: Sequence[Sequence[str]] = (),
+        ids: Sequence[Sequence[int]] = (),
+    ) -> Asked:
+        """As `score`, of a reward that waits: it is begun, and goes on in a thread of its own."""
+        return self.grader.ask(items, completions, **self._more(completions, turns, ids))
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         """What evaluation measures beside the reward; empty where the task has nothing."""
         if self.quality_of is None:
             return [{} for _ in items]
         return self.quality_of(items, completions)
+
+    def _more(
+        self, completions: Sequence[str], turns: Sequence[Sequence[str]], ids: Sequence[Sequence[int]]
+    ) -> dict[str, Sequence[Any]]:
+        """What a reward may ask for beside items and completions."""
+        more: dict[str, Sequence[Any]] = {"turns": turns or [[text] for text in completions]}
+        if ids and self.grader.asks_for("tokens"):
+            more["tokens"] = [[str(self.tokenizer.decode([token])) for token in row] for row in ids]
+        return more
 
     def _frames(self, system: str, replies: bool) -> tuple[Frame, Frame]:
         """What stands around the user's first message, and around one behind an answer of the policy's."""

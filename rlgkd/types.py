@@ -69,6 +69,8 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[float, ...] | None = field(default=None, repr=False)
     """What each action earned, which sums to the reward; None where all of it is the last one's."""
+    failure: str = field(default="", repr=False)
+    """Why the reward failed, in one line; empty where it did not, or nobody asked for it."""
 
 
 @runtime_checkable
@@ -131,6 +133,41 @@ class Task(Protocol):
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         """Measures that training never sees (an oracle, an overlap with the reference), for evaluation."""
+        ...
+
+
+class Asked(Protocol):
+    """Scores that a reward has been asked for and that may still be on their way."""
+
+    def done(self) -> bool:
+        """Whether they are there."""
+        ...
+
+    def result(self) -> list[Score]:
+        """Wait for them."""
+        ...
+
+    def call_off(self) -> None:
+        """Do without them."""
+        ...
+
+
+@runtime_checkable
+class WaitingTask(Protocol):
+    """What a task offers beside `Task` if its reward may wait for others and compute nothing meanwhile."""
+
+    waits: bool
+    """Whether it does."""
+
+    def ask(
+        self,
+        items: Sequence[Item],
+        completions: Sequence[str],
+        *,
+        turns: Sequence[Sequence[str]] = (),
+        ids: Sequence[Sequence[int]] = (),
+    ) -> Asked:
+        """As `score`, without waiting. Batches are asked for one at a time."""
         ...
 
 

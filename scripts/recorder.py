@@ -100,6 +100,7 @@ class Recorder(BaseCallback):
             "step": self.model.counters["updates"], "key": t.item.key, "sample": t.sample, "source": str(t.source),
             "prompt": t.item.prompt, "completion": t.text,
             **({"turns": t.turns} if t.turns else {}), "reward": t.score.reward, "parts": dict(t.score.parts),
+            **({"failure": t.score.failure} if t.score.failure else {}),
             "length": t.length, "logp": float(t.logp_T.sum()), "stop": str(t.stop),
         }  # fmt: skip
 

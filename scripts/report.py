@@ -62,8 +62,9 @@ def write_report(run: Path) -> Path:
         title=str(summary.get("name") or config.get("name") or run.resolve().name),
         facts=_facts(summary, config, progress),
         rows=found,
-        headlines=_headlines(found),
+        headlines=_headlines(found, summary),
         exploited=_exploited(found),
+        remarks=remarks(summary),
         marks=MARKS,
         curves=curves(progress),
         dumbbells=dumbbells(found),
@@ -179,8 +180,25 @@ def _facts(
     }
 
 
-def _headlines(found: list[Row]) -> list[Row]:
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """What must be said of the reward while training: that it never differed, that it failed; a sentence each."""
+    told = mapping(summary.get("rewards"))
+    always, scored, failed = (to_float(told.get(name)) for name in ("always", "scored", "failed"))
+    out = []
+    if math.isfinite(always):
+        out.append(
+            f"The reward was the same, {always:.3f}, for all samples: nothing to learn from; look at rollouts.jsonl."
+        )
+    if failed > 0:
+        why = str(told.get("first_failure") or "it returned NaN")
+        out.append(f"The reward failed for {failed:,.0f} of {scored:,.0f} samples, which were left out. First: {why}")
+    return out
+
+
+def _headlines(found: list[Row], summary: Mapping[str, Any]) -> list[Row]:
     known = {row.metric.key: row for row in found if math.isfinite(row.after.mean)}
+    if math.isfinite(to_float(mapping(summary.get("rewards")).get("always"))):
+        known.pop("reward", None)  # nothing was learnt from it, whatever it is now
     return [known[key] for key in HEADLINES if key in known]
 
 

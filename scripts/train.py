@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import fcntl
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,10 @@ from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
 from rlgkd.ops._names import UnknownSettingError
 from rlgkd.scripts import report
-from rlgkd.scripts.recorder import CHECKPOINTS, GROWING, PROGRESS, TIMES, ProgressCsv, Recorder, TimesCsv
+from rlgkd.scripts.measures import visible
+from rlgkd.scripts.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
+from rlgkd.types import StopReason
 
 EXAMPLES = 20
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -120,10 +123,13 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
     fit(settings, agent, out, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
+    summary["rewards"] = rewards_of(out, agent)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     page = report.write_report(out)
     console.print(report.table(summary))
+    for remark in report.remarks(summary):
+        console.print(visible(remark), style="yellow", highlight=False, markup=False)
     return page
 
 
@@ -185,6 +191,20 @@ def summarise(
             }
             for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
         ],
+    }  # fmt: skip
+
+
+def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
+    """How the reward did while training: texts that it scored or failed at, why first, and what all earned alike."""
+    scored, failures = 0, list[str]()
+    with (out / ROLLOUTS).open() as file:
+        for record in map(json.loads, file):
+            scored += record["stop"] != StopReason.TRUNCATED
+            if math.isnan(record["reward"]) and record["stop"] != StopReason.TRUNCATED:
+                failures.append(record.get("failure", ""))
+    return {
+        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
+        "always": agent.idle_reward,
     }  # fmt: skip
 
 

@@ -38,6 +38,14 @@ class Running:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation; 1 as long as no two values have differed (by more than rounding)."""
-        found = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
-        return found if found > 1e-8 * max(1.0, abs(self.mean)) else 1.0
+        """Standard deviation; 1 as long as no two values have differed."""
+        return 1.0 if self.same else self._deviation
+
+    @property
+    def same(self) -> bool:
+        """Whether no two values have differed (by more than rounding)."""
+        return self._deviation <= 1e-8 * max(1.0, abs(self.mean))
+
+    @property
+    def _deviation(self) -> float:
+        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0

@@ -42,7 +42,7 @@ def rolled(kind=Reinforce, reward=each_a, **settings):
 
 def test_an_action_answers_for_what_comes_after_it_alone():
     agent = rolled()
-    advantages_BL, rewards_PG = agent.advantages(), agent.rewards_PG()
+    advantages_BL, rewards_PG = agent.advantages(), agent.rewards_BL().sum(1).view(-1, 4)
     for row, t in enumerate(agent.trajectories):
         steps = each_a([[TOKENIZER.decode([token]) for token in t.tokens_T[t.action_mask_T]]])[0]
         others = (rewards_PG[row // 4].sum() - rewards_PG[row // 4, row % 4]) / 3
@@ -145,3 +145,32 @@ def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
     other = agents[1]
     other.counters = json.loads(json.dumps(agents[0].counters))
     assert other.rewards_seen == agents[0].rewards_seen
+
+
+def told(caplog, reward, **settings) -> list[str]:
+    caplog.clear()
+    settings = {"alpha": 0.0, "prompts_per_update": 4, "group_size": 2, **settings}
+    env = environment(reward, max_failed_rewards=1.0)
+    agent = Reinforce(tiny.model(vocabulary=3, scale=0.1), env, teacher=tiny.model(vocabulary=3), **settings)
+    agent.learn(160)
+    assert agent.counters["updates"] > 5
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_reward_that_is_the_same_for_all_samples_is_pointed_out_once(caplog):
+    (line,) = told(caplog, lambda completions: [0.1] * len(completions))
+    assert line.startswith("reward: the same, 0.100, for all 40 samples so far: nothing to learn from; look at")
+
+
+@pytest.mark.parametrize(
+    ("reward", "settings"),
+    [
+        (lambda completions: [float("A" in text) for text in completions], {}),
+        (lambda completions: [0.0] * len(completions), {"alpha": 1.0}),
+        (lambda tokens: [[1.0, *[0.0] * (len(row) - 1)] for row in tokens], {}),
+        (lambda completions: [math.nan] * len(completions), {}),
+    ],
+    ids=["differs", "has no weight", "differs within a text", "has failed"],
+)
+def test_a_reward_is_not_said_to_be_the_same_where_it(caplog, reward, settings):
+    assert not [line for line in told(caplog, reward, **settings) if "the same" in line]

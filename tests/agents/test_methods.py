@@ -115,7 +115,8 @@ def test_an_even_group_is_dropped_from_the_mean_only_where_that_is_asked():
         agent.train = lambda: None
         agent.learn(1)
     kept, dropped = (agent.advantages()[:, 0] for agent in agents)
-    even_P = (agents[0].rewards_PG()[:, 0] == agents[0].rewards_PG()[:, 1]).repeat_interleave(2)
+    rewards_PG = agents[0].rewards_BL().sum(1).view(-1, 2)
+    even_P = (rewards_PG[:, 0] == rewards_PG[:, 1]).repeat_interleave(2)
     assert 0 < even_P.sum() < 16
     assert torch.equal(dropped.isnan(), even_P) and torch.equal(kept[~even_P], dropped[~even_P])
     assert not kept[even_P].any()

@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlgkd.agents import EntropyReward, LanguageModelActorCritic
-from rlgkd.envs import TeacherRewardVecEnv, TextGenerationEnv, TextVecEnv
+from rlgkd.envs import TeacherReward, TeacherRewardVecEnv, TextGenerationEnv, TextVecEnv
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.lm.masks import top_k
@@ -297,6 +297,36 @@ def test_an_entropy_bonus_in_the_loss_shuns_prefixes_behind_which_the_teacher_is
 def test_the_weight_of_the_entropy_is_checked():
     with pytest.raises(SettingError, match="alpha: -1"):
         EntropyReward(-1.0)
+
+
+THEORY = {"gamma": 1.0, "gae_lambda": 1.0, "normalize_advantage": False}
+
+
+def guided(kind: str, alpha: float):
+    """Stock SB3's environment with a teacher in the reward, in each of the two places."""
+    if kind == "vector":
+        return TeacherRewardVecEnv(environment(4), teacher=tiny.model(vocabulary=4), alpha=alpha)
+    alone = TextGenerationEnv(environment().task)
+    return DummyVecEnv([lambda: Monitor(TeacherReward(alone, teacher=tiny.model(vocabulary=4), alpha=alpha))])
+
+
+@pytest.mark.parametrize("kind", ["vector", "scalar"])
+def test_two_weights_of_the_teacher_are_refused_before_training(kind):
+    agent = learner(A2C, guided(kind, 0.3), n_steps=4, **THEORY)
+    with pytest.raises(SettingError, match=r"alpha: 0\.2 does not work; the environment.s TeacherReward has 0\.3"):
+        agent.learn(4, callback=EntropyReward(0.2))
+    assert agent.num_timesteps == 0
+    agent.learn(4, callback=EntropyReward(0.3))  # without a warning, which would be an error here
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gamma", 0.99), ("gae_lambda", 0.95), ("normalize_advantage", True), ("ent_coef", 0.1)]
+)
+def test_what_is_off_the_theory_of_the_entropys_place_is_said(name, value):
+    agent = learner(PPO, guided("vector", 0.3), n_steps=4, batch_size=16, n_epochs=1, **THEORY | {name: value})
+    with pytest.warns(UserWarning, match=f"^{name}: {value} is off the theory of EntropyReward; .*: set it to") as said:
+        agent.learn(4, callback=EntropyReward(0.3))
+    assert len(said) == 1
 
 
 # Who knows nothing but Gymnasium.

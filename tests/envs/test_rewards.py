@@ -368,9 +368,18 @@ def test_an_exception_in_a_samples_place_is_the_cause_of_that_sample_alone(caplo
     grader = Grader(lambda completions: [ValueError("no number"), 2.0], max_failed=1.0)
     first, second = grader(ITEMS, TEXTS)
     assert math.isnan(first.reward) and second.reward == 2.0 and grader.failed == 1
+    assert (first.failure, second.failure) == ("ValueError: no number", "")
     (record,) = caplog.records
     assert "ValueError: no number (" in record.getMessage() and __file__ in record.getMessage()
     single = [
         score.reward for score in graded(lambda completion: KeyError(completion) if completion == "three" else 1.0)
     ]
     assert math.isnan(single[0]) and single[1] == 1.0
+
+
+def test_a_sum_fails_for_its_parts_reason_in_one_line() -> None:
+    parts = {"brief": (1.0, rewards.length(3)), "odd": (1.0, lambda completions: [ValueError("no\n  number"), 2.0])}
+    first, second = graded(rewards.Weighted(parts), max_failed=1.0)
+    assert (first.failure, second.failure) == ("odd: ValueError: no number", "")
+    (none, _) = graded(lambda completions: [math.nan, 1.0], max_failed=1.0)
+    assert none.failure == "it returned NaN"

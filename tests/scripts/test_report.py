@@ -26,7 +26,7 @@ from rlgkd.envs.grounded.oracle import judge
 from rlgkd.envs.grounded.world import story
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.measures import Metric, Score, rows
-from rlgkd.scripts.report import table, write_report
+from rlgkd.scripts.report import remarks, table, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -217,6 +217,34 @@ def test_a_reward_that_rose_while_truth_fell_is_called_out(tmp_path: Path) -> No
     assert "may have been exploited" not in report(make_run(tmp_path, told))
     told["change"]["truth"] = interval(-0.2, 0.05)
     assert "may have been exploited" in report(make_run(tmp_path, told))
+
+
+def test_failed_rewards_are_told_with_the_first_reason(tmp_path: Path) -> None:
+    assert remarks(summary()) == []
+    rewards = {"scored": 1920, "failed": 12, "first_failure": f"ValueError: {HOSTILE}", "always": None}
+    told = summary() | {"rewards": rewards}
+    (line,) = remarks(told)
+    assert line.startswith(
+        "The reward failed for 12 of 1,920 samples, which were left out. First: ValueError: <script>"
+    )
+    page = Outline(report(make_run(tmp_path, told)))
+    assert "The reward failed for 12 of 1,920 samples" in typed(page.text)
+    assert [tag for tag, _ in page.tags].count("script") == 1 and "img" not in [tag for tag, _ in page.tags]
+
+
+def test_a_reward_that_never_differed_is_no_headline(tmp_path: Path) -> None:
+    told = summary() | {"rewards": {"scored": 64, "failed": 0, "first_failure": None, "always": 0.0}}
+    for group in ("before", "after", "teacher_scores", "change"):
+        told[group] = {"reward": interval(0.0, 0.0), "rouge2": interval(0.4, 0.0)}
+    page = report(make_run(tmp_path, told))
+    text = typed(Outline(page).text)
+    assert "The reward was the same, 0.000, for all samples: nothing to learn from" in text
+    headlines = page[page.index('<ul class="headlines">') : page.index("</ul>", page.index('<ul class="headlines">'))]
+    assert "ROUGE-2" in headlines and "Reward" not in headlines and "reward went" not in text
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    console.print(table(told))
+    row = next(line for line in console.file.getvalue().splitlines() if "Reward" in line)
+    assert "\x1b[32m" not in row
 
 
 @pytest.mark.parametrize(("alpha", "words"), [(0, "pure reinforcement learning"), (1.0, "pure distillation")])

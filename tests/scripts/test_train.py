@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from rlgkd import agents
 from rlgkd.envs import make_sb3_vec_env
+from rlgkd.scripts import train
+from rlgkd.scripts.settings import read
 
 SMALL = (
     "agent=Reinforce", "alpha=0.5",
@@ -206,6 +210,59 @@ def test_a_damaged_checkpoint_falls_back_to_the_whole_one_before_it(finished: Pa
     result = rlgkd("train", "--resume", str(out), "--quiet")
     assert result.returncode == 0, result.stderr
     assert _outcome(out) == _outcome(finished)
+
+
+REWARDS = """
+def zero(completions):
+    return [0.0] * len(completions)
+
+def sometimes(completion):
+    if len(completion) % 9 == 0:
+        raise LookupError("no such\\nword")
+    return len(completion) / 100
+"""
+
+
+def _reward_of(run: Path, monkeypatch: pytest.MonkeyPatch, reward: str, *more: str) -> tuple[dict[str, Any], str]:
+    """What summary.json and report.html say of a small run with this reward."""
+    run.parent.mkdir()
+    (run.parent / "some_rewards.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(run.parent)
+    monkeypatch.delitem(sys.modules, "some_rewards", raising=False)
+    env_settings = (
+        f"{{reward: 'some_rewards:{reward}', max_prompt_tokens: 64, max_new_tokens: 16, max_failed_rewards: 1}}"
+    )
+    page = train.start(
+        read("quickstart", [*SMALL, "env=rlgkd/Dataset-v0", "student=embedded:grounded-student",
+            "teacher=embedded:grounded-teacher", f"env_settings={env_settings}", "tokens=2000", *more]), run,
+        quiet=True,
+    )  # fmt: skip
+    return json.loads((run / "summary.json").read_text())["rewards"], page.read_text()
+
+
+def test_a_run_says_how_many_rewards_failed_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "there" / "run"
+    told, page = _reward_of(out, monkeypatch, "sometimes")
+    records = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    failed = [record for record in records if "failure" in record]
+    assert 0 < len(failed) < len(records) and all(math.isnan(record["reward"]) for record in failed)
+    first = "LookupError: no such word"
+    assert told == {"scored": len(records), "failed": len(failed), "first_failure": first, "always": None}
+    line = f"The reward failed for {len(failed)} of {len(records)} samples, which were left out. First: {first}"
+    assert line in page and line in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_says_that_its_reward_was_always_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    told, page = _reward_of(tmp_path / "there" / "run", monkeypatch, "zero")
+    assert told["always"] == 0.0 and told["failed"] == 0
+    assert "reward: the same, 0.000, for all" in caplog.text
+    line = "The reward was the same, 0.000, for all samples: nothing to learn from; look at rollouts.jsonl."
+    assert line in page and line in " ".join(capsys.readouterr().err.split())
 
 
 def _outcome(run: Path) -> tuple[bytes, ...]:
