@@ -57,6 +57,10 @@ PATIENCE = 5
 """Updates before a reward that does not differ is pointed out."""
 
 
+FUSED = ("cpu", "cuda")
+"""Where torch has AdamW as one kernel."""
+
+
 class TextAlgorithm(OnPolicyAlgorithm):
     """Base of the agents: builds models and optimizer, collects trajectories, descends Eq. 5, saves and loads."""
 
@@ -118,6 +122,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         token_budget: int = 16384,
+        rows_at_once: int | None = None,
+        compile_decoding: bool = False,
         student_layers: Sequence[int] = (),
         precision: str = "float32",
         device: str = "auto",
@@ -179,6 +185,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
             weight_decay: Of AdamW, on matrices alone.
             max_grad_norm: The gradient is scaled down to this norm.
             token_budget: Tokens, padding included, of one micro-batch: bounds the memory, changes nothing else.
+            rows_at_once: Texts that are written at a time, those that wait taking the places of those that end: bounds
+                the memory of keys and values, changes nothing else. None: all.
+            compile_decoding: Let torch.compile make one program of a step of writing, for accelerators; of the Llama
+                family's models.
             student_layers: Keep only these layers of `policy`.
             precision: `float32`, or `bfloat16` for mixed precision.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
@@ -241,6 +251,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         ):
             self._models["teacher"] = copy.deepcopy(teacher)  # it will move; the caller's stays
         self.student, self.teacher = open_models(self.task, device=self.device, **self._models)
+        for lm in (self.student, self.teacher):
+            if lm is not None:
+                lm.rows_at_once, lm.compiled = given["rows_at_once"], given["compile_decoding"]
         self.parts: dict[str, torch.nn.Module] = {"student": self.student.module}
         if given["teacher_decay"] is not None and self.teacher is not None:
             check_same_shape(self.student, self.teacher)
@@ -257,7 +270,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         learnt = [p for p in self.student.module.parameters() if p.requires_grad]
         matrices, vectors = [p for p in learnt if p.ndim >= 2], [p for p in learnt if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.policy.optimizer = torch.optim.AdamW(groups, lr=self.lr_schedule(1.0), betas=(0.9, 0.95))
+        self.policy.optimizer = torch.optim.AdamW(
+            groups, lr=self.lr_schedule(1.0), betas=(0.9, 0.95), fused=self.device.type in FUSED or None
+        )
         # SB3's learn hands a buffer to collect_rollouts; a sequence is one sample here, so there is none.
         self.rollout_buffer = None  # type: ignore[assignment]
 
@@ -343,7 +358,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 on_step(sum(t.length for t in given))
             if self.later.waiting and self.teacher is not None:
                 self._ahead = read_ahead(
-                    self.student, self.teacher, written, self.token_budget, lambda: self.later.waiting
+                    self.student, self.teacher, written, self.token_budget, go_on=lambda: self.later.waiting
                 )
             self.trajectories = self.later.settled(written)
         self.cursor += len(items)
@@ -378,8 +393,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if self.mixed_precision and self.settings["policy_loss"] != "reinforce" and self.settings["behaviour"] is None:
             self._score_anew()
         advantages_BL = self.advantages()
+        if self.epochs > 1 and self.teacher is not None and "teacher" not in self.parts:
+            with self.autocast():
+                self._ahead = read_ahead(
+                    self.student, self.teacher, self.trajectories, self.token_budget, read=self._ahead
+                )
         for _ in range(self.epochs):
             means = self._step(advantages_BL)
+        self._ahead = []
         self.logger.record("train/alpha", self.objective.alpha)
         if (target := self.settings["divergence_target"]) is not None and self.trajectories[0].source in OWN:
             rate = self.settings["alpha_rate"]
@@ -399,7 +420,6 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 token_budget=self.token_budget, backward=self.accelerator.backward,
                 max_new_tokens=self.task.max_new_tokens, beside=beside, ahead=self._ahead,
             )  # fmt: skip
-        self._ahead = []  # a teacher that moves has moved by the next step
         learnt = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
         # A gradient that is not a number is an error here, not a model of NaNs one step later.
         norm = torch.nn.utils.clip_grad_norm_(learnt, self.max_grad_norm, error_if_nonfinite=True)
@@ -407,6 +427,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.policy.optimizer.zero_grad()
         if "teacher" in self.parts:
             self._follow(self.settings["teacher_decay"])
+            self._ahead = []
         self.logger.record("train/loss", means["loss"])
         self.logger.record("train/entropy", means["entropy"])
         self.logger.record("train/grad_norm", norm.item())

@@ -45,7 +45,7 @@ def resolve(
     rate = settings["learning_rate"]
     if not callable(rate) and not (math.isfinite(rate) and rate > 0):
         raise SettingError("learning_rate", rate, "give a number above 0, or a schedule")
-    for name in ("prompts_per_update", "train_prompts", "group_size", "epochs", "token_budget"):
+    for name in ("prompts_per_update", "train_prompts", "group_size", "epochs", "token_budget", "rows_at_once"):
         if settings[name] is not None and settings[name] < 1:
             raise SettingError(name, settings[name], "give 1 or more")
     for name, known in (("precision", PRECISIONS), ("mixture", MIXTURES), ("combination", COMBINATIONS)):

@@ -1,13 +1,15 @@
 """The gradient of Eq. 5 over a batch of trajectories, in micro-batches without padding to speak of.
 
 Micro-batches are cut by a token budget from trajectories sorted by length; the reductions' weights come from the
-whole batch, so the split changes nothing but the memory. The teacher's body runs once over each micro-batch and its
-head only at action positions; heads and divergence are fused chunk by chunk (rlgkd.lm.fused).
+whole batch, so the split changes nothing but the memory. The teacher's body runs once over each micro-batch, however
+many epochs there are, and its head only at action positions; heads and divergence are fused chunk by chunk
+(rlgkd.lm.fused).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -136,15 +138,17 @@ def read_ahead(
     teacher: LanguageModel,
     trajectories: Sequence[Trajectory],
     token_budget: int,
-    go_on: Callable[[], bool],
+    *,
+    read: Sequence[Tensor] = (),
+    go_on: Callable[[], bool] = lambda: True,
 ) -> list[Tensor]:
-    """The teacher's states [N, H] of the micro-batches, one after another as long as `go_on` says so.
+    """The teacher's states [N, H] of the micro-batches, behind those that are `read`, as long as `go_on` says so.
 
     They are kept until the gradient is formed: one layer's [actions, H] in all, where sampling kept keys and values of
     every layer.
     """
-    states: list[Tensor] = []
-    for _, batch in micro_batches(student, trajectories, token_budget):
+    states = list(read)
+    for _, batch in islice(micro_batches(student, trajectories, token_budget), len(read), None):
         if not go_on():
             break
         states.append(teacher.states(batch))

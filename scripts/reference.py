@@ -84,7 +84,11 @@ def environments() -> list[Setting]:
         except SettingError as error:
             found.append(Setting(name, "", error.remedy))
             continue
-        takes = [*sorted(keywords(maker)), *(["those of TextTask"] if takes_any(maker) else [])]
+        made = callable(maker)  # else it is a task already, which takes nothing
+        takes = [
+            *(sorted(keywords(maker)) if made else []),
+            *(["those of TextTask"] if made and takes_any(maker) else []),
+        ]
         found.append(Setting(name, ", ".join(takes), (inspect.getdoc(maker) or str(task)).partition("\n")[0]))
     return found
 

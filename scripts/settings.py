@@ -172,6 +172,8 @@ class RunSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     token_budget: int = Field(16384, ge=1, description="tokens of one micro-batch, padding included")
+    rows_at_once: int | None = Field(None, ge=1, description="texts that are written at a time; null: all of an update")
+    compile_decoding: bool = Field(False, description="torch.compile a step of writing, for accelerators")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is mixed precision")
     device: str = Field("auto", description="auto or cpu")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")

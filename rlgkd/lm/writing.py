@@ -124,8 +124,8 @@ class LayersWriter:
         config, device = lm.module.config, lm.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
-        attention = lm.body.layers[0].self_attn
-        heads, depth = config.num_key_value_heads, attention.head_dim
+        heads = config.num_key_value_heads
+        depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.keys, self.values = (
             [torch.zeros(rows, heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers]
             for _ in ("keys", "values")
@@ -182,8 +182,7 @@ class LayersWriter:
         """As of `Writer`."""
         # In slots that have ended the last place is written again and again: nobody reads it.
         token_S = token_B.new_zeros(len(self.length_S)).index_copy(0, self.slot_B, token_B)
-        size = self.keys[0].shape[2]
-        upto = size if self.lm.compiled else int(self.length_S[self.slot_B].max()) + 1
+        upto = len(self.place_T) if self.lm.compiled else int(self.length_S[self.slot_B].max()) + 1
         place_S = self.length_S.clamp(max=upto - 1)
         seen_ST = self.place_T[:upto] <= place_S[:, None]
         mask_S11T = None if not self.lm.compiled and bool(seen_ST.all()) else seen_ST[:, None, None]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import tiny
 
 from rlgkd.scripts import cli, reference
 from rlgkd.scripts.list import KINDS, show
@@ -43,13 +44,16 @@ def test_environments_are_listed_by_a_sentence_and_a_broken_one_harms_none(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     gym.register(id="gone/Gone-v0", entry_point="rlgkd.envs.text_env:TextGenerationEnv", kwargs={"task": "gone:task"})
+    made = {"task": tiny.WordTask(tiny.word_tokenizer("a"), len)}
+    gym.register(id="made/Made-v0", entry_point="rlgkd.envs.text_env:TextGenerationEnv", kwargs=made)
     try:
         show("envs")
     finally:
-        del gym.registry["gone/Gone-v0"]
+        del gym.registry["gone/Gone-v0"], gym.registry["made/Made-v0"]
     listed = capsys.readouterr().out
     assert "A game of several turns: guess a number" in listed and "rlgkd.envs.guess:guess" not in listed
     assert "it could not be imported: No module named 'gone'" in listed
+    assert "made/Made-v0" in listed
 
 
 def test_the_readme_names_every_command_and_every_list() -> None:
