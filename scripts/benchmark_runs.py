@@ -8,10 +8,12 @@ do not write: all texts have exactly the length that the workload says.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +22,7 @@ from rlgkd.envs.grounded.env import grounded_summary
 from rlgkd.errors import ModelError
 from rlgkd.lm.loading import load, load_tokenizer, save
 
-OURS = "rlgkd.scripts.benchmark_step"
+OURS, PARTS = "rlgkd.scripts.benchmark_step", "rlgkd.scripts.benchmark_parts"
 PEERS: dict[str, dict[str, Sequence[tuple[str, str]]]] = {
     "trl": {
         "distill": [("DistillationTrainer", "distill"), ("GKDTrainer", "gkd")],
@@ -48,15 +50,18 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
-def step(workload: str, *, peer: str = "", pairs: int = 3, steps: int = 3, threads: int = 2) -> dict[str, Any]:
+BATCHES_GROWN, LENGTHS_GROWN = (8, 16, 32, 64), (32, 64, 128, 256, 512)
+TIMES = (1, 4, 16)
+"""The batch, for what the loss takes."""
+THREADS = 2
+
+
+def step(workload: str, *, peer: str = "", pairs: int = 3) -> dict[str, Any]:
     """Median seconds of a step and where they went, and the ratios to the peer's.
 
     Raises: ModelError for a run that fails.
     """
-    with TemporaryDirectory() as made:
-        folder = Path(made)
-        job = {**WORKLOADS[workload], **prepare(workload.split("-")[0], folder), "steps": steps, "warmup": 1,
-               "threads": threads, "seed": 0}  # fmt: skip
+    with jobs(workload) as (job, folder):
         rivals = PEERS[peer][job["kind"]] if peer else []
         ours: list[dict[str, Any]] = []
         theirs: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in rivals}
@@ -65,6 +70,59 @@ def step(workload: str, *, peer: str = "", pairs: int = 3, steps: int = 3, threa
             for name, kind in rivals:
                 theirs[name].append(run({**job, "kind": kind}, RUNNERS[peer], folder))
     return {**summary(ours), "peers": {name: beside(runs, ours) for name, runs in theirs.items()}}
+
+
+def growth() -> dict[str, Any]:
+    """Seconds of a distilling step over batch and length, and the powers of them that they grow with.
+
+    Raises: as `step`.
+    """
+    found: dict[str, dict[int, float]] = {"batch": {}, "new_tokens": {}}
+    with jobs("smollm2-distill", steps=1) as (job, folder):
+        for name, sizes in (("batch", BATCHES_GROWN), ("new_tokens", LENGTHS_GROWN)):
+            for size in sizes:
+                found[name][size] = round(min(run({**job, name: size}, OURS, folder)["seconds"]), 3)
+    powers = {f"power_of_{name}": round(_power(seconds), 3) for name, seconds in found.items()}
+    return {**found, **powers}
+
+
+def _power(seconds: Mapping[int, float]) -> float:
+    """p of seconds ~ size^p, from the ends."""
+    (first, early), *_, (last, late) = seconds.items()
+    return math.log(late / early) / math.log(last / first)
+
+
+def ragged() -> dict[str, Any]:
+    """How many times as long padded texts take as those of unequal lengths. Raises: as `step`."""
+    found = {}
+    for family, batch in (("smollm2", 16), ("embedded", 64)):
+        with jobs(f"{family}-distill", kind="ragged", batch=batch, steps=5) as (job, folder):
+            one = run(job, PARTS, folder)
+        ratios = [padded / own for padded, own in zip(one["padded"], one["ragged"], strict=True)]
+        found[family] = {
+            "times_as_long": round(statistics.median(ratios), 2), "seconds": round(statistics.median(one["ragged"]), 4),
+            "mean_length": round(statistics.mean(one["lengths"]), 1), "limit": job["new_tokens"],
+        }  # fmt: skip
+    return found
+
+
+def memory() -> dict[str, Any]:
+    """MiB that head and divergence take, beside those of one tensor of logits. Raises: as `step`."""
+    found = []
+    with jobs("smollm2-distill", kind="loss") as (job, folder):
+        for times in TIMES:
+            one = run({**job, "batch": times * job["batch"]}, PARTS, folder)
+            found.append({name: round(value) for name, value in one.items()})
+    return {"sizes": found}
+
+
+@contextmanager
+def jobs(workload: str, **changes: Any) -> Iterator[tuple[dict[str, Any], Path]]:
+    """A workload's job and the folder of its models, for as long as it is run."""
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        job = {**WORKLOADS[workload], "steps": 3, "warmup": 1, "threads": THREADS, "seed": 0, **changes}
+        yield {**job, **prepare(workload.split("-")[0], folder)}, folder
 
 
 def prepare(family: str, folder: Path) -> dict[str, Any]:

@@ -148,12 +148,14 @@ def list_(
 
 @app.command()
 def benchmark(
-    workload: Annotated[str, typer.Argument(help="stepping; all by default.")] = "",
+    workload: Annotated[str, typer.Argument(help="See docs/performance.md; all by default.")] = "",
+    peer: Annotated[str, typer.Option(help="trl: the same work by it, in turns; pip install 'rlgkd[trl]'.")] = "",
+    pairs: Annotated[int, typer.Option(min=1, help="Runs of each, in turns.")] = 3,
 ) -> None:
     """Measure speed; one line of JSON for each workload."""
     from rlgkd.scripts import benchmark as benchmarks
 
-    benchmarks.show(workload)
+    benchmarks.show(workload, peer=peer, pairs=pairs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from rlgkd.errors import SettingError
 from rlgkd.scripts import benchmark
+from rlgkd.scripts.benchmark_stepping import stepping
 from rlgkd.scripts.cli import main
 
 
@@ -25,4 +26,4 @@ def test_unknown_workloads_and_sizes_are_refused() -> None:
     with pytest.raises(SettingError, match="workload: 'jumping' does not work; choose one of stepping"):
         benchmark.show("jumping")
     with pytest.raises(SettingError, match="rows: 0"):
-        benchmark.stepping(rows=0)
+        stepping(rows=0)
