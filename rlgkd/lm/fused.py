@@ -56,23 +56,27 @@ class _FusedSum(torch.autograd.Function):
         ctx: Any, student: LanguageModel, loss: ChunkLoss, recorded: dict[str, list[Tensor]], wanted: list[bool],
         *inputs: Tensor,
     ) -> Tensor:  # fmt: skip
-        states_NH = inputs[0]
+        states_NH, weight_VH = inputs[0], inputs[1][: student.vocabulary]
         chunk = max(1, CHUNK_ELEMENTS // student.vocabulary)
-        leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
         grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for start in range(0, len(states_NH), chunk):
             which = slice(start, start + chunk)
+            raw_NV = student.raw_logits(states_NH[which]).requires_grad_(any(wanted))
             with torch.set_grad_enabled(any(wanted)):
-                leaves[0] = states_NH[which].detach().requires_grad_(wanted[0])
-                value, records = loss(student.logits(*leaves), which)
+                value, records = loss(student.tempered(raw_NV), which)
             for name, record in records.items():
                 recorded.setdefault(name, []).append(record.detach())
             total += value.detach()
-            if value.requires_grad:
-                parts = torch.autograd.grad(value, [leaves[place] for place in grads], materialize_grads=True)
-                for (place, grad), part in zip(grads.items(), parts, strict=True):
-                    (grad if place else grad[which]).add_(part)
+            if not value.requires_grad:
+                continue
+            (slope_NV,) = torch.autograd.grad(value, raw_NV)
+            if 0 in grads:
+                grads[0][which] = slope_NV @ weight_VH
+            if 1 in grads:
+                _add_product(grads[1][: student.vocabulary], slope_NV, states_NH[which])
+            if 2 in grads:
+                grads[2][: student.vocabulary] += slope_NV.sum(0)
         ctx.grads, ctx.places = grads, range(len(inputs))
         return total
 
@@ -81,3 +85,11 @@ class _FusedSum(torch.autograd.Function):
         grads = [ctx.grads[place].mul_(grad_outputs[0]) if place in ctx.grads else None for place in ctx.places]
         ctx.grads = {}
         return (None, None, None, None, *grads)
+
+
+def _add_product(grad_VH: Tensor, slope_NV: Tensor, states_NH: Tensor) -> None:
+    """Add to the head's gradient in place, where precisions are not mixed: it is as large as the head."""
+    if slope_NV.dtype == states_NH.dtype == grad_VH.dtype:
+        grad_VH.addmm_(slope_NV.T, states_NH)
+    else:
+        grad_VH += slope_NV.T @ states_NH.to(slope_NV.dtype)

@@ -161,14 +161,15 @@ class LanguageModel:
         last: Tensor = output.last_hidden_state[:, -1]
         return last
 
-    def logits(self, states_NH: Tensor, weight_VH: Tensor | None = None, bias_V: Tensor | None = None) -> Tensor:
-        """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least.
+    def logits(self, states_NH: Tensor) -> Tensor:
+        """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least."""
+        return self.tempered(self.raw_logits(states_NH))
 
-        `weight_VH` and `bias_V` stand in for the head's where a caller needs the gradient with respect to copies.
-        """
-        weight_VH = self.head.weight if weight_VH is None else weight_VH
-        bias_V = self.head.bias if bias_V is None else bias_V
-        return self.tempered(nn.functional.linear(states_NH, weight_VH, bias_V)[..., : self.vocabulary])
+    def raw_logits(self, states_NH: Tensor) -> Tensor:
+        """[..., H] -> [..., V]: what the head gives, over the tokenizer's vocabulary."""
+        bias = cast("Tensor | None", self.head.bias)
+        weight_VH, bias_V = self.head.weight[: self.vocabulary], None if bias is None else bias[: self.vocabulary]
+        return nn.functional.linear(states_NH, weight_VH, bias_V)
 
     def tempered(self, logits: Tensor) -> Tensor:
         """Logits [..., V] as the head gives them, at the policy's temperature, in float32 at least."""
