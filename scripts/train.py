@@ -32,7 +32,6 @@ from rlgkd.envs.naming import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
-from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import twin
 from rlgkd.ops._names import UnknownSettingError
 from rlgkd.scripts import report
@@ -114,9 +113,7 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
         "split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.eval_seed
     }  # fmt: skip
     # All is measured against the teacher of the beginning, wherever training has been or will move it.
-    student = agent.student
-    if (out / CHECKPOINTS).exists():
-        student = language_model(twin(student.module), student.tokenizer, temperature=student.temperature)
+    student = twin(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if "teacher" in agent.parts else agent.teacher
     rewind(agent, out)
     before = evaluate(student, teacher, agent.task, **scored)

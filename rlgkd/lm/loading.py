@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -31,12 +31,14 @@ from transformers import (
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.lora import merged_state
+from rlgkd.lm.model import LanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 NO_FOLDER = "no such folder here"
+Model = TypeVar("Model", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
 
 
@@ -116,9 +118,11 @@ def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: st
     tokenizer.save_pretrained(folder)
 
 
-def twin(module: PreTrainedModel) -> PreTrainedModel:
-    """A copy that shares the parameters which are frozen: those stay as they are, so they need not lie there twice."""
-    return copy.deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
+def twin(model: Model) -> Model:
+    """A copy of a model that shares the parameters which are frozen: what stays as it is need not lie there twice."""
+    module = model.module if isinstance(model, LanguageModel) else model
+    module = model if isinstance(model, PreTrainedModel) else model.module
+    return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
