@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlgkd.agents.credit import advantages, rewards_of_actions
 from rlgkd.agents.environment import as_sb3, check_wrappers
 from rlgkd.agents.later import Later
-from rlgkd.agents.models import check_same_shape, open_models
+from rlgkd.agents.models import check_same_shape, learnt, open_models
 from rlgkd.agents.policy import LanguageModelPolicy
 from rlgkd.agents.saving import TEACHER, agent_folder, read_settings, write_settings
 from rlgkd.agents.settings import least_student_fraction, objective_at, resolve
@@ -125,6 +125,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         rows_at_once: int | None = None,
         compile_decoding: bool = False,
         student_layers: Sequence[int] = (),
+        lora_rank: int = 0,
+        lora_alpha: int | None = None,
+        gradient_checkpointing: bool = False,
         precision: str = "float32",
         device: str = "auto",
         seed: int = 0,
@@ -190,6 +193,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
             compile_decoding: Let torch.compile make one program of a step of writing, for accelerators; of the Llama
                 family's models.
             student_layers: Keep only these layers of `policy`.
+            lora_rank: Train LoRA adapters of this rank on all linear layers and leave the model itself frozen (`pip
+                install 'rlgkd[lora]'`); 0 trains the model. A teacher that is the student's start then takes no memory
+                of its own. What `save` writes has the adapters merged, and `load` begins new ones on that.
+            lora_alpha: What the adapters add is scaled by lora_alpha / lora_rank; None is twice the rank.
+            gradient_checkpointing: Compute the layers' inner values anew for the gradient and keep none: a third more
+                work in an update for the memory of one layer in place of all.
             precision: `float32`, or `bfloat16` for mixed precision.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -197,13 +206,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
             tensorboard_log: Folder for TensorBoard events.
             stats_window_size: Episodes in SB3's `ep_info_buffer`.
 
-        Raises: SettingError, ModelError.
+        Raises: SettingError, ModelError, DependencyError.
         """
         self.settings = resolve(locals(), agent=type(self).__name__, preset=self.preset, defaults=self.defaults)
         self.objective = objective_at(self.settings, 1.0)
         self._models: dict[str, Any] = {
             "policy": self.settings["policy"], "teacher": self.settings["teacher"], "tokenizer": tokenizer,
             "layers": student_layers, "temperature": temperature, "teacher_temperature": teacher_temperature,
+            "lora_rank": lora_rank, "lora_alpha": lora_alpha, "gradient_checkpointing": gradient_checkpointing,
         }  # fmt: skip
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
         self.weight_decay, self.epochs = weight_decay, epochs
@@ -250,11 +260,11 @@ class TextAlgorithm(OnPolicyAlgorithm):
             and teacher is not given["policy"]
         ):
             self._models["teacher"] = copy.deepcopy(teacher)  # it will move; the caller's stays
-        self.student, self.teacher = open_models(self.task, device=self.device, **self._models)
+        self.student, self.teacher = open_models(self.task, seed=seed, device=self.device, **self._models)
         for lm in (self.student, self.teacher):
             if lm is not None:
                 lm.rows_at_once, lm.compiled = given["rows_at_once"], given["compile_decoding"]
-        self.parts: dict[str, torch.nn.Module] = {"student": self.student.module}
+        self.parts: dict[str, torch.nn.Module] = {"student": learnt(self.student.module)}
         if given["teacher_decay"] is not None and self.teacher is not None:
             check_same_shape(self.student, self.teacher)
             self.parts["teacher"] = self.teacher.module
@@ -267,8 +277,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=self.seed or 0
         )
-        learnt = [p for p in self.student.module.parameters() if p.requires_grad]
-        matrices, vectors = [p for p in learnt if p.ndim >= 2], [p for p in learnt if p.ndim < 2]
+        trained = [p for p in self.student.module.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.policy.optimizer = torch.optim.AdamW(
             groups, lr=self.lr_schedule(1.0), betas=(0.9, 0.95), fused=self.device.type in FUSED or None
@@ -420,9 +430,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 token_budget=self.token_budget, backward=self.accelerator.backward,
                 max_new_tokens=self.task.max_new_tokens, beside=beside, ahead=self._ahead,
             )  # fmt: skip
-        learnt = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
+        trained = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
         # A gradient that is not a number is an error here, not a model of NaNs one step later.
-        norm = torch.nn.utils.clip_grad_norm_(learnt, self.max_grad_norm, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm, error_if_nonfinite=True)
         self.policy.optimizer.step()
         self.policy.optimizer.zero_grad()
         if "teacher" in self.parts:

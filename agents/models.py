@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.loading import load, load_tokenizer
+from rlgkd.lm.loading import load, load_tokenizer, twin
+from rlgkd.lm.lora import adapt, check_adapters
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
+from rlgkd.lm.recompute import recompute
 from rlgkd.types import Task
 
 
@@ -33,14 +35,20 @@ def open_models(
     layers: Sequence[int],
     temperature: float,
     teacher_temperature: float,
+    lora_rank: int,
+    lora_alpha: int | None,
+    gradient_checkpointing: bool,
+    seed: int,
     device: torch.device,
 ) -> tuple[LanguageModel, LanguageModel | None]:
     """Open the student, to be trained, and the teacher, frozen; arguments as the agents' constructor has them.
 
-    What a loaded student has frozen stays so.
+    What a loaded student has frozen stays so. Where the teacher is the student's start, the two share what is frozen:
+    with LoRA all weights but the adapters. `seed` is that of the adapters.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
-    task; SettingError for a task with a mask.
+    task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
+    peft.
     """
     if getattr(task, "mask", None) is not None:
         raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
@@ -51,13 +59,20 @@ def open_models(
     if end_token(tokenizer) != end_token(task.tokenizer):
         raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
     opened = load(policy, device=device)
+    if lora_rank:
+        opened.requires_grad_(False)
     module = load(opened, layers=layers, device=device)  # a copy where layers are cut
     frozen = None
     if teacher is not None:
         start = None
         if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
-            start = copy.deepcopy(opened) if module is opened else opened
+            start = twin(opened) if module is opened else opened
         frozen = _frozen(teacher, tokenizer, temperature=teacher_temperature, device=device, opened=start)
+    if lora_rank:
+        adapt(module, lora_rank, alpha=lora_alpha, seed=seed)
+    check_adapters(module)
+    if gradient_checkpointing:
+        recompute(module)
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(
             "student", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
@@ -67,6 +82,17 @@ def open_models(
     if frozen is not None:
         _check_room(task, "teacher", frozen)
     return student, frozen
+
+
+def learnt(module: nn.Module) -> nn.Module:
+    """What of a model a checkpoint must hold: itself, or beside frozen parameters those alone that are not.
+
+    The frozen ones are those of the model that was opened, and a run that is resumed opens it again.
+    """
+    if all(p.requires_grad for p in module.parameters()):
+        return module
+    trained = {name.replace(".", "/"): p for name, p in module.named_parameters() if p.requires_grad}
+    return nn.ParameterDict(trained)
 
 
 def open_teacher(

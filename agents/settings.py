@@ -83,9 +83,12 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise SettingError("teacher", None, f"alpha is {max(alphas):g}: set teacher=..., or alpha=0")
     if min(alphas) < 1 or in_reward:
         check_advantage(settings["advantage"], settings["prompts_per_update"], settings["group_size"])
-    for name, value in (("divergence_target", target), ("alpha_rate", settings["alpha_rate"])):
+    positive = (("divergence_target", target), *((name, settings[name]) for name in ("alpha_rate", "lora_alpha")))
+    for name, value in positive:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SettingError(name, value, "give a number above 0")
+    if settings["lora_rank"] < 0:
+        raise SettingError("lora_rank", settings["lora_rank"], "give 1 or more, or 0 to train the whole model")
     if decay is not None and not 0 <= decay <= 1:
         raise SettingError("teacher_decay", decay, "give a number in [0, 1]")
 
@@ -110,6 +113,9 @@ def _check(settings: Mapping[str, Any]) -> None:
          "it is held on the student's own batches; set mixture to batch"),
         ("alpha_rate", settings["alpha_rate"] != 0.1, target is None, "set divergence_target too"),
         ("teacher_decay", decay is not None, teacher is None, "give a teacher; the student itself would do"),
+        ("lora_alpha", settings["lora_alpha"] is not None, settings["lora_rank"] == 0, "set lora_rank too"),
+        ("teacher_decay", decay is not None, settings["lora_rank"] > 0,
+         "the student has adapters and the teacher none, so there is nothing to average; leave one of them out"),
         ("teacher_decay", decay is not None, settings["teacher_texts"] is not None,
          "the file would keep texts of teachers that are gone; leave one of them out"),
         ("off_policy", settings["off_policy"] != "references", min(fractions) == 1, "set student_fraction below 1"),

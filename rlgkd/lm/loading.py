@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,12 +30,15 @@ from transformers import (
 )
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
+from rlgkd.lm.lora import merged_state
+from rlgkd.lm.model import LanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 NO_FOLDER = "no such folder here"
+Model = TypeVar("Model", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +60,7 @@ def load(
 
     Args:
         name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved as it stands
-            (copied when layers are cut).
+            (copied as `twin` does when layers are cut).
         layers: Which transformer layers to keep, in order; empty keeps all.
         dtype: Of the weights.
         device: Where to put it.
@@ -65,7 +69,7 @@ def load(
     Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
     """
     if isinstance(name, PreTrainedModel):
-        module = copy.deepcopy(name) if layers else name
+        module = twin(name) if layers else name
     else:
         where, arguments = _resolve(str(name))
         if auto_class is None:
@@ -107,9 +111,18 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a Hugging Face folder: safetensors, configuration, tokenizer."""
-    module.save_pretrained(folder, safe_serialization=True)
+    """Write a Hugging Face folder: safetensors (LoRA's adapters merged into the weights), configuration, tokenizer."""
+    module = copy.copy(module)  # of the frame alone: the weights are the same
+    module._hf_peft_config_loaded = False  # what `add_adapter` sets, for which transformers would save adapters alone
+    module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state(module))
     tokenizer.save_pretrained(folder)
+
+
+def twin(model: Model) -> Model:
+    """A copy of a model that shares the parameters which are frozen: what stays as it is need not lie there twice."""
+    module = model.module if isinstance(model, LanguageModel) else model
+    module = model if isinstance(model, PreTrainedModel) else model.module
+    return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
@@ -199,7 +212,7 @@ def _cut(module: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
                 part.layer_idx = number
-    module.base_model.layers = torch.nn.ModuleList(kept)
+    module.base_model.layers = nn.ModuleList(kept)
     module.config.num_hidden_layers = len(kept)
     if getattr(module.config, "layer_types", None):
         module.config.layer_types = [module.config.layer_types[index] for index in layers]

@@ -2,8 +2,9 @@
 
 The second is for decoding, where products are thin and what surrounds them weighs as much: one token a row, keys and
 values into caches of their final size, and on a CPU the weights laid out once for products of that many rows. It knows
-the Llama family (`FAMILIES`), whose layers differ by a bias or a norm; other models, and those whose layers have been
-changed (adapters, quantised weights), write with their own forward pass. Both write the same tokens.
+the Llama family (`FAMILIES`), whose layers differ by a bias or a norm, LoRA's adapters merged into the weights; other
+models, and those whose layers have been changed (quantised weights), write with their own forward pass. Both write the
+same tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import LanguageModel, Progress
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -64,7 +66,7 @@ def written_out(lm: LanguageModel) -> bool:
         return False
     plain = not getattr(config, "sliding_window", None) and config.hidden_act == "silu"
     linears = [part for name, part in lm.body.named_modules() if name.endswith("_proj")]
-    return plain and config.rope_parameters["rope_type"] in ROPES and all(type(part) is nn.Linear for part in linears)
+    return plain and config.rope_parameters["rope_type"] in ROPES and all(map(linear_at_heart, linears))
 
 
 class ModelWriter:
@@ -250,7 +252,7 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
 
         def together(*parts: nn.Linear) -> Product:
-            return product([part.weight for part in parts], [part.bias for part in parts], rows)
+            return product([merged_weight(part) for part in parts], [part.bias for part in parts], rows)
 
         return _Layer(
             before_attention=layer.input_layernorm.weight,

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,8 +201,6 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytes
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_whole_one_before_it(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "damaged"
     shutil.copytree(finished, out)
     newest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
@@ -263,6 +262,25 @@ def test_a_run_says_that_its_reward_was_always_the_same(
     assert "reward: the same, 0.000, for all" in caplog.text
     line = "The reward was the same, 0.000, for all samples: nothing to learn from; look at rollouts.jsonl."
     assert line in page and line in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_of_adapters_keeps_those_alone_in_its_checkpoints_and_resumes_to_the_same_end(tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "resumed"
+    more = ("teacher=embedded:grounded-student", "lora_rank=2", "gradient_checkpointing=true", "tokens=1500")
+    result = rlgkd("train", "quickstart", "--out", str(whole), "--quiet", *SMALL, *more)
+    assert result.returncode == 0, result.stderr
+    newest = max((whole / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    size = (whole / "model" / "model.safetensors").stat().st_size
+    assert (newest / "model.safetensors").stat().st_size < size / 5
+    AutoModelForCausalLM.from_pretrained(whole / "model")
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / newest.name)
+    shutil.rmtree(out / "model")
+    result = rlgkd("train", "--resume", str(out), "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(whole)
+    before, again = (json.loads((run / "summary.json").read_text()) for run in (whole, out))
+    assert again["before"] == before["before"], "the evaluation of the start saw what was trained"
 
 
 def _outcome(run: Path) -> tuple[bytes, ...]:

@@ -1,0 +1,171 @@
+"""LoRA: what is trained, what is written, what is saved; each against the merged weights worked out by hand."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from rlgkd.errors import DependencyError, ModelError, SettingError
+from rlgkd.lm import LanguageModel, decode, writing
+from rlgkd.lm.loading import save, twin
+from rlgkd.lm.lora import adapt, check_adapters, merged_state
+from rlgkd.lm.writing import FAMILIES, written_out
+
+TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+OTHERS = ("gemma", "gpt2", "gpt_neox")
+
+
+def adapted(kind: str, *, moved: bool = True) -> LanguageModel:
+    """A model with adapters, moved from their start at which they add nothing."""
+    lm = tiny.family(kind, TOKENIZER) if kind != "t5" else LanguageModel.__new__(LanguageModel)
+    if kind == "t5":
+        lm.module = tiny.model("t5", vocabulary=31)
+    adapt(lm.module, 3)
+    if moved:
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in lm.module.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.2, generator=generator)
+    return lm
+
+
+def logits(module) -> torch.Tensor:
+    inputs = {"decoder_input_ids": IDS} if module.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return module(input_ids=IDS, **inputs).logits
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, *OTHERS])
+def test_adapters_alone_train_on_all_linear_layers_but_the_head_and_add_nothing_at_first(kind):
+    plain = tiny.family(kind, TOKENIZER)
+    lm = adapted(kind, moved=False)
+    torch.testing.assert_close(logits(lm.module), logits(plain.module), rtol=0, atol=0)
+    assert all(p.requires_grad == (".lora_" in name) for name, p in lm.module.named_parameters())
+    linear = [type(part) for part in plain.body.modules() if type(part).__name__ in ("Linear", "Conv1D")]
+    assert len(linear) == sum(isinstance(part, LoraLayer) for part in lm.module.modules()) > 0
+    assert not isinstance(lm.module.get_output_embeddings(), LoraLayer)
+
+
+def test_the_scale_is_alpha_over_rank_and_twice_by_default():
+    for alpha, scale in ((None, 2.0), (3, 0.5)):
+        module = tiny.model(vocabulary=31)
+        adapt(module, 6, alpha=alpha)
+        part = module.model.layers[0].self_attn.q_proj
+        assert part.scaling == {"default": scale} and part.lora_A["default"].weight.shape == (6, 16)
+
+
+def test_the_start_belongs_to_the_seed_and_no_global_generator_is_touched():
+    def start(seed: int, before: int) -> torch.Tensor:
+        torch.manual_seed(before)
+        state, module = torch.get_rng_state(), tiny.model(vocabulary=31)
+        adapt(module, 3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return module.model.layers[0].mlp.up_proj.lora_A["default"].weight
+
+    assert torch.equal(start(1, before=0), start(1, before=7))
+    assert not torch.equal(start(1, before=0), start(2, before=0))
+
+
+def both_ways(lm: LanguageModel, monkeypatch) -> tuple[list[list[int]], list[list[int]]]:
+    prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5]]
+    settings = {"uniforms_BT": np.random.default_rng(1).random((12, 20)), "max_new_tokens": 20, "group": 4}
+    assert written_out(lm)
+    fast = decode(lm, prompts, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "written_out", lambda lm: False)
+        plain = decode(lm, prompts, **settings)
+    for ours, theirs in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
+    assert [c.ids for c in fast] == [c.ids for c in plain]
+    return [c.ids for c in fast]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_layers_written_out_hold_what_the_adapters_add_unless_they_are_off(kind, packed, monkeypatch):
+    if not packed:
+        monkeypatch.setattr(writing, "packs", lambda weight: False)
+    lm = adapted(kind)
+    on = both_ways(lm, monkeypatch)
+    for part in lm.module.modules():
+        if isinstance(part, LoraLayer):
+            part.enable_adapters(False)
+    off = both_ways(lm, monkeypatch)
+    assert on != off == both_ways(tiny.family(kind, TOKENIZER), monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", *OTHERS, "t5"])
+def test_a_saved_model_is_merged_and_the_live_one_is_left_as_it_was(kind, tmp_path):
+    module = adapted(kind).module
+    before, out = {name: value.clone() for name, value in module.state_dict().items()}, logits(module)
+    save(module, TOKENIZER, tmp_path)
+    opener = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    opened, report = opener.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    torch.testing.assert_close(logits(opened), out, rtol=1e-4, atol=1e-4)
+    assert not any("lora" in name for name in opened.state_dict())
+    assert before.keys() == module.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    torch.testing.assert_close(logits(module), out, rtol=0, atol=0)
+
+
+def test_a_merged_weight_is_the_base_and_the_scaled_product():
+    module = adapted("llama").module
+    part = module.model.layers[1].mlp.down_proj
+    a, b = part.lora_A["default"].weight, part.lora_B["default"].weight
+    expected = part.base_layer.weight + 2.0 * b @ a
+    torch.testing.assert_close(merged_state(module)["model.layers.1.mlp.down_proj.weight"], expected.detach())
+    assert merged_state(tiny.model(vocabulary=31)) is None
+
+
+def test_adapters_of_ones_own_are_written_out_and_saved_merged(monkeypatch, tmp_path):
+    lm = tiny.family("llama", TOKENIZER)
+    lm.module.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    lm.module.eval()
+    check_adapters(lm.module)
+    both_ways(lm, monkeypatch)
+    save(lm.module, TOKENIZER, tmp_path)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(lm.module), rtol=1e-4, atol=1e-4
+    )
+    assert lm.module._hf_peft_config_loaded
+
+
+@pytest.mark.parametrize("variant", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_adapters_that_are_no_sum_of_weights_are_refused_and_not_written_out(variant):
+    module = tiny.model("qwen2", vocabulary=31)
+    module.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], **variant))
+    with pytest.raises(ModelError, match="without DoRA"):
+        check_adapters(module)
+    assert not written_out(LanguageModel(module, TOKENIZER))
+
+
+def test_a_twin_shares_what_is_frozen_and_nothing_else():
+    module = tiny.model(vocabulary=31)
+    module.model.requires_grad_(False)
+    other = twin(module)
+    shared = {name: p is q for (name, p), q in zip(module.named_parameters(), other.parameters(), strict=True)}
+    assert shared == {name: name.startswith("model.") for name in shared} and len(set(shared.values())) == 2
+    adapt(module, 2)
+    assert not any(isinstance(part, LoraLayer) for part in other.modules())
+
+
+def test_a_second_set_of_adapters_is_refused():
+    module = adapted("llama").module
+    with pytest.raises(SettingError, match="lora_rank: 2 does not work; the model has adapters already"):
+        adapt(module, 2)
+
+
+def test_without_peft_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(DependencyError, match=r"lora_rank: 4 does not work; .*pip install 'rlgkd\[lora\]'"):
+        adapt(copy.deepcopy(tiny.model(vocabulary=31)), 4)
