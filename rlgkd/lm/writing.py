@@ -142,7 +142,9 @@ class LayersWriter:
         self.eps = config.rms_norm_eps
         self.place_T = torch.arange(size, device=device)
         self.cos_TD, self.sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, self.place_T[None]))
-        self.step = torch.compile(self._through_the_layers) if lm.compiled else self._through_the_layers
+        # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
+        through = LayersWriter._through_the_layers
+        self.step = torch.compile(through) if lm.compiled else through
 
     @property
     def admits(self) -> bool:
@@ -188,7 +190,7 @@ class LayersWriter:
         place_S = self.length_S.clamp(max=upto - 1)
         seen_ST = self.place_T[:upto] <= place_S[:, None]
         mask_S11T = None if not self.lm.compiled and bool(seen_ST.all()) else seen_ST[:, None, None]
-        self.state_BH = self.step(token_S, place_S, mask_S11T, upto)[self.slot_B]
+        self.state_BH = self.step(self, token_S, place_S, mask_S11T, upto)[self.slot_B]
         self.length_S[self.slot_B] += 1
 
     def _move_together(self) -> None:

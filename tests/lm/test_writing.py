@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tiny
@@ -134,6 +137,17 @@ def test_in_mixed_precision(monkeypatch):
     assert len(alike) >= len(fast) - 2, "rounding alone changes few texts"
     for ours, theirs in zip(fast, plain, strict=True):
         np.testing.assert_allclose(ours.logp[:1], theirs.logp[:1], atol=0.05)
+
+
+def test_a_writer_and_its_weights_are_gone_when_nobody_holds_them():
+    made = writer(tiny.family("llama", TOKENIZER), 2, 64)
+    gone, written = weakref.ref(made), made
+    gc.disable()
+    try:
+        del made, written
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_changed_weight_is_seen_by_the_next_text(monkeypatch):
