@@ -17,8 +17,8 @@ from torch import Tensor
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at a time: 64 MiB in float32 per tensor of a chunk."""
+CHUNK_ELEMENTS = 9 * 2**20
+"""Logits held at a time: 36 MiB in float32 per tensor of a chunk; glibc keeps no hold of freed ones above 32 MiB."""
 
 ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 """(logits [n, V], which actions) -> (the chunk's summed loss, values to record, each [n])."""
