@@ -87,7 +87,7 @@ def evaluate(
     """Sample `group` completions for each of the split's first `prompts` items and measure them.
 
     Measures, per prompt: `reward`; the task's qualities; `length` (tokens); `ended` (1 if it did so by an end
-    token); `entropy` (nats per token, at the policy's own prefixes); and given a teacher `reverse_kl`
+    token or a stop string); `entropy` (nats per token, at the policy's own prefixes); and given a teacher `reverse_kl`
     (KL(policy || teacher), nats per token, at the policy's own prefixes) and `reverse_kl_data` (the same at the
     references' prefixes, where there are any; the gap between the two is the train-inference mismatch). A group of two
     or more has `self_bleu` and `distinct1` to `distinct3` of its texts and, for each measure of CHECKABLE that is 0 or

@@ -130,6 +130,9 @@ def generate(
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string; repeat for others. A new line is $'\\n'.")
+    ] = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
@@ -140,7 +143,7 @@ def generate(
 
     for text in generation.complete(
         model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, chat=chat, seed=seed,
-        filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
+        stop=stop or (), filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
     ):  # fmt: skip
         typer.echo(text)
 

@@ -12,7 +12,7 @@ from rlgkd.rollout import rollout
 
 def complete(
     model: str, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, greedy: bool, chat: bool, seed: int,
-    filters: Filters,
+    stop: Sequence[str], filters: Filters,
 ) -> list[str]:  # fmt: skip
     """One completion for each prompt.
 
@@ -21,7 +21,7 @@ def complete(
     lm = open_by_name(model, temperature=temperature)
     task = TextTask(
         prompts=list(prompts), reward=_none, tokenizer=lm.tokenizer, max_new_tokens=max_new_tokens,
-        max_prompt_tokens=lm.context, chat=chat,
+        max_prompt_tokens=lm.context, chat=chat, stop=stop,
     )  # fmt: skip
     items = [task.item("test", seed, index) for index in range(len(prompts))]
     return [t.text for t in rollout(lm, task, items, seed=seed, greedy=greedy, filters=filters)]

@@ -5,7 +5,7 @@ step has one uniform number of its own, given by the caller, so a sample does no
 
 With a `Companion` two models choose each token together: both run in lockstep on the same tokens.
 
-Filters (rlgkd.ops.filters) are for evaluation. Left out: stop strings.
+Filters (rlgkd.ops.filters) are for evaluation; stop strings are rlgkd.lm.stopping.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def decode(
     on_step: OnStep | None = None,
     companion: Companion | None = None,
     filters: Filters | None = None,
+    stops: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
     """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
 
@@ -66,6 +67,7 @@ def decode(
         on_step: Called after each step; if it returns False the completions are returned as they stand.
         companion: Chooses with the policy; what is recorded are the log-probabilities of the two together.
         filters: What is sampled from is what they leave of the distribution, and the log-probabilities are of that.
+        stops: Whether the ids of a completion end it, beside the end token; asked after each of its tokens.
     """
     models = [lm] if companion is None else [lm, companion.lm]
     rows = len(prompts) * group
@@ -104,6 +106,8 @@ def decode(
         if on_step is not None and not on_step(len(active)):
             break
         going = [n for n, row in enumerate(active) if ids[row][-1] != lm.end and len(ids[row]) < limit_B[row]]
+        if stops is not None:
+            going = [n for n in going if not stops(ids[active[n]])]
         if len(going) < len(active):
             keep = torch.tensor(going, dtype=torch.long, device=lm.device)
             active, token_B = [active[n] for n in going], token_B[keep]

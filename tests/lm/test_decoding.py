@@ -154,3 +154,16 @@ def test_top_k_of_1_writes_what_greedy_decoding_does_and_is_certain_of_it():
     certain = sampled(lm, filters=Filters(top_k=1))
     assert [c.ids for c in certain] == [c.ids for c in decode(lm, PROMPTS, uniforms_BT=None, max_new_tokens=NEW)]
     assert {value for c in certain for value in c.logp} == {0.0}
+
+
+def test_a_completion_goes_on_until_it_is_told_to_stop():
+    lm, asked = policy(), []
+    plain = sampled(lm, group=4)
+
+    def third(ids):
+        asked.append(len(ids))
+        return len(ids) == 3
+
+    stopped = sampled(lm, group=4, stops=third)
+    assert [c.ids for c in stopped] == [c.ids[:3] for c in plain]
+    assert max(asked) == 3 and any(len(c.ids) > 3 for c in plain)

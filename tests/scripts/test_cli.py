@@ -43,12 +43,18 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_filters_are_options_of_generate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filters_and_stop_strings_are_options_of_generate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
         monkeypatch.setenv(name, "error")  # main would leave its own behind
     greedy = said(capsys, "generate", "embedded:grounded-student", PROMPT, "--greedy").strip()
     for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
         assert said(capsys, "generate", "embedded:grounded-student", PROMPT, *option).strip() == greedy
+    whole = said(capsys, "generate", "embedded:grounded-student", PROMPT).strip()
+    middle = whole[len(whole) // 2 :][:5]
+    stopped = said(capsys, "generate", "embedded:grounded-student", PROMPT, "--stop", "no such", "--stop", middle)
+    assert whole != greedy and stopped.strip() == whole.split(middle)[0].strip()
 
 
 def test_filters_are_options_of_evaluate_and_change_the_texts_alone(
