@@ -45,6 +45,7 @@ from rlgkd.lm.loading import save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops._names import told
+from rlgkd.ops.filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ops.running import Running
 from rlgkd.ops.sampling import uniforms
@@ -519,11 +520,24 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.latest = dict(self.logger.name_to_value)
         self.logger.dump(step=self.num_timesteps)
 
-    def generate(self, prompts: Sequence[str], *, greedy: bool = True, seed: int = 0) -> list[str]:
-        """Complete prompts as the environment would put them, and return the texts."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        greedy: bool = True,
+        seed: int = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+    ) -> list[str]:
+        """Complete prompts as the environment would put them, and return the texts.
+
+        The filters (rlgkd.ops.filters) need `greedy=False`. Training has none: they change what a policy can write.
+        """
+        filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
         items = [Item(key=f"generate/{n}", prompt=prompt) for n, prompt in enumerate(prompts)]
         unscored = _Unscored(self.task)
-        return [t.text for t in rollout(self.student, unscored, items, seed=seed, greedy=greedy)]
+        return [t.text for t in rollout(self.student, unscored, items, seed=seed, greedy=greedy, filters=filters)]
 
     @property
     def counters(self) -> dict[str, Any]:

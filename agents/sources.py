@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlgkd.dialogue import stops_of
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.decoding import Companion, OnStep
 from rlgkd.lm.model import LanguageModel
@@ -90,13 +91,14 @@ class Sources:
 
     def _about_teacher(self) -> dict[str, Any]:
         assert self.teacher is not None
+        stops = stops_of(self.task)
         weights = hashlib.sha256()
         for parameter in self.teacher.module.parameters():
             weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return {
             "teacher": weights.hexdigest(), "temperature": self.teacher.temperature, "task": self.task.name,
             "max_prompt_tokens": self.task.max_prompt_tokens, "max_new_tokens": self.task.max_new_tokens,
-            "seed": self.seed,
+            "seed": self.seed, **({"stop": list(stops.strings)} if stops else {}),
         }  # fmt: skip
 
 
@@ -128,9 +130,9 @@ class TeacherTexts:
                 "teacher_texts", str(path), f"it has a line that is no text ({error}); delete it"
             ) from error
         if found != about:
-            other = next(name for name in about if found.get(name) != about[name])
+            other = next(name for name in {**about, **found} if found.get(name) != about.get(name))
             remedy = (
-                f"its texts have {other} {found.get(other)!r}, these would have {about[other]!r}; name another file"
+                f"its texts have {other} {found.get(other)!r}, these would have {about.get(other)!r}; name another file"
             )
             raise DataError("teacher_texts", str(path), remedy)
 

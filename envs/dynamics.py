@@ -2,8 +2,8 @@
 
 The scalar environment is one row, the vector environments are many; none holds a rule of its own. An observation is
 the tokens so far, padded on the right with `PAD` (-1, which is no token, so an end token that doubles as padding
-stays visible). A turn ends when the end token is written; where the task then answers, its tokens stand in the next
-observation and the policy's next turn begins behind them, else the episode is over.
+stays visible). A turn ends when the end token or a stop string is written; where the task then answers, its tokens
+stand in the next observation and the policy's next turn begins behind them, else the episode is over.
 
 How the length limit ends an episode is the task's `at_limit`: `terminate` scores the text as it stands, and nothing is
 to be bootstrapped; `truncate` cuts it off unscored: the reward is 0 and `truncated` is True, so that an actor-critic
@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rlgkd.dialogue import Dialogue, grade
+from rlgkd.dialogue import Dialogue, grade, stops_of
 from rlgkd.errors import SettingError
 from rlgkd.lm.model import end_token
 from rlgkd.ops.masks import allowed_tokens
@@ -56,7 +56,7 @@ class Episodes:
         self.task, self.split, self.num = task, split, num
         self.width = task.max_prompt_tokens + task.max_new_tokens
         self.vocabulary = len(task.tokenizer)
-        self.end = end_token(task.tokenizer)
+        self.end, self.stops = end_token(task.tokenizer), stops_of(task)
         self.tokens_NT = np.full((num, self.width), PAD, dtype=np.int64)
         self.length_N = np.zeros(num, dtype=np.int64)
         self.prompt_N = np.zeros(num, dtype=np.int64)
@@ -119,11 +119,14 @@ class Episodes:
         self.tokens_NT[rows_R, at_R], self.action_NT[rows_R, at_R] = actions_R, True
         self.length_N[rows_R] += 1
         limit_R = self.length_N[rows_R] - self.prompt_N[rows_R] >= self.task.max_new_tokens
+        ended_R = (actions_R == self.end) | limit_R
+        if self.stops is not None:
+            ended_R |= [self.stops.end(self.turn(row)) for row in rows]
         over: dict[int, Dialogue] = {}
-        for row in rows_R[(actions_R == self.end) | limit_R].tolist():
+        for row in rows_R[ended_R].tolist():
             dialogue = self.dialogues[row]
             assert dialogue is not None
-            answer = dialogue.take(self.tokens_NT[row, self.turn_N[row] : self.length_N[row]].tolist())
+            answer = dialogue.take(self.turn(row))
             if dialogue.stop is not None:
                 over[row], self.dialogues[row] = dialogue, None
             self.turn_N[row] = self.length_N[row] + len(answer)
@@ -133,6 +136,11 @@ class Episodes:
             return {}
         scores = grade([*over.values()], [self.actions(row) for row in over])
         return {row: _outcome(dialogue, score) for (row, dialogue), score in zip(over.items(), scores, strict=True)}
+
+    def turn(self, row: int) -> list[int]:
+        """The tokens of the row's turn so far."""
+        written: list[int] = self.tokens_NT[row, self.turn_N[row] : self.length_N[row]].tolist()
+        return written
 
     def actions(self, row: int) -> list[int]:
         """The tokens that were chosen in the row so far."""

@@ -20,6 +20,7 @@ from rlgkd.envs.naming import import_object, reward_from
 from rlgkd.errors import DataError, RlgkdError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
+from rlgkd.lm.stopping import StopStrings
 from rlgkd.ops._names import UnknownSettingError, keywords, takes_any, told
 from rlgkd.ops.masks import TokenMask
 from rlgkd.types import Asked, Item, Score, Task
@@ -48,6 +49,7 @@ class TextTask:
         chat: bool = False,
         reply: Reply | None = None,
         at_limit: str = "terminate",
+        stop: str | Sequence[str] = (),
         system: str = "",
         prompt: str = "prompt",
         reference: str | None = None,
@@ -77,6 +79,9 @@ class TextTask:
             at_limit: `terminate`: a text that reaches the limit is scored as it stands. `truncate`: it is cut off there
                 and not scored; rlgkd's agents leave it out of the policy term (DAPO's overlong filtering), in
                 Gymnasium's terms it is `truncated`, and other libraries put the last state's value in its place.
+            stop: A string, or several, that ends a turn as soon as its text contains it. The text that is scored ends
+                before it; the tokens up to the one that completed it are actions. With `chat`, the end token that such
+                a turn lacks is put in front of a reply, as no action.
             system: The system's message before it; it needs `chat`.
             prompt: Column or template of the prompt, for data in rows.
             reference: Column or template of the reference; None takes the column `reference` where there is one.
@@ -106,6 +111,8 @@ class TextTask:
         self.grader = Grader(reward_from(reward), timeout=reward_timeout, max_failed=max_failed_rewards)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)
+        stops = StopStrings(self.tokenizer, stop)
+        self.stops = stops if stops.strings else None
         self.max_new_tokens, self.max_prompt_tokens, self.chat = max_new_tokens, max_prompt_tokens, chat
         self._special = {
             id_: text
@@ -143,8 +150,9 @@ class TextTask:
         return [*self._encode("completion", text[:40], text if self.chat else f" {text}"), end_token(self.tokenizer)]
 
     def decode_completion(self, ids: Sequence[int]) -> str:
-        """The text, without special tokens and outer white space."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The text before the first stop string, without special tokens and outer white space."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return (text if self.stops is None else self.stops.before(text)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
         """What the environment says behind the last turn; None where the episode is over.
@@ -165,9 +173,14 @@ class TextTask:
             raise SettingError("reply", name_of(self.reply_of), remedy)
         return text
 
-    def encode_reply(self, text: str) -> list[int]:
-        """The ids of a reply; with `chat`, as the user's next message."""
+    def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:
+        """The ids of a reply; with `chat`, as the user's next message behind the end of the policy's.
+
+        Where the turn is not `closed` by the policy's own end token, that of the template stands in front.
+        """
         before, after = self._reply_frame
+        if closed and before[:1] == [end_token(self.tokenizer)]:
+            before = before[1:]
         ids = [*before, *self._encode("reply", text[:40], text), *after]
         if len(ids) >= self.max_new_tokens and not self._told_long:
             self._told_long = True
@@ -228,8 +241,6 @@ class TextTask:
         if not replies:
             return (before, after), ([], [])
         *_, between, behind = chat_pieces(self.tokenizer, "user", "assistant", "user")
-        # The policy ends its turn with the end token itself.
-        between = between[1:] if between[:1] == [end_token(self.tokenizer)] else between
         return (before, after), (between, behind)
 
     def _encode(self, field: str, key: str, text: str) -> list[int]:

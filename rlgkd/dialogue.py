@@ -1,7 +1,8 @@
 """How an episode goes on when a turn has been written: the one rule that rollouts and environments share.
 
-A turn ends with the end token. The task may then answer with tokens of its own, which are no actions, and the policy
-writes another turn behind them; where it does not, the episode is over. Nearly all tasks have one turn.
+A turn ends with the end token, or a stop string where the task has any (`stops`). The task may then answer with tokens
+of its own, which are no actions, and the policy writes another turn behind them; where it does not, the episode is
+over. Nearly all tasks have one turn.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from rlgkd.lm.model import end_token
+from rlgkd.lm.stopping import StopStrings
 from rlgkd.types import Item, Score, StopReason, Task
 
 
@@ -28,16 +30,19 @@ class Dialogue:
     def take(self, ids: Sequence[int]) -> list[int]:
         """Take the turn that the policy wrote; returns the environment's answer, empty where the episode is over.
 
-        A turn without end token has reached the limit. An answer behind which not one token would fit is not given.
+        A turn without end token or stop string has reached the limit. An answer behind which not one token would fit is
+        not given.
         """
         self.turns.append(self.task.decode_completion(ids))
         self.room -= len(ids)
         at_limit = StopReason.TRUNCATED if self.task.at_limit == "truncate" else StopReason.LENGTH
-        if ids[-1] != end_token(self.task.tokenizer):
+        closed, stops = ids[-1] == end_token(self.task.tokenizer), stops_of(self.task)
+        if not closed and (stops is None or not stops.end(ids)):
             self.stop = at_limit
             return []
         text = self.task.reply(self.item, self.turns)
-        answer = [] if text is None else self.task.encode_reply(text)
+        given = {} if closed else {"closed": False}  # a task without stop strings need not know of it
+        answer = [] if text is None else self.task.encode_reply(text, **given)
         if text is None or not answer:
             self.stop = StopReason.END
             return []
@@ -61,6 +66,11 @@ class Dialogue:
     def several(self) -> tuple[str, ...]:
         """All turns, or none where there was but one."""
         return tuple(self.turns) if len(self.turns) > 1 else ()
+
+
+def stops_of(task: Task) -> StopStrings | None:
+    """The task's stop strings; None where it has none."""
+    return getattr(task, "stops", None)
 
 
 def grade(dialogues: Sequence[Dialogue], ids: Sequence[Sequence[int]]) -> list[Score]:

@@ -19,6 +19,7 @@ from rlgkd.errors import SettingError
 from rlgkd.lm.fused import fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops import divergence, policy_loss
+from rlgkd.ops.filters import Filters
 from rlgkd.rollout import references, rollout
 from rlgkd.types import Batch, Task, Trajectory
 
@@ -79,18 +80,25 @@ def evaluate(
     group: int = 1,
     greedy: bool = False,
     batch_size: int = 64,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
 ) -> Evaluation:
     """Sample `group` completions for each of the split's first `prompts` items and measure them.
 
-    Measures, per prompt: `reward`; the task's qualities; `length` (tokens); `ended` (1 if the end token was written);
-    `entropy` (nats per token, at the policy's own prefixes); and given a teacher `reverse_kl` (KL(policy || teacher),
-    nats per token, at the policy's own prefixes) and `reverse_kl_data` (the same at the references' prefixes, where
-    there are any; the gap between the two is the train-inference mismatch). A group of two or more has `self_bleu` and
-    `distinct1` to `distinct3` of its texts and, for each measure of CHECKABLE that is 0 or 1, `truth@2` and its like:
-    the probability that one of so many texts is right, for powers of two.
+    Measures, per prompt: `reward`; the task's qualities; `length` (tokens); `ended` (1 if it did so by an end
+    token or a stop string); `entropy` (nats per token, at the policy's own prefixes); and given a teacher `reverse_kl`
+    (KL(policy || teacher), nats per token, at the policy's own prefixes) and `reverse_kl_data` (the same at the
+    references' prefixes, where there are any; the gap between the two is the train-inference mismatch). A group of two
+    or more has `self_bleu` and `distinct1` to `distinct3` of its texts and, for each measure of CHECKABLE that is 0 or
+    1, `truth@2` and its like: the probability that one of so many texts is right, for powers of two.
 
-    Raises: SettingError if prompts or group < 1.
+    With `top_k`, `top_p` or `min_p` (rlgkd.ops.filters) the texts are sampled from the likelier tokens alone. Entropy
+    and divergences stay those of the whole tempered distributions, at the prefixes that were so written.
+
+    Raises: SettingError if prompts or group < 1, or for a filter outside its range or beside `greedy`.
     """
+    filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
     if prompts < 1 or group < 1:
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
     number = min(prompts, task.size(split))
@@ -104,7 +112,7 @@ def evaluate(
 
     for start in range(0, number, batch_size):
         some = items[start : start + batch_size]
-        written = rollout(policy, task, some, group=group, seed=seed, greedy=greedy)
+        written = rollout(policy, task, some, group=group, seed=seed, greedy=greedy, filters=filters)
         trajectories += written
         known = teacher is not None and all(item.reference for item in some)
         read = [*written, *(references(policy, task, some) if known else [])]

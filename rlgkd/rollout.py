@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rlgkd.dialogue import Dialogue, grade
-from rlgkd.errors import DataError
+from rlgkd.dialogue import Dialogue, grade, stops_of
+from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.decoding import Companion, Completion, OnStep, decode
 from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.types import Item, Source, StopReason, Task, Trajectory
 
@@ -31,15 +32,19 @@ def rollout(
     places: Sequence[int] = (),
     on_step: OnStep | None = None,
     companion: Companion | None = None,
+    filters: Filters | None = None,
 ) -> list[Trajectory]:
     """Complete each item's prompt `group` times and score the texts; trajectory p * group + g is sample g of item p.
 
     A sample is a function of (seed, item's key, its place, sample number) and the policy, not of the batch it is drawn
     in. `places` says where in its stream each item stands, so that an item that comes round again is sampled anew;
-    without it every place is 0.
+    without it every place is 0. `filters` are for evaluation: a text that was sampled through them is not the policy's,
+    and its log-probabilities are those of what was sampled from.
 
-    Raises: DataError if prompt and limit together exceed the model's context.
+    Raises: DataError if prompt and limit together exceed the model's context; SettingError for filters of `greedy`.
     """
+    if greedy and filters:
+        raise SettingError("greedy", greedy, "the likeliest token passes every filter; sample, or give no filter")
     prompts = [encode_within(lm, task, item) for item in items]
     uniforms_BT = None
     if not greedy:
@@ -52,9 +57,11 @@ def rollout(
         going = on_step is None or on_step(tokens)
         return going
 
+    stops = stops_of(task)
+    ended = None if stops is None else stops.end
     completions = decode(
         lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=step,
-        companion=companion,
+        companion=companion, filters=filters, stops=ended,
     )  # fmt: skip
     rows = [
         _Row(prompt, Dialogue(task, item), g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)
@@ -67,7 +74,7 @@ def rollout(
         completions = decode(
             lm, [row.tokens for row in some], max_new_tokens=[row.dialogue.room for row in some], on_step=step,
             uniforms_BT=None if uniforms_BT is None else _from(uniforms_BT[places_R], [row.behind for row in some]),
-            companion=companion,
+            companion=companion, filters=filters, stops=ended,
         )  # fmt: skip
         for row, completion in zip(some, completions, strict=True):
             row.write(completion)
@@ -93,16 +100,18 @@ def written(
         lm: Whose context they must fit.
         task: It answers and scores them.
         items: What they were written for.
-        ids: The actions of each; an end token ends a turn, and the task answers as it did.
+        ids: The actions of each; an end token or a stop string ends a turn, and the task answers as it did.
         source: Who wrote them.
 
     Raises: DataError as `rollout` does.
     """
+    stops = stops_of(task)
     rows = [_Row(encode_within(lm, task, item), Dialogue(task, item), 0) for item in items]
     for row, some in zip(rows, ids, strict=True):
         rest = list(some)
         while rest and row.dialogue.stop is None:
             turn = rest[: rest.index(lm.end) + 1] if lm.end in rest else rest
+            turn = turn if stops is None else list(stops.turn(turn))
             rest = rest[len(turn) :]
             turn = turn[: row.dialogue.room]
             row.write(Completion(turn, [0.0] * len(turn)))

@@ -29,7 +29,7 @@ class StopReason(StrEnum):
     """Why a completion ended."""
 
     END = "end"
-    """It wrote the end token."""
+    """It wrote the end token or a stop string."""
     LENGTH = "length"
     """It reached the length limit, and is scored as it stands."""
     TRUNCATED = "truncated"
@@ -109,8 +109,8 @@ class Task(Protocol):
         """What the environment says behind the last of `turns` (the policy's and its own by turns); None: no more."""
         ...
 
-    def encode_reply(self, text: str) -> list[int]:
-        """The ids of a reply, as they stand behind an end token."""
+    def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:
+        """The ids of a reply, as they stand behind an end token, or, not `closed`, behind a stop string without one."""
         ...
 
     def score(

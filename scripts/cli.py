@@ -26,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+TopK = Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens alone.")]
+TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this mass alone.")]
+MinP = Annotated[float | None, typer.Option(help="Sample from tokens of this share of the likeliest's probability.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a live one.")]
 
 
@@ -105,13 +108,16 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(help="Of the model; a run's own, else 1.")] = None,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
 ) -> None:
     """Measure a model on held-out prompts: reward, quality, divergence, each with its 95% interval."""
     from rlgkd.scripts import evaluate as evaluation
 
     evaluation.show(
         model, overrides or [], env=env, split=split, prompts=prompts, teacher=teacher, temperature=temperature,
-        greedy=greedy, seed=seed,
+        greedy=greedy, seed=seed, top_k=top_k, top_p=top_p, min_p=min_p,
     )  # fmt: skip
 
 
@@ -124,13 +130,21 @@ def generate(
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string; repeat for others. A new line is $'\\n'.")
+    ] = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
 ) -> None:
     """Complete prompts with a model."""
+    from rlgkd.ops.filters import Filters
     from rlgkd.scripts import generate as generation
 
     for text in generation.complete(
-        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, chat=chat, seed=seed
-    ):
+        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, chat=chat, seed=seed,
+        stop=stop or (), filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
+    ):  # fmt: skip
         typer.echo(text)
 
 

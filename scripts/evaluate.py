@@ -18,7 +18,7 @@ from rlgkd.scripts.train import CONFIG, make_env
 
 def show(
     model: str, overrides: Sequence[str] = (), *, env: str, split: str, prompts: int, teacher: str,
-    temperature: float | None, greedy: bool, seed: int,
+    temperature: float | None, greedy: bool, seed: int, top_k: int | None, top_p: float | None, min_p: float | None,
 ) -> None:  # fmt: skip
     """Print a table of the model's scores with their 95% intervals.
 
@@ -36,7 +36,10 @@ def show(
     guide = open_by_name(teacher) if teacher else None
     if guide is not None:
         check_same_vocabulary(policy.tokenizer, guide.tokenizer, owner="model", name=teacher)
-    result = evaluate(policy, guide, task, split=split, prompts=prompts, seed=seed, greedy=greedy)
+    result = evaluate(
+        policy, guide, task, split=split, prompts=prompts, seed=seed, greedy=greedy, top_k=top_k, top_p=top_p,
+        min_p=min_p,
+    )  # fmt: skip
     where = env if task.name in env else f"{env} ({task.name})"
     table = Table("measure", "mean", "95% interval")
     for name, score in result.scores().items():

@@ -90,3 +90,21 @@ def test_the_divergence_by_position_averages_to_that_of_the_text(
         assert np.nanmean(found.by_position[name], axis=1) == pytest.approx(found.measures[name])
     lengths = np.isfinite(found.by_position["reverse_kl"]).sum(axis=1)
     assert lengths.tolist() == found.measures["length"].tolist()
+
+
+def test_filters_choose_the_texts_and_the_divergence_is_of_the_whole_distributions(
+    student: LanguageModel, teacher: LanguageModel
+) -> None:
+    """With one token left each is certain, and of distributions so narrowed entropy would be 0."""
+    greedy = evaluate(student, teacher, grounded_summary(), prompts=4, greedy=True)
+    for filters in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
+        some = evaluate(student, teacher, grounded_summary(), prompts=4, **filters)  # type: ignore[arg-type]
+        assert [t.text for t in some.trajectories] == [t.text for t in greedy.trajectories]
+        assert all((t.logp_T == 0).all() for t in some.trajectories)
+        for name in ("reverse_kl", "reverse_kl_data", "entropy"):
+            assert some.measures[name] == pytest.approx(greedy.measures[name], abs=1e-6)
+            assert (some.measures[name] > 0.01).all()
+    with pytest.raises(SettingError, match="greedy: True does not work; the likeliest token passes every filter"):
+        evaluate(student, None, grounded_summary(), prompts=1, greedy=True, top_k=3)
+    with pytest.raises(SettingError, match="top_p: 0 does not work"):
+        evaluate(student, None, grounded_summary(), prompts=1, top_p=0)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from stable_baselines3.common.logger import KVWriter
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoConfig,
@@ -36,6 +36,17 @@ def word_tokenizer(*words: str, unknown: str = "<end>") -> PreTrainedTokenizerFa
     core = Tokenizer(WordLevel(vocabulary, unk_token=unknown))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
+
+
+def byte_tokenizer(*pieces: bytes) -> PreTrainedTokenizerFast:
+    """Byte-level, as GPT-2's; token 0 is the end token, then the pieces in order, which may be halves of characters."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = [chr(byte if byte in plain else next(others)) for byte in range(256)]
+    vocabulary = {"".join(letters[byte] for byte in piece): n for n, piece in enumerate(pieces, 1)}
+    core = Tokenizer(BPE(vocab={"<end>": 0, **vocabulary}, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", clean_up_tokenization_spaces=False)
 
 
 def model(

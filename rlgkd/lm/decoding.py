@@ -5,7 +5,7 @@ step has one uniform number of its own, given by the caller, so a sample does no
 
 With a `Companion` two models choose each token together: both run in lockstep on the same tokens.
 
-Left out: top-k and top-p (they change the support, see ops.sampling), stop strings.
+Filters (rlgkd.ops.filters) are for evaluation; stop strings are rlgkd.lm.stopping.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.writing import writer
+from rlgkd.ops.filters import Filters
 from rlgkd.ops.sampling import sample
 
 OnStep = Callable[[int], bool]
@@ -52,6 +53,8 @@ def decode(
     max_new_tokens: int | Sequence[int],
     on_step: OnStep | None = None,
     companion: Companion | None = None,
+    filters: Filters | None = None,
+    stops: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
     """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
 
@@ -63,6 +66,8 @@ def decode(
         max_new_tokens: Where a completion stops that does not end by itself, the same for all or one for each row.
         on_step: Called after each step; if it returns False the completions are returned as they stand.
         companion: Chooses with the policy; what is recorded are the log-probabilities of the two together.
+        filters: What is sampled from is what they leave of the distribution, and the log-probabilities are of that.
+        stops: Whether the ids of a completion end it, beside the end token; asked after each of its tokens.
     """
     models = [lm] if companion is None else [lm, companion.lm]
     rows = len(prompts) * group
@@ -88,6 +93,8 @@ def decode(
         logits_BV = writers[0].logits()
         if companion is not None:
             logits_BV = companion.mix(writers[1].logits(), logits_BV)
+        if filters:
+            logits_BV = filters(logits_BV)
         if uniforms is None:
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
@@ -99,6 +106,8 @@ def decode(
         if on_step is not None and not on_step(len(active)):
             break
         going = [n for n, row in enumerate(active) if ids[row][-1] != lm.end and len(ids[row]) < limit_B[row]]
+        if stops is not None:
+            going = [n for n in going if not stops(ids[active[n]])]
         if len(going) < len(active):
             keep = torch.tensor(going, dtype=torch.long, device=lm.device)
             active, token_B = [active[n] for n in going], token_B[keep]

@@ -1,11 +1,22 @@
 """Pure tensor functions: tensors in, tensors out, no configuration and no state.
 
 One file per idea: `divergence` between teacher and student, their `truncation` to the teacher's top k, `reduction` of
-values per token to one number, `returns` and advantages, `policy_loss`, `sampling` of tokens, `masks` of those that may
-come next, and the `schedule` of a setting. Each function states its equation and its source.
+values per token to one number, `returns` and advantages, `policy_loss`, `sampling` of tokens, `filters` of it for
+evaluation, `masks` of those that may come next, and the `schedule` of a setting. Each function states its equation and
+its source.
 Dimensions are those of the names: P prompt, G sample of a group, B sequence, T token, N action, V vocabulary.
 """
 
-from rlgkd.ops import divergence, masks, policy_loss, reduction, returns, sampling, schedule, truncation
+from rlgkd.ops import divergence, filters, masks, policy_loss, reduction, returns, sampling, schedule, truncation
 
-__all__ = ["divergence", "masks", "policy_loss", "reduction", "returns", "sampling", "schedule", "truncation"]
+__all__ = [
+    "divergence",
+    "filters",
+    "masks",
+    "policy_loss",
+    "reduction",
+    "returns",
+    "sampling",
+    "schedule",
+    "truncation",
+]

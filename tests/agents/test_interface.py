@@ -216,6 +216,17 @@ def test_generate_completes_prompts_of_ones_own():
     assert len(learner.generate(["A"] * 3, greedy=False, seed=1)) == 3
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}], ids=str)
+def test_filters_are_for_what_an_agent_writes_and_not_for_its_training(filters):
+    learner, prompts = agent(), ["A", "C C"] * 4
+    assert learner.generate(prompts, greedy=False, **filters) == learner.generate(prompts)
+    assert learner.generate(prompts, greedy=False) != learner.generate(prompts)
+    with pytest.raises(SettingError, match="greedy: True does not work"):
+        learner.generate(prompts, **filters)
+    with pytest.raises(SettingError, match=r"does not work; Reinforce has no such setting"):
+        agent(**filters)
+
+
 def test_a_saved_agent_is_a_hugging_face_folder_without_a_pickle(tmp_path):
     learner = agent().learn(20)
     learner.save(tmp_path / "agent.zip")

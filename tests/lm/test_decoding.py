@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from rlgkd.lm import Completion, LanguageModel, decode
+from rlgkd.ops.filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.types import Batch, Item, Score, Source, StopReason, Trajectory
 
@@ -130,3 +131,39 @@ def test_sampling_follows_the_distribution():
     tiny.set_distribution(lm, [3], wanted)
     first = [c.ids[0] for c in decode(lm, [[3]], uniforms_BT=streams([[3]], 4000, 1), group=4000, max_new_tokens=1)]
     np.testing.assert_allclose(np.bincount(first, minlength=12) / 4000, wanted, atol=0.03)
+
+
+def test_filtered_samples_and_their_logp_are_of_what_the_filter_leaves():
+    lm = policy()
+    tiny.set_distribution(lm, [3], [0.1, 0.4, 0.3, 0.15, 0.05, *[1e-6] * 7])
+    two, three = [0, 4, 3, 0, 0], [0, 8, 6, 3, 0]
+    for filters, left in ((Filters(top_k=2), two), (Filters(top_p=0.8), three), (Filters(min_p=0.3), three)):
+        completions = decode(
+            lm, [[3]], uniforms_BT=streams([[3]], 2000, 1), group=2000, max_new_tokens=1, filters=filters
+        )
+        expected = np.array(left) / sum(left)
+        np.testing.assert_allclose(
+            np.bincount([c.ids[0] for c in completions], minlength=5) / 2000, expected, atol=0.04
+        )
+        for completion in completions:
+            assert completion.logp[0] == pytest.approx(np.log(expected[completion.ids[0]]), abs=1e-4)
+
+
+def test_top_k_of_1_writes_what_greedy_decoding_does_and_is_certain_of_it():
+    lm = policy()
+    certain = sampled(lm, filters=Filters(top_k=1))
+    assert [c.ids for c in certain] == [c.ids for c in decode(lm, PROMPTS, uniforms_BT=None, max_new_tokens=NEW)]
+    assert {value for c in certain for value in c.logp} == {0.0}
+
+
+def test_a_completion_goes_on_until_it_is_told_to_stop():
+    lm, asked = policy(), []
+    plain = sampled(lm, group=4)
+
+    def third(ids):
+        asked.append(len(ids))
+        return len(ids) == 3
+
+    stopped = sampled(lm, group=4, stops=third)
+    assert [c.ids for c in stopped] == [c.ids[:3] for c in plain]
+    assert max(asked) == 3 and any(len(c.ids) > 3 for c in plain)

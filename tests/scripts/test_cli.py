@@ -31,3 +31,39 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
     said = f"rlgkd: reward: '64 of 64 samples failed' does not work; mend it; its traceback: {file}\n"
     assert (left.value.code, capsys.readouterr().err) == (2, said)
     assert "Traceback" in file.read_text() and "LookupError: no such page" in file.read_text()
+
+
+PROMPT = " A farm was sold by Mara Telby.\nSummary:"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_filters_and_stop_strings_are_options_of_generate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "error")  # main would leave its own behind
+    greedy = said(capsys, "generate", "embedded:grounded-student", PROMPT, "--greedy").strip()
+    for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
+        assert said(capsys, "generate", "embedded:grounded-student", PROMPT, *option).strip() == greedy
+    whole = said(capsys, "generate", "embedded:grounded-student", PROMPT).strip()
+    middle = whole[len(whole) // 2 :][:5]
+    stopped = said(capsys, "generate", "embedded:grounded-student", PROMPT, "--stop", "no such", "--stop", middle)
+    assert whole != greedy and stopped.strip() == whole.split(middle)[0].strip()
+
+
+def test_filters_are_options_of_evaluate_and_change_the_texts_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "error")
+    asked = ("evaluate", "embedded:grounded-student", "--prompts", "4")
+    greedy = said(capsys, *asked, "--greedy")
+    for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
+        assert said(capsys, *asked, *option) == greedy
+    assert said(capsys, *asked) != greedy
