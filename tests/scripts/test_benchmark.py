@@ -1,13 +1,20 @@
-"""Benchmarks print one line of JSON, and stepping stays far below what a policy costs."""
+"""Benchmarks print one line of JSON; stepping stays far below what a policy costs; parts of a step add up to it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 
-from rlgkd.errors import SettingError
-from rlgkd.scripts import benchmark
+from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm.loading import save
+from rlgkd.scripts import benchmark, benchmark_parts, benchmark_runs, benchmark_step
+from rlgkd.scripts.benchmark_job import Job
 from rlgkd.scripts.benchmark_stepping import stepping
 from rlgkd.scripts.cli import main
 
@@ -27,3 +34,74 @@ def test_unknown_workloads_and_sizes_are_refused() -> None:
         benchmark.show("jumping")
     with pytest.raises(SettingError, match="rows: 0"):
         stepping(rows=0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a student and a teacher."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("teacher", 1), ("student", 2)):
+        save(tiny.model(vocabulary=64, seed=seed), tiny.word_tokenizer(*(f"w{n}" for n in range(1, 64))), folder / name)
+    return folder
+
+
+def job(models: Path, **changes: Any) -> Job:
+    asked: dict[str, Any] = {
+        "student": str(models / "student"), "teacher": str(models / "teacher"), "kind": "distill", "batch": 4,
+        "prompts": ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10"], "group": 1, "new_tokens": 5, "steps": 2, "warmup": 1,
+        "threads": 1, "seed": 0,
+    }  # fmt: skip
+    return Job(**(asked | changes))
+
+
+@pytest.mark.parametrize(("kind", "group"), [("distill", 1), ("rl", 2), ("both", 2)])
+def test_the_parts_of_a_step_are_the_step(kind: str, group: int, models: Path) -> None:
+    measured = benchmark_step.measure(job(models, kind=kind, group=group))
+    parts = measured["parts"]
+    assert len(measured["seconds"]) == len(measured["loss"]) == 2
+    assert ("teacher" in parts) == (kind != "rl")
+    assert sum(parts.values()) == pytest.approx(statistics.mean(measured["seconds"]))
+    assert 0 < measured["bound"] < min(measured["seconds"])
+    assert all(0 < tokens <= 20 for tokens in measured["tokens"])
+
+
+def test_generation_is_timed_alone(models: Path) -> None:
+    measured = benchmark_step.measure(job(models, kind="generate"))
+    assert len(measured["seconds"]) == 2 and all(0 < tokens <= 20 for tokens in measured["tokens"])
+    with pytest.raises(SettingError, match="kind: 'sft' does not work; choose one of distill, rl, both, generate"):
+        benchmark_step.measure(job(models, kind="sft"))
+
+
+def test_lengths_are_spread_and_one_is_the_limit() -> None:
+    lengths = benchmark_parts.spread(200, 64, seed=0)
+    assert max(lengths) == lengths[0] == 64 and min(lengths) >= 1
+    assert 16 < statistics.median(lengths) < 28
+
+
+def test_padded_rows_carry_the_loss_of_ragged_ones(models: Path) -> None:
+    long = benchmark_parts._row([1, 2], [3, 4, 5, 6], 2)
+    assert long.action_mask_T.tolist() == [False, False, True, True, False, False]
+    measured = benchmark_parts.measure(job(models, kind="ragged"))
+    assert len(measured["ragged"]) == len(measured["padded"]) == 2
+
+
+def test_the_loss_takes_memory_of_a_chunk_and_not_of_the_batch(models: Path) -> None:
+    measured = benchmark_parts.measure(job(models, kind="loss", batch=2**10, new_tokens=2**7))
+    assert measured["actions"] == 2**17 and measured["logits_mb"] == 32
+    assert measured["mb"] >= 0
+
+
+def test_a_run_that_fails_is_told_with_its_last_line(models: Path, tmp_path: Path) -> None:
+    given = dataclasses.asdict(job(models, student="nowhere"))
+    with pytest.raises(ModelError, match="nowhere"):
+        benchmark_runs.run(given, benchmark_runs.OURS, tmp_path)
+
+
+def test_medians_ratios_and_powers() -> None:
+    ours = [{"seconds": [1.0, 2.0, 3.0], "tokens": [10, 10, 10], "bound": 0.5, "peak_mb": 100.0, "parts": {"a": 1.0}}]
+    theirs = [{"seconds": [5.0, 6.0, 9.0], "tokens": [10], "peak_mb": 200.0, "versions": {}}]
+    told = benchmark_runs.summary(ours)
+    assert (told["seconds"], told["tokens_per_second"], told["of_the_bound"]) == (2.0, 5, 0.25)
+    peer = benchmark_runs.beside(theirs, ours)
+    assert (peer["times_as_long"], peer["memory_of_it"]) == (3.0, 0.5)
+    assert benchmark_runs._power({8: 1.0, 16: 7.0, 32: 16.0}) == pytest.approx(2.0)
