@@ -30,6 +30,8 @@ class Job:
     """Steps before those that are timed."""
     threads: int
     seed: int
+    bounded: bool = True
+    """Whether the bound is measured too; it takes as long as some steps."""
 
 
 def peak_mb() -> float:

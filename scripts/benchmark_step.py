@@ -8,6 +8,7 @@ that the student has written for it. Attention's products, norms, sampling and t
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -58,19 +59,22 @@ def _generate(job: Job) -> dict[str, Any]:
 
 def _train(job: Job) -> dict[str, Any]:
     agent = _agent(job)
-    clock = _Clock(job.warmup)
+    clock = _Clock(job.warmup, job.steps)
     tokens = job.batch * job.new_tokens
     agent.learn(total_timesteps=tokens * (job.warmup + job.steps), callback=clock)
     peak = peak_mb()
-    read, written = clock.read[-1], clock.tokens[-1]
-    bound = _writing(agent.student, read // agent.group_size, job.batch, job.new_tokens)
-    bound += bare(agent.student, read + written, written, backward=True)
-    if agent.teacher is not None:
-        bound += bare(agent.teacher, read + written, written)
+    bound = _bound(agent, job, clock.read[-1], clock.tokens[-1]) if job.bounded else math.nan
     return {
         "seconds": clock.seconds, "parts": clock.means(), "tokens": clock.tokens, "loss": clock.losses,
         "peak_mb": peak, "bound": bound,
     }  # fmt: skip
+
+
+def _bound(agent: TextAlgorithm, job: Job, read: int, written: int) -> float:
+    """Seconds of the bare products of an update that reads so many tokens of prompts and writes so many."""
+    bound = _writing(agent.student, read // agent.group_size, job.batch, job.new_tokens)
+    bound += bare(agent.student, read + written, written, backward=True)
+    return bound + (0.0 if agent.teacher is None else bare(agent.teacher, read + written, written))
 
 
 def _agent(job: Job) -> TextAlgorithm:
@@ -98,9 +102,9 @@ def _odd_length(completions: Sequence[str]) -> list[float]:
 class _Clock(BaseCallback):
     """Seconds of each update, and of its parts as the agent and the teacher tell them."""
 
-    def __init__(self, warmup: int) -> None:
+    def __init__(self, warmup: int, steps: int) -> None:
         super().__init__()
-        self.warmup, self.passed = warmup, -1
+        self.warmup, self.steps, self.passed = warmup, steps, -1
         self.seconds: list[float] = []
         self.parts: dict[str, list[float]] = {name: [] for name in ("generate", "teacher", "optimizer", "update")}
         self.tokens: list[int] = []
@@ -131,7 +135,7 @@ class _Clock(BaseCallback):
     def _close(self) -> None:
         """The update before is over."""
         self.passed += 1
-        if self.passed <= self.warmup:
+        if not self.warmup < self.passed <= self.warmup + self.steps:  # texts that end early leave tokens for more
             return
         seconds = time.perf_counter() - self.began
         rest = seconds - self.generated - sum(self.inside.values())
