@@ -56,8 +56,6 @@ from rlgkd.types import OWN, Item, Score, StopReason, Task, Trajectory
 _log = logging.getLogger(__name__)
 PATIENCE = 5
 """Updates before a reward that does not differ is pointed out."""
-
-
 FUSED = ("cpu", "cuda")
 """Where torch has AdamW as one kernel."""
 

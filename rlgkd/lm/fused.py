@@ -56,7 +56,7 @@ class _FusedSum(torch.autograd.Function):
         ctx: Any, student: LanguageModel, loss: ChunkLoss, recorded: dict[str, list[Tensor]], wanted: list[bool],
         *inputs: Tensor,
     ) -> Tensor:  # fmt: skip
-        states_NH, weight_VH = inputs[0], inputs[1][: student.vocabulary]
+        states_NH, (weight_VH, _) = inputs[0], student.cut_head
         chunk = max(1, CHUNK_ELEMENTS // student.vocabulary)
         grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))

@@ -167,9 +167,13 @@ class LanguageModel:
 
     def raw_logits(self, states_NH: Tensor) -> Tensor:
         """[..., H] -> [..., V]: what the head gives, over the tokenizer's vocabulary."""
+        return nn.functional.linear(states_NH, *self.cut_head)
+
+    @property
+    def cut_head(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [V, H] and bias [V], views of the tokenizer's vocabulary alone."""
         bias = cast("Tensor | None", self.head.bias)
-        weight_VH, bias_V = self.head.weight[: self.vocabulary], None if bias is None else bias[: self.vocabulary]
-        return nn.functional.linear(states_NH, weight_VH, bias_V)
+        return self.head.weight[: self.vocabulary], None if bias is None else bias[: self.vocabulary]
 
     def tempered(self, logits: Tensor) -> Tensor:
         """Logits [..., V] as the head gives them, at the policy's temperature, in float32 at least."""

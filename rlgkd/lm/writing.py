@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +137,8 @@ class LayersWriter:
         self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
         packed = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
         self.layers = [_Layer.of(layer, packed) for layer in lm.body.layers]
-        bias = cast("Tensor | None", lm.head.bias)
-        self.head = product([lm.head.weight[: lm.vocabulary]], [None if bias is None else bias[: lm.vocabulary]], rows)
+        weight_VH, bias_V = lm.cut_head
+        self.head = product([weight_VH], [bias_V], rows)
         self.eps = config.rms_norm_eps
         self.place_T = torch.arange(size, device=device)
         self.cos_TD, self.sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, self.place_T[None]))
