@@ -2,10 +2,11 @@
 
     python scripts/reproduce_paper.py [--out runs/paper] [--docs docs/paper] [--tasks Translate,...] [--seeds 5]
 
-On each task all methods start from the same SFT student and have the same tokens, learning rate, seeds and evaluation
-prompts. The runs of a task are one comparison (`rlgkd compare`): what has been run is never run again, and a script
-that was stopped goes on where it was. Each finding of the paper is then a difference between two cells, with its
-interval over seeds and prompts. No seed and no task is dropped: the page is written when all runs are there.
+On each task all methods start from the same SFT student and have the same tokens, seeds and evaluation prompts, and
+those of an experiment the same learning rate. The runs of a task are one comparison (`rlgkd compare`): what has been
+run is never run again, and a script that was stopped goes on where it was. Each finding of the paper is then a
+difference between two cells, with its interval over seeds and prompts. No seed and no task is dropped: the page is
+written when all runs are there.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rlgkd.scripts.paper_cells import ALPHAS, BASELINES, DIVERGENCES, TASKS, cells, grid, mixture, on_policy
+from rlgkd.scripts.paper_cells import ALPHAS, BASELINES, DIVERGENCES, RL_RATE, TASKS, cells, grid, mixture, on_policy
 from rlgkd.scripts.paper_page import CLAIMS, judge
 from rlgkd.scripts.reproduce_paper import main
 
@@ -15,8 +15,11 @@ from rlgkd.scripts.reproduce_paper import main
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_all_cells_share_what_makes_them_comparable(task):
     made = grid(task, 5)
-    same = ("env", "student", "learning_rate", "tokens", "eval_prompts", "eval_seed", "threads", "temperature")
+    same = ("env", "student", "tokens", "eval_prompts", "eval_seed", "threads", "temperature")
     assert all(len({str(getattr(cell.settings, name)) for cell in made.cells}) == 1 for name in same)
+    rates = {(cell.settings.agent, cell.settings.learning_rate) for cell in made.cells}
+    rate = task.settings["learning_rate"]
+    assert rates == {("Distill", rate), ("Reinforce", RL_RATE * rate)}
     assert list(made.seeds) == [0, 1, 2, 3, 4]
     anchored = {cell.name for cell in made.cells if cell.settings.teacher == task.settings["student"]}
     assert anchored == {mixture(alpha, "start") for alpha in ALPHAS if alpha}
