@@ -18,24 +18,32 @@ from typing import Any
 from rlgkd.errors import SettingError
 from rlgkd.scripts import benchmark_runs as runs
 from rlgkd.scripts.benchmark_stepping import stepping
+from rlgkd.scripts.settings import check, override
 
 OTHERS: dict[str, Callable[[], dict[str, Any]]] = {
     "stepping": stepping, "growth": runs.growth, "ragged": runs.ragged, "memory": runs.memory
 }  # fmt: skip
 WORKLOADS = [*OTHERS, *runs.WORKLOADS]
+TRAINS = ("distill", "rl", "both")
 
 
-def show(workload: str, *, peer: str = "", pairs: int = 3) -> None:
-    """Run a workload, or all, and print what was measured.
+def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs: int = 3) -> None:
+    """Run a workload, or all, and print what was measured; `key=value` settings are of the agent of a workload.
 
-    Raises: SettingError for an unknown one; ModelError for a run that fails.
+    Raises: SettingError for an unknown workload, or for a setting that it does not take; ModelError for a run that
+    fails.
     """
+    chosen = override({}, overrides)
+    taken = check(chosen).agent_settings() if runs.WORKLOADS.get(workload, {}).get("kind") in TRAINS else {}
+    for key in chosen:
+        if key not in taken:
+            raise SettingError("setting", key, f"{workload or 'benchmark'} does not take it; a training step takes an agent's")
     if workload and workload not in WORKLOADS:
         raise SettingError("workload", workload, f"choose one of {', '.join(WORKLOADS)}")
     if peer and peer not in runs.PEERS:
         raise SettingError("peer", peer, f"choose one of {', '.join(runs.PEERS)}")
     for name in [workload] if workload else WORKLOADS:
-        found = OTHERS[name]() if name in OTHERS else runs.step(name, peer=peer, pairs=pairs)
+        found = OTHERS[name]() if name in OTHERS else runs.step(name, settings=chosen, peer=peer, pairs=pairs)
         print(json.dumps({"workload": name, **found}), flush=True)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Job:
     seed: int
     bounded: bool = True
     """Whether the bound is measured too; it takes as long as some steps."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of rlgkd's agent, over those of the workload."""
 
 
 def peak_mb() -> float:

@@ -56,12 +56,14 @@ TIMES = (1, 4, 16)
 THREADS = 2
 
 
-def step(workload: str, *, peer: str = "", pairs: int = 3) -> dict[str, Any]:
-    """Median seconds of a step and where they went, and the ratios to the peer's.
+def step(
+    workload: str, *, settings: Mapping[str, Any] | None = None, peer: str = "", pairs: int = 3
+) -> dict[str, Any]:
+    """Median seconds of a step and where they went, and the ratios to the peer's; `settings` are of rlgkd's agent.
 
     Raises: ModelError for a run that fails.
     """
-    with jobs(workload) as (job, folder):
+    with jobs(workload, settings=settings or {}) as (job, folder):
         rivals = PEERS[peer][job["kind"]] if peer else []
         ours: list[dict[str, Any]] = []
         theirs: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in rivals}

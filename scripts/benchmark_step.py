@@ -86,12 +86,12 @@ def _agent(job: Job) -> TextAlgorithm:
     )  # fmt: skip
     common: dict[str, Any] = {
         "prompts_per_update": job.batch // group, "group_size": group, "learning_rate": 1e-5, "seed": job.seed,
-        "device": "cpu", 
+        "device": "cpu",
     }  # fmt: skip
     if kind == "distill":
-        return Distill(job.student, env, teacher=job.teacher, divergence="reverse_kl", **common)
+        return Distill(job.student, env, **{**common, "teacher": job.teacher, "divergence": "reverse_kl", **job.settings})
     teacher: dict[str, Any] = {"teacher": job.teacher, "alpha": 0.5} if kind == "both" else {"alpha": 0.0}
-    return GRPO(job.student, env, epochs=1, **teacher, **common)
+    return GRPO(job.student, env, **{**common, "epochs": 1, **teacher, **job.settings})
 
 
 def _odd_length(completions: Sequence[str]) -> list[float]:

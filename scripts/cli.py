@@ -162,14 +162,19 @@ def list_(
 
 @app.command()
 def benchmark(
-    workload: Annotated[str, typer.Argument(help="See docs/performance.md; all by default.")] = "",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORKLOAD] [key=value ...]", help="See docs/performance.md; all by default."),
+    ] = None,
     peer: Annotated[str, typer.Option(help="trl: the same work by it, in turns; pip install 'rlgkd[trl]'.")] = "",
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each, in turns.")] = 3,
 ) -> None:
     """Measure speed; one line of JSON for each workload."""
     from rlgkd.scripts import benchmark as benchmarks
 
-    benchmarks.show(workload, peer=peer, pairs=pairs)
+    given = arguments or []
+    workload = given.pop(0) if given and "=" not in given[0] else ""
+    benchmarks.show(workload, given, peer=peer, pairs=pairs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

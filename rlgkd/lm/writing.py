@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu, softmax
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -141,7 +141,9 @@ class LayersWriter:
         self.head = product([weight_VH], [bias_V], rows)
         self.eps = config.rms_norm_eps
         self.place_T = torch.arange(size, device=device)
-        self.cos_TD, self.sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, self.place_T[None]))
+        self.cos_TD, sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, self.place_T[None]))
+        # Each half of a head is turned by the other (Su et al. 2021, arXiv 2104.09864): the first by its negative.
+        self.sin_TD = sin_TD * torch.where(self.place_T.new_tensor(range(depth)) < depth // 2, -1, 1)
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
         through = LayersWriter._through_the_layers
         self.step = torch.compile(through) if lm.compiled else through
@@ -189,8 +191,11 @@ class LayersWriter:
         upto = len(self.place_T) if self.lm.compiled else int(self.length_S[self.slot_B].max()) + 1
         place_S = self.length_S.clamp(max=upto - 1)
         seen_ST = self.place_T[:upto] <= place_S[:, None]
-        mask_S11T = None if not self.lm.compiled and bool(seen_ST.all()) else seen_ST[:, None, None]
-        self.state_BH = self.step(self, token_S, place_S, mask_S11T, upto)[self.slot_B]
+        unseen_S11T = None
+        if self.lm.compiled or not bool(seen_ST.all()):
+            unseen_ST = self.keys[0].new_zeros(seen_ST.shape).masked_fill(~seen_ST, -torch.inf)
+            unseen_S11T = unseen_ST[:, None, None]
+        self.state_BH = self.step(self, token_S, place_S, unseen_S11T, upto)[self.slot_B]
         self.length_S[self.slot_B] += 1
 
     def _move_together(self) -> None:
@@ -203,7 +208,7 @@ class LayersWriter:
         self.length_S = self.length_S[kept]
         self.slot_B = torch.arange(len(kept), device=kept.device)
 
-    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, mask_S11T: Tensor | None, upto: int) -> Tensor:
+    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, unseen_S11T: Tensor | None, upto: int) -> Tensor:
         """[S, H]: the states behind the tokens, which stand at these places; of the cache the first `upto` are read."""
         state_SH = self.lm.body.embed_tokens(token_S)
         cos_S1D, sin_S1D = self.cos_TD[place_S, None], self.sin_TD[place_S, None]
@@ -212,16 +217,16 @@ class LayersWriter:
             heads, depth = keys_SGTD.shape[1], keys_SGTD.shape[3]
             x = rms_norm(state_SH, state_SH.shape[-1:], layer.before_attention, self.eps)
             qkv = layer.qkv(x).view(len(x), -1, depth)
-            queries, new_keys, new_values = qkv.split([qkv.shape[1] - 2 * heads, heads, heads], dim=1)
-            if layer.query_norm is not None and layer.key_norm is not None:
-                queries = rms_norm(queries, queries.shape[-1:], layer.query_norm, self.eps)
-                new_keys = rms_norm(new_keys, new_keys.shape[-1:], layer.key_norm, self.eps)
-            keys_SGTD[row_S, :, place_S] = _rotated(new_keys, cos_S1D, sin_S1D).to(keys_SGTD.dtype)
+            turned, new_values = qkv.split([qkv.shape[1] - heads, heads], dim=1)
+            if layer.query_and_key_norm is not None:
+                turned = rms_norm(turned, turned.shape[-1:], None, self.eps) * layer.query_and_key_norm
+            turned = torch.addcmul(turned * cos_S1D, turned.roll(depth // 2, -1), sin_S1D).to(keys_SGTD.dtype)
+            queries, new_keys = turned.split([turned.shape[1] - heads, heads], dim=1)
+            keys_SGTD[row_S, :, place_S] = new_keys
             values_SGTD[row_S, :, place_S] = new_values.to(keys_SGTD.dtype)
-            queries = _rotated(queries, cos_S1D, sin_S1D).to(keys_SGTD.dtype)
-            attended = scaled_dot_product_attention(
-                queries.unflatten(1, (heads, -1)), keys_SGTD[:, :, :upto], values_SGTD[:, :, :upto],
-                attn_mask=mask_S11T, scale=layer.scale,
+            attended = _attended(
+                queries.unflatten(1, (heads, -1)), keys_SGTD[:, :, :upto], values_SGTD[:, :, :upto], unseen_S11T,
+                layer.scale,
             )  # fmt: skip
             state_SH = state_SH + layer.out(attended.reshape(len(x), -1))
             x = rms_norm(state_SH, state_SH.shape[-1:], layer.before_mlp, self.eps)
@@ -240,8 +245,8 @@ class _Layer:
 
     before_attention: Tensor
     qkv: Product
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    query_and_key_norm: Tensor | None
+    """[query and key heads, D]."""
     scale: float
     out: Product
     before_mlp: Tensor
@@ -259,8 +264,7 @@ class _Layer:
         return _Layer(
             before_attention=layer.input_layernorm.weight,
             qkv=together(attention.q_proj, attention.k_proj, attention.v_proj),
-            query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-            key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+            query_and_key_norm=_query_and_key_norm(attention) if hasattr(attention, "q_norm") else None,
             scale=attention.scaling,
             out=together(attention.o_proj),
             before_mlp=layer.post_attention_layernorm.weight,
@@ -298,7 +302,24 @@ def packs(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and there
 
 
-def _rotated(x_SND: Tensor, cos_S1D: Tensor, sin_S1D: Tensor) -> Tensor:
-    """Turn each head's two halves by the angles of its place (Su et al. 2021, arXiv 2104.09864)."""
-    one, other = x_SND.chunk(2, dim=-1)
-    return x_SND * cos_S1D + torch.cat([-other, one], dim=-1) * sin_S1D
+def _query_and_key_norm(attention: Any) -> Tensor:
+    depth = attention.head_dim
+    heads = attention.q_proj.out_features // depth, attention.k_proj.out_features // depth
+    norms = attention.q_norm, attention.k_norm
+    return torch.cat([norm.weight.expand(n, -1) for norm, n in zip(norms, heads, strict=True)])
+
+
+def _attended(
+    queries_SGQD: Tensor, keys_SGTD: Tensor, values_SGTD: Tensor, unseen_S11T: Tensor | None, scale: float
+) -> Tensor:
+    """[S, G, Q, D]: attention of the queries of one token, with -inf added where it may not look.
+
+    Written out on a CPU, where torch's kernel is made for blocks of tokens and takes up to twice as long for one.
+    """
+    if queries_SGQD.device.type != "cpu":
+        return scaled_dot_product_attention(queries_SGQD, keys_SGTD, values_SGTD, attn_mask=unseen_S11T, scale=scale)
+    scores_SGQT = (queries_SGQD @ keys_SGTD.mT).mul_(scale)
+    if unseen_S11T is not None:
+        scores_SGQT += unseen_S11T
+    wide = torch.promote_types(scores_SGQT.dtype, torch.float32)
+    return softmax(scores_SGQT, -1, dtype=wide).to(values_SGTD.dtype) @ values_SGTD

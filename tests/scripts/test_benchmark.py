@@ -34,6 +34,12 @@ def test_unknown_workloads_and_sizes_are_refused() -> None:
         benchmark.show("jumping")
     with pytest.raises(SettingError, match="rows: 0"):
         stepping(rows=0)
+    with pytest.raises(SettingError, match="setting: 'tokens' does not work; embedded-rl does not take it"):
+        benchmark.show("embedded-rl", ["tokens=5"])
+    with pytest.raises(SettingError, match="embedded-generate does not take it; a training step takes an agent's"):
+        benchmark.show("embedded-generate", ["token_budget=5"])
+    with pytest.raises(SettingError, match="token_budget: -5"):
+        benchmark.show("embedded-rl", ["token_budget=-5"])
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,11 @@ def test_the_parts_of_a_step_are_the_step(kind: str, group: int, models: Path) -
     assert sum(parts.values()) == pytest.approx(statistics.mean(measured["seconds"]))
     assert 0 < measured["bound"] < min(measured["seconds"])
     assert all(0 < tokens <= 20 for tokens in measured["tokens"])
+
+
+def test_a_setting_reaches_the_agent(models: Path) -> None:
+    agent = benchmark_step._agent(job(models, settings={"token_budget": 77}))
+    assert agent.token_budget == 77
 
 
 def test_generation_is_timed_alone(models: Path) -> None:
