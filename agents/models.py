@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlgkd.errors import ModelError, SettingError
+from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer, twin
 from rlgkd.lm.lora import adapt, check_adapters
@@ -52,13 +53,14 @@ def open_models(
     """
     if getattr(task, "mask", None) is not None:
         raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
-    if tokenizer is None:
-        tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
-    named = policy if isinstance(policy, str) else ""
-    check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
-    if end_token(tokenizer) != end_token(task.tokenizer):
-        raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
-    opened = load(policy, device=device)
+    with _told_as("student"):
+        if tokenizer is None:
+            tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
+        named = policy if isinstance(policy, str) else ""
+        check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
+        if end_token(tokenizer) != end_token(task.tokenizer):
+            raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
+        opened = load(policy, device=device)
     if lora_rank:
         opened.requires_grad_(False)
     module = load(opened, layers=layers, device=device)  # a copy where layers are cut
@@ -117,10 +119,22 @@ def _frozen(
     device: torch.device,
     opened: PreTrainedModel | None = None,
 ) -> LanguageModel:
-    own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-    check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
-    module = load(teacher, device=device) if opened is None else opened
+    with _told_as("teacher"):
+        own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
+        check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
+        module = load(teacher, device=device) if opened is None else opened
     return language_model(module.requires_grad_(False), own, temperature=temperature)
+
+
+@contextmanager
+def _told_as(role: str) -> Iterator[None]:
+    """Let an error of a model name the setting that named the model."""
+    try:
+        yield
+    except (ModelError, DependencyError) as error:
+        if error.field != "model":
+            raise
+        raise type(error)(role, error.value, error.remedy) from error
 
 
 def _check_room(task: Task, field: str, lm: LanguageModel) -> None:

@@ -80,7 +80,8 @@ def _check(settings: Mapping[str, Any]) -> None:
         settings["combination"] == "in_reward", settings["divergence_target"], settings["teacher_decay"]
     )  # fmt: skip
     if teacher is None and max(alphas) > 0 and not objectives[0].cross_entropy:
-        raise SettingError("teacher", None, f"alpha is {max(alphas):g}: set teacher=..., or alpha=0")
+        without = ", or alpha=0" if min(alphas) < 1 else ""  # at 1 nothing else is trained on
+        raise SettingError("teacher", None, f"alpha is {max(alphas):g}: set teacher=...{without}")
     if min(alphas) < 1 or in_reward:
         check_advantage(settings["advantage"], settings["prompts_per_update"], settings["group_size"])
     positive = (("divergence_target", target), *((name, settings[name]) for name in ("alpha_rate", "lora_alpha")))
