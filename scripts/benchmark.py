@@ -37,7 +37,8 @@ def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs:
     taken = check(chosen).agent_settings() if runs.WORKLOADS.get(workload, {}).get("kind") in TRAINS else {}
     for key in chosen:
         if key not in taken:
-            raise SettingError("setting", key, f"{workload or 'benchmark'} does not take it; a training step takes an agent's")
+            remedy = f"{workload or 'this'} does not take it; a training step takes an agent's"
+            raise SettingError("setting", key, remedy)
     if workload and workload not in WORKLOADS:
         raise SettingError("workload", workload, f"choose one of {', '.join(WORKLOADS)}")
     if peer and peer not in runs.PEERS:

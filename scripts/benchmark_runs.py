@@ -56,9 +56,7 @@ TIMES = (1, 4, 16)
 THREADS = 2
 
 
-def step(
-    workload: str, *, settings: Mapping[str, Any] | None = None, peer: str = "", pairs: int = 3
-) -> dict[str, Any]:
+def step(workload: str, *, settings: Mapping[str, Any] | None = None, peer: str = "", pairs: int = 3) -> dict[str, Any]:
     """Median seconds of a step and where they went, and the ratios to the peer's; `settings` are of rlgkd's agent.
 
     Raises: ModelError for a run that fails.

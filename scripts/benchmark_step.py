@@ -89,7 +89,8 @@ def _agent(job: Job) -> TextAlgorithm:
         "device": "cpu",
     }  # fmt: skip
     if kind == "distill":
-        return Distill(job.student, env, **{**common, "teacher": job.teacher, "divergence": "reverse_kl", **job.settings})
+        common |= {"teacher": job.teacher, "divergence": "reverse_kl"}
+        return Distill(job.student, env, **{**common, **job.settings})
     teacher: dict[str, Any] = {"teacher": job.teacher, "alpha": 0.5} if kind == "both" else {"alpha": 0.0}
     return GRPO(job.student, env, **{**common, "epochs": 1, **teacher, **job.settings})
 

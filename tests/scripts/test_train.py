@@ -162,7 +162,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
         ),
         (
             ["train", "on-policy-kd", "env=rlgkd/Dataset-v0", "student=embedded:grounded-student"],
-            ["teacher", "alpha is 1: set teacher=...\n"],
+            ["teacher", "alpha is 1: set teacher=..."],
         ),
         (["train", "student=embedded:nobody"], ["student: 'embedded:nobody'", "choose one of"]),
         (["train", "teacher=embedded:nobody"], ["teacher: 'embedded:nobody'", "choose one of"]),
