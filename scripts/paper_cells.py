@@ -30,7 +30,7 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
 }
 FRACTIONS = (0.0, 0.25, 0.5, 0.75)
 """Of the student's own batches, beside 1, which is on-policy."""
-ALPHAS = (0.0, 0.05, 0.1, 0.25, 0.5)
+ALPHAS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 FEW = 0.05
 """Share of the prompts."""
 RL_RATE = 0.5
@@ -87,7 +87,7 @@ def mixed(fraction: float) -> str:
 
 def mixture(alpha: float, anchor: str = "teacher") -> str:
     """The name of the cell of RL + GKD with JSD(0.9) to the teacher, or to the student's own start."""
-    return "RL" if alpha == 0 else f"RL + {alpha:g} {anchor}"
+    return {0.0: "RL", 1.0: f"alpha 1 {anchor}"}.get(alpha, f"RL + {alpha:g} {anchor}")
 
 
 def cells(task: PaperTask, tokens: int) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,9 @@ def _gap(results: Results, measure: str, temperature: str = "") -> np.ndarray:
 
 CLAIMS: dict[str, list[Claim]] = {
     "1. Methods": [
-        Claim(f"on-policy GKD, JSD(0.9), beats {name}", _more(BEST, name)) for name in BASELINES
+        *(Claim(f"on-policy GKD, JSD(0.9), beats {name}", _more(BEST, name)) for name in BASELINES),
+        Claim("on-policy KD beats supervised KD with the same divergence, forward KL",
+              _more(on_policy("forward KL"), "supervised KD")),
     ],
     "2. The student's share of the batches": [
         Claim(f"student_fraction {fraction:g} beats 0 (only data), JSD(0.5)", _more(name, mixed(0.0)))
@@ -66,6 +68,8 @@ CLAIMS: dict[str, list[Claim]] = {
     "4. RL + GKD": [
         *(Claim(f"quality: alpha {alpha:g} to the teacher beats RL alone", _more(mixture(alpha), mixture(0.0)))
           for alpha in ALPHAS[1:]),
+        *(Claim(f"reward: alpha {alpha:g} to the teacher gets more than alpha 1",
+                _more(mixture(alpha), mixture(1.0), "reward")) for alpha in ALPHAS[1:-1]),
         Claim("reward: RL alone gets more than alpha 0.5", _more(mixture(0.0), mixture(0.5), "reward")),
         *(Claim(f"quality: at alpha {alpha:g} the teacher is a better anchor than the own start (RLEF)",
                 _more(mixture(alpha), mixture(alpha, "start"))) for alpha in ALPHAS[1:]),
