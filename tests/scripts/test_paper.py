@@ -53,8 +53,11 @@ def results(task: str, shift: dict[str, float]) -> dict:
 
 def test_a_claim_is_shown_where_its_interval_is_above_zero_and_reversed_where_below():
     told = judge(results("GroundedSummary", {on_policy("JSD(0.9)"): 0.1, "SFT": 0.3}))
-    verdicts = dict(zip(BASELINES, (claim["verdict"] for claim in told["1. Methods"]), strict=True))
-    assert verdicts == {**dict.fromkeys(BASELINES, "shown"), "SFT": "the reverse is shown"}
+    *verdicts, same_divergence = (claim["verdict"] for claim in told["1. Methods"])
+    assert dict(zip(BASELINES, verdicts, strict=True)) == {
+        **dict.fromkeys(BASELINES, "shown"), "SFT": "the reverse is shown"
+    }  # fmt: skip
+    assert same_divergence == "not shown"
     equal = judge(results("GroundedSummary", {}))
     assert [claim["verdict"] for claim in equal["5. Few prompts"]] == ["not shown"] * 2
     assert equal.keys() == CLAIMS.keys()
