@@ -59,7 +59,7 @@ TASKS = {
         PaperTask(
             name="GroundedSummary", paper="XSum", quality="rouge2", reward="entailment", text=16,
             settings={"student": "embedded:grounded-student", "teacher": "embedded:grounded-teacher",
-                      "learning_rate": 0.002, "tokens": 30_000},
+                      "learning_rate": 0.002, "tokens": 24_000},
         ),
         PaperTask(
             name="Translate", paper="WMT14 en-de", quality="reward", reward="BLEU", text=10,
