@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlgkd.envs.naming import text_env_ids
 from rlgkd.errors import SettingError
+from rlgkd.ops._names import keywords
+from rlgkd.ops.divergence import DIVERGENCES
 from rlgkd.ops.schedule import Schedule, between
 from rlgkd.scripts.paths import settled
 
@@ -28,6 +30,7 @@ BRINGS_MODELS = {f"rlgkd/{env}-v0": f"embedded:{models}" for env, models in (
 """Environments with a student and a teacher of their own, which are the default there."""
 OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
 """Settings of a recipe that mean nothing on another environment."""
+OF_A_DIVERGENCE = ("beta", "skew", "normalized")
 OF_PPO = ("gae_lambda", "value_coefficient", "value_clip", "normalise_advantages")
 SHAPE = Literal["linear", "cosine", "exponential"]
 
@@ -62,7 +65,8 @@ class RunSettings(BaseModel):
     alpha_end: float | None = Field(None, ge=0, le=1, description="where alpha goes to; null keeps it constant")
     alpha_shape: SHAPE = Field("linear", description="of alpha's way to alpha_end: linear, cosine or exponential")
     divergence: str = Field(
-        "reverse_kl", description="how the student differs from the teacher (rlgkd list divergences)"
+        "reverse_kl",
+        description="how the student differs from the teacher (rlgkd list divergences); jsd(0.9) is jsd with beta 0.9",
     )
     beta: float | None = Field(
         None,
@@ -271,8 +275,39 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             key, value = "env_settings", {**(values.get("env_settings") or {}), name: settled(name, value, [Path()])}
         else:
             value = settled(key, value, [Path()])
+        if key == "divergence":
+            values = with_divergence(values, value)
         values[key] = value
     return values
+
+
+def spelt(divergence: str) -> dict[str, Any]:
+    """A divergence as papers write it, as settings.
+
+    Raises: SettingError for what stands in brackets and is no number, or behind a divergence that takes none.
+
+    Example:
+        >>> spelt("jsd(0.9)"), spelt("reverse_kl")
+        ({'divergence': 'jsd', 'beta': 0.9}, {'divergence': 'reverse_kl'})
+    """
+    name, bracket, text = divergence.partition("(")
+    if not bracket:
+        return {"divergence": divergence}
+    taken = [key for key in OF_A_DIVERGENCE if name in DIVERGENCES and key in keywords(DIVERGENCES[name])]
+    try:
+        return {"divergence": name, taken[0]: float(text.removesuffix(")"))}
+    except (IndexError, ValueError):
+        raise SettingError("divergence", divergence, "write a name alone, or jsd(BETA) or a skew KL(SKEW)") from None
+
+
+def with_divergence(values: Mapping[str, Any], divergence: object) -> dict[str, Any]:
+    """Values with another divergence: what belongs to the one before and not to this one falls away.
+
+    Raises: SettingError as `spelt`.
+    """
+    found = spelt(str(divergence))
+    taken = keywords(DIVERGENCES[found["divergence"]]) if found["divergence"] in DIVERGENCES else ()
+    return {**{key: value for key, value in values.items() if key not in OF_A_DIVERGENCE or key in taken}, **found}
 
 
 def check(values: Mapping[str, Any]) -> RunSettings:
@@ -280,6 +315,12 @@ def check(values: Mapping[str, Any]) -> RunSettings:
 
     Raises: SettingError.
     """
+    if divergence := str(values.get("divergence", "")):
+        found = spelt(divergence)
+        for key in set(found) - {"divergence"}:
+            if values.get(key) not in (None, found[key]):
+                raise SettingError(key, values[key], f"divergence is {divergence}; say it once")
+        values = {**values, **found}
     for key in values:
         if key not in RunSettings.model_fields:
             raise SettingError("setting", key, nearest(str(key), list(RunSettings.model_fields)))

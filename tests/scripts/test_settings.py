@@ -32,6 +32,9 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
         ("agent=Reinforced", "Reinforce"),
         ("alpha", "key=value"),
         ("alpha=[", "no YAML value"),
+        ("divergence=jsd(x)", "write a name alone, or jsd(BETA)"),
+        ("divergence=reverse_kl(0.1)", "write a name alone, or jsd(BETA)"),
+        ("divergence=jds(0.1)", "write a name alone, or jsd(BETA)"),
         ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
     ],
 )
@@ -48,6 +51,20 @@ def test_the_learning_rate_rises_and_then_falls_to_its_end() -> None:
     assert settings.schedule(0.9) == pytest.approx(1.0)
     assert settings.schedule(0.0) == pytest.approx(0.2)
     assert settings.schedule(0.5) > settings.schedule(0.1)
+
+
+def test_a_divergence_is_written_as_in_papers_and_brings_its_own_settings() -> None:
+    assert read("quickstart", ["divergence=jsd(0.9)"]).beta == 0.9
+    assert read("quickstart", ["divergence=skew_forward_kl(0.2)"]).skew == 0.2
+    assert read("rl-gkd", []).beta == 0.9  # a recipe of JSD: its beta goes with it
+    assert read("rl-gkd", ["divergence=reverse_kl"]).beta is None
+    assert read("rl-gkd", ["divergence=jsd"]).beta == 0.9 and read("rl-gkd", ["divergence=jsd(0.1)"]).beta == 0.1
+    with pytest.raises(SettingError, match=r"beta: 0.5 does not work; divergence is jsd\(0.9\); say it once"):
+        check({"divergence": "jsd(0.9)", "beta": 0.5})
+    cells = grid(read("rl-gkd", []), {"divergence": ["jsd(0.1)", "jsd", "reverse_kl"]}, [0], samples=1).cells
+    assert [(cell.settings.divergence, cell.settings.beta) for cell in cells] == [
+        ("jsd", 0.1), ("jsd", 0.9), ("reverse_kl", None)
+    ]  # fmt: skip
 
 
 def test_a_teacher_left_empty_is_an_empty_name() -> None:
