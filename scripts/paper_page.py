@@ -17,6 +17,11 @@ from rlgkd.scripts.intervals import Estimate, mean_interval
 from rlgkd.scripts.paper_cells import ALPHAS, BASELINES, FRACTIONS, TASKS, mixed, mixture, on_policy
 
 BEST = on_policy("JSD(0.9)")
+SHOWN = (
+    "reward", "truth", "coverage", "rouge2", "exact", "chrf", "steps", "self_bleu", "reverse_kl", "reverse_kl_data",
+    "length",
+)  # fmt: skip
+"""Measures of the page's tables; `reverse_kl_data` is behind the references' words, `reverse_kl` behind the run's own."""
 Results = Mapping[str, Any]
 
 
@@ -146,8 +151,7 @@ def _named(measure: str, reward: str) -> str:
 
 
 def _table(results: Results) -> list[str]:
-    shown = [name for name in ("reward", "truth", "coverage", "rouge2", "exact", "chrf", "steps", "self_bleu",
-                               "reverse_kl", "length") if name in results["cells"][0]["scores"]]  # fmt: skip
+    shown = [name for name in SHOWN if name in results["cells"][0]["scores"]]
     rows = [("start", results["references"]["start"]["scores"]), *((c["name"], c["scores"]) for c in results["cells"]),
             ("teacher", results["references"]["teacher"]["scores"])]  # fmt: skip
 
