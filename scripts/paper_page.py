@@ -21,7 +21,7 @@ SHOWN = (
     "reward", "truth", "coverage", "rouge2", "exact", "chrf", "steps", "self_bleu", "reverse_kl", "reverse_kl_data",
     "length",
 )  # fmt: skip
-"""Measures of the page's tables; `reverse_kl_data` is behind the references' words, `reverse_kl` behind the run's own."""
+"""Of the page's tables; `reverse_kl` is behind the run's own words, `reverse_kl_data` behind the references'."""
 Results = Mapping[str, Any]
 
 
