@@ -70,16 +70,17 @@ def open_models(
         if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
             start = twin(opened) if module is opened else opened
         frozen = _frozen(teacher, tokenizer, temperature=teacher_temperature, device=device, opened=start)
-    if lora_rank:
-        adapt(module, lora_rank, alpha=lora_alpha, seed=seed)
-    check_adapters(module)
-    if gradient_checkpointing:
-        recompute(module)
+    with _told_as("student"):
+        if lora_rank:
+            adapt(module, lora_rank, alpha=lora_alpha, seed=seed)
+        check_adapters(module)
+        if gradient_checkpointing:
+            recompute(module)
+        student = language_model(module, tokenizer, temperature=temperature)
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(
             "student", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
         )
-    student = language_model(module, tokenizer, temperature=temperature)
     _check_room(task, "student", student)
     if frozen is not None:
         _check_room(task, "teacher", frozen)
@@ -123,7 +124,7 @@ def _frozen(
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
         check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
         module = load(teacher, device=device) if opened is None else opened
-    return language_model(module.requires_grad_(False), own, temperature=temperature)
+        return language_model(module.requires_grad_(False), own, temperature=temperature)
 
 
 @contextmanager

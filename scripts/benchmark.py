@@ -18,13 +18,15 @@ from typing import Any
 from rlgkd.errors import SettingError
 from rlgkd.scripts import benchmark_runs as runs
 from rlgkd.scripts.benchmark_stepping import stepping
-from rlgkd.scripts.settings import check, override
+from rlgkd.scripts.settings import check, override, taken_apart
 
 OTHERS: dict[str, Callable[[], dict[str, Any]]] = {
     "stepping": stepping, "growth": runs.growth, "ragged": runs.ragged, "memory": runs.memory
 }  # fmt: skip
 WORKLOADS = [*OTHERS, *runs.WORKLOADS]
 TRAINS = ("distill", "rl", "both")
+OF_THE_WORK = ("prompts_per_update", "group_size", "epochs")
+"""Settings of an agent that the workload fixes, for the bound and the peer are measured on it."""
 
 
 def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs: int = 3) -> None:
@@ -33,14 +35,18 @@ def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs:
     Raises: SettingError for an unknown workload, or for a setting that it does not take; ModelError for a run that
     fails.
     """
-    chosen = override({}, overrides)
-    taken = check(chosen).agent_settings() if runs.WORKLOADS.get(workload, {}).get("kind") in TRAINS else {}
-    for key in chosen:
-        if key not in taken:
-            remedy = f"{workload or 'this'} does not take it; a training step takes an agent's"
-            raise SettingError("setting", key, remedy)
     if workload and workload not in WORKLOADS:
         raise SettingError("workload", workload, f"choose one of {', '.join(WORKLOADS)}")
+    trains = runs.WORKLOADS.get(workload, {}).get("kind") in TRAINS
+    given = taken_apart(override({}, overrides))
+    settings = check(given)
+    chosen = settings.model_dump(include=set(given))
+    for key in chosen:
+        if not trains or key in OF_THE_WORK or key not in settings.agent_settings():
+            remedy = (
+                f"{workload or 'no workload'} does not take it; a training step takes what leaves its work the same"
+            )
+            raise SettingError("setting", key, remedy)
     if peer and peer not in runs.PEERS:
         raise SettingError("peer", peer, f"choose one of {', '.join(runs.PEERS)}")
     for name in [workload] if workload else WORKLOADS:

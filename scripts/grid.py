@@ -88,7 +88,7 @@ def grid(
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
         common = base.model_dump()
-        if "divergence" in chosen:
+        if isinstance(chosen.get("divergence"), str):
             common = with_divergence(common, chosen["divergence"])
         settings = check({**common, **{k: settled(k, v, [Path()]) for k, v in chosen.items()}})
         _check_agent(settings)

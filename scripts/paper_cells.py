@@ -34,7 +34,7 @@ ALPHAS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 FEW = 0.05
 """Share of the prompts."""
 RL_RATE = 0.5
-"""Of the task's learning rate, with which RL alone falls below its start on Translate and Arithmetic."""
+"""The share of the task's learning rate that RL has; at the whole, RL alone falls below its start on two tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ CLAIMS: dict[str, list[Claim]] = {
                 _more(mixture(alpha), mixture(1.0), "reward")) for alpha in ALPHAS[1:-1]),
         Claim("reward: RL alone gets more than alpha 0.5", _more(mixture(0.0), mixture(0.5), "reward")),
         *(Claim(f"quality: at alpha {alpha:g} the teacher is a better anchor than the own start (RLEF)",
-                _more(mixture(alpha), mixture(alpha, "start"))) for alpha in ALPHAS[1:]),
+                _more(mixture(alpha), mixture(alpha, "start"))) for alpha in ALPHAS[1:-1]),
     ],
     "5. Few prompts": [
         Claim("on-policy with 5% of the prompts beats supervised KD with all",

@@ -66,7 +66,8 @@ class RunSettings(BaseModel):
     alpha_shape: SHAPE = Field("linear", description="of alpha's way to alpha_end: linear, cosine or exponential")
     divergence: str = Field(
         "reverse_kl",
-        description="how the student differs from the teacher (rlgkd list divergences); jsd(0.9) is jsd with beta 0.9",
+        description="how the student differs from the teacher (rlgkd list divergences); in files and commands jsd(0.9) "
+        "is jsd with beta 0.9",
     )
     beta: float | None = Field(
         None,
@@ -247,6 +248,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
     values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
+    values = dict(taken_apart(values))
     chosen = override(values, overrides)
     ours, theirs = (given.get("env", RunSettings.model_fields["env"].default) for given in (chosen, values))
     if is_recipe and ours != theirs:
@@ -259,7 +261,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
     Raises: SettingError for an override that is not of that form, or whose value is no YAML.
     """
-    values = dict(values)
+    typed: dict[str, Any] = {}
     for given in overrides:
         key, equals, text = given.partition("=")
         if not equals:
@@ -272,13 +274,14 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             raise SettingError(key, text, remedy) from error
         if key.startswith("env_settings."):
             name = key.removeprefix("env_settings.")
-            key, value = "env_settings", {**(values.get("env_settings") or {}), name: settled(name, value, [Path()])}
+            before = typed.get("env_settings", values.get("env_settings")) or {}
+            key, value = "env_settings", {**before, name: settled(name, value, [Path()])}
         else:
             value = settled(key, value, [Path()])
-        if key == "divergence":
-            values = with_divergence(values, value)
-        values[key] = value
-    return values
+        typed[key] = value
+    if isinstance(typed.get("divergence"), str):
+        values = with_divergence(values, typed["divergence"])
+    return {**values, **typed}
 
 
 def spelt(divergence: str) -> dict[str, Any]:
@@ -295,17 +298,28 @@ def spelt(divergence: str) -> dict[str, Any]:
         return {"divergence": divergence}
     taken = [key for key in OF_A_DIVERGENCE if name in DIVERGENCES and key in keywords(DIVERGENCES[name])]
     try:
-        return {"divergence": name, taken[0]: float(text.removesuffix(")"))}
+        return {"divergence": name, taken[0]: float(text[: text.index(")", len(text) - 1)])}
     except (IndexError, ValueError):
         raise SettingError("divergence", divergence, "write a name alone, or jsd(BETA) or a skew KL(SKEW)") from None
 
 
-def with_divergence(values: Mapping[str, Any], divergence: object) -> dict[str, Any]:
+def taken_apart(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values with `spelt`'s settings in the place of a divergence. Raises: SettingError for a contradiction."""
+    if not isinstance(divergence := values.get("divergence"), str):
+        return values
+    found = spelt(divergence)
+    for key in set(found) - {"divergence"}:
+        if values.get(key) not in (None, found[key]):
+            raise SettingError(key, values[key], f"divergence is {divergence}; say it once")
+    return {**values, **found}
+
+
+def with_divergence(values: Mapping[str, Any], divergence: str) -> dict[str, Any]:
     """Values with another divergence: what belongs to the one before and not to this one falls away.
 
     Raises: SettingError as `spelt`.
     """
-    found = spelt(str(divergence))
+    found = spelt(divergence)
     taken = keywords(DIVERGENCES[found["divergence"]]) if found["divergence"] in DIVERGENCES else ()
     return {**{key: value for key, value in values.items() if key not in OF_A_DIVERGENCE or key in taken}, **found}
 
@@ -315,12 +329,7 @@ def check(values: Mapping[str, Any]) -> RunSettings:
 
     Raises: SettingError.
     """
-    if divergence := str(values.get("divergence", "")):
-        found = spelt(divergence)
-        for key in set(found) - {"divergence"}:
-            if values.get(key) not in (None, found[key]):
-                raise SettingError(key, values[key], f"divergence is {divergence}; say it once")
-        values = {**values, **found}
+    values = taken_apart(values)
     for key in values:
         if key not in RunSettings.model_fields:
             raise SettingError("setting", key, nearest(str(key), list(RunSettings.model_fields)))

@@ -36,7 +36,9 @@ def test_unknown_workloads_and_sizes_are_refused() -> None:
         stepping(rows=0)
     with pytest.raises(SettingError, match="setting: 'tokens' does not work; embedded-rl does not take it"):
         benchmark.show("embedded-rl", ["tokens=5"])
-    with pytest.raises(SettingError, match="embedded-generate does not take it; a training step takes an agent's"):
+    with pytest.raises(SettingError, match="setting: 'group_size' does not work; embedded-rl does not take it"):
+        benchmark.show("embedded-rl", ["group_size=8"])
+    with pytest.raises(SettingError, match="embedded-generate does not take it; a training step takes what leaves"):
         benchmark.show("embedded-generate", ["token_budget=5"])
     with pytest.raises(SettingError, match="token_budget: -5"):
         benchmark.show("embedded-rl", ["token_budget=-5"])
@@ -69,6 +71,13 @@ def test_the_parts_of_a_step_are_the_step(kind: str, group: int, models: Path) -
     assert sum(parts.values()) == pytest.approx(statistics.mean(measured["seconds"]))
     assert 0 < measured["bound"] < min(measured["seconds"])
     assert all(0 < tokens <= 20 for tokens in measured["tokens"])
+
+
+def test_a_divergence_is_taken_apart_before_it_reaches_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(benchmark_runs, "step", lambda name, **asked: given.update(asked) or {})
+    benchmark.show("embedded-distill", ["divergence=jsd(0.9)"])
+    assert given["settings"] == {"divergence": "jsd", "beta": 0.9}
 
 
 def test_a_setting_reaches_the_agent(models: Path) -> None:

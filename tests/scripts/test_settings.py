@@ -34,6 +34,8 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
         ("alpha=[", "no YAML value"),
         ("divergence=jsd(x)", "write a name alone, or jsd(BETA)"),
         ("divergence=reverse_kl(0.1)", "write a name alone, or jsd(BETA)"),
+        ("divergence=jsd(0.9", "write a name alone, or jsd(BETA)"),
+        ("divergence=[jsd]", "string"),
         ("divergence=jds(0.1)", "write a name alone, or jsd(BETA)"),
         ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
     ],
@@ -59,6 +61,9 @@ def test_a_divergence_is_written_as_in_papers_and_brings_its_own_settings() -> N
     assert read("rl-gkd", []).beta == 0.9  # a recipe of JSD: its beta goes with it
     assert read("rl-gkd", ["divergence=reverse_kl"]).beta is None
     assert read("rl-gkd", ["divergence=jsd"]).beta == 0.9 and read("rl-gkd", ["divergence=jsd(0.1)"]).beta == 0.1
+    for typed in (["beta=0.5", "divergence=jsd(0.9)"], ["divergence=jsd(0.9)", "beta=0.5"]):
+        with pytest.raises(SettingError, match="say it once"):
+            read("rl-gkd", typed)
     with pytest.raises(SettingError, match=r"beta: 0.5 does not work; divergence is jsd\(0.9\); say it once"):
         check({"divergence": "jsd(0.9)", "beta": 0.5})
     cells = grid(read("rl-gkd", []), {"divergence": ["jsd(0.1)", "jsd", "reverse_kl"]}, [0], samples=1).cells
