@@ -40,13 +40,11 @@ def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs:
     trains = runs.WORKLOADS.get(workload, {}).get("kind") in TRAINS
     given = taken_apart(override({}, overrides))
     settings = check(given)
+    taken = set(settings.agent_settings()).difference(OF_THE_WORK) if trains else set()
+    for key in sorted(set(given) - taken):
+        remedy = f"{workload or 'no workload'} does not take it; a training step takes what leaves its work the same"
+        raise SettingError("setting", key, remedy)
     chosen = settings.model_dump(include=set(given))
-    for key in chosen:
-        if not trains or key in OF_THE_WORK or key not in settings.agent_settings():
-            remedy = (
-                f"{workload or 'no workload'} does not take it; a training step takes what leaves its work the same"
-            )
-            raise SettingError("setting", key, remedy)
     if peer and peer not in runs.PEERS:
         raise SettingError("peer", peer, f"choose one of {', '.join(runs.PEERS)}")
     for name in [workload] if workload else WORKLOADS:

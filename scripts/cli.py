@@ -45,14 +45,12 @@ def train(
     from rlgkd.scripts import settings as run_settings
     from rlgkd.scripts import train as training
 
-    given = arguments or []
     if resume is not None:
-        if given or out is not None:
+        if arguments or out is not None:
             raise SettingError("--resume", str(resume), "a run goes on with its own settings; leave the others out")
         page = training.resume(resume, quiet=quiet)
     else:
-        source = given.pop(0) if given and "=" not in given[0] else "quickstart"
-        settings = run_settings.read(source, given)
+        settings = run_settings.read(*_named(arguments, "quickstart"))
         folder = out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
         page = training.start(settings, folder, quiet=quiet)
     typer.echo(page)
@@ -79,10 +77,8 @@ def compare(
     from rlgkd.scripts import settings as run_settings
     from rlgkd.scripts.grid import grid, seeds_of, values_of
 
-    given = arguments or []
-    source = given.pop(0) if given and "=" not in given[0] else "compare"
     varied = [*([f"alpha={alphas or '0,0.25,0.5,1'}"] if alphas or not vary else []), *(vary or [])]
-    base = run_settings.read(source, given)
+    base = run_settings.read(*_named(arguments, "compare"))
     if twice := [key for key, _ in map(values_of, varied) if sum(v.startswith(f"{key}=") for v in varied) > 1]:
         raise SettingError("vary", twice[0], "name each setting once, with all its values")
     cells = grid(base, dict(map(values_of, varied)), seeds_of(seeds), samples=samples, baseline=baseline)
@@ -172,9 +168,13 @@ def benchmark(
     """Measure speed; one line of JSON for each workload."""
     from rlgkd.scripts import benchmark as benchmarks
 
+    benchmarks.show(*_named(arguments, ""), peer=peer, pairs=pairs)
+
+
+def _named(arguments: Sequence[str] | None, default: str) -> tuple[str, Sequence[str]]:
+    """The name that may stand before `key=value` arguments, and these."""
     given = arguments or []
-    workload = given.pop(0) if given and "=" not in given[0] else ""
-    benchmarks.show(workload, given, peer=peer, pairs=pairs)
+    return (given[0], given[1:]) if given and "=" not in given[0] else (default, given)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from rlgkd import agents
 from rlgkd.agents.settings import resolve
 from rlgkd.errors import SettingError
 from rlgkd.scripts.paths import settled
-from rlgkd.scripts.settings import RunSettings, check, nearest, with_divergence
+from rlgkd.scripts.settings import RunSettings, check, nearest, over
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
 """Settings that all cells share."""
@@ -87,10 +87,7 @@ def grid(
     cells = []
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
-        common = base.model_dump()
-        if isinstance(chosen.get("divergence"), str):
-            common = with_divergence(common, chosen["divergence"])
-        settings = check({**common, **{k: settled(k, v, [Path()]) for k, v in chosen.items()}})
+        settings = check(over(base.model_dump(), {k: settled(k, v, [Path()]) for k, v in chosen.items()}))
         _check_agent(settings)
         cells.append(
             Cell(name=" ".join(f"{k}={_plain(v)}" for k, v in chosen.items()), values=chosen, settings=settings)

@@ -247,8 +247,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
         raise SettingError("settings", str(source), f"it could not be read: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
-    values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
-    values = dict(taken_apart(values))
+    values = taken_apart({key: settled(key, value, [path.parent, Path()]) for key, value in values.items()})
     chosen = override(values, overrides)
     ours, theirs = (given.get("env", RunSettings.model_fields["env"].default) for given in (chosen, values))
     if is_recipe and ours != theirs:
@@ -279,9 +278,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         else:
             value = settled(key, value, [Path()])
         typed[key] = value
-    if isinstance(typed.get("divergence"), str):
-        values = with_divergence(values, typed["divergence"])
-    return {**values, **typed}
+    return over(values, typed)
 
 
 def spelt(divergence: str) -> dict[str, Any]:
@@ -303,10 +300,10 @@ def spelt(divergence: str) -> dict[str, Any]:
         raise SettingError("divergence", divergence, "write a name alone, or jsd(BETA) or a skew KL(SKEW)") from None
 
 
-def taken_apart(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def taken_apart(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with `spelt`'s settings in the place of a divergence. Raises: SettingError for a contradiction."""
     if not isinstance(divergence := values.get("divergence"), str):
-        return values
+        return dict(values)
     found = spelt(divergence)
     for key in set(found) - {"divergence"}:
         if values.get(key) not in (None, found[key]):
@@ -314,14 +311,16 @@ def taken_apart(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**values, **found}
 
 
-def with_divergence(values: Mapping[str, Any], divergence: str) -> dict[str, Any]:
-    """Values with another divergence: what belongs to the one before and not to this one falls away.
+def over(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """`chosen` over values; with another divergence, what belonged to the one before falls away.
 
     Raises: SettingError as `spelt`.
     """
-    found = spelt(divergence)
-    taken = keywords(DIVERGENCES[found["divergence"]]) if found["divergence"] in DIVERGENCES else ()
-    return {**{key: value for key, value in values.items() if key not in OF_A_DIVERGENCE or key in taken}, **found}
+    if isinstance(divergence := chosen.get("divergence"), str):
+        own = spelt(divergence)
+        taken = keywords(DIVERGENCES[own["divergence"]]) - set(own) if own["divergence"] in DIVERGENCES else ()
+        values = {key: value for key, value in values.items() if key not in OF_A_DIVERGENCE or key in taken}
+    return {**values, **chosen}
 
 
 def check(values: Mapping[str, Any]) -> RunSettings:
