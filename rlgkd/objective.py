@@ -188,8 +188,9 @@ class Objective:
 
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, if it is known, `divergence`.
         """
-        student_logp_N = policy_loss.log_probability(student_logits_NV, actions_N)
-        entropy_N = policy_loss.entropy(student_logits_NV if self.entropy_bonus else student_logits_NV.detach())
+        student_logp_N, entropy_N = policy_loss.log_probability_and_entropy(
+            student_logits_NV, actions_N, entropy_gradient=self.entropy_bonus > 0
+        )
         record = {"logp": student_logp_N, "entropy": entropy_N}
         loss = student_logp_N.new_zeros(())
         if self.entropy_bonus:

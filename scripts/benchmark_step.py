@@ -25,7 +25,7 @@ from rlgkd.agents.base import TextAlgorithm
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, open_by_name
-from rlgkd.lm.writing import product
+from rlgkd.lm.products import thin, wide
 from rlgkd.scripts.benchmark_job import Job, peak_mb
 
 KINDS = ("distill", "rl", "both", "generate")
@@ -170,9 +170,9 @@ class _Clock(BaseCallback):
 
 def _writing(lm: LanguageModel, read: int, rows: int, steps: int) -> float:
     """Seconds of the bare products of decoding: the prompts at once, then so many steps of so many rows."""
-    thin = [product([part.weight], [None], rows) for part in _linears(lm)]
+    products = [thin([part.weight], [None], rows) for part in _linears(lm)]
     inputs = [torch.randn(rows, part.in_features) for part in _linears(lm)]
-    return bare(lm, read, rows) + (steps - 1) * _best(lambda: [run(x) for run, x in zip(thin, inputs, strict=True)])
+    return bare(lm, read, rows) + (steps - 1) * _best(lambda: [run(x) for run, x in zip(products, inputs, strict=True)])
 
 
 def bare(lm: LanguageModel, tokens: int, actions: int, *, backward: bool = False) -> float:
@@ -185,9 +185,9 @@ def bare(lm: LanguageModel, tokens: int, actions: int, *, backward: bool = False
     def run() -> None:
         for weight, rows in work:
             x, made = inputs[rows, weight.shape[1]], inputs[rows, weight.shape[0]]
-            nn.functional.linear(x, weight)
+            wide(x, weight)
             if backward:
-                torch.mm(made, weight)
+                wide(made, weight.T)
                 torch.mm(made.T, x)
 
     sizes = {(rows, size) for weight, rows in work for size in weight.shape}

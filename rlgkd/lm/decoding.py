@@ -86,9 +86,8 @@ def decode(
         if begun < rows and (not active or (8 * room >= at_once and all(each.admits for each in writers))):
             new = list(range(begun, min(rows, begun + room)))
             first = new[0] // group
-            from_B = torch.tensor([row // group - first for row in new], device=lm.device)
             for each in writers:
-                each.admit(prompts[first : new[-1] // group + 1], from_B)
+                each.admit(prompts[first : new[-1] // group + 1], [row // group - first for row in new])
             active, begun = active + new, new[-1] + 1
         logits_BV = writers[0].logits()
         if companion is not None:
@@ -109,10 +108,9 @@ def decode(
         if stops is not None:
             going = [n for n in going if not stops(ids[active[n]])]
         if len(going) < len(active):
-            keep = torch.tensor(going, dtype=torch.long, device=lm.device)
-            active, token_B = [active[n] for n in going], token_B[keep]
+            active, token_B = [active[n] for n in going], token_B[torch.tensor(going, dtype=torch.long)]
             for each in writers:
-                each.keep(keep, complete=begun == rows)
+                each.keep(going, complete=begun == rows)
         if active:
             for each in writers:
                 each.write(token_B)

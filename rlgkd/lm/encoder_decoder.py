@@ -16,6 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from rlgkd.errors import DataError, ModelError
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel, Progress, left_padded
+from rlgkd.lm.products import wide_products
 from rlgkd.types import Batch
 
 FAMILY = ("t5", "mt5", "umt5")
@@ -38,6 +39,7 @@ def open_by_name(name: str, *, temperature: float = 1.0) -> LanguageModel:
 class EncoderDecoderModel(LanguageModel):
     """A Hugging Face model of the T5 family with its tokenizer and its temperature."""
 
+    @wide_products()
     def states(self, batch: Batch) -> Tensor:
         """[N, H], as of `LanguageModel`. Raises: DataError where a row's actions are not its end in one block."""
         action_BT, attention_BT = batch.action_mask_BT, batch.attention_mask_BT.bool()
@@ -59,6 +61,7 @@ class EncoderDecoderModel(LanguageModel):
         )  # fmt: skip
         return self._scaled(output.last_hidden_state)[written_BL]
 
+    @wide_products()
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, Progress]:

@@ -8,17 +8,19 @@ the loss is any function of the logits.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.products import wide
 from rlgkd.ops.policy_loss import log_probability
 
-CHUNK_ELEMENTS = 9 * 2**20
-"""Logits held at a time: 36 MiB in float32 per tensor of a chunk; glibc keeps no hold of freed ones above 32 MiB."""
+CHUNK_ELEMENTS = 8 * 2**20 - 2**14
+"""Logits held at a time: just below 32 MiB in float32 per tensor of a chunk. Larger blocks glibc gives back to the
+system when they are freed, and each new one is cleared page by page, which takes as long as the arithmetic on it."""
 
 ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 """(logits [n, V], which actions) -> (the chunk's summed loss, values to record, each [n])."""
@@ -40,10 +42,8 @@ def fused_sum(student: LanguageModel, states_NH: Tensor, loss: ChunkLoss) -> tup
 @torch.no_grad()
 def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tensor:
     """[N], log-probabilities of the chosen tokens in nats, chunk by chunk."""
-    chunk = max(1, CHUNK_ELEMENTS // lm.vocabulary)
     parts = []
-    for start in range(0, len(states_NH), chunk):
-        which = slice(start, start + chunk)
+    for which in _chunks(len(states_NH), lm.vocabulary):
         parts.append(log_probability(lm.logits(states_NH[which]), actions_N[which]))
     return torch.cat(parts)
 
@@ -57,11 +57,9 @@ class _FusedSum(torch.autograd.Function):
         *inputs: Tensor,
     ) -> Tensor:  # fmt: skip
         states_NH, (weight_VH, _) = inputs[0], student.cut_head
-        chunk = max(1, CHUNK_ELEMENTS // student.vocabulary)
         grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
-        for start in range(0, len(states_NH), chunk):
-            which = slice(start, start + chunk)
+        for which in _chunks(len(states_NH), student.vocabulary):
             raw_NV = student.raw_logits(states_NH[which]).requires_grad_(any(wanted))
             with torch.set_grad_enabled(any(wanted)):
                 value, records = loss(student.tempered(raw_NV), which)
@@ -72,7 +70,7 @@ class _FusedSum(torch.autograd.Function):
                 continue
             (slope_NV,) = torch.autograd.grad(value, raw_NV)
             if 0 in grads:
-                grads[0][which] = slope_NV @ weight_VH
+                grads[0][which] = wide(slope_NV, weight_VH.T)
             if 1 in grads:
                 _add_product(grads[1][: student.vocabulary], slope_NV, states_NH[which])
             if 2 in grads:
@@ -85,6 +83,13 @@ class _FusedSum(torch.autograd.Function):
         grads = [ctx.grads[place].mul_(grad_outputs[0]) if place in ctx.grads else None for place in ctx.places]
         ctx.grads = {}
         return (None, None, None, None, *grads)
+
+
+def _chunks(actions: int, vocabulary: int) -> Iterator[slice]:
+    """As few as CHUNK_ELEMENTS allows, all of about a size: each reads the whole head, a small one for little."""
+    number = -(-actions // max(1, CHUNK_ELEMENTS // vocabulary))
+    ends = [place * actions // number for place in range(number + 1)] if number else []
+    return map(slice, ends, ends[1:])
 
 
 def _add_product(grad_VH: Tensor, slope_NV: Tensor, states_NH: Tensor) -> None:

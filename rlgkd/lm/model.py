@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm.products import wide, wide_products
 from rlgkd.lm.sharing import share, shares
 from rlgkd.types import Batch
 
@@ -118,6 +119,7 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return self.end if pad is None else cast(int, pad)
 
+    @wide_products()
     def states(self, batch: Batch) -> Tensor:
         """[N, H]: for each action of the batch, in row order, the hidden state that predicts it."""
         if self.shares_prompts and (shared := share(
@@ -137,6 +139,7 @@ class LanguageModel:
         """[N]: the tokens that were chosen, in the order of `states`."""
         return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
 
+    @wide_products()
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, Progress]:
@@ -167,7 +170,7 @@ class LanguageModel:
 
     def raw_logits(self, states_NH: Tensor) -> Tensor:
         """[..., H] -> [..., V]: what the head gives, over the tokenizer's vocabulary."""
-        return nn.functional.linear(states_NH, *self.cut_head)
+        return wide(states_NH, *self.cut_head)
 
     @property
     def cut_head(self) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ the layers' forward passes are wrapped here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgkd.errors import ModelError
+from rlgkd.lm.products import wide_products
 
 
 def recompute(module: PreTrainedModel) -> None:
@@ -34,5 +36,8 @@ def recompute(module: PreTrainedModel) -> None:
 def _again(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
-    # Nothing in it is random: dropout is off.
-    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    # Nothing in it is random: dropout is off. The second time, its products shall be those of the first.
+    contexts = nullcontext(), wide_products()
+    return checkpoint(
+        forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts, **named
+    )

@@ -9,18 +9,20 @@ same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu, softmax
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu, softmax
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import LanguageModel, Progress
+from rlgkd.lm.products import Product, thin, wide_products
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPES = ("default", "linear", "llama3")
@@ -41,12 +43,12 @@ class Writer(Protocol):
         """[B, V]: of the next token of each row, tempered."""
         ...
 
-    def keep(self, rows: Tensor, *, complete: bool) -> None:
+    def keep(self, rows: Sequence[int], *, complete: bool) -> None:
         """Go on with these rows alone; `complete` says that no other is admitted any more."""
         ...
 
-    def admit(self, prompts: Sequence[Sequence[int]], from_B: Tensor) -> None:
-        """Read prompts; behind the rows there are begins one for each entry of `from_B`, which names its prompt."""
+    def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
+        """Read prompts; behind the rows there are begins one for each of `places`, which tells its prompt."""
         ...
 
     def write(self, token_B: Tensor) -> None:
@@ -87,15 +89,17 @@ class ModelWriter:
         assert self.state_BH is not None
         return self.lm.logits(self.state_BH)
 
-    def keep(self, rows: Tensor, *, complete: bool) -> None:
+    def keep(self, rows: Sequence[int], *, complete: bool) -> None:
         """As of `Writer`."""
         assert self.state_BH is not None and self.progress is not None
-        self.state_BH = self.state_BH[rows]
-        self.progress.keep(rows)
+        row_B = torch.tensor(rows, dtype=torch.long, device=self.lm.device)
+        self.state_BH = self.state_BH[row_B]
+        self.progress.keep(row_B)
 
-    def admit(self, prompts: Sequence[Sequence[int]], from_B: Tensor) -> None:
+    def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
         """As of `Writer`."""
         state_PH, progress = self.lm.prefill(prompts)
+        from_B = torch.tensor(places, device=self.lm.device)
         progress.keep(from_B)
         if self.progress is None or self.state_BH is None or not len(self.state_BH):
             self.state_BH, self.progress = state_PH[from_B], progress
@@ -115,8 +119,9 @@ class LayersWriter:
     """Writes with the layers of the Llama family, written out for one token a row.
 
     The cache has S slots of T places; the slot of each of the B rows, and how many tokens stand in a slot, are told
-    apart, so that a row that begins takes the slot of one that has ended. G key heads of size D, each of which answers
-    several query heads: they stand as so many queries of one head.
+    apart, so that a row that begins takes the slot of one that has ended. Both are numbers of the host, which need not
+    wait for the device to know them. G key heads of size D, each of which answers several query heads: they stand as so
+    many queries of one head. A layer's heads are in the order queries, keys, values, K in all; the last 2 G are cached.
 
     If the model is to be compiled, shapes stay the same: all slots and places take part in each step.
     """
@@ -126,24 +131,31 @@ class LayersWriter:
         config, device = lm.module.config, lm.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
-        heads = config.num_key_value_heads
+        self.key_heads = config.num_key_value_heads
         depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.keys, self.values = (
-            [torch.zeros(rows, heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers]
-            for _ in ("keys", "values")
-        )
-        self.length_S = torch.zeros(rows, dtype=torch.long, device=device)
+        self.caches = [
+            torch.zeros(rows, 2 * self.key_heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers
+        ]
+        self.length_S = np.zeros(rows, dtype=np.int64)
         self.slot_B = self.length_S[:0]
+        self.row_S = torch.arange(rows, device=device)
+        self.unseen_SG1T = torch.full((rows, self.key_heads, 1, size), -torch.inf, dtype=dtype, device=device)
         self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
-        packed = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
-        self.layers = [_Layer.of(layer, packed) for layer in lm.body.layers]
+        laid_out = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
+        self.layers = [_Layer.of(layer, laid_out) for layer in lm.body.layers]
         weight_VH, bias_V = lm.cut_head
-        self.head = product([weight_VH], [bias_V], rows)
+        self.head = thin([weight_VH], [bias_V], rows)
         self.eps = config.rms_norm_eps
-        self.place_T = torch.arange(size, device=device)
-        self.cos_TD, sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, self.place_T[None]))
+        self.root_of_eps = self.state_BH.new_tensor(self.eps**0.5)
+        place_T = torch.arange(size, device=device)
+        cos_TD, sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, place_T[None]))
         # Each half of a head is turned by the other (Su et al. 2021, arXiv 2104.09864): the first by its negative.
-        self.sin_TD = sin_TD * torch.where(self.place_T.new_tensor(range(depth)) < depth // 2, -1, 1)
+        sin_TD = sin_TD * torch.where(place_T.new_tensor(range(depth)) < depth // 2, -1, 1)
+        turned = config.num_attention_heads + self.key_heads
+        self.cos_TKD, self.sin_TKD = (  # values are turned by nothing
+            torch.cat([table[:, None].expand(-1, turned, -1), table.new_full((size, self.key_heads, depth), still)], 1)
+            for table, still in ((cos_TD, 1), (sin_TD, 0))
+        )
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
         through = LayersWriter._through_the_layers
         self.step = torch.compile(through) if lm.compiled else through
@@ -157,86 +169,98 @@ class LayersWriter:
         """As of `Writer`."""
         return self.lm.tempered(self.head(self.state_BH))
 
-    def keep(self, rows: Tensor, *, complete: bool) -> None:
+    def keep(self, rows: Sequence[int], *, complete: bool) -> None:
         """As of `Writer`."""
-        self.slot_B, self.state_BH = self.slot_B[rows], self.state_BH[rows]
+        kept = np.array(rows, dtype=np.int64)
+        self.slot_B, self.state_BH = self.slot_B[kept], self.state_BH[self._there(kept)]
         if complete and not self.lm.compiled and 0 < len(rows) < CROWDED * len(self.length_S):
             self._move_together()
+        self._settle()
 
-    def admit(self, prompts: Sequence[Sequence[int]], from_B: Tensor) -> None:
+    @wide_products()
+    def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
         """As of `Writer`. Padding stands behind the prompts, where no token looks."""
         device = self.lm.device
-        length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        longest = int(length_P.max())
+        longest = max(map(len, prompts))
         tokens = [[*prompt, *[self.lm.pad] * (longest - len(prompt))] for prompt in prompts]
         cache = DynamicCache(config=self.lm.module.config)
         states_PTH = self.lm.body(
             input_ids=torch.tensor(tokens, device=device), past_key_values=cache, use_cache=True
         ).last_hidden_state
-        free = torch.ones_like(self.length_S, dtype=torch.bool)
-        free[self.slot_B] = False
-        slot_N = free.nonzero()[: len(from_B), 0]
-        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+        free_N = np.setdiff1d(np.arange(len(self.length_S)), self.slot_B)[: len(places)]
+        length_N = np.array([len(prompts[place]) for place in places])
+        slot_N, from_N = self._there(free_N), self._there(np.array(places))
+        for layer, cache_SKTD in zip(cache.layers, self.caches, strict=True):
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-            keys[slot_N, :, :longest] = layer.keys[from_B].to(keys.dtype)
-            values[slot_N, :, :longest] = layer.values[from_B].to(keys.dtype)
-        self.length_S[slot_N] = length_P[from_B]
-        self.slot_B = torch.cat([self.slot_B, slot_N])
-        self.state_BH = torch.cat([self.state_BH, states_PTH[from_B, length_P[from_B] - 1]])
+            read_PKTD = torch.cat([layer.keys, layer.values], dim=1)
+            cache_SKTD[slot_N, :, :longest] = read_PKTD[from_N].to(cache_SKTD.dtype)
+        behind_NT = torch.arange(self.unseen_SG1T.shape[-1], device=device) >= self._there(length_N)[:, None]
+        unseen_NT = self.unseen_SG1T.new_zeros(behind_NT.shape).masked_fill_(behind_NT, -torch.inf)
+        self.unseen_SG1T[slot_N] = unseen_NT[:, None, None]
+        self.length_S[free_N] = length_N
+        self.slot_B = np.concatenate([self.slot_B, free_N])
+        self.state_BH = torch.cat([self.state_BH, states_PTH[from_N, self._there(length_N - 1)]])
+        self._settle()
+
+    def _settle(self) -> None:
+        """What each step needs to know of the rows there are now."""
+        self.upto = int(self.length_S[self.slot_B].max(initial=0))
+        whole = np.array_equal(self.slot_B, np.arange(len(self.length_S)))
+        self.apart_B = None if whole else self._there(self.slot_B)
 
     def write(self, token_B: Tensor) -> None:
         """As of `Writer`."""
-        # In slots that have ended the last place is written again and again: nobody reads it.
-        token_S = token_B.new_zeros(len(self.length_S)).index_copy(0, self.slot_B, token_B)
-        upto = len(self.place_T) if self.lm.compiled else int(self.length_S[self.slot_B].max()) + 1
-        place_S = self.length_S.clamp(max=upto - 1)
-        seen_ST = self.place_T[:upto] <= place_S[:, None]
-        unseen_S11T = None
-        if self.lm.compiled or not bool(seen_ST.all()):
-            unseen_ST = self.keys[0].new_zeros(seen_ST.shape).masked_fill(~seen_ST, -torch.inf)
-            unseen_S11T = unseen_ST[:, None, None]
-        self.state_BH = self.step(self, token_S, place_S, unseen_S11T, upto)[self.slot_B]
+        self.upto += 1
+        # In slots that have ended one place is written again and again: nobody reads it.
+        place_S = self._there(self.length_S)
+        token_S = token_B
+        if self.apart_B is not None:
+            token_S = torch.zeros_like(self.row_S).index_copy(0, self.apart_B, token_B)
+        self.unseen_SG1T[self.row_S, ..., place_S] = 0.0
+        unseen_SG1T = self.unseen_SG1T if self.lm.compiled else self.unseen_SG1T[..., : self.upto]
+        state_SH = self.step(self, token_S, place_S, unseen_SG1T)
+        self.state_BH = state_SH if self.apart_B is None else state_SH[self.apart_B]
         self.length_S[self.slot_B] += 1
 
+    def _there(self, numbers: np.ndarray) -> Tensor:
+        """Numbers of the host on the model's device."""
+        return torch.from_numpy(numbers).to(self.lm.device)
+
     def _move_together(self) -> None:
-        kept = self.slot_B
-        upto = int(self.length_S[kept].max())
-        for caches in (self.keys, self.values):
-            for layer, cache in enumerate(caches):
-                cache[: len(kept), :, :upto] = cache[kept, :, :upto]
-                caches[layer] = cache[: len(kept)]
-        self.length_S = self.length_S[kept]
-        self.slot_B = torch.arange(len(kept), device=kept.device)
+        kept = self._there(self.slot_B)
+        for layer, cache_SKTD in enumerate(self.caches):
+            cache_SKTD[: len(kept), :, : self.upto] = cache_SKTD[kept, :, : self.upto]
+            self.caches[layer] = cache_SKTD[: len(kept)]
+        self.unseen_SG1T, self.row_S = self.unseen_SG1T[kept], self.row_S[: len(kept)]
+        self.length_S = self.length_S[self.slot_B]
+        self.slot_B = np.arange(len(kept))
 
-    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, unseen_S11T: Tensor | None, upto: int) -> Tensor:
-        """[S, H]: the states behind the tokens, which stand at these places; of the cache the first `upto` are read."""
+    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, unseen_SG1T: Tensor) -> Tensor:
+        """[S, H]: the states behind the tokens, which stand at these places; T is how far the cache is read."""
         state_SH = self.lm.body.embed_tokens(token_S)
-        cos_S1D, sin_S1D = self.cos_TD[place_S, None], self.sin_TD[place_S, None]
-        row_S = torch.arange(len(token_S), device=token_S.device)
-        for layer, keys_SGTD, values_SGTD in zip(self.layers, self.keys, self.values, strict=True):
-            heads, depth = keys_SGTD.shape[1], keys_SGTD.shape[3]
-            x = rms_norm(state_SH, state_SH.shape[-1:], layer.before_attention, self.eps)
-            qkv = layer.qkv(x).view(len(x), -1, depth)
-            turned, new_values = qkv.split([qkv.shape[1] - heads, heads], dim=1)
+        cos_SKD, sin_SKD = self.cos_TKD[place_S], self.sin_TKD[place_S]
+        for layer, cache_SKTD in zip(self.layers, self.caches, strict=True):
+            heads_SKD = layer.qkv(self._normed(state_SH, layer.before_attention)).view_as(cos_SKD)
             if layer.query_and_key_norm is not None:
-                turned = rms_norm(turned, turned.shape[-1:], None, self.eps) * layer.query_and_key_norm
-            turned = torch.addcmul(turned * cos_S1D, turned.roll(depth // 2, -1), sin_S1D).to(keys_SGTD.dtype)
-            queries, new_keys = turned.split([turned.shape[1] - heads, heads], dim=1)
-            keys_SGTD[row_S, :, place_S] = new_keys
-            values_SGTD[row_S, :, place_S] = new_values.to(keys_SGTD.dtype)
-            attended = _attended(
-                queries.unflatten(1, (heads, -1)), keys_SGTD[:, :, :upto], values_SGTD[:, :, :upto], unseen_S11T,
-                layer.scale,
-            )  # fmt: skip
-            state_SH = state_SH + layer.out(attended.reshape(len(x), -1))
-            x = rms_norm(state_SH, state_SH.shape[-1:], layer.before_mlp, self.eps)
-            gate, up = layer.gate_up(x).chunk(2, dim=-1)
+                turned_SKD = heads_SKD[:, : -self.key_heads]
+                turned_SKD.copy_(self._normed(turned_SKD, layer.query_and_key_norm))
+            halves_SKD = heads_SKD.roll(heads_SKD.shape[-1] // 2, -1)
+            heads_SKD = torch.addcmul(heads_SKD * cos_SKD, halves_SKD, sin_SKD).to(cache_SKTD.dtype)
+            cache_SKTD[self.row_S, :, place_S] = heads_SKD[:, -2 * self.key_heads :]
+            queries_SGQD = heads_SKD[:, : -2 * self.key_heads].unflatten(1, (self.key_heads, -1))
+            keys_SGTD, values_SGTD = cache_SKTD[:, :, : unseen_SG1T.shape[-1]].chunk(2, dim=1)
+            attended_SGQD = _attended(queries_SGQD, keys_SGTD, values_SGTD, unseen_SG1T, layer.scale)
+            state_SH = state_SH + layer.out(attended_SGQD.reshape(len(token_S), -1))
+            gate, up = layer.gate_up(self._normed(state_SH, layer.before_mlp)).chunk(2, dim=-1)
             state_SH = state_SH + layer.down(silu(gate) * up)
-        return rms_norm(state_SH, state_SH.shape[-1:], self.lm.body.norm.weight, self.eps)
+        return self._normed(state_SH, self.lm.body.norm.weight)
 
-
-Product = Callable[[Tensor], Tensor]
-"""[S, in] -> [S, out]."""
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) times the weight, over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+        if not _plain(x):
+            return rms_norm(x, x.shape[-1:], None, self.eps) * weight
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
+        return (x * weight).div_(size.hypot_(self.root_of_eps))
 
 
 @dataclass(frozen=True)
@@ -255,11 +279,11 @@ class _Layer:
 
     @staticmethod
     def of(layer: Any, rows: int | None) -> _Layer:
-        """Of a layer of the model; `rows` as of `product`."""
+        """Of a layer of the model; `rows` as of `thin`."""
         attention, mlp = layer.self_attn, layer.mlp
 
         def together(*parts: nn.Linear) -> Product:
-            return product([merged_weight(part) for part in parts], [part.bias for part in parts], rows)
+            return thin([merged_weight(part) for part in parts], [part.bias for part in parts], rows)
 
         return _Layer(
             before_attention=layer.input_layernorm.weight,
@@ -273,35 +297,6 @@ class _Layer:
         )
 
 
-def product(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
-    """The product of some rows with weights [out, in] that stand below each other, plus biases.
-
-    On a CPU, and if the number of rows is told, the weights are copied into the order in which oneDNN reads them, made
-    for so many rows: the products of decoding then take a half to a fifth of the time. Else they stay where they are.
-    """
-    if rows is None or not packs(weights[0]):
-
-        def plain(x: Tensor) -> Tensor:
-            made = [linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-            return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
-
-        return plain
-    weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-    some = [bias for bias in biases if bias is not None]
-    if some and len(some) < len(biases):
-        some = [weight.new_zeros(len(w)) if bias is None else bias for w, bias in zip(weights, biases, strict=True)]
-    bias = torch.cat(some) if some else None
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    run = torch.ops.mkldnn._linear_pointwise
-    return lambda x: run(x, packed, bias, "none", [], "")
-
-
-def packs(weight: Tensor) -> bool:
-    """Whether oneDNN can lay out this weight: in float32 alone, on a CPU, where torch has it."""
-    there = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and there
-
-
 def _query_and_key_norm(attention: Any) -> Tensor:
     depth = attention.head_dim
     heads = attention.q_proj.out_features // depth, attention.k_proj.out_features // depth
@@ -309,17 +304,21 @@ def _query_and_key_norm(attention: Any) -> Tensor:
     return torch.cat([norm.weight.expand(n, -1) for norm, n in zip(norms, heads, strict=True)])
 
 
-def _attended(
-    queries_SGQD: Tensor, keys_SGTD: Tensor, values_SGTD: Tensor, unseen_S11T: Tensor | None, scale: float
-) -> Tensor:
-    """[S, G, Q, D]: attention of the queries of one token, with -inf added where it may not look.
+def _plain(x: Tensor) -> bool:
+    """Whether what follows is written out: in float32 on a CPU, where the fewest calls count.
 
-    Written out in float32 on a CPU, where torch's kernel is made for blocks of tokens and takes up to twice as long for
-    one; in half precision that kernel adds up in float32, as products would not.
+    torch's kernel for attention is made there for blocks of tokens and takes up to twice as long for one, its norm is
+    ten calls. In half precision both add up in float32, as what is written out would not.
     """
-    if queries_SGQD.device.type != "cpu" or queries_SGQD.dtype.itemsize < 4:
-        return scaled_dot_product_attention(queries_SGQD, keys_SGTD, values_SGTD, attn_mask=unseen_S11T, scale=scale)
-    scores_SGQT = (queries_SGQD @ keys_SGTD.mT).mul_(scale)
-    if unseen_S11T is not None:
-        scores_SGQT += unseen_S11T
-    return softmax(scores_SGQT, -1) @ values_SGTD
+    return x.device.type == "cpu" and x.dtype.itemsize >= 4
+
+
+def _attended(
+    queries_SGQD: Tensor, keys_SGTD: Tensor, values_SGTD: Tensor, unseen_SG1T: Tensor, scale: float
+) -> Tensor:
+    """[S, G, Q, D]: attention of the queries of one token, with -inf added where it may not look."""
+    if not _plain(queries_SGQD):
+        return scaled_dot_product_attention(queries_SGQD, keys_SGTD, values_SGTD, attn_mask=unseen_SG1T, scale=scale)
+    queries, keys, values, unseen = (t.flatten(0, 1) for t in (queries_SGQD, keys_SGTD, values_SGTD, unseen_SG1T))
+    shares = softmax(torch.baddbmm(unseen, queries, keys.mT, alpha=scale), -1)
+    return torch.bmm(shares, values).view_as(queries_SGQD)

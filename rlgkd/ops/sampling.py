@@ -54,7 +54,9 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     p_BV = softmax(logits_BV.detach(), -1, dtype=dtype)
     size_B, size_V = p_BV.shape
     blocks = -(-size_V // _BLOCK)
-    p_BNK = pad(p_BV, (0, blocks * _BLOCK - size_V)).view(size_B, blocks, _BLOCK)
+    if size_V < blocks * _BLOCK:
+        p_BV = pad(p_BV, (0, blocks * _BLOCK - size_V))
+    p_BNK = p_BV.view(size_B, blocks, _BLOCK)
     block_BN = p_BNK.sum(-1)
     upto_BN = block_BN.cumsum(-1, dtype=wide)
     total_B1 = upto_BN[:, -1:]  # 1, but for the rounding of p
@@ -63,9 +65,9 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         _explain(total_B1, uniform_B)
 
     n_B1 = _first_above(upto_BN, block_BN, target_B1)
-    before_B1 = upto_BN.gather(1, n_B1) - block_BN.gather(1, n_B1)
+    before_B1 = (upto_BN - block_BN).gather(1, n_B1)
     p_BK = p_BNK[torch.arange(size_B, device=p_BV.device), n_B1[:, 0]]
-    k_B1 = _first_above(p_BK.cumsum(-1, dtype=wide), p_BK, target_B1 - before_B1)
+    k_B1 = _first_above(p_BK.cumsum(-1, dtype=wide), p_BK, (target_B1 - before_B1).clamp_(min=0.0))
     token_B1 = n_B1 * _BLOCK + k_B1
     logp_B1 = (p_BK.gather(1, k_B1) / total_B1).log().to(dtype)
     return token_B1[:, 0], logp_B1[:, 0]
@@ -104,9 +106,22 @@ def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:
 
 
 def _first_above(cumulative_BK: Tensor, weight_BK: Tensor, target_B1: Tensor) -> Tensor:
-    """Return [B, 1]: the first k of positive weight with cumulative > target, else that with the most cumulative."""
-    held_BK = cumulative_BK.masked_fill(weight_BK == 0.0, -1.0)
-    return held_BK.masked_fill(held_BK > target_B1, torch.inf).argmax(-1, keepdim=True)  # the first of equals
+    """Return [B, 1]: the first k with cumulative > target >= 0; it has a weight, for it is above all before it.
+
+    A target that rounding has put at the sum of all, or above, is held just below it.
+    """
+    if cumulative_BK.device.type != "cpu":
+        cumulative_BK = _rising(cumulative_BK, weight_BK)
+    below_B1 = cumulative_BK[:, -1:] * (1.0 - torch.finfo(cumulative_BK.dtype).eps)
+    return torch.searchsorted(cumulative_BK, torch.minimum(target_B1, below_B1), right=True)
+
+
+def _rising(cumulative_BK: Tensor, weight_BK: Tensor) -> Tensor:
+    """Return the sums as they would be without rounding, never falling and rising only where there is a weight.
+
+    On an accelerator the parts of a sum are added up in parallel, each with its own rounding.
+    """
+    return cumulative_BK.masked_fill(weight_BK == 0.0, 0.0).cummax(-1).values
 
 
 def _explain(total_B1: Tensor, uniform_B: Tensor) -> None:

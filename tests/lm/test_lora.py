@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
-from rlgkd.lm import LanguageModel, decode, writing
+from rlgkd.lm import LanguageModel, decode, products, writing
 from rlgkd.lm.loading import save, twin
 from rlgkd.lm.lora import adapt, check_adapters, merged_state
 from rlgkd.lm.writing import FAMILIES, written_out
@@ -89,11 +89,10 @@ def both_ways(lm: LanguageModel, monkeypatch) -> tuple[list[list[int]], list[lis
     return [c.ids for c in fast]
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("laid_out", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_layers_written_out_hold_what_the_adapters_add_unless_they_are_off(kind, packed, monkeypatch):
-    if not packed:
-        monkeypatch.setattr(writing, "packs", lambda weight: False)
+def test_layers_written_out_hold_what_the_adapters_add_unless_they_are_off(kind, laid_out, monkeypatch):
+    monkeypatch.setattr(products, "LAID_OUT", 1 if laid_out else products.LAID_OUT)
     lm = adapted(kind)
     on = both_ways(lm, monkeypatch)
     for part in lm.module.modules():

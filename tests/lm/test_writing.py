@@ -11,10 +11,10 @@ import tiny
 import torch
 from torch import nn
 
-from rlgkd.lm import LanguageModel, decode, writing
+from rlgkd.lm import LanguageModel, decode, products, writing
 from rlgkd.lm.decoding import Companion, Completion
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.writing import FAMILIES, LayersWriter, ModelWriter, product, writer, written_out
+from rlgkd.lm.writing import FAMILIES, LayersWriter, ModelWriter, writer, written_out
 
 WORDS = [f"w{n}" for n in range(30)]
 TOKENIZER = tiny.word_tokenizer(*WORDS)
@@ -23,6 +23,13 @@ RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(1, 31, size=length).tolist() for length in (7, 1, 12, 3, 5, 9, 2, 16)]
 EVEN = [prompt[:1] * 6 for prompt in PROMPTS]
 OTHERS = ("gemma", "gpt2", "gpt_neox")
+
+
+@pytest.fixture(autouse=True)
+def small_weights_count(monkeypatch):
+    """The models here are tiny; let oneDNN have their products as it has those of large ones."""
+    monkeypatch.setattr(products, "LAID_OUT", 1)
+    monkeypatch.setattr(products, "WIDE", 1)
 
 
 def both_ways(
@@ -67,11 +74,11 @@ def test_rotary_embeddings(rope, monkeypatch):
     check_same(*both_ways(lm, monkeypatch))
 
 
-def test_without_packed_weights(monkeypatch):
+def test_without_onednn(monkeypatch):
     lm = tiny.family("qwen2", TOKENIZER)
-    packed = both_ways(lm, monkeypatch)[0]
-    monkeypatch.setattr(writing, "packs", lambda weight: False)
-    check_same(both_ways(lm, monkeypatch)[0], packed)
+    laid_out = both_ways(lm, monkeypatch)[0]
+    monkeypatch.setattr(products, "has_onednn", lambda weight: False)
+    check_same(both_ways(lm, monkeypatch)[0], laid_out)
 
 
 def test_in_double_precision(monkeypatch):
@@ -176,16 +183,3 @@ def test_a_changed_layer_or_a_window_is_not_written_out():
     assert not written_out(lm)
     assert not written_out(tiny.family("mistral", TOKENIZER, sliding_window=4))
     assert not written_out(tiny.family("llama", TOKENIZER, hidden_act="gelu"))
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_product_of_weights_below_each_other_of_which_some_have_a_bias(packed, monkeypatch):
-    if not packed:
-        monkeypatch.setattr(writing, "packs", lambda weight: False)
-    x, one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (5, 6, 7))
-    bias = torch.arange(7.0)
-    with torch.inference_mode():
-        ours = product([one, other], [None, bias], 5)(x)
-        alone = product([other], [bias], 5)(x)
-    torch.testing.assert_close(ours, torch.cat([x @ one.T, x @ other.T + bias], dim=1))
-    torch.testing.assert_close(alone, x @ other.T + bias)

@@ -136,3 +136,35 @@ def test_the_value_loss_is_half_the_square_and_clipping_only_ever_raises_it() ->
         L.value_loss(value, old, target, clip=-0.1)
     with pytest.raises(SettingError, match="shape"):
         L.value_loss(value, old, target[:1])
+
+
+def test_log_probability_and_entropy_of_one_softmax_are_the_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    logits[1, 2] = -math.inf
+    action = torch.tensor([0, 3, 5, 5])
+    weights = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    found = []
+    for both in (L.log_probability_and_entropy, lambda x, a: (L.log_probability(x, a), L.entropy(x))):
+        leaf = logits.clone().requires_grad_()
+        logp, entropy = both(leaf, action)
+        (weights[0] * logp + weights[1] * entropy).sum().backward()
+        found.append((logp, entropy, leaf.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_log_probability_and_entropy_have_the_gradient_of_finite_differences() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    action = torch.tensor([4, 0, 2])
+    assert torch.autograd.gradcheck(lambda x: L.log_probability_and_entropy(x, action), logits)
+    assert not L.log_probability_and_entropy(logits, action, entropy_gradient=False)[1].requires_grad
+    with torch.no_grad():
+        assert not any(value.requires_grad for value in L.log_probability_and_entropy(logits, action))
+
+
+def test_the_log_probability_of_a_suppressed_token_is_minus_infinity_and_of_nan_nan() -> None:
+    logits = torch.tensor([[0.3, -math.inf], [0.3, math.nan]])
+    logp, entropy = L.log_probability_and_entropy(logits, torch.tensor([1, 0]))
+    assert logp[0] == -math.inf and entropy[0] == 0.0
+    assert logp[1].isnan() and entropy[1].isnan()

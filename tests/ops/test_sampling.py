@@ -63,7 +63,19 @@ def test_a_number_on_the_edge_between_two_tokens_belongs_to_the_second() -> None
 def test_a_cumulative_sum_that_is_not_monotone_never_hits_a_weight_of_zero() -> None:
     """As a parallel scan on a GPU may leave it: above the target at the token of weight 0."""
     cumulative, weight = torch.tensor([[0.5, 0.5000001, 0.5, 1.0]]), torch.tensor([[0.5, 0.0, 0.0, 0.5]])
-    assert S._first_above(cumulative, weight, torch.tensor([[0.5]])).item() == 3
+    assert S._first_above(S._rising(cumulative, weight), weight, torch.tensor([[0.5]])).item() == 3
+
+
+def test_a_target_that_rounding_has_put_below_a_block_hits_no_weight_of_zero_in_front() -> None:
+    """Blocks whose sums round, each with a dead token in front."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = torch.randn(2000, 1024, generator=generator, dtype=torch.float64)
+    logits_BV[:, ::256] = -INF
+    p_BN = torch.softmax(logits_BV, -1).view(2000, 4, 256).sum(-1)
+    edge_B = p_BN.cumsum(-1)[:, 1] / p_BN.cumsum(-1)[:, -1]
+    for nudge in (-2.0**-53, 0.0, 2.0**-53):
+        token_B, logp_B = S.sample(logits_BV, edge_B + nudge)
+        assert (token_B % 256 != 0).all() and logp_B.isfinite().all()
 
 
 @pytest.mark.parametrize("u", [0.0, 5e-324, 0.5, BELOW_ONE, 1.0])
