@@ -93,16 +93,22 @@ def _power(seconds: Mapping[int, float]) -> float:
 
 
 def ragged() -> dict[str, Any]:
-    """How many times as long padded texts take as those of unequal lengths. Raises: as `step`."""
-    found = {}
+    """How many times as long padded texts take as those of unequal lengths, written all at once and half at a time.
+
+    Raises: as `step`.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
     for family, batch in (("smollm2", 16), ("embedded", 64)):
-        with jobs(f"{family}-distill", kind="ragged", batch=batch, steps=5) as (job, folder):
-            one = run(job, PARTS, folder)
-        ratios = [padded / own for padded, own in zip(one["padded"], one["ragged"], strict=True)]
-        found[family] = {
-            "times_as_long": round(statistics.median(ratios), 2), "seconds": round(statistics.median(one["ragged"]), 4),
-            "mean_length": round(statistics.mean(one["lengths"]), 1), "limit": job["new_tokens"],
-        }  # fmt: skip
+        for at_once in (batch, batch // 2):
+            settings = {"rows_at_once": at_once}
+            with jobs(f"{family}-distill", kind="ragged", batch=batch, steps=5, settings=settings) as (job, folder):
+                one = run(job, PARTS, folder)
+            ratios = [padded / own for padded, own in zip(one["padded"], one["ragged"], strict=True)]
+            found.setdefault(family, []).append({
+                "rows": batch, "rows_at_once": at_once, "times_as_long": round(statistics.median(ratios), 2),
+                "seconds": round(statistics.median(one["ragged"]), 4),
+                "mean_length": round(statistics.mean(one["lengths"]), 1), "limit": job["new_tokens"],
+            })  # fmt: skip
     return found
 
 

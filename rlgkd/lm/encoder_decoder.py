@@ -39,7 +39,6 @@ def open_by_name(name: str, *, temperature: float = 1.0) -> LanguageModel:
 class EncoderDecoderModel(LanguageModel):
     """A Hugging Face model of the T5 family with its tokenizer and its temperature."""
 
-    @wide_products()
     def states(self, batch: Batch) -> Tensor:
         """[N, H], as of `LanguageModel`. Raises: DataError where a row's actions are not its end in one block."""
         action_BT, attention_BT = batch.action_mask_BT, batch.attention_mask_BT.bool()
@@ -48,20 +47,20 @@ class EncoderDecoderModel(LanguageModel):
         if not torch.equal(action_BT, attention_BT & (place_T >= prompt_B[:, None])):
             raise DataError("trajectory", "several turns", "an encoder reads one prompt; use a causal model for these")
         prompts = [row[:n].tolist() for row, n in zip(batch.tokens_BT, prompt_B.tolist(), strict=True)]
-        encoder_BTH, encoder_attention_BT = self._encode(prompts)
         # Of the decoder: the start token, then each row's actions but for the last, right-padded.
         step_L = place_T[: int(length_B.max())]
         from_BL = (prompt_B[:, None] + step_L - 1).clamp(0, action_BT.shape[1] - 1)
         tokens_BL = batch.tokens_BT.gather(1, from_BL)
         tokens_BL[:, 0] = self._start
         written_BL = step_L < length_B[:, None]
-        output = self.module.get_decoder()(
-            input_ids=tokens_BL, attention_mask=written_BL.long(), encoder_hidden_states=encoder_BTH,
-            encoder_attention_mask=encoder_attention_BT, use_cache=False,
-        )  # fmt: skip
+        with wide_products(self.head.weight):
+            encoder_BTH, encoder_attention_BT = self._encode(prompts)
+            output = self.module.get_decoder()(
+                input_ids=tokens_BL, attention_mask=written_BL.long(), encoder_hidden_states=encoder_BTH,
+                encoder_attention_mask=encoder_attention_BT, use_cache=False,
+            )  # fmt: skip
         return self._scaled(output.last_hidden_state)[written_BL]
 
-    @wide_products()
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, Progress]:
@@ -69,8 +68,9 @@ class EncoderDecoderModel(LanguageModel):
         rows = [[self._start, *behind] for behind in written or [()] * len(prompts)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(config=self.module.config), DynamicCache(config=self.module.config))
-        progress = Progress(cache, attention_PT[:, :0], *self._encode(prompts))
-        return self._feed(tokens_PT, attention_PT, progress), progress
+        with wide_products(self.head.weight):
+            progress = Progress(cache, attention_PT[:, :0], *self._encode(prompts))
+            return self._feed(tokens_PT, attention_PT, progress), progress
 
     def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: Progress) -> Tensor:
         progress.attention_BT = torch.cat([progress.attention_BT, attention_BT], dim=1)

@@ -119,27 +119,27 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return self.end if pad is None else cast(int, pad)
 
-    @wide_products()
     def states(self, batch: Batch) -> Tensor:
         """[N, H]: for each action of the batch, in row order, the hidden state that predicts it."""
         if self.shares_prompts and (shared := share(
             batch.places_B, batch.tokens_BT.shape[1], hidden=self.head.in_features, device=self.device
         )):  # fmt: skip
-            return shared.states(self.body, batch.tokens_BT)
+            with wide_products(self.head.weight):
+                return shared.states(self.body, batch.tokens_BT)
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
-        states_BTH = self.body(
-            input_ids=batch.tokens_BT,
-            attention_mask=batch.attention_mask_BT,
-            position_ids=positions_BT,
-            use_cache=False,
-        ).last_hidden_state
+        with wide_products(self.head.weight):
+            states_BTH = self.body(
+                input_ids=batch.tokens_BT,
+                attention_mask=batch.attention_mask_BT,
+                position_ids=positions_BT,
+                use_cache=False,
+            ).last_hidden_state
         return cast(Tensor, states_BTH[:, :-1][batch.action_mask_BT[:, 1:]])
 
     def actions(self, batch: Batch) -> Tensor:
         """[N]: the tokens that were chosen, in the order of `states`."""
         return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
 
-    @wide_products()
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, Progress]:
@@ -147,7 +147,8 @@ class LanguageModel:
         rows = [[*prompt, *behind] for prompt, behind in zip(prompts, written or [()] * len(prompts), strict=True)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         progress = Progress(DynamicCache(config=self.module.config), attention_PT[:, :0])
-        return self._feed(tokens_PT, attention_PT, progress), progress
+        with wide_products(self.head.weight):
+            return self._feed(tokens_PT, attention_PT, progress), progress
 
     def advance(self, token_B: Tensor, progress: Progress) -> Tensor:
         """Write one more token to each row; returns the states [B, H] behind them."""

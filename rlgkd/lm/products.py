@@ -8,8 +8,8 @@ the forward pass and in the gradient of their input. Measured on 2 cores with we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -58,7 +58,7 @@ def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int |
 
 def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., in] -> [..., out], as torch.nn.functional.linear with a weight [out, in], and its gradients."""
-    if not (has_onednn(weight) and x.dtype == weight.dtype and min(weight.shape) >= WIDE):
+    if not (_pays(weight) and x.dtype == weight.dtype):
         return linear(x, weight, bias)
     inputs = [x, weight] if bias is None else [x, weight, bias]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -66,11 +66,13 @@ def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
-@contextmanager
-def wide_products() -> Iterator[None]:
-    """Let linear layers, those of any model, multiply by `wide`; also as a decorator."""
-    with _WideProducts():
-        yield
+def wide_products(head: Tensor) -> AbstractContextManager[object]:
+    """Within it linear layers, those of any model, multiply by `wide`, if it pays for a head of this weight [V, H]."""
+    return _WideProducts() if _pays(head) else nullcontext()
+
+
+def _pays(weight: Tensor) -> bool:
+    return has_onednn(weight) and min(weight.shape) >= WIDE
 
 
 class _WideProducts(TorchFunctionMode):

@@ -177,16 +177,16 @@ class LayersWriter:
             self._move_together()
         self._settle()
 
-    @wide_products()
     def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
         """As of `Writer`. Padding stands behind the prompts, where no token looks."""
         device = self.lm.device
         longest = max(map(len, prompts))
         tokens = [[*prompt, *[self.lm.pad] * (longest - len(prompt))] for prompt in prompts]
         cache = DynamicCache(config=self.lm.module.config)
-        states_PTH = self.lm.body(
-            input_ids=torch.tensor(tokens, device=device), past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        with wide_products(self.lm.head.weight):
+            states_PTH = self.lm.body(
+                input_ids=torch.tensor(tokens, device=device), past_key_values=cache, use_cache=True
+            ).last_hidden_state
         free_N = np.setdiff1d(np.arange(len(self.length_S)), self.slot_B)[: len(places)]
         length_N = np.array([len(prompts[place]) for place in places])
         slot_N, from_N = self._there(free_N), self._there(np.array(places))
