@@ -94,34 +94,32 @@ def accumulate_gradient(
         policy_N, divergence_N, own_N = (values[rows].to(device)[row_N] for values in (policy_B, divergence_B, own_B))
         old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
         futures_N = torch.zeros_like(divergence_N)
-        student_states_NH, teacher_states_NH = student.states(batch), None
+        (student_states_NH, head_VH), teacher_states_NH = student.states_and_head(batch), None
         if number < len(ahead):
             teacher_states_NH = ahead[number]
         elif teacher is not None:
             with torch.no_grad():
                 teacher_states_NH = teacher.states(batch)
 
+        guide = None if teacher is None or teacher_states_NH is None else (teacher, teacher_states_NH)
+
         def chunk_loss(
             logits_NV: Tensor,
+            teacher_logits_NV: Tensor | None,
             which: slice,
-            teacher_states_NH: Tensor | None = teacher_states_NH,
             columns: tuple[Tensor, ...] = (actions_N, old_logp_N, advantages_N, policy_N, divergence_N, futures_N),
         ) -> tuple[Tensor, dict[str, Tensor]]:
-            teacher_logits_NV = None
-            if teacher is not None and teacher_states_NH is not None:
-                with torch.no_grad():
-                    teacher_logits_NV = teacher.logits(teacher_states_NH[which])
             return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns))
 
         # What comes later must be known first; texts that the student did not sample have no such part.
         if objective.looks_ahead and own_N.any():
             with torch.no_grad():
-                _, records = fused_sum(student, student_states_NH, chunk_loss)
+                _, records = fused_sum(student, student_states_NH, chunk_loss, guide)
             if objective.horizon > 0 and objective.alpha > 0:
                 futures_N += own_N * _futures(records["divergence"], batch, objective.horizon)
             if objective.ratio == "sequence":  # the old policy from which each token's ratio is its sequence's
                 old_logp_N.copy_(records["logp"] - _row_means(records["logp"] - old_logp_N, batch))
-        loss, records = fused_sum(student, student_states_NH, chunk_loss)
+        loss, records = fused_sum(student, student_states_NH, chunk_loss, guide, head_VH)
         if beside is not None:
             loss = loss + beside(student_states_NH, policy_N, at_actions)
         backward(loss)

@@ -185,14 +185,16 @@ def _distances(
 ) -> dict[str, list[np.ndarray]]:
     """At each completion's tokens the entropy and, given a teacher, KL(policy || teacher)."""
     batch = Batch.collate(trajectories, pad=policy.pad, device=policy.device)
-    teacher_states_NH = None if teacher is None else teacher.states(batch)
+    guide = None if teacher is None else (teacher, teacher.states(batch))
 
-    def record(logits_NV: torch.Tensor, which: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def record(
+        logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, _: slice
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)}
-        if teacher is not None and teacher_states_NH is not None:
-            records["reverse_kl"] = divergence.reverse_kl(teacher.logits(teacher_states_NH[which]), logits_NV)
+        if teacher_NV is not None:
+            records["reverse_kl"] = divergence.reverse_kl(teacher_NV, logits_NV)
         return logits_NV.new_zeros(()), records
 
-    _, records = fused_sum(policy, policy.states(batch), record)
+    _, records = fused_sum(policy, policy.states(batch), record, guide)
     lengths = [t.length for t in trajectories]
     return {name: [row.double().cpu().numpy() for row in values.split(lengths)] for name, values in records.items()}

@@ -162,6 +162,11 @@ class Objective:
         """Whether a token's loss depends on what comes later in its sequence, which must then be known first."""
         return (self.horizon > 0 and self.alpha > 0) or self.ratio == "sequence"
 
+    @property
+    def weighs_actions(self) -> bool:
+        """Whether the loss has a gradient through the log-probability of what was written, not of what might be."""
+        return self.alpha < 1 or self.estimator != "exact" or self.horizon > 0
+
     def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
         """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
         if self.policy_loss == "reinforce":
@@ -188,8 +193,9 @@ class Objective:
 
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, if it is known, `divergence`.
         """
+        logits_NV = student_logits_NV if self.weighs_actions or self.entropy_bonus else student_logits_NV.detach()
         student_logp_N, entropy_N = policy_loss.log_probability_and_entropy(
-            student_logits_NV, actions_N, entropy_gradient=self.entropy_bonus > 0
+            logits_NV, actions_N, entropy_gradient=self.entropy_bonus > 0
         )
         record = {"logp": student_logp_N, "entropy": entropy_N}
         loss = student_logp_N.new_zeros(())

@@ -77,9 +77,8 @@ def decode(
     writers = [writer(model, at_once, size) for model in models]
     ids: list[list[int]] = [[] for _ in range(rows)]
     logp: list[list[float]] = [[] for _ in range(rows)]
-    uniforms = None if uniforms_BT is None else torch.from_numpy(uniforms_BT).to(lm.device)
     active: list[int] = []
-    begun = 0
+    begun, end = 0, lm.end  # asking the tokenizer takes longer than a small product
     while True:
         room = at_once - len(active)
         # Several at a time: a prompt read alone costs about what eight cost together.
@@ -94,21 +93,25 @@ def decode(
             logits_BV = companion.mix(writers[1].logits(), logits_BV)
         if filters:
             logits_BV = filters(logits_BV)
-        if uniforms is None:
+        if uniforms_BT is None:
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
         else:
-            token_B, logp_B = sample(logits_BV, uniforms[active, [len(ids[row]) for row in active]])
+            uniform_B = uniforms_BT[active, [len(ids[row]) for row in active]]
+            token_B, logp_B = sample(logits_BV, torch.from_numpy(uniform_B).to(lm.device))
         for row, token, value in zip(active, token_B.tolist(), logp_B.tolist(), strict=True):
             ids[row].append(token)
             logp[row].append(value)
         if on_step is not None and not on_step(len(active)):
             break
-        going = [n for n, row in enumerate(active) if ids[row][-1] != lm.end and len(ids[row]) < limit_B[row]]
+        going = [n for n, row in enumerate(active) if ids[row][-1] != end and len(ids[row]) < limit_B[row]]
         if stops is not None:
             going = [n for n in going if not stops(ids[active[n]])]
         if len(going) < len(active):
-            active, token_B = [active[n] for n in going], token_B[torch.tensor(going, dtype=torch.long)]
+            active, token_B = (
+                [active[n] for n in going],
+                token_B[torch.tensor(going, dtype=torch.long, device=lm.device)],
+            )
             for each in writers:
                 each.keep(going, complete=begun == rows)
         if active:

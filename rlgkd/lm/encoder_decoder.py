@@ -39,8 +39,8 @@ def open_by_name(name: str, *, temperature: float = 1.0) -> LanguageModel:
 class EncoderDecoderModel(LanguageModel):
     """A Hugging Face model of the T5 family with its tokenizer and its temperature."""
 
-    def states(self, batch: Batch) -> Tensor:
-        """[N, H], as of `LanguageModel`. Raises: DataError where a row's actions are not its end in one block."""
+    def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As of `LanguageModel`. Raises: DataError where a row's actions are not its end in one block."""
         action_BT, attention_BT = batch.action_mask_BT, batch.attention_mask_BT.bool()
         prompt_B, length_B = (attention_BT & ~action_BT).sum(1), action_BT.sum(1)
         place_T = torch.arange(action_BT.shape[1], device=action_BT.device)
@@ -53,13 +53,13 @@ class EncoderDecoderModel(LanguageModel):
         tokens_BL = batch.tokens_BT.gather(1, from_BL)
         tokens_BL[:, 0] = self._start
         written_BL = step_L < length_B[:, None]
-        with wide_products(self.head.weight):
+        with wide_products():
             encoder_BTH, encoder_attention_BT = self._encode(prompts)
             output = self.module.get_decoder()(
                 input_ids=tokens_BL, attention_mask=written_BL.long(), encoder_hidden_states=encoder_BTH,
                 encoder_attention_mask=encoder_attention_BT, use_cache=False,
             )  # fmt: skip
-        return self._scaled(output.last_hidden_state)[written_BL]
+        return self._scaled(output.last_hidden_state)[written_BL], self.head.weight
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
@@ -68,7 +68,7 @@ class EncoderDecoderModel(LanguageModel):
         rows = [[self._start, *behind] for behind in written or [()] * len(prompts)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(config=self.module.config), DynamicCache(config=self.module.config))
-        with wide_products(self.head.weight):
+        with wide_products():
             progress = Progress(cache, attention_PT[:, :0], *self._encode(prompts))
             return self._feed(tokens_PT, attention_PT, progress), progress
 

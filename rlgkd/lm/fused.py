@@ -15,28 +15,39 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.products import wide
+from rlgkd.lm.products import add_product, wide
 from rlgkd.ops.policy_loss import log_probability
 
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
 """Logits held at a time: just below 32 MiB in float32 per tensor of a chunk. Larger blocks glibc gives back to the
 system when they are freed, and each new one is cleared page by page, which takes as long as the arithmetic on it."""
+BLOCK_ELEMENTS = 2**20
+"""Logits of which the loss is formed at a time: on a CPU what it makes of them shall stay in the caches."""
 
-ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
-"""(logits [n, V], which actions) -> (the chunk's summed loss, values to record, each [n])."""
+Guide = tuple[LanguageModel, Tensor]
+"""A second model with its states [N, H] at the same actions, whose logits the loss needs too."""
+ChunkLoss = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]
+"""(logits [n, V], the guide's [n, V], which actions) -> (their summed loss, values to record, each [n])."""
 
 
-def fused_sum(student: LanguageModel, states_NH: Tensor, loss: ChunkLoss) -> tuple[Tensor, dict[str, Tensor]]:
+def fused_sum(
+    student: LanguageModel, states_NH: Tensor, loss: ChunkLoss, guide: Guide | None = None,
+    head_VH: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Sum `loss` over all actions and collect what it records.
+
+    `head_VH` is the head's weight as `LanguageModel.states_and_head` gave it; else its gradient goes to it directly.
 
     Returns a differentiable scalar and the recorded values concatenated to [N] (detached). The gradient reaches
     `states_NH` and the head's weight and bias, each only if it requires one; under `torch.no_grad` none is formed.
     """
-    recorded: dict[str, list[Tensor]] = {}
-    inputs = [states_NH, *student.head.parameters()]
+    recorded: dict[str, Tensor] = {}
+    head = student.head
+    _, *bias = head.parameters()
+    inputs = [states_NH, head.weight if head_VH is None else head_VH, *bias]
     wanted = [t.requires_grad and torch.is_grad_enabled() for t in inputs]
-    total = cast(Tensor, cast(Any, _FusedSum).apply(student, loss, recorded, wanted, *inputs))
-    return total, {name: torch.cat(values) for name, values in recorded.items()}
+    total = cast(Tensor, cast(Any, _FusedSum).apply(student, loss, guide, recorded, wanted, *inputs))
+    return total, recorded
 
 
 @torch.no_grad()
@@ -53,28 +64,23 @@ class _FusedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: LanguageModel, loss: ChunkLoss, recorded: dict[str, list[Tensor]], wanted: list[bool],
-        *inputs: Tensor,
+        ctx: Any, student: LanguageModel, loss: ChunkLoss, guide: Guide | None, recorded: dict[str, Tensor],
+        wanted: list[bool], *inputs: Tensor,
     ) -> Tensor:  # fmt: skip
         states_NH, (weight_VH, _) = inputs[0], student.cut_head
         grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for which in _chunks(len(states_NH), student.vocabulary):
-            raw_NV = student.raw_logits(states_NH[which]).requires_grad_(any(wanted))
-            with torch.set_grad_enabled(any(wanted)):
-                value, records = loss(student.tempered(raw_NV), which)
-            for name, record in records.items():
-                recorded.setdefault(name, []).append(record.detach())
-            total += value.detach()
-            if not value.requires_grad:
+            slope_NV = _slope(student, states_NH, loss, guide, which, total, recorded, wanted=any(wanted))
+            if slope_NV is None:
                 continue
-            (slope_NV,) = torch.autograd.grad(value, raw_NV)
             if 0 in grads:
                 grads[0][which] = wide(slope_NV, weight_VH.T)
             if 1 in grads:
-                _add_product(grads[1][: student.vocabulary], slope_NV, states_NH[which])
+                add_product(grads[1][: student.vocabulary], slope_NV, states_NH[which])
             if 2 in grads:
                 grads[2][: student.vocabulary] += slope_NV.sum(0)
+            del slope_NV  # before the next one is made, which takes its place
         ctx.grads, ctx.places = grads, range(len(inputs))
         return total
 
@@ -82,19 +88,51 @@ class _FusedSum(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grads = [ctx.grads[place].mul_(grad_outputs[0]) if place in ctx.grads else None for place in ctx.places]
         ctx.grads = {}
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, None, *grads)
+
+
+def _slope(
+    student: LanguageModel, states_NH: Tensor, loss: ChunkLoss, guide: Guide | None, which: slice, total: Tensor,
+    recorded: dict[str, Tensor], *, wanted: bool,
+) -> Tensor | None:  # fmt: skip
+    """The gradient [n, V] of a chunk's loss with respect to what the head gives, if there is one and it is wanted.
+
+    The loss is added to `total`, and what it records is written to [N]s made at once: small tensors that outlive the
+    large ones would lie between them, and the heap would grow with every chunk.
+    """
+    raw_NV = student.raw_logits(states_NH[which])  # each block's slope takes its place
+    guide_NV = None if guide is None else guide[0].raw_logits(guide[1][which])
+    slopes = False
+    for block in _blocks(which, raw_NV):
+        rows = slice(block.start - which.start, block.stop - which.start)
+        raw_nV = raw_NV[rows].detach().requires_grad_(wanted)
+        guide_nV = None if guide is None or guide_NV is None else guide[0].tempered(guide_NV[rows])
+        with torch.set_grad_enabled(wanted):
+            value, records = loss(student.tempered(raw_nV), guide_nV, block)
+        for name, record in records.items():
+            if name not in recorded:
+                recorded[name] = record.new_empty(len(states_NH))
+            recorded[name][block] = record.detach()
+        total += value.detach()
+        if wanted:
+            slopes |= value.requires_grad
+            raw_NV[rows] = torch.autograd.grad(value, raw_nV)[0] if value.requires_grad else 0.0
+    return raw_NV if slopes else None
 
 
 def _chunks(actions: int, vocabulary: int) -> Iterator[slice]:
     """As few as CHUNK_ELEMENTS allows, all of about a size: each reads the whole head, a small one for little."""
-    number = -(-actions // max(1, CHUNK_ELEMENTS // vocabulary))
-    ends = [place * actions // number for place in range(number + 1)] if number else []
-    return map(slice, ends, ends[1:])
+    return _parts(slice(0, actions), CHUNK_ELEMENTS // vocabulary)
 
 
-def _add_product(grad_VH: Tensor, slope_NV: Tensor, states_NH: Tensor) -> None:
-    """Add to the head's gradient in place, where precisions are not mixed: it is as large as the head."""
-    if slope_NV.dtype == states_NH.dtype == grad_VH.dtype:
-        grad_VH.addmm_(slope_NV.T, states_NH)
-    else:
-        grad_VH += slope_NV.T @ states_NH.to(slope_NV.dtype)
+def _blocks(which: slice, logits_NV: Tensor) -> Iterator[slice]:
+    """Parts of a chunk; on an accelerator the whole, for there it is calls that take time."""
+    elements = BLOCK_ELEMENTS if logits_NV.device.type == "cpu" else CHUNK_ELEMENTS
+    return _parts(which, elements // logits_NV.shape[1])
+
+
+def _parts(which: slice, largest: int) -> Iterator[slice]:
+    """As few as there can be, all of a size but the last: what one leaves in memory, the next one takes."""
+    size = which.stop - which.start
+    step = -(-size // max(1, -(-size // max(1, largest)))) or 1
+    return (slice(start, min(start + step, which.stop)) for start in range(which.start, which.stop, step))

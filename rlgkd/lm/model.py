@@ -20,8 +20,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm import layers
 from rlgkd.lm.products import wide, wide_products
 from rlgkd.lm.sharing import share, shares
+from rlgkd.lm.texts import Texts
 from rlgkd.types import Batch
 
 
@@ -121,20 +123,35 @@ class LanguageModel:
 
     def states(self, batch: Batch) -> Tensor:
         """[N, H]: for each action of the batch, in row order, the hidden state that predicts it."""
-        if self.shares_prompts and (shared := share(
-            batch.places_B, batch.tokens_BT.shape[1], hidden=self.head.in_features, device=self.device
-        )):  # fmt: skip
-            with wide_products(self.head.weight):
-                return shared.states(self.body, batch.tokens_BT)
+        return self.states_and_head(batch)[0]
+
+    def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`states`, and the head's weight through which `fused_sum` shall send its gradient (rlgkd.lm.layers)."""
+        shared = None
+        if self.shares_prompts:
+            shared = share(
+                batch.places_B, batch.tokens_BT.shape[1], hidden=self.head.in_features, device=self.device
+            )  # fmt: skip
+        if layers.readable(self.body):
+            if shared is not None:
+                texts, before_N = shared.texts(batch.tokens_BT, self.body.dtype), shared.before_N
+            else:
+                texts = Texts.padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
+                row_N, action_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
+                before_N = row_N * batch.tokens_BT.shape[1] + action_N
+            states_NH, head_VH = layers.read(self.body, texts, texts.number(before_N), head_VH=self.head.weight)
+            return states_NH, cast(Tensor, head_VH)
+        if shared is not None:
+            return shared.states(self.body, batch.tokens_BT), self.head.weight
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
-        with wide_products(self.head.weight):
+        with wide_products():
             states_BTH = self.body(
                 input_ids=batch.tokens_BT,
                 attention_mask=batch.attention_mask_BT,
                 position_ids=positions_BT,
                 use_cache=False,
             ).last_hidden_state
-        return cast(Tensor, states_BTH[:, :-1][batch.action_mask_BT[:, 1:]])
+        return states_BTH[:, :-1][batch.action_mask_BT[:, 1:]], self.head.weight
 
     def actions(self, batch: Batch) -> Tensor:
         """[N]: the tokens that were chosen, in the order of `states`."""
@@ -147,7 +164,7 @@ class LanguageModel:
         rows = [[*prompt, *behind] for prompt, behind in zip(prompts, written or [()] * len(prompts), strict=True)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         progress = Progress(DynamicCache(config=self.module.config), attention_PT[:, :0])
-        with wide_products(self.head.weight):
+        with wide_products():
             return self._feed(tokens_PT, attention_PT, progress), progress
 
     def advance(self, token_B: Tensor, progress: Progress) -> Tensor:

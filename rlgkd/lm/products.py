@@ -2,15 +2,17 @@
 
 Thin ones, of the few rows of a step of decoding, read weights that are laid out for them (`thin`). Wide ones, of all
 tokens of a batch, read the weights as they stand (`wide`); within `wide_products` a model's own linear layers do, in
-the forward pass and in the gradient of their input. Measured on 2 cores with weights of SmolLM2-135M: the layers' are
-6 to 10% faster, a head of 49,152 tokens 1.3 to 1.6 times. Elsewhere, and in other precisions, torch's own are called.
+the forward pass and in the gradients. How much that brings depends on the machine, for the BLAS chooses its kernels by
+the maker of the processor: with weights of SmolLM2-135M on 2 cores, 832 rows, 1.06 to 1.1 times on one AMD EPYC with
+AVX-512, and on a later one 2.1 times (206 GFLOP/s by MKL, 440 to 490 by oneDNN). Elsewhere, and in other precisions,
+torch's own are called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +20,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-Product = Callable[[Tensor], Tensor]
-"""[S, in] -> [S, out]."""
-WIDE = 192
-"""Outputs and inputs of a weight from which on `wide` pays: oneDNN prepares a millisecond for each number of rows."""
-LAID_OUT = 2**17
+
+class Product(Protocol):
+    """[S, in] -> [S, out]."""
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """The product, and what is to be added to it [S, out]."""
+        ...
+
+
+WIDE = 2**26
+"""Multiplications of a product from which on oneDNN pays: it prepares half a millisecond for each number of rows."""
+DEEP = 192
+"""Inputs of a weight from which on oneDNN pays for its gradient: it copies that of the product first."""
+PART = 4096
+"""Rows of a weight whose gradient is formed at a time."""
+LAID_OUT = 2**15
 """Numbers of a weight from which on `thin` lays it out: a smaller one is read from the caches, whatever its order."""
 
 
@@ -40,9 +53,10 @@ def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int |
     """
     if rows is None or not has_onednn(weights[0]):
 
-        def apart(x: Tensor) -> Tensor:
+        def apart(x: Tensor, plus: Tensor | None = None) -> Tensor:
             made = [linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-            return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
+            whole = made[0] if len(made) == 1 else torch.cat(made, dim=-1)
+            return whole if plus is None else plus + whole
 
         return apart
     weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
@@ -51,14 +65,26 @@ def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int |
         some = [weight.new_zeros(len(w)) if bias is None else bias for w, bias in zip(weights, biases, strict=True)]
     bias = torch.cat(some) if some else None
     if weight.numel() < LAID_OUT:
-        return lambda x: linear(x, weight, bias)
+
+        def small(x: Tensor, plus: Tensor | None = None) -> Tensor:
+            return linear(x, weight, bias) if plus is None else _plus(plus, bias).addmm(x, weight.T)
+
+        return small
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return lambda x: _onednn(x, laid_out, bias)
+
+    def large(x: Tensor, plus: Tensor | None = None) -> Tensor:
+        return _onednn(x, laid_out, bias) if plus is None else _onednn(x, laid_out, None, _plus(plus, bias))
+
+    return large
+
+
+def _plus(plus: Tensor, bias: Tensor | None) -> Tensor:
+    return plus if bias is None else plus + bias
 
 
 def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., in] -> [..., out], as torch.nn.functional.linear with a weight [out, in], and its gradients."""
-    if not (_pays(weight) and x.dtype == weight.dtype):
+    if not _pays(x, weight):
         return linear(x, weight, bias)
     inputs = [x, weight] if bias is None else [x, weight, bias]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -66,13 +92,42 @@ def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
-def wide_products(head: Tensor) -> AbstractContextManager[object]:
-    """Within it linear layers, those of any model, multiply by `wide`, if it pays for a head of this weight [V, H]."""
-    return _WideProducts() if _pays(head) else nullcontext()
+def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`wide`, where no gradient is formed."""
+    return _onednn(x, weight, bias) if _pays(x, weight) else linear(x, weight, bias)
 
 
-def _pays(weight: Tensor) -> bool:
-    return has_onednn(weight) and min(weight.shape) >= WIDE
+def of_weights(upstreams: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """The gradients [out, in] of the weights of products with x [N, in], from those of the products [N, out]."""
+    if not all(_pays_of_weight(upstream, x) for upstream in upstreams):
+        return [upstream.T @ x for upstream in upstreams]
+    turned = x.T.contiguous()
+    return [_onednn(upstream.T, turned, None) for upstream in upstreams]
+
+
+def add_product(total: Tensor, upstream: Tensor, x: Tensor) -> None:
+    """Add to `total` [out, in], in place where precisions are not mixed, `of_weights` of one product."""
+    if not upstream.dtype == x.dtype == total.dtype:
+        total += upstream.T @ x.to(upstream.dtype)
+    elif not _pays_of_weight(upstream, x):
+        total.addmm_(upstream.T, x)
+    else:  # part by part, so that none is as large as the whole
+        turned = x.T.contiguous()
+        for part, slope in zip(total.split(PART), upstream.split(PART, dim=1), strict=True):
+            part += _onednn(slope.T, turned, None)
+
+
+def wide_products() -> AbstractContextManager[object]:
+    """Within it linear layers, those of any model, multiply by `wide`."""
+    return _WideProducts()
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    return has_onednn(weight) and x.dtype == weight.dtype and x.numel() * weight.shape[0] >= WIDE
+
+
+def _pays_of_weight(upstream: Tensor, x: Tensor) -> bool:
+    return x.shape[-1] >= DEEP and _pays(upstream, x.T)
 
 
 class _WideProducts(TorchFunctionMode):
@@ -94,11 +149,12 @@ class _Wide(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = _onednn(upstream, weight.T, None) if ctx.needs_input_grad[0] else None
         upstream = upstream.reshape(-1, upstream.shape[-1])
-        # oneDNN would copy both first, which takes what it gains.
-        of_weight = upstream.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        of_weight = of_weights([upstream], x.reshape(-1, x.shape[-1]))[0] if ctx.needs_input_grad[1] else None
         of_bias = upstream.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None = None) -> Tensor:
+    if plus is not None:
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add"))
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))

@@ -8,12 +8,10 @@ the layers' forward passes are wrapped here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,14 +29,15 @@ def recompute(module: PreTrainedModel) -> None:
     if not layers:
         raise ModelError("model", module.config.model_type, "its layers cannot; leave gradient_checkpointing out")
     for layer in layers:
-        layer.forward = partial(_again, layer.forward, module.get_output_embeddings().weight)
+        layer.gradient_checkpointing = True  # as rlgkd.lm.layers reads it; without train() transformers does not
+        layer.forward = partial(_again, layer.forward)
 
 
-def _again(forward: Callable[..., Any], head: Tensor, *arguments: Any, **named: Any) -> Any:
+def _again(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
     # Nothing in it is random: dropout is off. The second time, its products shall be those of the first.
-    contexts = nullcontext(), wide_products(head)
+    contexts = wide_products(), wide_products()
     return checkpoint(
         forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts, **named
     )

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from rlgkd.lm import layers
+from rlgkd.lm.products import wide_products
+from rlgkd.lm.texts import Texts
 from rlgkd.types import Place
 
 Beginning = TypeVar("Beginning", str, tuple[int, ...])
@@ -39,20 +42,31 @@ class Shared:
     token_RT: Tensor
     """Where each token stands in the flattened [B, T] of the rows there were; padding repeats the first."""
     position_RT: Tensor
+    there_RT: Tensor
+    """bool: false where padding stands."""
     mask_R1TT: Tensor
     """bool: whether the token of the third axis sees that of the last; padding sees itself."""
     before_N: Tensor
     """Where the state that predicts each action stands in the flattened [R, T], in the order of the rows there were."""
 
+    def texts(self, tokens_BT: Tensor, dtype: torch.dtype) -> Texts:
+        """What `rlgkd.lm.layers.read` takes."""
+        tokens_RT = tokens_BT.flatten()[self.token_RT]
+        return Texts.of(tokens_RT, self.position_RT, self.there_RT, self.mask_R1TT[:, 0], dtype)
+
     def states(self, body: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
         """[N, H]: the states that predict the actions."""
+        if layers.readable(body):
+            texts = self.texts(tokens_BT, body.dtype)
+            return layers.read(body, texts, texts.number(self.before_N))[0]
         # As an addend, which both kinds of attention take: a bool mask would be one to the eager one.
         mask_R1TT = torch.zeros(self.mask_R1TT.shape, dtype=body.dtype, device=tokens_BT.device)
         mask_R1TT.masked_fill_(~self.mask_R1TT, torch.finfo(body.dtype).min)
-        states_RTH: Tensor = body(
-            input_ids=tokens_BT.flatten()[self.token_RT], attention_mask=mask_R1TT, position_ids=self.position_RT,
-            use_cache=False,
-        ).last_hidden_state  # fmt: skip
+        with wide_products():
+            states_RTH: Tensor = body(
+                input_ids=tokens_BT.flatten()[self.token_RT], attention_mask=mask_R1TT, position_ids=self.position_RT,
+                use_cache=False,
+            ).last_hidden_state  # fmt: skip
         return states_RTH.flatten(0, 1)[self.before_N]
 
 
@@ -101,7 +115,9 @@ def share(places: Sequence[Place], width: int, *, hidden: int, device: torch.dev
     own_RTT = (segment_of[:, None, :] == 0) | (segment_of[:, None, :] == segment_of[:, :, None])
     own_RTT &= torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & (segment_of[:, None, :] >= 0)
     own_RTT |= torch.eye(longest, dtype=torch.bool, device=device)
-    return Shared(token, position, own_RTT[:, None], torch.from_numpy(np.concatenate(before)).to(device))
+    return Shared(
+        token, position, segment_of >= 0, own_RTT[:, None], torch.from_numpy(np.concatenate(before)).to(device)
+    )
 
 
 def places_of_ends(rows: Sequence[Sequence[int]]) -> list[Place]:

@@ -2,9 +2,9 @@
 
 The second is for decoding, where products are thin and what surrounds them weighs as much: one token a row, keys and
 values into caches of their final size, and on a CPU the weights laid out once for products of that many rows. It knows
-the Llama family (`FAMILIES`), whose layers differ by a bias or a norm, LoRA's adapters merged into the weights; other
-models, and those whose layers have been changed (quantised weights), write with their own forward pass. Both write the
-same tokens.
+the Llama family (rlgkd.lm.layers), whose layers differ by a bias or a norm, LoRA's adapters merged into the weights;
+other models, and those whose layers have been changed (quantised weights), write with their own forward pass. Both
+write the same tokens.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu, so
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rlgkd.lm import layers
 from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import LanguageModel, Progress
+from rlgkd.lm.passes import normed, signed, turned
 from rlgkd.lm.products import Product, thin, wide_products
+from rlgkd.lm.texts import Texts
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPES = ("default", "linear", "llama3")
-"""Rotary embeddings that depend on the position alone."""
 CROWDED = 0.75
 """Rows are moved together when fewer than this share of them are still written: moving costs a copy of the cache."""
 
@@ -63,12 +63,8 @@ def writer(lm: LanguageModel, rows: int, size: int) -> Writer:
 
 def written_out(lm: LanguageModel) -> bool:
     """Whether the layers are those that `LayersWriter` knows."""
-    config = lm.module.config
-    if config.model_type not in FAMILIES or config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    plain = not getattr(config, "sliding_window", None) and config.hidden_act == "silu"
-    linears = [part for name, part in lm.body.named_modules() if name.endswith("_proj")]
-    return plain and config.rope_parameters["rope_type"] in ROPES and all(map(linear_at_heart, linears))
+    linears = (part for name, part in lm.body.named_modules() if name.endswith("_proj"))
+    return layers.known(lm.module) and all(map(linear_at_heart, linears))
 
 
 class ModelWriter:
@@ -133,8 +129,8 @@ class LayersWriter:
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
         self.key_heads = config.num_key_value_heads
         depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.caches = [
-            torch.zeros(rows, 2 * self.key_heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers
+        self.caches = [  # keys and values apart: each is [S G, T, D] to attention's products, without a copy
+            torch.zeros(2, rows, self.key_heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers
         ]
         self.length_S = np.zeros(rows, dtype=np.int64)
         self.slot_B = self.length_S[:0]
@@ -149,12 +145,10 @@ class LayersWriter:
         self.root_of_eps = self.state_BH.new_tensor(self.eps**0.5)
         place_T = torch.arange(size, device=device)
         cos_TD, sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, place_T[None]))
-        # Each half of a head is turned by the other (Su et al. 2021, arXiv 2104.09864): the first by its negative.
-        sin_TD = sin_TD * torch.where(place_T.new_tensor(range(depth)) < depth // 2, -1, 1)
         turned = config.num_attention_heads + self.key_heads
         self.cos_TKD, self.sin_TKD = (  # values are turned by nothing
             torch.cat([table[:, None].expand(-1, turned, -1), table.new_full((size, self.key_heads, depth), still)], 1)
-            for table, still in ((cos_TD, 1), (sin_TD, 0))
+            for table, still in ((cos_TD, 1), (signed(sin_TD), 0))
         )
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
         through = LayersWriter._through_the_layers
@@ -180,27 +174,48 @@ class LayersWriter:
     def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
         """As of `Writer`. Padding stands behind the prompts, where no token looks."""
         device = self.lm.device
-        longest = max(map(len, prompts))
-        tokens = [[*prompt, *[self.lm.pad] * (longest - len(prompt))] for prompt in prompts]
-        cache = DynamicCache(config=self.lm.module.config)
-        with wide_products(self.lm.head.weight):
-            states_PTH = self.lm.body(
-                input_ids=torch.tensor(tokens, device=device), past_key_values=cache, use_cache=True
-            ).last_hidden_state
         free_N = np.setdiff1d(np.arange(len(self.length_S)), self.slot_B)[: len(places)]
         length_N = np.array([len(prompts[place]) for place in places])
         slot_N, from_N = self._there(free_N), self._there(np.array(places))
-        for layer, cache_SKTD in zip(cache.layers, self.caches, strict=True):
-            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-            read_PKTD = torch.cat([layer.keys, layer.values], dim=1)
-            cache_SKTD[slot_N, :, :longest] = read_PKTD[from_N].to(cache_SKTD.dtype)
+        state_PH = self._read(prompts, slot_N, from_N)
         behind_NT = torch.arange(self.unseen_SG1T.shape[-1], device=device) >= self._there(length_N)[:, None]
         unseen_NT = self.unseen_SG1T.new_zeros(behind_NT.shape).masked_fill_(behind_NT, -torch.inf)
         self.unseen_SG1T[slot_N] = unseen_NT[:, None, None]
         self.length_S[free_N] = length_N
         self.slot_B = np.concatenate([self.slot_B, free_N])
-        self.state_BH = torch.cat([self.state_BH, states_PTH[from_N, self._there(length_N - 1)]])
+        self.state_BH = torch.cat([self.state_BH, state_PH[from_N]])
         self._settle()
+
+    def _read(self, prompts: Sequence[Sequence[int]], slot_N: Tensor, from_N: Tensor) -> Tensor:
+        """[P, H], the states behind prompts; their keys and values go to these slots from the prompts so numbered."""
+        length_P = torch.tensor([len(prompt) for prompt in prompts], device=self.lm.device)
+        longest = int(length_P.max())
+        last_P = torch.arange(len(prompts), device=self.lm.device) * longest + length_P - 1
+        rows = [[*prompt, *[self.lm.pad] * (longest - len(prompt))] for prompt in prompts]
+        tokens_PT = torch.tensor(rows, device=self.lm.device)
+        caches = iter(self.caches)
+
+        def keep(*read: Tensor) -> None:
+            for cache_SGTD, read_PGTD in zip(next(caches), read, strict=True):
+                cache_SGTD[slot_N, :, :longest] = read_PGTD[from_N].to(cache_SGTD.dtype)
+
+        if layers.readable(self.lm.body):
+            texts = Texts.padded(
+                tokens_PT, torch.arange(longest, device=self.lm.device) < length_P[:, None], self.lm.body.dtype
+            )
+
+            def keep_spread(*read: Tensor) -> None:
+                keep(*(texts.spread(read_NGD, texts.place_N).transpose(1, 2) for read_NGD in read))
+
+            return layers.read(self.lm.body, texts, texts.number(last_P), on_layer=keep_spread)[0]
+        cache = DynamicCache(config=self.lm.module.config)
+        with wide_products():
+            output = self.lm.body(input_ids=tokens_PT, past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            keep(layer.keys, layer.values)
+        states: Tensor = output.last_hidden_state.flatten(0, 1)[last_P]
+        return states
 
     def _settle(self) -> None:
         """What each step needs to know of the rows there are now."""
@@ -228,9 +243,10 @@ class LayersWriter:
 
     def _move_together(self) -> None:
         kept = self._there(self.slot_B)
-        for layer, cache_SKTD in enumerate(self.caches):
-            cache_SKTD[: len(kept), :, : self.upto] = cache_SKTD[kept, :, : self.upto]
-            self.caches[layer] = cache_SKTD[: len(kept)]
+        for layer, cache_2SGTD in enumerate(self.caches):
+            together_2SGTD = cache_2SGTD.new_zeros(2, len(kept), *cache_2SGTD.shape[2:])
+            together_2SGTD[:, :, :, : self.upto] = cache_2SGTD[:, kept, :, : self.upto]
+            self.caches[layer] = together_2SGTD
         self.unseen_SG1T, self.row_S = self.unseen_SG1T[kept], self.row_S[: len(kept)]
         self.length_S = self.length_S[self.slot_B]
         self.slot_B = np.arange(len(kept))
@@ -239,28 +255,24 @@ class LayersWriter:
         """[S, H]: the states behind the tokens, which stand at these places; T is how far the cache is read."""
         state_SH = self.lm.body.embed_tokens(token_S)
         cos_SKD, sin_SKD = self.cos_TKD[place_S], self.sin_TKD[place_S]
-        for layer, cache_SKTD in zip(self.layers, self.caches, strict=True):
+        for layer, cache_2SGTD in zip(self.layers, self.caches, strict=True):
             heads_SKD = layer.qkv(self._normed(state_SH, layer.before_attention)).view_as(cos_SKD)
             if layer.query_and_key_norm is not None:
                 turned_SKD = heads_SKD[:, : -self.key_heads]
                 turned_SKD.copy_(self._normed(turned_SKD, layer.query_and_key_norm))
-            halves_SKD = heads_SKD.roll(heads_SKD.shape[-1] // 2, -1)
-            heads_SKD = torch.addcmul(heads_SKD * cos_SKD, halves_SKD, sin_SKD).to(cache_SKTD.dtype)
-            cache_SKTD[self.row_S, :, place_S] = heads_SKD[:, -2 * self.key_heads :]
+            heads_SKD = turned(heads_SKD, cos_SKD, sin_SKD).to(cache_2SGTD.dtype)
             queries_SGQD = heads_SKD[:, : -2 * self.key_heads].unflatten(1, (self.key_heads, -1))
-            keys_SGTD, values_SGTD = cache_SKTD[:, :, : unseen_SG1T.shape[-1]].chunk(2, dim=1)
+            cache_2SGTD[:, self.row_S, :, place_S] = heads_SKD[:, -2 * self.key_heads :].unflatten(1, (2, -1))
+            keys_SGTD, values_SGTD = cache_2SGTD[..., : unseen_SG1T.shape[-1], :].unbind()
             attended_SGQD = _attended(queries_SGQD, keys_SGTD, values_SGTD, unseen_SG1T, layer.scale)
-            state_SH = state_SH + layer.out(attended_SGQD.reshape(len(token_S), -1))
+            state_SH = layer.out(attended_SGQD.reshape(len(token_S), -1), state_SH)
             gate, up = layer.gate_up(self._normed(state_SH, layer.before_mlp)).chunk(2, dim=-1)
-            state_SH = state_SH + layer.down(silu(gate) * up)
+            state_SH = layer.down(silu(gate).mul_(up), state_SH)
         return self._normed(state_SH, self.lm.body.norm.weight)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) times the weight, over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467)."""
-        if not _plain(x):
-            return rms_norm(x, x.shape[-1:], None, self.eps) * weight
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
-        return (x * weight).div_(size.hypot_(self.root_of_eps))
+        """As of rlgkd.lm.passes, where nothing adds up in more than float32."""
+        return normed(x, weight, self.root_of_eps) if _plain(x) else rms_norm(x, x.shape[-1:], None, self.eps) * weight
 
 
 @dataclass(frozen=True)

@@ -23,25 +23,36 @@ def policy(kind: str, bias: bool = False) -> LanguageModel:
 
 def run(lm: LanguageModel, fuse: bool):
     generator = torch.Generator().manual_seed(0)
-    teacher_NV, weights_N = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((N, 12), (N,)))
+    guide_NH, weights_N = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((N, 16), (N,)))
     ids = torch.randint(0, 12, (1, N), generator=generator)
 
-    def loss(logits_NV, which):
-        value_N = divergence.reverse_kl(teacher_NV[which], logits_NV)
-        return (weights_N[which] * value_N).sum(), {"divergence": value_N}
+    def loss(logits_NV, guide_NV, which):
+        value_N = divergence.reverse_kl(guide_NV, logits_NV)
+        return (weights_N[which] * value_N).sum(), {"divergence": value_N, "first": logits_NV[:, 0]}
 
+    guide = policy("llama"), guide_NH
     lm.module.zero_grad()
     states_NH = lm.body(input_ids=ids).last_hidden_state[0]
     states_NH.retain_grad()
-    total, records = fused_sum(lm, states_NH, loss) if fuse else loss(lm.logits(states_NH), slice(None))
+    if fuse:
+        total, records = fused_sum(lm, states_NH, loss, guide)
+    else:
+        total, records = loss(lm.logits(states_NH), guide[0].logits(guide_NH).detach(), slice(None))
     (3.0 * total).backward()
-    return [total.detach(), records["divergence"].detach(), states_NH.grad, *(p.grad for p in lm.module.parameters())]
+    return [
+        total.detach(),
+        *(r.detach() for r in records.values()),
+        states_NH.grad,
+        *(p.grad for p in lm.module.parameters()),
+    ]
 
 
+@pytest.mark.parametrize("block", [1, 3, 100])
 @pytest.mark.parametrize("chunk", [1, 4, 10, 11, 100])
 @pytest.mark.parametrize(("kind", "bias"), [("llama", False), ("gpt2", False), ("qwen2", False), ("gpt2", True)])
-def test_the_fused_loss_and_its_gradients_are_the_plain_ones(monkeypatch, kind, bias, chunk):
+def test_the_fused_loss_and_its_gradients_are_the_plain_ones(monkeypatch, kind, bias, chunk, block):
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", chunk * 12)
+    monkeypatch.setattr(fused, "BLOCK_ELEMENTS", block * 12)
     lm = policy(kind, bias)
     for ours, plain in zip(run(lm, True), run(lm, False), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
@@ -52,14 +63,14 @@ def test_a_frozen_head_receives_no_gradient_and_the_states_still_do():
     lm.head.weight.requires_grad_(False)
     results = run(lm, True)
     assert lm.head.weight.grad is None
-    assert results[2].abs().sum() > 0
+    assert results[3].abs().sum() > 0
 
 
 def test_no_gradient_is_formed_under_no_grad():
     lm = policy("llama")
     seen = []
 
-    def loss(logits_NV, which):
+    def loss(logits_NV, _guide_NV, which):
         seen.append(logits_NV.requires_grad)
         return logits_NV.logsumexp(-1).sum(), {}
 
@@ -74,9 +85,9 @@ def test_a_chunk_is_all_that_is_held_and_none_is_much_smaller(monkeypatch):
     lm = policy("llama")
     sizes = []
 
-    def loss(logits_NV, which):
+    def loss(logits_NV, _guide_NV, which):
         sizes.append(len(logits_NV))
         return logits_NV.sum(), {}
 
     fused_sum(lm, torch.randn(N, 16, dtype=torch.float64), loss)
-    assert sizes == [3, 4, 4]
+    assert sizes == [4, 4, 3]

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm import LanguageModel, decode, products, writing
+from rlgkd.lm.layers import FAMILIES
 from rlgkd.lm.loading import save, twin
 from rlgkd.lm.lora import adapt, check_adapters, merged_state
-from rlgkd.lm.writing import FAMILIES, written_out
+from rlgkd.lm.writing import written_out
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])

@@ -8,10 +8,18 @@ import torch
 from torch import nn
 
 from rlgkd.lm import products
-from rlgkd.lm.products import LAID_OUT, WIDE, has_onednn, thin, wide, wide_products
+from rlgkd.lm.products import LAID_OUT, add_product, has_onednn, thin, wide, wide_products
 
 NUMBERS = torch.Generator().manual_seed(0)
 TOKENIZER = tiny.word_tokenizer(*"ABCDEFGHIJK")
+SIZE = 24
+
+
+@pytest.fixture(autouse=True)
+def small_products_count(monkeypatch):
+    """Those here are tiny; let oneDNN have them as it has large ones."""
+    monkeypatch.setattr(products, "WIDE", 4 * SIZE**2)
+    monkeypatch.setattr(products, "DEEP", 1)
 
 
 @pytest.fixture
@@ -20,9 +28,9 @@ def calls(monkeypatch) -> list[torch.Size]:
     seen: list[torch.Size] = []
     run = products._onednn
 
-    def counted(x, weight, bias):
+    def counted(x, weight, bias, plus=None):
         seen.append(x.shape)
-        return run(x, weight, bias)
+        return run(x, weight, bias, plus)
 
     monkeypatch.setattr(products, "_onednn", counted)
     return seen
@@ -36,17 +44,17 @@ def gradients(function, *inputs):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(7, WIDE), (2, 5, WIDE), (WIDE,)])
+@pytest.mark.parametrize("shape", [(7, SIZE), (2, 5, SIZE), (4, SIZE)])
 def test_a_wide_product_and_its_gradients_are_those_of_torch(shape, bias, calls):
-    x, weight = torch.randn(shape, generator=NUMBERS), torch.randn(WIDE + 8, WIDE, generator=NUMBERS)
-    inputs = [x, weight, *([torch.randn(WIDE + 8, generator=NUMBERS)] if bias else [])]
+    x, weight = torch.randn(shape, generator=NUMBERS), torch.randn(SIZE + 8, SIZE, generator=NUMBERS)
+    inputs = [x, weight, *([torch.randn(SIZE + 8, generator=NUMBERS)] if bias else [])]
     for ours, theirs in zip(gradients(wide, *inputs), gradients(nn.functional.linear, *inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert len(calls) == 2 * has_onednn(weight)
+    assert len(calls) == 3 * has_onednn(weight)
 
 
 def test_a_gradient_is_formed_only_where_it_is_wanted():
-    x, weight = torch.randn(3, WIDE, requires_grad=True), torch.randn(WIDE, WIDE)
+    x, weight = torch.randn(5, SIZE, requires_grad=True), torch.randn(SIZE, SIZE)
     wide(x, weight).sum().backward()
     assert x.grad is not None and weight.grad is None
     wide(x.detach(), weight.requires_grad_()).sum().backward()
@@ -57,8 +65,8 @@ def test_a_gradient_is_formed_only_where_it_is_wanted():
 
 @pytest.mark.parametrize("kind", ["small", "double", "autocast"])
 def test_other_products_are_left_to_torch(kind, calls):
-    size, dtype = (WIDE - 1 if kind == "small" else WIDE), (torch.float64 if kind == "double" else torch.float32)
-    x, weight = torch.randn(4, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    rows, dtype = (3 if kind == "small" else 4), (torch.float64 if kind == "double" else torch.float32)
+    x, weight = torch.randn(rows, SIZE, dtype=dtype), torch.randn(SIZE, SIZE, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         found = wide(x, weight)
         assert torch.equal(found, nn.functional.linear(x, weight))
@@ -71,7 +79,7 @@ def test_the_layers_of_a_model_multiply_by_it_within_and_only_there(monkeypatch,
     ids = torch.arange(10)[None]
     plain = lm.module(input_ids=ids).logits
     assert not calls
-    with wide_products(lm.head.weight):
+    with wide_products():
         ours = lm.module(input_ids=ids).logits
     assert len(calls) == has_onednn(lm.head.weight) * sum(isinstance(part, nn.Linear) for part in lm.module.modules())
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
@@ -83,10 +91,26 @@ def test_a_product_of_weights_below_each_other_of_which_some_have_a_bias(way, mo
     if way == "elsewhere":
         monkeypatch.setattr(products, "has_onednn", lambda weight: False)
     x, one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (5, 6, 7))
-    bias = torch.arange(7.0)
+    bias, plus = torch.arange(7.0), torch.randn(5, 7, generator=NUMBERS)
     with torch.inference_mode():
         ours = thin([one, other], [None, bias], 5)(x)
         alone = thin([other], [bias], 5)(x)
+        added = [thin([other], [b], 5)(x, plus) for b in (None, bias)]
     torch.testing.assert_close(ours, torch.cat([x @ one.T, x @ other.T + bias], dim=1))
     torch.testing.assert_close(alone, x @ other.T + bias)
-    assert len(calls) == 2 * (way == "laid out" and has_onednn(one))
+    for found, b in zip(added, (0.0, bias), strict=True):
+        torch.testing.assert_close(found, plus + x @ other.T + b)
+    assert len(calls) == 4 * (way == "laid out" and has_onednn(one))
+
+
+@pytest.mark.parametrize("kind", ["onednn", "torch", "mixed"])
+def test_a_gradient_is_added_to_what_is_there_in_place(kind, monkeypatch, calls):
+    monkeypatch.setattr(products, "PART", 7)
+    if kind == "torch":
+        monkeypatch.setattr(products, "has_onednn", lambda weight: False)
+    upstream, x, before = (torch.randn(*size, generator=NUMBERS) for size in ((50, SIZE), (50, 9), (SIZE, 9)))
+    x = x.bfloat16() if kind == "mixed" else x
+    total = before.clone()
+    add_product(total, upstream, x)
+    torch.testing.assert_close(total, before + upstream.T @ x.float(), rtol=1e-4, atol=1e-4)
+    assert len(calls) == (-(-SIZE // 7) if kind == "onednn" and has_onednn(before) else 0)

@@ -86,13 +86,13 @@ def test_dropout_stays_off_where_a_layer_itself_applies_it():
 
 
 def test_a_copy_computes_with_its_own_weights():
-    lm = model("llama")
+    lm = model("gemma")
     recompute(lm.module)
     other = copy.deepcopy(lm)
     with torch.no_grad():
         lm.body.layers[0].mlp.up_proj.weight.zero_()
         lm.body.layers[2].mlp.up_proj.weight.zero_()
-    torch.testing.assert_close(states_and_gradients(other)[0], states_and_gradients(model("llama"))[0])
+    torch.testing.assert_close(states_and_gradients(other)[0], states_and_gradients(model("gemma"))[0])
     assert not torch.allclose(states_and_gradients(lm)[0], states_and_gradients(other)[0])
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from rlgkd.lm import LanguageModel, decode, products, writing
 from rlgkd.lm.decoding import Companion, Completion
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.writing import FAMILIES, LayersWriter, ModelWriter, writer, written_out
+from rlgkd.lm.layers import FAMILIES
+from rlgkd.lm.writing import LayersWriter, ModelWriter, writer, written_out
 
 WORDS = [f"w{n}" for n in range(30)]
 TOKENIZER = tiny.word_tokenizer(*WORDS)

@@ -73,7 +73,7 @@ def test_a_target_that_rounding_has_put_below_a_block_hits_no_weight_of_zero_in_
     logits_BV[:, ::256] = -INF
     p_BN = torch.softmax(logits_BV, -1).view(2000, 4, 256).sum(-1)
     edge_B = p_BN.cumsum(-1)[:, 1] / p_BN.cumsum(-1)[:, -1]
-    for nudge in (-2.0**-53, 0.0, 2.0**-53):
+    for nudge in (-(2.0**-53), 0.0, 2.0**-53):
         token_B, logp_B = S.sample(logits_BV, edge_B + nudge)
         assert (token_B % 256 != 0).all() and logp_B.isfinite().all()
 
