@@ -20,6 +20,7 @@ from rlgkd.agents.update import accumulate_gradient
 from rlgkd.lm import LanguageModel, decode, open_by_name
 from rlgkd.lm.fused import fused_sum
 from rlgkd.objective import Objective
+from rlgkd.scripts.allocator import keep_freed_memory
 from rlgkd.scripts.benchmark_job import Job, peak_mb
 from rlgkd.types import Item, Score, Source, StopReason, Trajectory
 
@@ -30,6 +31,7 @@ SPREAD = 0.6
 def measure(job: Job) -> dict[str, Any]:
     """Time or weigh the job."""
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     return {"ragged": _ragged, "loss": _loss}[job.kind](job)
 
 
@@ -51,10 +53,8 @@ def _ragged(job: Job) -> dict[str, Any]:
             began = time.perf_counter()
             texts = write()
             rows = [_row(*row) for row in zip(prompts, texts, lengths, strict=True)]
-            # A third of the rows at a time, as a larger batch is cut too: what is sorted is padded less.
-            budget = sum(len(row.tokens_T) for row in rows) // 3 if name == "ragged" else sys.maxsize
             accumulate_gradient(
-                student, teacher, Objective(alpha=1.0), rows, torch.zeros(len(rows), 1), token_budget=budget,
+                student, teacher, Objective(alpha=1.0), rows, torch.zeros(len(rows), 1), token_budget=sys.maxsize,
                 backward=lambda loss: loss.backward(),
             )  # fmt: skip
             student.module.zero_grad()
@@ -98,12 +98,12 @@ def _loss(job: Job) -> dict[str, Any]:
     columns = [torch.zeros(actions, dtype=torch.long), *(torch.ones(actions) for _ in range(5))]
     before = peak_mb()
 
-    def chunk_loss(logits_NV: torch.Tensor, which: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        with torch.no_grad():
-            teacher_NV = teacher.logits(guide_NH[which])
+    def chunk_loss(
+        logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, which: slice
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return Objective(alpha=1.0).loss(logits_NV, teacher_NV, *(column[which] for column in columns))
 
-    fused_sum(student, states_NH, chunk_loss)[0].backward()
+    fused_sum(student, states_NH, chunk_loss, (teacher, guide_NH))[0].backward()
     dense = actions * student.vocabulary * 4 / 2**20
     return {"actions": actions, "mb": peak_mb() - before, "logits_mb": dense}
 

@@ -25,7 +25,9 @@ from rlgkd.agents.base import TextAlgorithm
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, open_by_name
-from rlgkd.lm.products import thin, wide
+from rlgkd.lm.layers import readable
+from rlgkd.lm.products import multiplied, of_weights, thin
+from rlgkd.scripts.allocator import keep_freed_memory
 from rlgkd.scripts.benchmark_job import Job, peak_mb
 
 KINDS = ("distill", "rl", "both", "generate")
@@ -38,6 +40,7 @@ def measure(job: Job) -> dict[str, Any]:
     if job.kind not in KINDS:
         raise SettingError("kind", job.kind, f"choose one of {', '.join(KINDS)}")
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     return _generate(job) if job.kind == "generate" else _train(job)
 
 
@@ -178,25 +181,33 @@ def _writing(lm: LanguageModel, read: int, rows: int, steps: int) -> float:
 def bare(lm: LanguageModel, tokens: int, actions: int, *, backward: bool = False) -> float:
     """Seconds of the products of the body's weights with so many tokens, and the head's with so many actions.
 
-    With `backward` those of the gradients of inputs and weights too.
+    Of the last layer only keys and values are made of all tokens. With `backward` those of the gradients of inputs and
+    weights too.
     """
-    work = [(part.weight.detach(), actions if part is lm.head else tokens) for part in _linears(lm)]
+    work = [(part.weight.detach(), actions if few else tokens) for part, few in _linears(lm).items()]
 
     def run() -> None:
         for weight, rows in work:
             x, made = inputs[rows, weight.shape[1]], inputs[rows, weight.shape[0]]
-            wide(x, weight)
+            multiplied(x, weight)
             if backward:
-                wide(made, weight.T)
-                torch.mm(made.T, x)
+                multiplied(made, weight.T)
+                of_weights([made], x)
 
     sizes = {(rows, size) for weight, rows in work for size in weight.shape}
     inputs: dict[tuple[int, int], Tensor] = {(rows, size): torch.randn(rows, size) for rows, size in sizes}
     return _best(run)
 
 
-def _linears(lm: LanguageModel) -> list[nn.Linear]:
-    return [*(part for part in lm.body.modules() if isinstance(part, nn.Linear)), lm.head]
+def _linears(lm: LanguageModel) -> dict[nn.Linear, bool]:
+    """The linear layers, and whether only tokens whose states are asked for pass through them."""
+    of_all = [part for part in lm.body.modules() if isinstance(part, nn.Linear)]
+    found = dict.fromkeys(of_all, False)
+    if readable(lm.body):
+        last = lm.body.layers[-1]
+        parts = [part for part in last.modules() if isinstance(part, nn.Linear)]
+        found |= {part: part not in (last.self_attn.k_proj, last.self_attn.v_proj) for part in parts}
+    return found | {lm.head: True}
 
 
 @torch.inference_mode()

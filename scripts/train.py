@@ -35,6 +35,7 @@ from rlgkd.evaluation import Evaluation, Interval, evaluate
 from rlgkd.lm.loading import twin
 from rlgkd.ops._names import UnknownSettingError
 from rlgkd.scripts import report
+from rlgkd.scripts.allocator import keep_freed_memory
 from rlgkd.scripts.measures import visible
 from rlgkd.scripts.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
@@ -83,6 +84,7 @@ def build_agent(settings: RunSettings) -> TextAlgorithm:
     """The agent on its environment, as the settings say."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
     algorithm: type[TextAlgorithm] = getattr(agents, settings.agent)
     return algorithm(env=env, **settings.agent_settings())
