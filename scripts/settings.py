@@ -181,7 +181,7 @@ class RunSettings(BaseModel):
     compile_decoding: bool = Field(False, description="torch.compile a step of writing, for accelerators")
     lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank alone; 0 trains the whole student")
     lora_alpha: int | None = Field(None, ge=1, description="they are scaled by lora_alpha / lora_rank; null: by 2")
-    gradient_checkpointing: bool = Field(False, description="compute inner values anew: a third slower, less memory")
+    gradient_checkpointing: bool = Field(False, description="compute inner values anew: slower, less memory")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is mixed precision")
     device: str = Field("auto", description="auto or cpu")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")

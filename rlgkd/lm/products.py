@@ -35,7 +35,7 @@ DEEP = 192
 """Inputs of a weight from which on oneDNN pays for its gradient: it copies that of the product first."""
 PART = 4096
 """Rows of a weight whose gradient is formed at a time."""
-LAID_OUT = 2**15
+LAID_OUT = 2**17
 """Numbers of a weight from which on `thin` lays it out: a smaller one is read from the caches, whatever its order."""
 
 
