@@ -89,7 +89,7 @@ def read(
             state_NH = _layer(state_NH, *given)
     if not len(body.layers):
         state_NH = state_NH[wanted_M]
-    return normed(state_NH, body.norm.weight, root_of_eps)[back_M], head_VH
+    return normed(state_NH, body.norm.weight, root_of_eps).index_select(0, back_M), head_VH
 
 
 def _layer(
@@ -104,7 +104,7 @@ def _layer(
         query_turn, place_M = turn, texts.place_N
     else:
         key, value = normed_products(state_NH, norm, root_of_eps, own.k_proj, own.v_proj)
-        state_NH = state_NH[wanted_M]
+        state_NH = state_NH.index_select(0, wanted_M)
         (query,) = normed_products(state_NH, norm, root_of_eps, own.q_proj)
         query_turn, place_M = (turn[0][wanted_M], turn[1][wanted_M]), texts.place_N[wanted_M]
     query, key, value = (x.unflatten(-1, (-1, depth)) for x in (query, key, value))

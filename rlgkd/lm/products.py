@@ -29,10 +29,11 @@ class Product(Protocol):
         ...
 
 
-WIDE = 2**26
-"""Multiplications of a product from which on oneDNN pays: it prepares half a millisecond for each number of rows."""
-DEEP = 192
-"""Inputs of a weight from which on oneDNN pays for its gradient: it copies that of the product first."""
+WIDE = 2**22
+"""Multiplications of a product from which on oneDNN pays, once it has prepared itself for the number of rows: that
+takes up to half a millisecond."""
+COPIED = 4
+"""How many times as many there are to be in the gradient of a weight, for which one of the two is copied first."""
 PART = 4096
 """Rows of a weight whose gradient is formed at a time."""
 LAID_OUT = 2**17
@@ -99,10 +100,7 @@ def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def of_weights(upstreams: Sequence[Tensor], x: Tensor) -> list[Tensor]:
     """The gradients [out, in] of the weights of products with x [N, in], from those of the products [N, out]."""
-    if not all(_pays_of_weight(upstream, x) for upstream in upstreams):
-        return [upstream.T @ x for upstream in upstreams]
-    turned = x.T.contiguous()
-    return [_onednn(upstream.T, turned, None) for upstream in upstreams]
+    return [_of_weight(upstream, x) for upstream in upstreams]
 
 
 def add_product(total: Tensor, upstream: Tensor, x: Tensor) -> None:
@@ -112,9 +110,18 @@ def add_product(total: Tensor, upstream: Tensor, x: Tensor) -> None:
     elif not _pays_of_weight(upstream, x):
         total.addmm_(upstream.T, x)
     else:  # part by part, so that none is as large as the whole
-        turned = x.T.contiguous()
         for part, slope in zip(total.split(PART), upstream.split(PART, dim=1), strict=True):
-            part += _onednn(slope.T, turned, None)
+            part += _of_weight(slope, x)
+
+
+def _of_weight(upstream: Tensor, x: Tensor) -> Tensor:
+    """oneDNN reads one of the two as it stands and copies the other: the smaller, what it makes of it counted too."""
+    if not _pays_of_weight(upstream, x):
+        return upstream.T @ x
+    (rows, out), size = upstream.shape, x.shape[1]
+    if rows * out <= rows * size + out * size:
+        return _onednn(upstream.T, x.contiguous().T, None)
+    return _onednn(x.T, upstream.contiguous().T, None).T.contiguous()
 
 
 def wide_products() -> AbstractContextManager[object]:
@@ -122,12 +129,12 @@ def wide_products() -> AbstractContextManager[object]:
     return _WideProducts()
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    return has_onednn(weight) and x.dtype == weight.dtype and x.numel() * weight.shape[0] >= WIDE
+def _pays(x: Tensor, weight: Tensor, least: int = 1) -> bool:
+    return has_onednn(weight) and x.dtype == weight.dtype and x.numel() * weight.shape[0] >= least * WIDE
 
 
 def _pays_of_weight(upstream: Tensor, x: Tensor) -> bool:
-    return x.shape[-1] >= DEEP and _pays(upstream, x.T)
+    return _pays(upstream, x.T, COPIED)
 
 
 class _WideProducts(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""Texts for layers that see tokens one below the other, without padding, and for attention, which sees them as rows."""
+"""Texts for layers that see tokens one below the other, hardly any padding, and for attention, which sees rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Texts:
-    """N tokens in R rows of T places."""
+    """N tokens in R rows of T places, hardly any of them padding."""
 
     token_N: Tensor
     position_N: Tensor
@@ -19,12 +19,20 @@ class Texts:
     rows: int
     width: int
     unseen_RTT: Tensor
-    """[R or 1, T, T]: 0 where the token of the second axis sees that of the last, else the lowest number there is."""
+    """[R or 1, T, T]: 0 where the token of the second axis sees that of the last, else the lowest number there is; none
+    sees what stands behind it."""
 
     @staticmethod
     def of(tokens_RT: Tensor, positions_RT: Tensor, there_RT: Tensor, seen_RTT: Tensor, dtype: torch.dtype) -> Texts:
-        """Of rows with padding where `there_RT` is false; `seen_RTT` is true where a token sees another."""
-        place_N = there_RT.flatten().nonzero()[:, 0]
+        """Of rows with padding where `there_RT` is false; `seen_RTT` is true where a token sees another.
+
+        N is rounded up to one of sixteen sizes from each power of two to the next, by padding if there is any: products
+        prepare themselves for each size anew (rlgkd.lm.products).
+        """
+        there = there_RT.flatten()
+        tokens = int(there.sum())
+        more = -tokens % max(1, 2 ** (tokens.bit_length() - 5))
+        place_N = (there | ((~there).cumsum(0) <= more)).nonzero()[:, 0]
         unseen_RTT = torch.zeros(seen_RTT.shape, dtype=dtype, device=seen_RTT.device)
         unseen_RTT.masked_fill_(~seen_RTT, torch.finfo(dtype).min)
         rows, width = tokens_RT.shape
@@ -47,16 +55,19 @@ class Texts:
             x_NKD = x_NKD.new_zeros(size, *x_NKD.shape[1:]).index_copy_(0, place_N, x_NKD)
         return x_NKD.view(self.rows, self.width, *x_NKD.shape[1:])
 
-    def by_heads(self, x_NKD: Tensor, place_N: Tensor, heads: int) -> Tensor:
-        """[R G, Q T, D]: the same, in the order in which G heads see all their queries, or keys, at once."""
-        spread: Tensor = self.spread(x_NKD, place_N).unflatten(2, (heads, -1))
-        return spread.permute(0, 2, 3, 1, 4).reshape(self.rows * heads, -1, x_NKD.shape[-1])
+    def by_heads(self, x_NKD: Tensor, place_N: Tensor, heads: int, first: int = 0) -> Tensor:
+        """[R G, T Q, D]: the same, from the first place on, in the order in which each of G heads sees its queries."""
+        spread: Tensor = self.spread(x_NKD, place_N)[:, first:].unflatten(2, (heads, -1))
+        return spread.transpose(1, 2).reshape(self.rows * heads, -1, x_NKD.shape[-1])
 
-    def by_tokens(self, x: Tensor, place_N: Tensor, heads: int) -> Tensor:
+    def by_tokens(self, x: Tensor, place_N: Tensor, heads: int, first: int = 0) -> Tensor:
         """[N, K, D]: the way back from `by_heads`."""
-        rows = x.view(self.rows, heads, -1, self.width, x.shape[-1]).permute(0, 3, 1, 2, 4)
-        flat: Tensor = rows.reshape(self.rows * self.width, -1, x.shape[-1])
-        return flat if len(place_N) == len(flat) else flat[place_N]
+        width = self.width - first
+        rows = x.view(self.rows, heads, width, -1, x.shape[-1]).transpose(1, 2)
+        flat: Tensor = rows.reshape(self.rows * width, -1, x.shape[-1])
+        if len(place_N) == len(flat):
+            return flat
+        return flat[place_N if not first else place_N // self.width * width + place_N % self.width - first]
 
     def number(self, place_M: Tensor) -> Tensor:
         """[M]: which of the N tokens stand at these places of the flattened [R, T]."""
