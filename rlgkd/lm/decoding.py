@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,19 +76,20 @@ def decode(
     at_once = min(rows, lm.rows_at_once or rows)
     size = max(len(prompts[row // group]) + int(limit_B[row]) for row in range(rows))
     writers = [writer(model, at_once, size) for model in models]
-    ids: list[list[int]] = [[] for _ in range(rows)]
-    logp: list[list[float]] = [[] for _ in range(rows)]
-    active: list[int] = []
-    begun, end = 0, lm.end  # asking the tokenizer takes longer than a small product
+    # Arrays, and few calls on them: what is done for each row and step takes longer than small models do.
+    ids_BT, logp_BT = np.zeros((rows, int(limit_B.max())), dtype=np.int64), np.zeros((rows, int(limit_B.max())))
+    length_B = np.zeros(rows, dtype=np.int64)
+    active = np.zeros(0, dtype=np.int64)
+    begun, end = 0, lm.end
     while True:
         room = at_once - len(active)
         # Several at a time: a prompt read alone costs about what eight cost together.
-        if begun < rows and (not active or (8 * room >= at_once and all(each.admits for each in writers))):
-            new = list(range(begun, min(rows, begun + room)))
-            first = new[0] // group
+        if begun < rows and (not len(active) or (8 * room >= at_once and all(each.admits for each in writers))):
+            new = np.arange(begun, min(rows, begun + room))
+            first = begun // group
             for each in writers:
-                each.admit(prompts[first : new[-1] // group + 1], [row // group - first for row in new])
-            active, begun = active + new, new[-1] + 1
+                each.admit(prompts[first : new[-1] // group + 1], new // group - first)
+            active, begun = np.concatenate([active, new]), begun + len(new)
         logits_BV = writers[0].logits()
         if companion is not None:
             logits_BV = companion.mix(writers[1].logits(), logits_BV)
@@ -97,26 +99,31 @@ def decode(
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
         else:
-            uniform_B = uniforms_BT[active, [len(ids[row]) for row in active]]
+            uniform_B = uniforms_BT[active, length_B[active]]
             token_B, logp_B = sample(logits_BV, torch.from_numpy(uniform_B).to(lm.device))
-        for row, token, value in zip(active, token_B.tolist(), logp_B.tolist(), strict=True):
-            ids[row].append(token)
-            logp[row].append(value)
+        place = active, length_B[active]
+        ids_BT[place], logp_BT[place] = token_B.cpu().numpy(), logp_B.cpu().numpy()
+        length_B[active] += 1
         if on_step is not None and not on_step(len(active)):
             break
-        going = [n for n, row in enumerate(active) if ids[row][-1] != end and len(ids[row]) < limit_B[row]]
+        going = (ids_BT[place] != end) & (length_B[active] < limit_B[active])
         if stops is not None:
-            going = [n for n in going if not stops(ids[active[n]])]
-        if len(going) < len(active):
-            active, token_B = (
-                [active[n] for n in going],
-                token_B[torch.tensor(going, dtype=torch.long, device=lm.device)],
-            )
+            for n in np.flatnonzero(going):
+                going[n] = not stops(_written(ids_BT, length_B, active[n]))
+        if not going.all():
+            kept = np.flatnonzero(going)
+            active, token_B = active[kept], token_B[torch.from_numpy(kept).to(lm.device)]
             for each in writers:
-                each.keep(going, complete=begun == rows)
-        if active:
+                each.keep(kept, complete=begun == rows)
+        if len(active):
             for each in writers:
                 each.write(token_B)
         elif begun == rows:
             break
-    return [Completion(i, p) for i, p in zip(ids, logp, strict=True)]
+    return [Completion(_written(ids_BT, length_B, row), _written(logp_BT, length_B, row)) for row in range(rows)]
+
+
+def _written(values_BT: np.ndarray, length_B: np.ndarray, row: int) -> list[Any]:
+    """What a row has so far."""
+    values: list[Any] = values_BT[row, : length_B[row]].tolist()
+    return values

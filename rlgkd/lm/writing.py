@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,11 +44,11 @@ class Writer(Protocol):
         """[B, V]: of the next token of each row, tempered."""
         ...
 
-    def keep(self, rows: Sequence[int], *, complete: bool) -> None:
+    def keep(self, rows: np.ndarray, *, complete: bool) -> None:
         """Go on with these rows alone; `complete` says that no other is admitted any more."""
         ...
 
-    def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
+    def admit(self, prompts: Sequence[Sequence[int]], places: np.ndarray) -> None:
         """Read prompts; behind the rows there are begins one for each of `places`, which tells its prompt."""
         ...
 
@@ -85,17 +86,17 @@ class ModelWriter:
         assert self.state_BH is not None
         return self.lm.logits(self.state_BH)
 
-    def keep(self, rows: Sequence[int], *, complete: bool) -> None:
+    def keep(self, rows: np.ndarray, *, complete: bool) -> None:
         """As of `Writer`."""
         assert self.state_BH is not None and self.progress is not None
-        row_B = torch.tensor(rows, dtype=torch.long, device=self.lm.device)
+        row_B = torch.from_numpy(rows).to(self.lm.device)
         self.state_BH = self.state_BH[row_B]
         self.progress.keep(row_B)
 
-    def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
+    def admit(self, prompts: Sequence[Sequence[int]], places: np.ndarray) -> None:
         """As of `Writer`."""
         state_PH, progress = self.lm.prefill(prompts)
-        from_B = torch.tensor(places, device=self.lm.device)
+        from_B = torch.from_numpy(places).to(self.lm.device)
         progress.keep(from_B)
         if self.progress is None or self.state_BH is None or not len(self.state_BH):
             self.state_BH, self.progress = state_PH[from_B], progress
@@ -114,16 +115,18 @@ class ModelWriter:
 class LayersWriter:
     """Writes with the layers of the Llama family, written out for one token a row.
 
-    The cache has S slots of T places; the slot of each of the B rows, and how many tokens stand in a slot, are told
-    apart, so that a row that begins takes the slot of one that has ended. Both are numbers of the host, which need not
-    wait for the device to know them. G key heads of size D, each of which answers several query heads: they stand as so
-    many queries of one head. A layer's heads are in the order queries, keys, values, K in all; the last 2 G are cached.
+    The cache has S slots, one for each of the B rows and for those that have ended, whose slots wait for others. A slot
+    has T columns. In a step all rows write to the same column, wherever they are in their texts: the cache is a ring,
+    and a row that begins has its prompt in the columns before the next. Keys are rotated already, so their order means
+    nothing to attention; the columns that a slot may see are told by `unseen`. G key heads of size D, each of which
+    answers several query heads: they stand as so many queries of one head. A layer's heads are in the order queries,
+    keys, values, K in all; the last 2 G are cached.
 
-    If the model is to be compiled, shapes stay the same: all slots and places take part in each step.
+    If the model is to be compiled, shapes stay the same: all slots and columns take part in each step.
     """
 
     def __init__(self, lm: LanguageModel, rows: int, size: int) -> None:
-        self.lm = lm
+        self.lm, self.size = lm, size
         config, device = lm.module.config, lm.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
@@ -132,10 +135,11 @@ class LayersWriter:
         self.caches = [  # keys and values apart: each is [S G, T, D] to attention's products, without a copy
             torch.zeros(2, rows, self.key_heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers
         ]
-        self.length_S = np.zeros(rows, dtype=np.int64)
-        self.slot_B = self.length_S[:0]
-        self.row_S = torch.arange(rows, device=device)
         self.unseen_SG1T = torch.full((rows, self.key_heads, 1, size), -torch.inf, dtype=dtype, device=device)
+        self.place_S = torch.zeros(rows, dtype=torch.long, device=device)
+        self.written = self.upto = 0
+        self.slot_B = np.zeros(0, dtype=np.int64)
+        self.apart_B: Tensor | None = None
         self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
         laid_out = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
         self.layers = [_Layer.of(layer, laid_out) for layer in lm.body.layers]
@@ -163,79 +167,85 @@ class LayersWriter:
         """As of `Writer`."""
         return self.lm.tempered(self.head(self.state_BH))
 
-    def keep(self, rows: Sequence[int], *, complete: bool) -> None:
+    def keep(self, rows: np.ndarray, *, complete: bool) -> None:
         """As of `Writer`."""
-        kept = np.array(rows, dtype=np.int64)
-        self.slot_B, self.state_BH = self.slot_B[kept], self.state_BH[self._there(kept)]
-        if complete and not self.lm.compiled and 0 < len(rows) < CROWDED * len(self.length_S):
+        self.slot_B, self.state_BH = self.slot_B[rows], self.state_BH[self._there(rows)]
+        if complete and not self.lm.compiled and 0 < len(rows) < CROWDED * len(self.place_S):
             self._move_together()
         self._settle()
 
-    def admit(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
-        """As of `Writer`. Padding stands behind the prompts, where no token looks."""
-        device = self.lm.device
-        free_N = np.setdiff1d(np.arange(len(self.length_S)), self.slot_B)[: len(places)]
+    def admit(self, prompts: Sequence[Sequence[int]], places: np.ndarray) -> None:
+        """As of `Writer`."""
         length_N = np.array([len(prompts[place]) for place in places])
-        slot_N, from_N = self._there(free_N), self._there(np.array(places))
-        state_PH = self._read(prompts, slot_N, from_N)
-        behind_NT = torch.arange(self.unseen_SG1T.shape[-1], device=device) >= self._there(length_N)[:, None]
-        unseen_NT = self.unseen_SG1T.new_zeros(behind_NT.shape).masked_fill_(behind_NT, -torch.inf)
-        self.unseen_SG1T[slot_N] = unseen_NT[:, None, None]
-        self.length_S[free_N] = length_N
+        if not len(self.slot_B):
+            self.written = self.upto = int(length_N.max())
+        if length_N.max() > self.written:  # it begins at the ring's end
+            self.upto = self.size
+        free_N = np.setdiff1d(np.arange(len(self.place_S)), self.slot_B)[: len(places)]
+        behind_NT = (self.written - 1 - np.arange(self.size)) % self.size  # columns, counted back from the next one
+        unseen_NT = np.where(behind_NT < length_N[:, None], 0.0, -np.inf)
+        slot_N = self._there(free_N)
+        self.unseen_SG1T[slot_N] = self._there(unseen_NT).to(self.unseen_SG1T.dtype)[:, None, None]
+        self.place_S[slot_N] = self._there(length_N)
+        state_PH = self._read(prompts, free_N, places)
         self.slot_B = np.concatenate([self.slot_B, free_N])
-        self.state_BH = torch.cat([self.state_BH, state_PH[from_N]])
+        self.state_BH = torch.cat([self.state_BH, state_PH[self._there(places)]])
         self._settle()
 
-    def _read(self, prompts: Sequence[Sequence[int]], slot_N: Tensor, from_N: Tensor) -> Tensor:
-        """[P, H], the states behind prompts; their keys and values go to these slots from the prompts so numbered."""
-        length_P = torch.tensor([len(prompt) for prompt in prompts], device=self.lm.device)
-        longest = int(length_P.max())
-        last_P = torch.arange(len(prompts), device=self.lm.device) * longest + length_P - 1
-        rows = [[*prompt, *[self.lm.pad] * (longest - len(prompt))] for prompt in prompts]
+    def _read(self, prompts: Sequence[Sequence[int]], slot_N: np.ndarray, from_N: np.ndarray) -> Tensor:
+        """[P, H], the states behind prompts; their keys and values go to these slots from the prompts so numbered.
+
+        Padding stands behind the prompts, where no token looks.
+        """
+        length_P = np.array([len(prompt) for prompt in prompts])
+        width = int(length_P.max())
+        rows = [[*prompt, *[self.lm.pad] * (width - len(prompt))] for prompt in prompts]
         tokens_PT = torch.tensor(rows, device=self.lm.device)
+        last_P = self._there(np.arange(len(prompts)) * width + length_P - 1)
+        # Each of the M tokens that are copied comes from a place in the flattened [P, T] and goes to a slot's column.
+        length_N = length_P[from_N]
+        number_M = np.concatenate([np.arange(length) for length in length_N])
+        place_M = self._there(number_M + np.repeat(from_N * width, length_N))
+        slot_M = self._there(np.repeat(slot_N, length_N))
+        column_M = self._there((number_M + np.repeat(self.written - length_N, length_N)) % self.size)
         caches = iter(self.caches)
 
-        def keep(*read: Tensor) -> None:
-            for cache_SGTD, read_PGTD in zip(next(caches), read, strict=True):
-                cache_SGTD[slot_N, :, :longest] = read_PGTD[from_N].to(cache_SGTD.dtype)
+        def keep(from_M: Tensor, *read: Tensor) -> None:
+            for cache_SGTD, read_NGD in zip(next(caches), read, strict=True):
+                cache_SGTD[slot_M, :, column_M] = read_NGD[from_M].to(cache_SGTD.dtype)
 
         if layers.readable(self.lm.body):
-            texts = Texts.padded(
-                tokens_PT, torch.arange(longest, device=self.lm.device) < length_P[:, None], self.lm.body.dtype
-            )
-
-            def keep_spread(*read: Tensor) -> None:
-                keep(*(texts.spread(read_NGD, texts.place_N).transpose(1, 2) for read_NGD in read))
-
-            return layers.read(self.lm.body, texts, texts.number(last_P), on_layer=keep_spread)[0]
+            there_PT = self._there(np.arange(width) < length_P[:, None])
+            texts = Texts.padded(tokens_PT, there_PT, self.lm.body.dtype)
+            on_layer = partial(keep, texts.number(place_M))
+            return layers.read(self.lm.body, texts, texts.number(last_P), on_layer=on_layer)[0]
         cache = DynamicCache(config=self.lm.module.config)
         with wide_products():
             output = self.lm.body(input_ids=tokens_PT, past_key_values=cache, use_cache=True)
         for layer in cache.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-            keep(layer.keys, layer.values)
+            keep(place_M, *(x.transpose(1, 2).flatten(0, 1) for x in (layer.keys, layer.values)))
         states: Tensor = output.last_hidden_state.flatten(0, 1)[last_P]
         return states
 
     def _settle(self) -> None:
         """What each step needs to know of the rows there are now."""
-        self.upto = int(self.length_S[self.slot_B].max(initial=0))
-        whole = np.array_equal(self.slot_B, np.arange(len(self.length_S)))
+        whole = np.array_equal(self.slot_B, np.arange(len(self.place_S)))
         self.apart_B = None if whole else self._there(self.slot_B)
 
     def write(self, token_B: Tensor) -> None:
         """As of `Writer`."""
-        self.upto += 1
-        # In slots that have ended one place is written again and again: nobody reads it.
-        place_S = self._there(self.length_S)
+        column, self.written = self.written % self.size, self.written + 1
+        self.upto = min(max(self.upto, column + 1), self.size)
         token_S = token_B
-        if self.apart_B is not None:
-            token_S = torch.zeros_like(self.row_S).index_copy(0, self.apart_B, token_B)
-        self.unseen_SG1T[self.row_S, ..., place_S] = 0.0
+        if self.apart_B is not None:  # slots that have ended write too: nobody reads it
+            token_S = torch.zeros_like(self.place_S).index_copy(0, self.apart_B, token_B)
+        column_1 = torch.tensor([column], device=self.lm.device)
+        self.unseen_SG1T.index_fill_(-1, column_1, 0.0)
         unseen_SG1T = self.unseen_SG1T if self.lm.compiled else self.unseen_SG1T[..., : self.upto]
-        state_SH = self.step(self, token_S, place_S, unseen_SG1T)
+        state_SH = self.step(self, token_S, self.place_S, column_1, unseen_SG1T)
         self.state_BH = state_SH if self.apart_B is None else state_SH[self.apart_B]
-        self.length_S[self.slot_B] += 1
+        self.place_S.add_(1).clamp_(max=self.size - 1)
 
     def _there(self, numbers: np.ndarray) -> Tensor:
         """Numbers of the host on the model's device."""
@@ -247,14 +257,13 @@ class LayersWriter:
             together_2SGTD = cache_2SGTD.new_zeros(2, len(kept), *cache_2SGTD.shape[2:])
             together_2SGTD[:, :, :, : self.upto] = cache_2SGTD[:, kept, :, : self.upto]
             self.caches[layer] = together_2SGTD
-        self.unseen_SG1T, self.row_S = self.unseen_SG1T[kept], self.row_S[: len(kept)]
-        self.length_S = self.length_S[self.slot_B]
+        self.unseen_SG1T, self.place_S = self.unseen_SG1T[kept], self.place_S[kept]
         self.slot_B = np.arange(len(kept))
 
-    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, unseen_SG1T: Tensor) -> Tensor:
-        """[S, H]: the states behind the tokens, which stand at these places; T is how far the cache is read."""
+    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, column_1: Tensor, unseen_SG1T: Tensor) -> Tensor:
+        """[S, H]: the states behind the tokens, which stand at these places of their texts, and all in one column."""
         state_SH = self.lm.body.embed_tokens(token_S)
-        cos_SKD, sin_SKD = self.cos_TKD[place_S], self.sin_TKD[place_S]
+        cos_SKD, sin_SKD = self.cos_TKD.index_select(0, place_S), self.sin_TKD.index_select(0, place_S)
         for layer, cache_2SGTD in zip(self.layers, self.caches, strict=True):
             heads_SKD = layer.qkv(self._normed(state_SH, layer.before_attention)).view_as(cos_SKD)
             if layer.query_and_key_norm is not None:
@@ -262,7 +271,8 @@ class LayersWriter:
                 turned_SKD.copy_(self._normed(turned_SKD, layer.query_and_key_norm))
             heads_SKD = turned(heads_SKD, cos_SKD, sin_SKD).to(cache_2SGTD.dtype)
             queries_SGQD = heads_SKD[:, : -2 * self.key_heads].unflatten(1, (self.key_heads, -1))
-            cache_2SGTD[:, self.row_S, :, place_S] = heads_SKD[:, -2 * self.key_heads :].unflatten(1, (2, -1))
+            new_2SG1D = heads_SKD[:, -2 * self.key_heads :].unflatten(1, (2, -1)).transpose(0, 1)[:, :, :, None]
+            cache_2SGTD.index_copy_(3, column_1, new_2SG1D)
             keys_SGTD, values_SGTD = cache_2SGTD[..., : unseen_SG1T.shape[-1], :].unbind()
             attended_SGQD = _attended(queries_SGQD, keys_SGTD, values_SGTD, unseen_SG1T, layer.scale)
             state_SH = layer.out(attended_SGQD.reshape(len(token_S), -1), state_SH)

@@ -16,15 +16,18 @@ from torch.nn.functional import pad, softmax
 from rlgkd.errors import SettingError
 
 _BLOCK = 256
+_FEW = 1024
+"""Tokens of a vocabulary up to which F is summed at once: there it is the number of calls that takes time."""
 
 
 def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse transform in the order of token ids: y = min {v : F(v) > u}, F(v) = sum_{w <= v} p(w).
 
     Never returns a token of probability 0 (a logit of -inf, or so low that its probability underflows), whatever u and
-    the rounding of F. F is summed in two levels, over blocks of 256 tokens and then within the block hit (in float64
-    where the device has it): a cumulative sum over the vocabulary loses digits in float32 and is slow in float64. (At
-    [64, 49152] on one CPU core it takes 14 times as long as a softmax, the whole of this function 1.8 times.)
+    the rounding of F. F of a large vocabulary is summed in two levels, over blocks of 256 tokens and then within the
+    block hit (in float64 where the device has it): a cumulative sum over the vocabulary loses digits in float32 and is
+    slow in float64. (At [64, 49152] on one CPU core it takes 14 times as long as a softmax, the whole of this function
+    1.8 times.)
 
     Args:
         logits_BV: [B, V], any floating dtype, the temperature already applied.
@@ -52,12 +55,14 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # MPS has no float64
     dtype = torch.promote_types(logits_BV.dtype, torch.float32)
     p_BV = softmax(logits_BV.detach(), -1, dtype=dtype)
-    size_B, size_V = p_BV.shape
-    blocks = -(-size_V // _BLOCK)
-    if size_V < blocks * _BLOCK:
-        p_BV = pad(p_BV, (0, blocks * _BLOCK - size_V))
-    p_BNK = p_BV.view(size_B, blocks, _BLOCK)
-    block_BN = p_BNK.sum(-1)
+    size_V = p_BV.shape[1]
+    if size_V <= _FEW:
+        block_BN = p_BV
+    else:
+        if size_V % _BLOCK:
+            p_BV = pad(p_BV, (0, -size_V % _BLOCK))
+        p_BNK = p_BV.unflatten(1, (-1, _BLOCK))
+        block_BN = p_BNK.sum(-1)
     upto_BN = block_BN.cumsum(-1, dtype=wide)
     total_B1 = upto_BN[:, -1:]  # 1, but for the rounding of p
     target_B1 = uniform_B.detach().to(wide).unsqueeze(-1) * total_B1
@@ -65,12 +70,14 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         _explain(total_B1, uniform_B)
 
     n_B1 = _first_above(upto_BN, block_BN, target_B1)
-    before_B1 = (upto_BN - block_BN).gather(1, n_B1)
-    p_BK = p_BNK[torch.arange(size_B, device=p_BV.device), n_B1[:, 0]]
-    k_B1 = _first_above(p_BK.cumsum(-1, dtype=wide), p_BK, (target_B1 - before_B1).clamp_(min=0.0))
-    token_B1 = n_B1 * _BLOCK + k_B1
-    logp_B1 = (p_BK.gather(1, k_B1) / total_B1).log().to(dtype)
-    return token_B1[:, 0], logp_B1[:, 0]
+    if size_V <= _FEW:
+        token_B1, p_B1 = n_B1, p_BV.gather(1, n_B1)
+    else:
+        before_B1 = (upto_BN - block_BN).gather(1, n_B1)
+        p_BK = p_BNK[torch.arange(len(n_B1), device=p_BV.device), n_B1[:, 0]]
+        k_B1 = _first_above(p_BK.cumsum(-1, dtype=wide), p_BK, (target_B1 - before_B1).clamp_(min=0.0))
+        token_B1, p_B1 = n_B1 * _BLOCK + k_B1, p_BK.gather(1, k_B1)
+    return token_B1[:, 0], (p_B1 / total_B1).log().to(dtype)[:, 0]
 
 
 def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:
