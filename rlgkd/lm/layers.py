@@ -21,7 +21,7 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlgkd.lm import attention
+from rlgkd.lm.attention import Asked, attended
 from rlgkd.lm.passes import gated_product, normed, normed_products, signed, turned, wants_gradient
 from rlgkd.lm.products import wide
 from rlgkd.lm.texts import Texts
@@ -80,9 +80,12 @@ def read(
     cos_ND, sin_ND = (table[0] for table in body.rotary_emb(state_NH, texts.position_N[None]))
     turn_ND = cos_ND[:, None], signed(sin_ND)[:, None]
     root_of_eps = state_NH.new_tensor(body.config.rms_norm_eps**0.5)
+    places = texts.place_N, texts.place_N[wanted_M]
+    of_all, of_wanted = (Asked.of(texts, place, body.config.num_attention_heads) for place in places)
     for number, layer in enumerate(body.layers):
         last = number == len(body.layers) - 1
-        given = layer, root_of_eps, texts, turn_ND, wanted_M if last else None, on_layer
+        asked = (of_wanted, wanted_M) if last else (of_all, None)
+        given = layer, root_of_eps, texts, turn_ND, *asked, on_layer
         if layer.gradient_checkpointing and torch.is_grad_enabled():
             state_NH = cast(Any, checkpoint)(_layer, state_NH, *given, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -93,7 +96,7 @@ def read(
 
 
 def _layer(
-    state_NH: Tensor, layer: Any, root_of_eps: Tensor, texts: Texts, turn: tuple[Tensor, Tensor],
+    state_NH: Tensor, layer: Any, root_of_eps: Tensor, texts: Texts, turn: tuple[Tensor, Tensor], asked: Asked,
     wanted_M: Tensor | None, on_layer: Callable[[Tensor, Tensor], None] | None,
 ) -> Tensor:  # fmt: skip
     """[N, H], or [M, H] of the tokens that are wanted."""
@@ -101,12 +104,12 @@ def _layer(
     norm = layer.input_layernorm.weight
     if wanted_M is None:
         query, key, value = normed_products(state_NH, norm, root_of_eps, own.q_proj, own.k_proj, own.v_proj)
-        query_turn, place_M = turn, texts.place_N
+        query_turn = turn
     else:
         key, value = normed_products(state_NH, norm, root_of_eps, own.k_proj, own.v_proj)
         state_NH = state_NH.index_select(0, wanted_M)
         (query,) = normed_products(state_NH, norm, root_of_eps, own.q_proj)
-        query_turn, place_M = (turn[0][wanted_M], turn[1][wanted_M]), texts.place_N[wanted_M]
+        query_turn = turn[0][wanted_M], turn[1][wanted_M]
     query, key, value = (x.unflatten(-1, (-1, depth)) for x in (query, key, value))
     if hasattr(own, "q_norm"):
         query = normed(query, own.q_norm.weight, root_of_eps)
@@ -114,8 +117,8 @@ def _layer(
     query, key = turned(query, *query_turn), turned(key, *turn)
     if on_layer is not None:
         on_layer(key, value)
-    attended = attention.attended(query, key, value, texts, place_M, own.scaling)
-    state_NH = state_NH + wide(attended.flatten(1), own.o_proj.weight, own.o_proj.bias)
+    seen = attended(query, key, value, texts, asked, own.scaling)
+    state_NH = state_NH + wide(seen.flatten(1), own.o_proj.weight, own.o_proj.bias)
     gate, up = normed_products(state_NH, layer.post_attention_layernorm.weight, root_of_eps, mlp.gate_proj, mlp.up_proj)
     return state_NH + gated_product(gate, up, mlp.down_proj)
 

@@ -55,20 +55,6 @@ class Texts:
             x_NKD = x_NKD.new_zeros(size, *x_NKD.shape[1:]).index_copy_(0, place_N, x_NKD)
         return x_NKD.view(self.rows, self.width, *x_NKD.shape[1:])
 
-    def by_heads(self, x_NKD: Tensor, place_N: Tensor, heads: int, first: int = 0) -> Tensor:
-        """[R G, T Q, D]: the same, from the first place on, in the order in which each of G heads sees its queries."""
-        spread: Tensor = self.spread(x_NKD, place_N)[:, first:].unflatten(2, (heads, -1))
-        return spread.transpose(1, 2).reshape(self.rows * heads, -1, x_NKD.shape[-1])
-
-    def by_tokens(self, x: Tensor, place_N: Tensor, heads: int, first: int = 0) -> Tensor:
-        """[N, K, D]: the way back from `by_heads`."""
-        width = self.width - first
-        rows = x.view(self.rows, heads, width, -1, x.shape[-1]).transpose(1, 2)
-        flat: Tensor = rows.reshape(self.rows * width, -1, x.shape[-1])
-        if len(place_N) == len(flat):
-            return flat
-        return flat[place_N if not first else place_N // self.width * width + place_N % self.width - first]
-
     def number(self, place_M: Tensor) -> Tensor:
         """[M]: which of the N tokens stand at these places of the flattened [R, T]."""
         number_RT = self.place_N.new_zeros(self.rows * self.width)
