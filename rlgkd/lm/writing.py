@@ -127,6 +127,10 @@ class LayersWriter:
 
     def __init__(self, lm: LanguageModel, rows: int, size: int) -> None:
         self.lm, self.size = lm, size
+        laid_out = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
+        weight_VH, bias_V = lm.cut_head
+        # The largest first: it takes the place in memory that its gradient has left, before small ones are put there.
+        self.head = thin([weight_VH], [bias_V], rows)
         config, device = lm.module.config, lm.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
@@ -141,10 +145,7 @@ class LayersWriter:
         self.slot_B = np.zeros(0, dtype=np.int64)
         self.apart_B: Tensor | None = None
         self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
-        laid_out = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
         self.layers = [_Layer.of(layer, laid_out) for layer in lm.body.layers]
-        weight_VH, bias_V = lm.cut_head
-        self.head = thin([weight_VH], [bias_V], rows)
         self.eps = config.rms_norm_eps
         self.root_of_eps = self.state_BH.new_tensor(self.eps**0.5)
         place_T = torch.arange(size, device=device)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
+from rlgkd.ops._exp import exp, exp_
 from rlgkd.ops._gradient import wants_gradient, with_gradient
 from rlgkd.ops._names import Pairwise, bind
 
@@ -323,9 +324,9 @@ def _p_q_log_u(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, 
     dtype = _check_logits(teacher_logits, student_logits)
     log_p_V = torch.log_softmax(teacher_logits.detach(), -1, dtype=dtype)
     log_q_V = torch.log_softmax(student_logits.detach(), -1, dtype=dtype)
-    p_V = log_p_V.exp()
+    p_V = exp(log_p_V)
     log_u_V = log_p_V.sub_(log_q_V)
-    return p_V, log_q_V.exp_(), log_u_V
+    return p_V, exp_(log_q_V), log_u_V
 
 
 def _times(probability_V: Tensor, log_V: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
+from rlgkd.ops._exp import exp
 from rlgkd.ops._gradient import wants_gradient, with_gradient
 
 
@@ -196,7 +197,7 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 def _entropy(log_p_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return H, p and p log p, of which the last overwrites `log_p_V`."""
-    p_V = log_p_V.exp()
+    p_V = exp(log_p_V)
     p_log_p_V = log_p_V.clamp_(min=torch.finfo(log_p_V.dtype).min).mul_(p_V)  # finite, so that 0 log 0 is 0
     return -p_log_p_V.sum(-1), p_V, p_log_p_V
 
