@@ -43,6 +43,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Models, the layers that the student keeps, and the token that shall end texts."""
 BATCHES = {"smollm2": 8, "embedded": 32}
+STEPS: dict[str, dict[str, int]] = {"smollm2": {"steps": 3, "warmup": 1}, "embedded": {"steps": 12, "warmup": 3}}
+"""Of a run: short ones vary more, and the first of them prepare what the others use."""
 WORKLOADS: dict[str, dict[str, Any]] = {
     f"{family}-{kind}": {"kind": kind, "batch": batch, "group": 4 if kind in ("rl", "both") else 1, "new_tokens": 64}
     for family, batch in BATCHES.items()
@@ -127,8 +129,9 @@ def jobs(workload: str, **changes: Any) -> Iterator[tuple[dict[str, Any], Path]]
     """A workload's job and the folder of its models, for as long as it is run."""
     with TemporaryDirectory() as made:
         folder = Path(made)
-        job = {**WORKLOADS[workload], "steps": 3, "warmup": 1, "threads": THREADS, "seed": 0, **changes}
-        yield {**job, **prepare(workload.split("-")[0], folder)}, folder
+        family = workload.split("-")[0]
+        job = {**WORKLOADS[workload], **STEPS[family], "threads": THREADS, "seed": 0, **changes}
+        yield {**job, **prepare(family, folder)}, folder
 
 
 def prepare(family: str, folder: Path) -> dict[str, Any]:

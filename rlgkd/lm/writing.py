@@ -142,6 +142,7 @@ class LayersWriter:
         self.unseen_SG1T = torch.full((rows, self.key_heads, 1, size), -torch.inf, dtype=dtype, device=device)
         self.place_S = torch.zeros(rows, dtype=torch.long, device=device)
         self.written = self.upto = 0
+        self.column_T1 = torch.arange(size, device=device).split(1)
         self.slot_B = np.zeros(0, dtype=np.int64)
         self.apart_B: Tensor | None = None
         self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
@@ -241,7 +242,7 @@ class LayersWriter:
         token_S = token_B
         if self.apart_B is not None:  # slots that have ended write too: nobody reads it
             token_S = torch.zeros_like(self.place_S).index_copy(0, self.apart_B, token_B)
-        column_1 = torch.tensor([column], device=self.lm.device)
+        column_1 = self.column_T1[column]
         self.unseen_SG1T.index_fill_(-1, column_1, 0.0)
         unseen_SG1T = self.unseen_SG1T if self.lm.compiled else self.unseen_SG1T[..., : self.upto]
         state_SH = self.step(self, token_S, self.place_S, column_1, unseen_SG1T)
