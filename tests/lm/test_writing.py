@@ -110,6 +110,7 @@ def test_rows_that_wait_take_the_places_of_those_that_end(kind, at_once, monkeyp
     for some in both_ways(lm, monkeypatch, on_step=lambda n: not widths.append(n), **settings):
         check_same(some, together)
     assert max(widths) == at_once
+    assert at_once > 3 or len(widths) / 2 > max(map(len, PROMPTS)) + NEW, "the ring of columns did not go round"
     if at_once == 10:
         assert sum(n > 6 for n in widths) > len(widths) / 2, "the places of rows that had ended stood empty"
 
