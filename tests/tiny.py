@@ -79,8 +79,8 @@ def model(
 def family(kind: str, tokenizer: PreTrainedTokenizerFast, **settings: object) -> LanguageModel:
     """A random causal model of any family that transformers names, two query heads to a key head where it can."""
     shape = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
-        "num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT,
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT,
         "initializer_range": 0.3, "sliding_window": None, "layer_types": None,
     }  # fmt: skip
     if kind == "gpt_neox":

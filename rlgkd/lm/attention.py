@@ -85,7 +85,7 @@ class Asked:
 
     @staticmethod
     def of(texts: Texts, place_M: Tensor, query_heads: int) -> Asked:
-        """Of queries that stand at these places, in rising order, of the flattened [R, T]; each row has a token."""
+        """Of queries that stand at these places, in rising order, of the flattened [R, T]."""
         if texts.width > SHORT:
             return Asked(place_M, None)
         behind_R = torch.searchsorted(texts.place_N, texts.width * torch.arange(1, texts.rows + 1))
@@ -93,7 +93,7 @@ class Asked:
         first = int((place_M % texts.width).min()) if len(place_M) else 0
         blocks, start = [], 0
         while start < texts.rows:
-            left, most = texts.rows - start, max(1, SCORES // (query_heads * PLACES * ends[start]))
+            left, most = texts.rows - start, max(1, SCORES // (query_heads * PLACES * max(ends[start:])))
             rows = slice(start, start + -(-left // -(-left // most)))  # no small ones in the end
             start, end = rows.stop, max(ends[rows])
             if end > first:

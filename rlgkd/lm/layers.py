@@ -1,4 +1,4 @@
-"""The Llama family's layers over whole texts, written out: no work on padding, and little kept for the gradient.
+"""The Llama family's layers over whole texts, written out: hardly any padding, and little kept for the gradient.
 
 A model's own forward pass multiplies padding too, makes a dozen small passes over what a norm or a rotation could do in
 two, and keeps each of their results. Here products, norms and rotations see the N tokens that there are, one below the

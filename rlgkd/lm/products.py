@@ -115,13 +115,13 @@ def add_product(total: Tensor, upstream: Tensor, x: Tensor) -> None:
 
 
 def _of_weight(upstream: Tensor, x: Tensor) -> Tensor:
-    """oneDNN reads one of the two as it stands and copies the other: the smaller, what it makes of it counted too."""
+    """oneDNN copies one of the two: the smaller, its product counted too, or that which is to be copied in any case."""
     if not _pays_of_weight(upstream, x):
         return upstream.T @ x
     (rows, out), size = upstream.shape, x.shape[1]
-    if rows * out <= rows * size + out * size:
+    if rows * out <= rows * size + out * size or not upstream.is_contiguous():
         return _onednn(upstream.T, x.contiguous().T, None)
-    return _onednn(x.T, upstream.contiguous().T, None).T.contiguous()
+    return _onednn(x.T, upstream.T, None).T.contiguous()
 
 
 def wide_products() -> AbstractContextManager[object]:

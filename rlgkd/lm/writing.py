@@ -118,9 +118,10 @@ class LayersWriter:
     The cache has S slots, one for each of the B rows and for those that have ended, whose slots wait for others. A slot
     has T columns. In a step all rows write to the same column, wherever they are in their texts: the cache is a ring,
     and a row that begins has its prompt in the columns before the next. Keys are rotated already, so their order means
-    nothing to attention; the columns that a slot may see are told by `unseen`. G key heads of size D, each of which
-    answers several query heads: they stand as so many queries of one head. A layer's heads are in the order queries,
-    keys, values, K in all; the last 2 G are cached.
+    nothing to attention; the columns that a slot may see are told by `unseen`. Once the ring has gone round, a step
+    reads all of it, until no row is left. G key heads of size D, each of which answers several query heads: they stand
+    as so many queries of one head. A layer's heads are in the order queries, keys, values, K in all; the last 2 G are
+    cached.
 
     If the model is to be compiled, shapes stay the same: all slots and columns take part in each step.
     """
@@ -184,10 +185,11 @@ class LayersWriter:
         if length_N.max() > self.written:  # it begins at the ring's end
             self.upto = self.size
         free_N = np.setdiff1d(np.arange(len(self.place_S)), self.slot_B)[: len(places)]
-        behind_NT = (self.written - 1 - np.arange(self.size)) % self.size  # columns, counted back from the next one
-        unseen_NT = np.where(behind_NT < length_N[:, None], 0.0, -np.inf)
+        back_T = (self.written - 1 - np.arange(self.size)) % self.size  # how far a column is behind the latest
+        behind_NT = self._there(back_T >= length_N[:, None])
         slot_N = self._there(free_N)
-        self.unseen_SG1T[slot_N] = self._there(unseen_NT).to(self.unseen_SG1T.dtype)[:, None, None]
+        unseen_NT = self.unseen_SG1T.new_zeros(behind_NT.shape).masked_fill_(behind_NT, -torch.inf)
+        self.unseen_SG1T[slot_N] = unseen_NT[:, None, None]
         self.place_S[slot_N] = self._there(length_N)
         state_PH = self._read(prompts, free_N, places)
         self.slot_B = np.concatenate([self.slot_B, free_N])

@@ -127,6 +127,29 @@ def test_attention_of_some_rows_and_places_at_a_time(monkeypatch):
         monkeypatch.setattr(attention, "PLACES", places)
         for shared in (True, False):
             check_same(*both_ways(family("llama"), batch_of(shared=shared), monkeypatch))
+        # Nothing is asked of the first places.
+        check_same(*both_ways(family("llama"), batch_of((5, 3, 6), (9, 4, 2), shared=False), monkeypatch))
+
+
+def test_rows_of_which_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(attention, "SCORES", 1)  # each row for itself
+    lm, tokens_BT = family("llama"), torch.arange(1, 28).view(3, 9)
+    there_BT = torch.arange(9) < torch.tensor([[9], [2], [7]])
+    texts = Texts.padded(tokens_BT, there_BT, torch.float64)
+    wanted_M = texts.number(torch.tensor([8, 5, 18 + 4]))  # of the first and the last row
+    found, gradients = [], []
+    for places in (attention.PLACES, 2):
+        monkeypatch.setattr(attention, "PLACES", places)
+        lm.module.zero_grad(set_to_none=True)
+        states_MH = read(lm.body, texts, wanted_M)[0]
+        states_MH.sin().sum().backward()
+        found.append(states_MH.detach())
+        gradients.append(lm.body.layers[0].self_attn.k_proj.weight.grad)
+    with torch.no_grad():
+        plain = lm.body(input_ids=tokens_BT, attention_mask=there_BT.long()).last_hidden_state
+    for states_MH in found:
+        torch.testing.assert_close(states_MH, plain.flatten(0, 1)[[8, 5, 22]], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(*gradients)
 
 
 def test_in_single_precision_with_the_products_of_onednn(monkeypatch):

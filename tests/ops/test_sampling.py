@@ -1,6 +1,7 @@
 """Sampling by inverse transform: against a loop, against the probabilities, at the edges, and batch by batch."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +14,14 @@ from rlgkd.ops import sampling as S
 
 INF = math.inf
 BELOW_ONE = math.nextafter(1.0, 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module", params=[S._FEW, 0], ids=["at once", "in blocks"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small vocabularies in both of the ways in which F is summed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S, "_FEW", request.param)
+        yield
 
 
 def test_the_token_is_the_first_whose_cumulative_probability_exceeds_u() -> None:
