@@ -22,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlgkd.lm.attention import Asked, attended
-from rlgkd.lm.passes import gated_product, normed, normed_products, signed, turned, wants_gradient
+from rlgkd.lm.passes import gated_product, normed, normed_products, signed, turned
 from rlgkd.lm.products import wide
 from rlgkd.lm.texts import Texts
+from rlgkd.ops._gradient import wants_gradient
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPES = ("default", "linear", "llama3")

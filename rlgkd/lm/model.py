@@ -127,22 +127,16 @@ class LanguageModel:
 
     def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`states`, and the head's weight through which `fused_sum` shall send its gradient (rlgkd.lm.layers)."""
-        shared = None
-        if self.shares_prompts:
-            shared = share(
-                batch.places_B, batch.tokens_BT.shape[1], hidden=self.head.in_features, device=self.device
-            )  # fmt: skip
+        head_VH, width = self.head.weight, batch.tokens_BT.shape[1]
+        if self.shares_prompts and (shared := share(
+            batch.places_B, width, hidden=self.head.in_features, device=self.device
+        )):  # fmt: skip
+            return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
         if layers.readable(self.body):
-            if shared is not None:
-                texts, before_N = shared.texts(batch.tokens_BT, self.body.dtype), shared.before_N
-            else:
-                texts = Texts.padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
-                row_N, action_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
-                before_N = row_N * batch.tokens_BT.shape[1] + action_N
-            states_NH, head_VH = layers.read(self.body, texts, texts.number(before_N), head_VH=self.head.weight)
-            return states_NH, cast(Tensor, head_VH)
-        if shared is not None:
-            return shared.states(self.body, batch.tokens_BT), self.head.weight
+            texts = Texts.padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
+            row_N, action_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
+            before_N = texts.number(row_N * width + action_N)
+            return cast("tuple[Tensor, Tensor]", layers.read(self.body, texts, before_N, head_VH=head_VH))
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
         with wide_products():
             states_BTH = self.body(
@@ -151,7 +145,7 @@ class LanguageModel:
                 position_ids=positions_BT,
                 use_cache=False,
             ).last_hidden_state
-        return states_BTH[:, :-1][batch.action_mask_BT[:, 1:]], self.head.weight
+        return states_BTH[:, :-1][batch.action_mask_BT[:, 1:]], head_VH
 
     def actions(self, batch: Batch) -> Tensor:
         """[N]: the tokens that were chosen, in the order of `states`."""

@@ -15,24 +15,24 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from rlgkd.lm.products import multiplied, of_weights
-
-
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a gradient will be asked for of any of them."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+from rlgkd.ops._gradient import wants_gradient
 
 
 def normed(x: Tensor, weight: Tensor, root_of_eps: Tensor) -> Tensor:
     """y = x / r * w, r = sqrt(mean(x^2) + eps), over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467)."""
     if wants_gradient(x, weight):
         return cast(Tensor, cast(Any, _Normed).apply(x, weight, root_of_eps))
-    return (x * weight).div_(_root(x, root_of_eps))
+    return _scaled(x, weight, _root(x, root_of_eps))
 
 
 def _root(x: Tensor, root_of_eps: Tensor) -> Tensor:
     """[..., 1]: r."""
     size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
     return size.hypot_(root_of_eps)
+
+
+def _scaled(x: Tensor, weight: Tensor, root: Tensor) -> Tensor:
+    return (x * weight).div_(root)
 
 
 def _slopes_of_norm(upstream: Tensor, unit: Tensor, root: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class _Normed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, root_of_eps: Tensor) -> Tensor:
         root = _root(x, root_of_eps)
         ctx.save_for_backward(x, weight, root)
-        return (x * weight).div_(root)
+        return _scaled(x, weight, root)
 
     @staticmethod
     @once_differentiable
@@ -73,7 +73,7 @@ class _NormedProducts(torch.autograd.Function):
         weights, biases = linears[: ctx.size], linears[ctx.size :]
         root = _root(x, root_of_eps)
         ctx.save_for_backward(x, norm, root, *weights)
-        y = (x * norm).div_(root)
+        y = _scaled(x, norm, root)
         return tuple(multiplied(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod

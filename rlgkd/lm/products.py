@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from rlgkd.ops._gradient import wants_gradient
+
 
 class Product(Protocol):
     """[S, in] -> [S, out]."""
@@ -87,8 +89,7 @@ def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., in] -> [..., out], as torch.nn.functional.linear with a weight [out, in], and its gradients."""
     if not _pays(x, weight):
         return linear(x, weight, bias)
-    inputs = [x, weight] if bias is None else [x, weight, bias]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+    if wants_gradient(x, weight, bias):
         return cast(Tensor, cast(Any, _Wide).apply(x, weight, bias))
     return _onednn(x, weight, bias)
 

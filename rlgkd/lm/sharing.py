@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlgkd.lm import layers
 from rlgkd.lm.products import wide_products
-from rlgkd.lm.texts import Texts
+from rlgkd.lm.texts import Texts, unseen
 from rlgkd.types import Place
 
 Beginning = TypeVar("Beginning", str, tuple[int, ...])
@@ -49,25 +49,25 @@ class Shared:
     before_N: Tensor
     """Where the state that predicts each action stands in the flattened [R, T], in the order of the rows there were."""
 
-    def texts(self, tokens_BT: Tensor, dtype: torch.dtype) -> Texts:
-        """What `rlgkd.lm.layers.read` takes."""
-        tokens_RT = tokens_BT.flatten()[self.token_RT]
-        return Texts.of(tokens_RT, self.position_RT, self.there_RT, self.mask_R1TT[:, 0], dtype)
-
     def states(self, body: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
         """[N, H]: the states that predict the actions."""
+        return self.states_and_head(body, tokens_BT)[0]
+
+    def states_and_head(
+        self, body: PreTrainedModel, tokens_BT: Tensor, head_VH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`states`, and the head's weight as of `rlgkd.lm.layers.read`."""
+        tokens_RT = tokens_BT.flatten()[self.token_RT]
         if layers.readable(body):
-            texts = self.texts(tokens_BT, body.dtype)
-            return layers.read(body, texts, texts.number(self.before_N))[0]
+            texts = Texts.of(tokens_RT, self.position_RT, self.there_RT, self.mask_R1TT[:, 0], body.dtype)
+            return layers.read(body, texts, texts.number(self.before_N), head_VH=head_VH)
         # As an addend, which both kinds of attention take: a bool mask would be one to the eager one.
-        mask_R1TT = torch.zeros(self.mask_R1TT.shape, dtype=body.dtype, device=tokens_BT.device)
-        mask_R1TT.masked_fill_(~self.mask_R1TT, torch.finfo(body.dtype).min)
         with wide_products():
             states_RTH: Tensor = body(
-                input_ids=tokens_BT.flatten()[self.token_RT], attention_mask=mask_R1TT, position_ids=self.position_RT,
+                input_ids=tokens_RT, attention_mask=unseen(self.mask_R1TT, body.dtype), position_ids=self.position_RT,
                 use_cache=False,
             ).last_hidden_state  # fmt: skip
-        return states_RTH.flatten(0, 1)[self.before_N]
+        return states_RTH.flatten(0, 1)[self.before_N], head_VH
 
 
 def share(places: Sequence[Place], width: int, *, hidden: int, device: torch.device) -> Shared | None:

@@ -33,9 +33,8 @@ class Texts:
         tokens = int(there.sum())
         more = -tokens % max(1, 2 ** (tokens.bit_length() - 5))
         place_N = (there | ((~there).cumsum(0) <= more)).nonzero()[:, 0]
-        unseen_RTT = torch.zeros(seen_RTT.shape, dtype=dtype, device=seen_RTT.device)
-        unseen_RTT.masked_fill_(~seen_RTT, torch.finfo(dtype).min)
         rows, width = tokens_RT.shape
+        unseen_RTT = unseen(seen_RTT, dtype)
         return Texts(
             tokens_RT.flatten()[place_N], positions_RT.flatten()[place_N], place_N, rows, width, unseen_RTT
         )  # fmt: skip
@@ -60,3 +59,8 @@ class Texts:
         number_RT = self.place_N.new_zeros(self.rows * self.width)
         number_RT[self.place_N] = torch.arange(len(self.place_N), device=number_RT.device)
         return number_RT[place_M]
+
+
+def unseen(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores of attention: 0 where `seen`, else the lowest number there is."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

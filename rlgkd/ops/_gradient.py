@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def wants_gradient(logits: Tensor) -> bool:
-    """Return whether a gradient with respect to `logits` will be asked for."""
-    return logits.requires_grad and torch.is_grad_enabled()
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Return whether a gradient with respect to any of them will be asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def with_gradient(logits: Tensor, value: Tensor, gradient_V: Tensor) -> Tensor:
