@@ -28,6 +28,8 @@ from rlgkd.types import Asked, Item, Score, Task
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and its own by turns) -> what the environment says, or None: no more."""
 AT_LIMIT = ("terminate", "truncate")
+KEPT = 4096
+"""Prompts whose ids are kept for when they come again: encoding one anew takes what writing a token does."""
 Frame = tuple[list[int], list[int]]
 """Ids before and behind a message."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
@@ -119,6 +121,7 @@ class TextTask:
             for id_, text in zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
             if text != self.tokenizer.unk_token or id_ == end_token(self.tokenizer)
         }
+        self._messages: dict[str, list[int]] = {}
         self._told_unknown = self._told_long = False
         self._frame, self._reply_frame = self._frames(system, reply is not None) if chat else (([], []), ([], []))
 
@@ -135,7 +138,12 @@ class TextTask:
 
         Raises: DataError if it is empty, longer than `max_prompt_tokens`, or would hold a special token.
         """
-        message = self._encode("prompt", item.key, item.prompt)
+        message = self._messages.get(item.prompt)
+        if message is None:
+            message = self._encode("prompt", item.key, item.prompt)
+            if len(self._messages) >= KEPT:
+                self._messages.clear()
+            self._messages[item.prompt] = message
         if not message:
             raise DataError("prompt", item.key, "it is empty; give a prompt of at least one token")
         before, after = self._frame

@@ -163,11 +163,12 @@ def _shares(
     """Of some queries at a time: where they are in [t Q], how many keys they may see, and softmax(scale Q K^T)."""
     first, width = block.first, block.keys.width
     heads, group = len(query) // block.keys.rows, query.shape[1] // block.queries.width
-    unseen_rTT = texts.unseen_RTT.expand(texts.rows, -1, -1)[block.rows]
+    alike = len(texts.unseen_RTT) == 1
+    unseen_rTT = texts.unseen_RTT if alike else texts.unseen_RTT[block.rows]
+    unseen_rGTQT = unseen_rTT[:, None, :, None].expand(-1, 1 if alike else heads, -1, group, -1)
     for begin in range(first, width, PLACES):
         end = min(begin + PLACES, width)
         queries = slice((begin - first) * group, (end - first) * group)
-        scores = torch.bmm(query[:, queries], key[:, :end].mT).mul_(scale)
-        by_places = scores.view(-1, heads, end - begin, group, end)
-        by_places.add_(unseen_rTT[:, None, begin:end, None, :end])
+        unseen = unseen_rGTQT[:, :, begin:end, :, :end].flatten(2, 3).flatten(0, 1)
+        scores = torch.baddbmm(unseen, query[:, queries], key[:, :end].mT, alpha=scale)
         yield queries, end, scores.softmax(-1)

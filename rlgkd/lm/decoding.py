@@ -95,18 +95,17 @@ def decode(
             logits_BV = companion.mix(writers[1].logits(), logits_BV)
         if filters:
             logits_BV = filters(logits_BV)
+        place = active, length_B[active]
         if uniforms_BT is None:
             token_B = logits_BV.argmax(-1)
             logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
         else:
-            uniform_B = uniforms_BT[active, length_B[active]]
-            token_B, logp_B = sample(logits_BV, torch.from_numpy(uniform_B).to(lm.device))
-        place = active, length_B[active]
-        ids_BT[place], logp_BT[place] = token_B.cpu().numpy(), logp_B.cpu().numpy()
-        length_B[active] += 1
+            token_B, logp_B = sample(logits_BV, torch.from_numpy(uniforms_BT[place]).to(lm.device))
+        ids_B, after_B = token_B.cpu().numpy(), place[1] + 1
+        ids_BT[place], logp_BT[place], length_B[active] = ids_B, logp_B.cpu().numpy(), after_B
         if on_step is not None and not on_step(len(active)):
             break
-        going = (ids_BT[place] != end) & (length_B[active] < limit_B[active])
+        going = (ids_B != end) & (after_B < limit_B[active])
         if stops is not None:
             for n in np.flatnonzero(going):
                 going[n] = not stops(_written(ids_BT, length_B, active[n]))

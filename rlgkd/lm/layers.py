@@ -119,9 +119,9 @@ def _layer(
     if on_layer is not None:
         on_layer(key, value)
     seen = attended(query, key, value, texts, asked, own.scaling)
-    state_NH = state_NH + wide(seen.flatten(1), own.o_proj.weight, own.o_proj.bias)
+    state_NH = wide(seen.flatten(1), own.o_proj.weight, own.o_proj.bias).add_(state_NH)
     gate, up = normed_products(state_NH, layer.post_attention_layernorm.weight, root_of_eps, mlp.gate_proj, mlp.up_proj)
-    return state_NH + gated_product(gate, up, mlp.down_proj)
+    return gated_product(gate, up, mlp.down_proj).add_(state_NH)
 
 
 class _Tied(torch.autograd.Function):

@@ -9,7 +9,7 @@ write the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu, softmax
+from torch.nn.functional import silu
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.lm import layers
 from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import LanguageModel, Progress
-from rlgkd.lm.passes import normed, signed, turned
+from rlgkd.lm.one_token import FewCalls, Kernels, Parts
 from rlgkd.lm.products import Product, thin, wide_products
 from rlgkd.lm.texts import Texts
 
@@ -118,10 +118,10 @@ class LayersWriter:
     The cache has S slots, one for each of the B rows and for those that have ended, whose slots wait for others. A slot
     has T columns. In a step all rows write to the same column, wherever they are in their texts: the cache is a ring,
     and a row that begins has its prompt in the columns before the next. Keys are rotated already, so their order means
-    nothing to attention; the columns that a slot may see are told by `unseen`. Once the ring has gone round, a step
-    reads all of it, until no row is left. G key heads of size D, each of which answers several query heads: they stand
-    as so many queries of one head. A layer's heads are in the order queries, keys, values, K in all; the last 2 G are
-    cached.
+    nothing to attention; the columns that a slot may see are told by `unseen`. A step reads from the oldest column that
+    a row still sees to the latest, or all of the ring where its end lies between them. G key heads of size D, each of
+    which answers several query heads: they stand as so many queries of one head, Z = S G in all. A layer's heads are in
+    the order queries, keys, values, K in all; the last 2 G are cached.
 
     If the model is to be compiled, shapes stay the same: all slots and columns take part in each step.
     """
@@ -137,26 +137,23 @@ class LayersWriter:
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
         self.key_heads = config.num_key_value_heads
         depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.caches = [  # keys and values apart: each is [S G, T, D] to attention's products, without a copy
-            torch.zeros(2, rows, self.key_heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers
+        self.caches = [  # keys and values apart: each is a matrix for each of Z to attention's products, without a copy
+            torch.zeros(2, rows * self.key_heads, size, depth, dtype=dtype, device=device) for _ in lm.body.layers
         ]
-        self.unseen_SG1T = torch.full((rows, self.key_heads, 1, size), -torch.inf, dtype=dtype, device=device)
+        self.unseen_Z1T = torch.full((rows * self.key_heads, 1, size), -torch.inf, dtype=dtype, device=device)
         self.place_S = torch.zeros(rows, dtype=torch.long, device=device)
-        self.written = self.upto = 0
         self.column_T1 = torch.arange(size, device=device).split(1)
+        self.written = self.since = 0
+        self.begun_S = np.zeros(rows, dtype=np.int64)
         self.slot_B = np.zeros(0, dtype=np.int64)
         self.apart_B: Tensor | None = None
         self.state_BH = lm.head.weight.new_empty(0, lm.head.in_features)
-        self.layers = [_Layer.of(layer, laid_out) for layer in lm.body.layers]
-        self.eps = config.rms_norm_eps
-        self.root_of_eps = self.state_BH.new_tensor(self.eps**0.5)
-        place_T = torch.arange(size, device=device)
-        cos_TD, sin_TD = (table[0] for table in lm.body.rotary_emb(self.state_BH, place_T[None]))
-        turned = config.num_attention_heads + self.key_heads
-        self.cos_TKD, self.sin_TKD = (  # values are turned by nothing
-            torch.cat([table[:, None].expand(-1, turned, -1), table.new_full((size, self.key_heads, depth), still)], 1)
-            for table, still in ((cos_TD, 1), (signed(sin_TD), 0))
-        )
+        cos_TD, sin_TD = (x[0] for x in lm.body.rotary_emb(self.state_BH, torch.arange(size, device=device)[None]))
+        kind = FewCalls if device.type == "cpu" and dtype.itemsize >= 4 and not lm.compiled else Kernels
+        heads = config.num_attention_heads + 2 * self.key_heads
+        self.parts: Parts = kind(cos_TD, sin_TD, heads=heads, still=self.key_heads, eps=config.rms_norm_eps)
+        self.layers = [_Layer.of(layer, self.parts, laid_out) for layer in lm.body.layers]
+        self.norm = self.parts.norm(lm.body.norm.weight)
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
         through = LayersWriter._through_the_layers
         self.step = torch.compile(through) if lm.compiled else through
@@ -181,16 +178,14 @@ class LayersWriter:
         """As of `Writer`."""
         length_N = np.array([len(prompts[place]) for place in places])
         if not len(self.slot_B):
-            self.written = self.upto = int(length_N.max())
-        if length_N.max() > self.written:  # it begins at the ring's end
-            self.upto = self.size
+            self.written = int(length_N.max())
         free_N = np.setdiff1d(np.arange(len(self.place_S)), self.slot_B)[: len(places)]
         back_T = (self.written - 1 - np.arange(self.size)) % self.size  # how far a column is behind the latest
         behind_NT = self._there(back_T >= length_N[:, None])
         slot_N = self._there(free_N)
-        unseen_NT = self.unseen_SG1T.new_zeros(behind_NT.shape).masked_fill_(behind_NT, -torch.inf)
-        self.unseen_SG1T[slot_N] = unseen_NT[:, None, None]
-        self.place_S[slot_N] = self._there(length_N)
+        unseen_NT = self.unseen_Z1T.new_zeros(behind_NT.shape).masked_fill_(behind_NT, -torch.inf)
+        self.unseen_Z1T.unflatten(0, (-1, self.key_heads))[slot_N] = unseen_NT[:, None, None]
+        self.place_S[slot_N], self.begun_S[free_N] = self._there(length_N), self.written - length_N
         state_PH = self._read(prompts, free_N, places)
         self.slot_B = np.concatenate([self.slot_B, free_N])
         self.state_BH = torch.cat([self.state_BH, state_PH[self._there(places)]])
@@ -203,7 +198,8 @@ class LayersWriter:
         """
         length_P = np.array([len(prompt) for prompt in prompts])
         width = int(length_P.max())
-        rows = [[*prompt, *[self.lm.pad] * (width - len(prompt))] for prompt in prompts]
+        pad = self.lm.pad
+        rows = [[*prompt, *[pad] * (width - len(prompt))] for prompt in prompts]
         tokens_PT = torch.tensor(rows, device=self.lm.device)
         last_P = self._there(np.arange(len(prompts)) * width + length_P - 1)
         # Each of the M tokens that are copied comes from a place in the flattened [P, T] and goes to a slot's column.
@@ -214,8 +210,9 @@ class LayersWriter:
         column_M = self._there((number_M + np.repeat(self.written - length_N, length_N)) % self.size)
         caches = iter(self.caches)
 
-        def keep(from_M: Tensor, *read: Tensor) -> None:
-            for cache_SGTD, read_NGD in zip(next(caches), read, strict=True):
+        def keep(from_M: Tensor, key_NGD: Tensor, value_NGD: Tensor) -> None:
+            cache_2SGTD = next(caches).unflatten(1, (-1, self.key_heads))
+            for cache_SGTD, read_NGD in zip(cache_2SGTD, (self.parts.in_order(key_NGD, -1), value_NGD), strict=True):
                 cache_SGTD[slot_M, :, column_M] = read_NGD[from_M].to(cache_SGTD.dtype)
 
         if layers.readable(self.lm.body):
@@ -236,20 +233,23 @@ class LayersWriter:
         """What each step needs to know of the rows there are now."""
         whole = np.array_equal(self.slot_B, np.arange(len(self.place_S)))
         self.apart_B = None if whole else self._there(self.slot_B)
+        self.since = int(self.begun_S[self.slot_B].min(initial=self.written))
 
     def write(self, token_B: Tensor) -> None:
         """As of `Writer`."""
-        column, self.written = self.written % self.size, self.written + 1
-        self.upto = min(max(self.upto, column + 1), self.size)
+        column, first, seen = self.written % self.size, self.since % self.size, self.written + 1 - self.since
+        if self.lm.compiled or first + seen > self.size:
+            first, seen = 0, self.size
         token_S = token_B
         if self.apart_B is not None:  # slots that have ended write too: nobody reads it
             token_S = torch.zeros_like(self.place_S).index_copy(0, self.apart_B, token_B)
-        column_1 = self.column_T1[column]
-        self.unseen_SG1T.index_fill_(-1, column_1, 0.0)
-        unseen_SG1T = self.unseen_SG1T if self.lm.compiled else self.unseen_SG1T[..., : self.upto]
-        state_SH = self.step(self, token_S, self.place_S, column_1, unseen_SG1T)
+            self.place_S.clamp_(max=self.size - 1)
+        self.unseen_Z1T.select(-1, column).zero_()
+        where = self.column_T1[column] if self.lm.compiled else column
+        state_SH = self.step(self, token_S, self.place_S, where, first, self.unseen_Z1T.narrow(-1, first, seen))
         self.state_BH = state_SH if self.apart_B is None else state_SH[self.apart_B]
-        self.place_S.add_(1).clamp_(max=self.size - 1)
+        self.place_S.add_(1)
+        self.written += 1
 
     def _there(self, numbers: np.ndarray) -> Tensor:
         """Numbers of the host on the model's device."""
@@ -257,94 +257,81 @@ class LayersWriter:
 
     def _move_together(self) -> None:
         kept = self._there(self.slot_B)
-        for layer, cache_2SGTD in enumerate(self.caches):
-            together_2SGTD = cache_2SGTD.new_zeros(2, len(kept), *cache_2SGTD.shape[2:])
-            together_2SGTD[:, :, :, : self.upto] = cache_2SGTD[:, kept, :, : self.upto]
-            self.caches[layer] = together_2SGTD
-        self.unseen_SG1T, self.place_S = self.unseen_SG1T[kept], self.place_S[kept]
-        self.slot_B = np.arange(len(kept))
 
-    def _through_the_layers(self, token_S: Tensor, place_S: Tensor, column_1: Tensor, unseen_SG1T: Tensor) -> Tensor:
-        """[S, H]: the states behind the tokens, which stand at these places of their texts, and all in one column."""
+        def moved(x: Tensor, axis: int) -> Tensor:
+            by_slots: Tensor = x.unflatten(axis, (-1, self.key_heads))
+            return by_slots.index_select(axis, kept).flatten(axis, axis + 1)
+
+        self.caches = [moved(cache_2ZTD, 1) for cache_2ZTD in self.caches]
+        self.unseen_Z1T, self.place_S = moved(self.unseen_Z1T, 0), self.place_S[kept]
+        self.begun_S, self.slot_B = self.begun_S[self.slot_B], np.arange(len(kept))
+
+    def _through_the_layers(
+        self, token_S: Tensor, place_S: Tensor, column: Tensor | int, first: int, unseen_Z1T: Tensor
+    ) -> Tensor:
+        """[S, H]: the states behind the tokens, which stand at these places of their texts, and all in one column.
+
+        They see those columns from the first that `unseen` tells of.
+        """
+        parts, key_heads, (rows, _, seen) = self.parts, self.key_heads, unseen_Z1T.shape
         state_SH = self.lm.body.embed_tokens(token_S)
-        cos_SKD, sin_SKD = self.cos_TKD.index_select(0, place_S), self.sin_TKD.index_select(0, place_S)
-        for layer, cache_2SGTD in zip(self.layers, self.caches, strict=True):
-            heads_SKD = layer.qkv(self._normed(state_SH, layer.before_attention)).view_as(cos_SKD)
-            if layer.query_and_key_norm is not None:
-                turned_SKD = heads_SKD[:, : -self.key_heads]
-                turned_SKD.copy_(self._normed(turned_SKD, layer.query_and_key_norm))
-            heads_SKD = turned(heads_SKD, cos_SKD, sin_SKD).to(cache_2SGTD.dtype)
-            queries_SGQD = heads_SKD[:, : -2 * self.key_heads].unflatten(1, (self.key_heads, -1))
-            new_2SG1D = heads_SKD[:, -2 * self.key_heads :].unflatten(1, (2, -1)).transpose(0, 1)[:, :, :, None]
-            cache_2SGTD.index_copy_(3, column_1, new_2SG1D)
-            keys_SGTD, values_SGTD = cache_2SGTD[..., : unseen_SG1T.shape[-1], :].unbind()
-            attended_SGQD = _attended(queries_SGQD, keys_SGTD, values_SGTD, unseen_SG1T, layer.scale)
-            state_SH = layer.out(attended_SGQD.reshape(len(token_S), -1), state_SH)
-            gate, up = layer.gate_up(self._normed(state_SH, layer.before_mlp)).chunk(2, dim=-1)
+        turns = parts.turns(place_S)
+        for layer, cache_2ZTD in zip(self.layers, self.caches, strict=True):
+            heads_SKD = layer.qkv(layer.before_attention(state_SH)).view(len(token_S), -1, cache_2ZTD.shape[-1])
+            if layer.of_queries_and_keys is not None:
+                turned_SKD = heads_SKD[:, :-key_heads]
+                turned_SKD.copy_(layer.of_queries_and_keys(turned_SKD))
+            heads_SKD = parts.turned(heads_SKD, turns).to(cache_2ZTD.dtype)
+            new_2SGD = heads_SKD[:, -2 * key_heads :].unflatten(1, (2, -1)).transpose(0, 1)
+            if isinstance(column, int):
+                cache_2ZTD.select(2, column).view(new_2SGD.shape).copy_(new_2SGD)
+            else:
+                cache_2ZTD.index_copy_(2, column, new_2SGD.flatten(1, 2)[:, :, None])
+            keys_ZTD, values_ZTD = cache_2ZTD.narrow(2, first, seen).unbind()
+            queries_ZQD = heads_SKD[:, : -2 * key_heads].reshape(rows, -1, cache_2ZTD.shape[-1])
+            attended_ZQD = parts.attended(queries_ZQD, keys_ZTD, values_ZTD, unseen_Z1T, layer.scale)
+            state_SH = layer.out(attended_ZQD.view(len(token_S), -1), state_SH)
+            gate, up = layer.gate_up(layer.before_mlp(state_SH)).chunk(2, dim=-1)
             state_SH = layer.down(silu(gate).mul_(up), state_SH)
-        return self._normed(state_SH, self.lm.body.norm.weight)
-
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """As of rlgkd.lm.passes, where nothing adds up in more than float32."""
-        return normed(x, weight, self.root_of_eps) if _plain(x) else rms_norm(x, x.shape[-1:], None, self.eps) * weight
+        return self.norm(state_SH)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """The weights of one layer, as `LayersWriter` reads them."""
+    """One layer, as `LayersWriter` reads it."""
 
-    before_attention: Tensor
+    before_attention: Callable[[Tensor], Tensor]
     qkv: Product
-    query_and_key_norm: Tensor | None
-    """[query and key heads, D]."""
+    of_queries_and_keys: Callable[[Tensor], Tensor] | None
     scale: float
     out: Product
-    before_mlp: Tensor
+    before_mlp: Callable[[Tensor], Tensor]
     gate_up: Product
     down: Product
 
     @staticmethod
-    def of(layer: Any, rows: int | None) -> _Layer:
+    def of(layer: Any, parts: Parts, rows: int | None) -> _Layer:
         """Of a layer of the model; `rows` as of `thin`."""
         attention, mlp = layer.self_attn, layer.mlp
+        turned = attention.q_proj, attention.k_proj
+        weights = [parts.in_order(merged_weight(part), 0) for part in turned]
+        biases = [None if part.bias is None else parts.in_order(part.bias, 0) for part in turned]
+        norm = None
+        if hasattr(attention, "q_norm"):
+            heads = [len(weight) // attention.head_dim for weight in weights]
+            norms = zip((attention.q_norm, attention.k_norm), heads, strict=True)
+            norm = parts.norm(parts.in_order(torch.cat([part.weight.expand(n, -1) for part, n in norms]), -1))
 
         def together(*parts: nn.Linear) -> Product:
             return thin([merged_weight(part) for part in parts], [part.bias for part in parts], rows)
 
         return _Layer(
-            before_attention=layer.input_layernorm.weight,
-            qkv=together(attention.q_proj, attention.k_proj, attention.v_proj),
-            query_and_key_norm=_query_and_key_norm(attention) if hasattr(attention, "q_norm") else None,
+            before_attention=parts.norm(layer.input_layernorm.weight),
+            qkv=thin([*weights, merged_weight(attention.v_proj)], [*biases, attention.v_proj.bias], rows),
+            of_queries_and_keys=norm,
             scale=attention.scaling,
             out=together(attention.o_proj),
-            before_mlp=layer.post_attention_layernorm.weight,
+            before_mlp=parts.norm(layer.post_attention_layernorm.weight),
             gate_up=together(mlp.gate_proj, mlp.up_proj),
             down=together(mlp.down_proj),
         )
-
-
-def _query_and_key_norm(attention: Any) -> Tensor:
-    depth = attention.head_dim
-    heads = attention.q_proj.out_features // depth, attention.k_proj.out_features // depth
-    norms = attention.q_norm, attention.k_norm
-    return torch.cat([norm.weight.expand(n, -1) for norm, n in zip(norms, heads, strict=True)])
-
-
-def _plain(x: Tensor) -> bool:
-    """Whether what follows is written out: in float32 on a CPU, where the fewest calls count.
-
-    torch's kernel for attention is made there for blocks of tokens and takes up to twice as long for one, its norm is
-    ten calls. In half precision both add up in float32, as what is written out would not.
-    """
-    return x.device.type == "cpu" and x.dtype.itemsize >= 4
-
-
-def _attended(
-    queries_SGQD: Tensor, keys_SGTD: Tensor, values_SGTD: Tensor, unseen_SG1T: Tensor, scale: float
-) -> Tensor:
-    """[S, G, Q, D]: attention of the queries of one token, with -inf added where it may not look."""
-    if not _plain(queries_SGQD):
-        return scaled_dot_product_attention(queries_SGQD, keys_SGTD, values_SGTD, attn_mask=unseen_SG1T, scale=scale)
-    queries, keys, values, unseen = (t.flatten(0, 1) for t in (queries_SGQD, keys_SGTD, values_SGTD, unseen_SG1T))
-    shares = softmax(torch.baddbmm(unseen, queries, keys.mT, alpha=scale), -1)
-    return torch.bmm(shares, values).view_as(queries_SGQD)

@@ -64,9 +64,9 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         p_BNK = p_BV.unflatten(1, (-1, _BLOCK))
         block_BN = p_BNK.sum(-1)
     upto_BN = block_BN.cumsum(-1, dtype=wide)
-    total_B1 = upto_BN[:, -1:]  # 1, but for the rounding of p
+    total_B1 = upto_BN.narrow(1, -1, 1)  # 1, but for the rounding of p
     target_B1 = uniform_B.detach().to(wide).unsqueeze(-1) * total_B1
-    if not bool(((target_B1 >= 0.0) & (target_B1 <= total_B1)).all()):
+    if not torch.equal(target_B1.clamp(min=0.0).minimum(total_B1), target_B1):  # a NaN is equal to nothing
         _explain(total_B1, uniform_B)
 
     n_B1 = _first_above(upto_BN, block_BN, target_B1)
@@ -77,7 +77,7 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         p_BK = p_BNK[torch.arange(len(n_B1), device=p_BV.device), n_B1[:, 0]]
         k_B1 = _first_above(p_BK.cumsum(-1, dtype=wide), p_BK, (target_B1 - before_B1).clamp_(min=0.0))
         token_B1, p_B1 = n_B1 * _BLOCK + k_B1, p_BK.gather(1, k_B1)
-    return token_B1[:, 0], (p_B1 / total_B1).log().to(dtype)[:, 0]
+    return token_B1.squeeze(1), (p_B1 / total_B1).log().to(dtype).squeeze(1)
 
 
 def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:
@@ -119,7 +119,7 @@ def _first_above(cumulative_BK: Tensor, weight_BK: Tensor, target_B1: Tensor) ->
     """
     if cumulative_BK.device.type != "cpu":
         cumulative_BK = _rising(cumulative_BK, weight_BK)
-    below_B1 = cumulative_BK[:, -1:] * (1.0 - torch.finfo(cumulative_BK.dtype).eps)
+    below_B1 = cumulative_BK.narrow(1, -1, 1) * (1.0 - torch.finfo(cumulative_BK.dtype).eps)
     return torch.searchsorted(cumulative_BK, torch.minimum(target_B1, below_B1), right=True)
 
 
