@@ -8,7 +8,7 @@ of places where nothing is asked, no scores are formed. Long rows are read by to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,40 +29,50 @@ PLACES = 32
 
 @dataclass(frozen=True)
 class Part:
-    """Those tokens of some rows that stand from a place of each on."""
+    """The heads of those tokens of r rows that stand from a place of each on, by rows: [r, t], G heads of Q each.
+
+    Where no token stands, by rows, there are the heads of another one.
+    """
 
     which: slice
-    """Among all there are."""
-    place_n: Tensor
-    """Where each stands in the flattened [r, t]."""
-    rows: int
-    width: int
+    """Of the tokens, among all there are."""
+    from_m: Tensor
+    """[r G t Q]: which of their heads each is."""
+    to_m: Tensor
+    """[n G Q]: where each of their heads stands."""
+    absent_m: Tensor
+    """Where no token stands."""
+    shape: tuple[int, int]
 
     @staticmethod
-    def of(place_M: Tensor, rows: slice, row_width: int, first: int, end: int) -> Part:
+    def of(place_M: Tensor, rows: slice, row_width: int, first: int, end: int, heads: int, group: int) -> Part:
         """Of tokens that stand in this order at these places of rows of `row_width`, those from `first` to `end`."""
         bounds = torch.tensor([rows.start * row_width, rows.stop * row_width], device=place_M.device)
         which = slice(*torch.searchsorted(place_M, bounds).tolist())
-        place_n = place_M[which] - rows.start * row_width
-        place_n = place_n // row_width * (end - first) + place_n % row_width - first
-        return Part(which, place_n, rows.stop - rows.start, end - first)
+        r, t, number = rows.stop - rows.start, end - first, torch.arange(heads * group, device=place_M.device)
+        row_n, place_n = place_M[which] // row_width - rows.start, place_M[which] % row_width - first
+        token_rt = place_M.new_full((r, t), -1)
+        token_rt[row_n, place_n] = torch.arange(len(row_n), device=place_M.device)
+        token_rGtQ = token_rt[:, None, :, None].expand(-1, heads, -1, group)
+        from_rGtQ = token_rGtQ.clamp(min=0) * heads * group + number.view(heads, 1, group)
+        to_n = row_n * heads * t * group + place_n * group
+        to_nK = to_n[:, None] + number // group * t * group + number % group
+        absent_m = (token_rGtQ.flatten() < 0).nonzero()[:, 0]
+        return Part(which, from_rGtQ.flatten(), to_nK.flatten(), absent_m, (r * heads, t * group))
 
-    def by_heads(self, x_MKD: Tensor, heads: int) -> Tensor:
-        """[r G, t Q, D]: what belongs to these tokens, as each of G heads sees it, and 0 where none stands."""
-        x_nKD, size = x_MKD[self.which], self.rows * self.width
-        if len(self.place_n) < size:
-            x_nKD = x_nKD.new_zeros(size, *x_nKD.shape[1:]).index_copy_(0, self.place_n, x_nKD)
-        by_rows = x_nKD.view(self.rows, self.width, heads, -1, x_nKD.shape[-1])
-        return by_rows.transpose(1, 2).reshape(self.rows * heads, -1, x_nKD.shape[-1])
+    def by_rows(self, x_MKD: Tensor) -> Tensor:
+        """[r G, t Q, D]: what belongs to these heads."""
+        x_mD = x_MKD[self.which].flatten(0, 1).index_select(0, self.from_m)
+        return x_mD.view(*self.shape, x_MKD.shape[-1])
 
-    def put(self, x: Tensor, heads: int, into_MKD: Tensor) -> None:
-        """The way back from `by_heads`."""
-        by_heads = x.view(self.rows, heads, self.width, -1, x.shape[-1]).transpose(1, 2)
-        into_nKD = into_MKD[self.which]
-        if len(self.place_n) == self.rows * self.width:
-            into_nKD.view(by_heads.shape).copy_(by_heads)
-        else:
-            torch.index_select(by_heads.reshape(-1, *into_nKD.shape[1:]), 0, self.place_n, out=into_nKD)
+    def alone(self, x: Tensor) -> Tensor:
+        """What is by rows, with 0 where no token stands, in place."""
+        x.flatten(0, 1).index_fill_(0, self.absent_m, 0.0)
+        return x
+
+    def put(self, x: Tensor, into_MKD: Tensor) -> None:
+        """The way back from `by_rows`."""
+        torch.index_select(x.flatten(0, 1), 0, self.to_m, out=into_MKD[self.which].flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Block:
     rows: slice
     first: int
     """The place before which nothing is asked."""
+    end: int
     queries: Part
     keys: Part
 
@@ -84,22 +95,26 @@ class Asked:
     blocks: tuple[Block, ...] | None
 
     @staticmethod
-    def of(texts: Texts, place_M: Tensor, query_heads: int) -> Asked:
-        """Of queries that stand at these places, in rising order, of the flattened [R, T]."""
+    def of(texts: Texts, places: Sequence[Tensor], heads: int, group: int) -> tuple[Asked, ...]:
+        """For each of `places`: of queries that stand there, in rising order, in the flattened [R, T]."""
         if texts.width > SHORT:
-            return Asked(place_M, None)
+            return tuple(Asked(place_M, None) for place_M in places)
         behind_R = torch.searchsorted(texts.place_N, texts.width * torch.arange(1, texts.rows + 1))
         ends = (texts.place_N[behind_R - 1] % texts.width + 1).tolist()
-        first = int((place_M % texts.width).min()) if len(place_M) else 0
-        blocks, start = [], 0
+        firsts = [int((place_M % texts.width).min()) if len(place_M) else 0 for place_M in places]
+        blocks: list[list[Block]] = [[] for _ in places]
+        start = 0
         while start < texts.rows:
-            left, most = texts.rows - start, max(1, SCORES // (query_heads * PLACES * max(ends[start:])))
+            left, most = texts.rows - start, max(1, SCORES // (heads * group * PLACES * max(ends[start:])))
             rows = slice(start, start + -(-left // -(-left // most)))  # no small ones in the end
             start, end = rows.stop, max(ends[rows])
-            if end > first:
-                queries = Part.of(place_M, rows, texts.width, first, end)
-                blocks.append(Block(rows, first, queries, Part.of(texts.place_N, rows, texts.width, 0, end)))
-        return Asked(place_M, tuple(blocks))
+            keys = Part.of(texts.place_N, rows, texts.width, 0, end, heads, 1)
+            for some, place_M, first in zip(blocks, places, firsts, strict=True):
+                if end > first:
+                    queries = Part.of(place_M, rows, texts.width, first, end, heads, group)
+                    if queries.which.start < queries.which.stop:
+                        some.append(Block(rows, first, end, queries, keys))
+        return tuple(Asked(place_M, tuple(some)) for place_M, some in zip(places, blocks, strict=True))
 
 
 def attended(query_MKD: Tensor, key_NGD: Tensor, value_NGD: Tensor, texts: Texts, asked: Asked, scale: float) -> Tensor:
@@ -123,16 +138,16 @@ class _Attended(torch.autograd.Function):
         ctx: Any, query_MKD: Tensor, key_NGD: Tensor, value_NGD: Tensor, texts: Texts, blocks: tuple[Block, ...],
         scale: float,
     ) -> Tensor:  # fmt: skip
-        ctx.texts, ctx.blocks, ctx.scale, heads = texts, blocks, scale, key_NGD.shape[1]
+        ctx.texts, ctx.blocks, ctx.scale = texts, blocks, scale
         ctx.save_for_backward(query_MKD, key_NGD, value_NGD)
         attended_MKD = torch.empty_like(query_MKD)
         for block in blocks:
-            query = block.queries.by_heads(query_MKD, heads)
-            key, value = (block.keys.by_heads(x, heads) for x in (key_NGD, value_NGD))
+            query = block.queries.by_rows(query_MKD)
+            key, value = (block.keys.by_rows(x) for x in (key_NGD, value_NGD))
             attended = torch.empty_like(query)
             for queries, end, shares in _shares(query, key, block, texts, scale):
                 attended[:, queries] = torch.bmm(shares, value[:, :end])
-            block.queries.put(attended, heads, attended_MKD)
+            block.queries.put(attended, attended_MKD)
         return attended_MKD
 
     @staticmethod
@@ -140,10 +155,9 @@ class _Attended(torch.autograd.Function):
     def backward(ctx: Any, upstream_MKD: Tensor) -> tuple[Tensor | None, ...]:
         query_MKD, key_NGD, value_NGD = ctx.saved_tensors
         of_query_MKD, of_key_NGD, of_value_NGD = (torch.zeros_like(x) for x in (query_MKD, key_NGD, value_NGD))
-        heads = key_NGD.shape[1]
         for block in ctx.blocks:
-            query, upstream = (block.queries.by_heads(x, heads) for x in (query_MKD, upstream_MKD))
-            key, value = (block.keys.by_heads(x, heads) for x in (key_NGD, value_NGD))
+            query, upstream = block.queries.by_rows(query_MKD), block.queries.alone(block.queries.by_rows(upstream_MKD))
+            key, value = (block.keys.by_rows(x) for x in (key_NGD, value_NGD))
             of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
             for queries, end, shares in _shares(query, key, block, ctx.texts, ctx.scale):
                 of_value[:, :end] += torch.bmm(shares.mT, upstream[:, queries])
@@ -151,9 +165,9 @@ class _Attended(torch.autograd.Function):
                 slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype).mul_(ctx.scale)
                 of_query[:, queries] = torch.bmm(slope, key[:, :end])
                 of_key[:, :end] += torch.bmm(slope.mT, query[:, queries])
-            block.queries.put(of_query, heads, of_query_MKD)
-            block.keys.put(of_key, heads, of_key_NGD)
-            block.keys.put(of_value, heads, of_value_NGD)
+            block.queries.put(of_query, of_query_MKD)
+            block.keys.put(of_key, of_key_NGD)
+            block.keys.put(of_value, of_value_NGD)
         return of_query_MKD, of_key_NGD, of_value_NGD, None, None, None
 
 
@@ -161,14 +175,13 @@ def _shares(
     query: Tensor, key: Tensor, block: Block, texts: Texts, scale: float
 ) -> Iterator[tuple[slice, int, Tensor]]:
     """Of some queries at a time: where they are in [t Q], how many keys they may see, and softmax(scale Q K^T)."""
-    first, width = block.first, block.keys.width
-    heads, group = len(query) // block.keys.rows, query.shape[1] // block.queries.width
+    heads, group = len(key) // (block.rows.stop - block.rows.start), query.shape[1] // (block.end - block.first)
     alike = len(texts.unseen_RTT) == 1
     unseen_rTT = texts.unseen_RTT if alike else texts.unseen_RTT[block.rows]
     unseen_rGTQT = unseen_rTT[:, None, :, None].expand(-1, 1 if alike else heads, -1, group, -1)
-    for begin in range(first, width, PLACES):
-        end = min(begin + PLACES, width)
-        queries = slice((begin - first) * group, (end - first) * group)
+    for begin in range(block.first, block.end, PLACES):
+        end = min(begin + PLACES, block.end)
+        queries = slice((begin - block.first) * group, (end - block.first) * group)
         unseen = unseen_rGTQT[:, :, begin:end, :, :end].flatten(2, 3).flatten(0, 1)
         scores = torch.baddbmm(unseen, query[:, queries], key[:, :end].mT, alpha=scale)
         yield queries, end, scores.softmax(-1)

@@ -82,7 +82,8 @@ def read(
     turn_ND = cos_ND[:, None], signed(sin_ND)[:, None]
     root_of_eps = state_NH.new_tensor(body.config.rms_norm_eps**0.5)
     places = texts.place_N, texts.place_N[wanted_M]
-    of_all, of_wanted = (Asked.of(texts, place, body.config.num_attention_heads) for place in places)
+    heads = body.config.num_key_value_heads
+    of_all, of_wanted = Asked.of(texts, places, heads, body.config.num_attention_heads // heads)
     for number, layer in enumerate(body.layers):
         last = number == len(body.layers) - 1
         asked = (of_wanted, wanted_M) if last else (of_all, None)

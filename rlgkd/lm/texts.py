@@ -26,12 +26,12 @@ class Texts:
     def of(tokens_RT: Tensor, positions_RT: Tensor, there_RT: Tensor, seen_RTT: Tensor, dtype: torch.dtype) -> Texts:
         """Of rows with padding where `there_RT` is false; `seen_RTT` is true where a token sees another.
 
-        N is rounded up to one of sixteen sizes from each power of two to the next, by padding if there is any: products
+        N is rounded up to one of 32 sizes from each power of two to the next, by padding if there is any: products
         prepare themselves for each size anew (rlgkd.lm.products).
         """
         there = there_RT.flatten()
         tokens = int(there.sum())
-        more = -tokens % max(1, 2 ** (tokens.bit_length() - 5))
+        more = -tokens % max(1, 2 ** (tokens.bit_length() - 6))
         place_N = (there | ((~there).cumsum(0) <= more)).nonzero()[:, 0]
         rows, width = tokens_RT.shape
         unseen_RTT = unseen(seen_RTT, dtype)

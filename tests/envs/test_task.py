@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rlgkd.envs import ListItems, TextTask
+from rlgkd.envs import task as task_module
 from rlgkd.envs.task import build_task
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.types import Item, Task
@@ -142,6 +143,18 @@ def test_a_prompt_too_long_is_an_error_that_names_item_length_and_remedy(make_ta
         task.encode_prompt(item)
     remedy = f"it has {length} tokens; shorten it or raise max_prompt_tokens, now 4"
     assert length > 4 and str(caught.value) == f"prompt: '0' does not work; {remedy}"
+
+
+def test_a_prompt_that_comes_again_is_not_encoded_anew_and_no_list_is_shared(make_task, monkeypatch) -> None:
+    monkeypatch.setattr(task_module, "KEPT", 2)
+    task, asked = make_task(), []
+    encode = task._encode
+    monkeypatch.setattr(task, "_encode", lambda *given: asked.append(given[2]) or encode(*given))
+    for text in ("a", "b", "a", "c", "c", "b"):  # the third sends the first two away
+        ids = task.encode_prompt(Item(key=text, prompt=text))
+        assert ids == encode("prompt", text, text)
+        ids.clear()
+    assert asked == ["a", "b", "c", "b"]
 
 
 def test_a_prompt_of_just_the_limit_fits(make_task: MakeTask) -> None:

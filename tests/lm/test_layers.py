@@ -205,10 +205,10 @@ def test_numbers_of_tokens_are_few():
         there_RT = torch.arange(128) < torch.tensor([[longest], [40]])
         texts = Texts.padded(torch.zeros(2, 128, dtype=torch.long), there_RT, torch.float32)
         tokens = int(there_RT.sum())
-        assert tokens <= len(texts.place_N) < 1.07 * tokens
+        assert tokens <= len(texts.place_N) < 1.04 * tokens
         assert set(there_RT.flatten().nonzero()[:, 0].tolist()) <= set(texts.place_N.tolist())
         sizes.add(len(texts.place_N))
-    assert len(sizes) <= 12
+    assert len(sizes) <= 24
     whole = Texts.padded(torch.zeros(3, 37, dtype=torch.long), torch.ones(3, 37), torch.float32)
     assert len(whole.place_N) == 111  # no padding is made where there is none
 
