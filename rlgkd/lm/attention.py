@@ -29,15 +29,12 @@ PLACES = 32
 
 @dataclass(frozen=True)
 class Part:
-    """The heads of those tokens of r rows that stand from a place of each on, by rows: [r, t], G heads of Q each.
-
-    Where no token stands, by rows, there are the heads of another one.
-    """
+    """The heads of those tokens of r rows that stand from a place of each on, by rows: [r, t], G heads of Q each."""
 
     which: slice
     """Of the tokens, among all there are."""
     from_m: Tensor
-    """[r G t Q]: which of their heads each is."""
+    """[r G t Q]: which of their heads each is, any where no token stands."""
     to_m: Tensor
     """[n G Q]: where each of their heads stands."""
     absent_m: Tensor
@@ -61,18 +58,13 @@ class Part:
         return Part(which, from_rGtQ.flatten(), to_nK.flatten(), absent_m, (r * heads, t * group))
 
     def by_rows(self, x_MKD: Tensor) -> Tensor:
-        """[r G, t Q, D]: what belongs to these heads."""
+        """[r G, t Q, D]: what belongs to these heads, and 0 where no token stands."""
         x_mD = x_MKD[self.which].flatten(0, 1).index_select(0, self.from_m)
-        return x_mD.view(*self.shape, x_MKD.shape[-1])
-
-    def alone(self, x: Tensor) -> Tensor:
-        """What is by rows, with 0 where no token stands, in place."""
-        x.flatten(0, 1).index_fill_(0, self.absent_m, 0.0)
-        return x
+        return x_mD.index_fill_(0, self.absent_m, 0.0).view(*self.shape, x_MKD.shape[-1])
 
     def put(self, x: Tensor, into_MKD: Tensor) -> None:
         """The way back from `by_rows`."""
-        torch.index_select(x.flatten(0, 1), 0, self.to_m, out=into_MKD[self.which].flatten(0, 1))
+        torch.index_select(x.flatten(0, 1), 0, self.to_m, out=into_MKD[self.which].view(-1, x.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -140,7 +132,7 @@ class _Attended(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.texts, ctx.blocks, ctx.scale = texts, blocks, scale
         ctx.save_for_backward(query_MKD, key_NGD, value_NGD)
-        attended_MKD = torch.empty_like(query_MKD)
+        attended_MKD = torch.empty_like(query_MKD, memory_format=torch.contiguous_format)
         for block in blocks:
             query = block.queries.by_rows(query_MKD)
             key, value = (block.keys.by_rows(x) for x in (key_NGD, value_NGD))
@@ -154,9 +146,11 @@ class _Attended(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream_MKD: Tensor) -> tuple[Tensor | None, ...]:
         query_MKD, key_NGD, value_NGD = ctx.saved_tensors
-        of_query_MKD, of_key_NGD, of_value_NGD = (torch.zeros_like(x) for x in (query_MKD, key_NGD, value_NGD))
+        of_query_MKD, of_key_NGD, of_value_NGD = (
+            torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query_MKD, key_NGD, value_NGD)
+        )
         for block in ctx.blocks:
-            query, upstream = block.queries.by_rows(query_MKD), block.queries.alone(block.queries.by_rows(upstream_MKD))
+            query, upstream = (block.queries.by_rows(x) for x in (query_MKD, upstream_MKD))
             key, value = (block.keys.by_rows(x) for x in (key_NGD, value_NGD))
             of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
             for queries, end, shares in _shares(query, key, block, ctx.texts, ctx.scale):

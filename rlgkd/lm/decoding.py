@@ -83,7 +83,7 @@ def decode(
     begun, end = 0, lm.end
     while True:
         room = at_once - len(active)
-        # A quarter of the rows at a time: a prompt read alone costs about what eight cost together.
+        # Once a quarter of the places is free: a prompt read alone costs about what eight cost together.
         if begun < rows and (not len(active) or (4 * room >= at_once and all(each.admits for each in writers))):
             new = np.arange(begun, min(rows, begun + room))
             first = begun // group

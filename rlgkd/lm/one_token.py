@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, softmax
 from rlgkd.lm.passes import signed, turned
 
 
-class Parts(Protocol):
+class OneToken(Protocol):
     """Made of cos and sin, [T, D], by which the heads of a token in each of T places are rotated.
 
     Z = S G: each of G key heads of each of S rows, to attention, is a row of its own.
@@ -53,7 +53,7 @@ class Parts(Protocol):
 
 
 class FewCalls:
-    """As of `Parts`. Numbers that are turned together stand side by side: a rotation is one product of complex ones."""
+    """As of `OneToken`. What is turned together stands side by side: a rotation is one product of complex numbers."""
 
     def __init__(self, cos_TD: Tensor, sin_TD: Tensor, *, heads: int, still: int, eps: float) -> None:
         self.half, self.eps = cos_TD.shape[1] // 2, eps
@@ -62,35 +62,35 @@ class FewCalls:
         self.turn_TKd = turn_TKd
 
     def norm(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """As of `Parts`: x sqrt(n) w / sqrt(|x|^2 + n eps)."""
+        """As of `OneToken`: x sqrt(n) w / sqrt(|x|^2 + n eps)."""
         size = weight.shape[-1]
         scaled, root = weight * size**0.5, weight.new_tensor((size * self.eps) ** 0.5)
         return lambda x: (x * scaled).div_(vector_norm(x, 2, -1, True).hypot_(root))
 
     def in_order(self, x: Tensor, axis: int) -> Tensor:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         order = torch.arange(x.shape[axis]).view(-1, 2, self.half).mT.flatten()
         return x.index_select(axis, order)
 
     def turns(self, place_S: Tensor) -> tuple[Tensor, ...]:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         return (self.turn_TKd.index_select(0, place_S),)
 
     def turned(self, heads_SKD: Tensor, turns: tuple[Tensor, ...]) -> Tensor:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         torch.view_as_complex(heads_SKD.unflatten(-1, (-1, 2))).mul_(*turns)
         return heads_SKD
 
     def attended(
         self, queries_ZQD: Tensor, keys_ZTD: Tensor, values_ZTD: Tensor, unseen_Z1T: Tensor, scale: float
     ) -> Tensor:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         scores_ZQT = torch.baddbmm(unseen_Z1T, queries_ZQD, keys_ZTD.mT, alpha=scale)
         return torch.bmm(softmax(scores_ZQT, -1), values_ZTD)
 
 
 class Kernels:
-    """As of `Parts`."""
+    """As of `OneToken`."""
 
     def __init__(self, cos_TD: Tensor, sin_TD: Tensor, *, heads: int, still: int, eps: float) -> None:
         self.eps = eps
@@ -99,24 +99,24 @@ class Kernels:
         self.cos_TKD[:, heads - still :], self.sin_TKD[:, heads - still :] = 1, 0
 
     def norm(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         return lambda x: rms_norm(x, x.shape[-1:], None, self.eps) * weight
 
     def in_order(self, x: Tensor, axis: int) -> Tensor:
-        """As of `Parts`: as it is."""
+        """As of `OneToken`: as it is."""
         return x
 
     def turns(self, place_S: Tensor) -> tuple[Tensor, ...]:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         return self.cos_TKD.index_select(0, place_S), self.sin_TKD.index_select(0, place_S)
 
     def turned(self, heads_SKD: Tensor, turns: tuple[Tensor, ...]) -> Tensor:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         return turned(heads_SKD, *turns)
 
     def attended(
         self, queries_ZQD: Tensor, keys_ZTD: Tensor, values_ZTD: Tensor, unseen_Z1T: Tensor, scale: float
     ) -> Tensor:
-        """As of `Parts`."""
+        """As of `OneToken`."""
         query, key, value, unseen = (x[:, None] for x in (queries_ZQD, keys_ZTD, values_ZTD, unseen_Z1T))
         return scaled_dot_product_attention(query, key, value, attn_mask=unseen, scale=scale)[:, 0]

@@ -24,12 +24,15 @@ from transformers.cache_utils import DynamicLayer
 from rlgkd.lm import layers
 from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import LanguageModel, Progress
-from rlgkd.lm.one_token import FewCalls, Kernels, Parts
+from rlgkd.lm.one_token import FewCalls, Kernels, OneToken
 from rlgkd.lm.products import Product, thin, wide_products
 from rlgkd.lm.texts import Texts
 
 CROWDED = 0.75
 """Rows are moved together when fewer than this share of them are still written: moving costs a copy of the cache."""
+
+ALIGNED = 8
+"""Columns that a step begins to read are a multiple of it: an accelerator's attention reads masks by 16 bytes."""
 
 
 class Writer(Protocol):
@@ -151,7 +154,7 @@ class LayersWriter:
         cos_TD, sin_TD = (x[0] for x in lm.body.rotary_emb(self.state_BH, torch.arange(size, device=device)[None]))
         kind = FewCalls if device.type == "cpu" and dtype.itemsize >= 4 and not lm.compiled else Kernels
         heads = config.num_attention_heads + 2 * self.key_heads
-        self.parts: Parts = kind(cos_TD, sin_TD, heads=heads, still=self.key_heads, eps=config.rms_norm_eps)
+        self.parts: OneToken = kind(cos_TD, sin_TD, heads=heads, still=self.key_heads, eps=config.rms_norm_eps)
         self.layers = [_Layer.of(layer, self.parts, laid_out) for layer in lm.body.layers]
         self.norm = self.parts.norm(lm.body.norm.weight)
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
@@ -237,7 +240,8 @@ class LayersWriter:
 
     def write(self, token_B: Tensor) -> None:
         """As of `Writer`."""
-        column, first, seen = self.written % self.size, self.since % self.size, self.written + 1 - self.since
+        since = self.since - self.since % self.size % ALIGNED
+        column, first, seen = self.written % self.size, since % self.size, self.written + 1 - since
         if self.lm.compiled or first + seen > self.size:
             first, seen = 0, self.size
         token_S = token_B
@@ -262,7 +266,8 @@ class LayersWriter:
             by_slots: Tensor = x.unflatten(axis, (-1, self.key_heads))
             return by_slots.index_select(axis, kept).flatten(axis, axis + 1)
 
-        self.caches = [moved(cache_2ZTD, 1) for cache_2ZTD in self.caches]
+        for layer, cache_2ZTD in enumerate(self.caches):  # one by one: old and new ones are not held all at once
+            self.caches[layer] = moved(cache_2ZTD, 1)
         self.unseen_Z1T, self.place_S = moved(self.unseen_Z1T, 0), self.place_S[kept]
         self.begun_S, self.slot_B = self.begun_S[self.slot_B], np.arange(len(kept))
 
@@ -290,7 +295,7 @@ class LayersWriter:
             keys_ZTD, values_ZTD = cache_2ZTD.narrow(2, first, seen).unbind()
             queries_ZQD = heads_SKD[:, : -2 * key_heads].reshape(rows, -1, cache_2ZTD.shape[-1])
             attended_ZQD = parts.attended(queries_ZQD, keys_ZTD, values_ZTD, unseen_Z1T, layer.scale)
-            state_SH = layer.out(attended_ZQD.view(len(token_S), -1), state_SH)
+            state_SH = layer.out(attended_ZQD.reshape(len(token_S), -1), state_SH)
             gate, up = layer.gate_up(layer.before_mlp(state_SH)).chunk(2, dim=-1)
             state_SH = layer.down(silu(gate).mul_(up), state_SH)
         return self.norm(state_SH)
@@ -310,25 +315,25 @@ class _Layer:
     down: Product
 
     @staticmethod
-    def of(layer: Any, parts: Parts, rows: int | None) -> _Layer:
+    def of(layer: Any, parts: OneToken, rows: int | None) -> _Layer:
         """Of a layer of the model; `rows` as of `thin`."""
         attention, mlp = layer.self_attn, layer.mlp
         turned = attention.q_proj, attention.k_proj
         weights = [parts.in_order(merged_weight(part), 0) for part in turned]
         biases = [None if part.bias is None else parts.in_order(part.bias, 0) for part in turned]
-        norm = None
+        of_queries_and_keys = None
         if hasattr(attention, "q_norm"):
-            heads = [len(weight) // attention.head_dim for weight in weights]
-            norms = zip((attention.q_norm, attention.k_norm), heads, strict=True)
-            norm = parts.norm(parts.in_order(torch.cat([part.weight.expand(n, -1) for part, n in norms]), -1))
+            norms = zip((attention.q_norm, attention.k_norm), weights, strict=True)
+            by_heads = [norm.weight.expand(len(weight) // attention.head_dim, -1) for norm, weight in norms]
+            of_queries_and_keys = parts.norm(parts.in_order(torch.cat(by_heads), -1))
 
-        def together(*parts: nn.Linear) -> Product:
-            return thin([merged_weight(part) for part in parts], [part.bias for part in parts], rows)
+        def together(*linears: nn.Linear) -> Product:
+            return thin([merged_weight(part) for part in linears], [part.bias for part in linears], rows)
 
         return _Layer(
             before_attention=parts.norm(layer.input_layernorm.weight),
             qkv=thin([*weights, merged_weight(attention.v_proj)], [*biases, attention.v_proj.bias], rows),
-            of_queries_and_keys=norm,
+            of_queries_and_keys=of_queries_and_keys,
             scale=attention.scaling,
             out=together(attention.o_proj),
             before_mlp=parts.norm(layer.post_attention_layernorm.weight),

@@ -238,3 +238,16 @@ def test_keys_and_values_are_those_of_a_cache():
     for (key, value), layer in zip(found, cache.layers, strict=True):
         for ours, theirs in ((key, layer.keys), (value, layer.values)):
             torch.testing.assert_close(ours.view(3, 5, *ours.shape[1:]).transpose(1, 2), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_takes_any_strides_and_what_is_not_finite_stays_in_its_row():
+    there_RT = torch.arange(6) < torch.tensor([[6], [4]])
+    texts = Texts.padded(torch.zeros(2, 6, dtype=torch.long), there_RT, torch.float32)
+    (asked,) = attention.Asked.of(texts, [texts.place_N], 2, 2)
+    query, key, value = (torch.randn(heads, 10, 8).transpose(0, 1) for heads in (4, 2, 2))
+    plain = attention.attended(*(x.contiguous() for x in (query, key, value)), texts, asked, 0.3)
+    torch.testing.assert_close(attention.attended(query, key, value, texts, asked, 0.3), plain)
+    value[0] = torch.inf
+    bad = attention.attended(query, key, value, texts, asked, 0.3)
+    torch.testing.assert_close(bad[6:], plain[6:])
+    assert not bad[:6].isfinite().all()
