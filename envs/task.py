@@ -29,7 +29,7 @@ Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and its own by turns) -> what the environment says, or None: no more."""
 AT_LIMIT = ("terminate", "truncate")
 KEPT = 4096
-"""Prompts whose ids are kept for when they come again: encoding one anew takes what writing a token does."""
+"""Prompts whose ids are kept for when they come again: encoding one takes what a small model needs for some tokens."""
 Frame = tuple[list[int], list[int]]
 """Ids before and behind a message."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]

@@ -88,7 +88,10 @@ class Asked:
 
     @staticmethod
     def of(texts: Texts, places: Sequence[Tensor], heads: int, group: int) -> tuple[Asked, ...]:
-        """For each of `places`: of queries that stand there, in rising order, in the flattened [R, T]."""
+        """For each of `places`: of queries that stand there, in rising order, in the flattened [R, T].
+
+        Each row has a token.
+        """
         if texts.width > SHORT:
             return tuple(Asked(place_M, None) for place_M in places)
         behind_R = torch.searchsorted(texts.place_N, texts.width * torch.arange(1, texts.rows + 1))

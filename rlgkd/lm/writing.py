@@ -276,7 +276,7 @@ class LayersWriter:
     ) -> Tensor:
         """[S, H]: the states behind the tokens, which stand at these places of their texts, and all in one column.
 
-        They see those columns from the first that `unseen` tells of.
+        `unseen` tells of the columns from `first` on; the others are not read.
         """
         parts, key_heads, (rows, _, seen) = self.parts, self.key_heads, unseen_Z1T.shape
         state_SH = self.lm.body.embed_tokens(token_S)
