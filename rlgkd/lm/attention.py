@@ -106,7 +106,8 @@ class Asked:
             keys = Part.of(texts.place_N, rows, texts.width, 0, end, heads, 1)
             for some, place_M, first in zip(blocks, places, firsts, strict=True):
                 if end > first:
-                    queries = Part.of(place_M, rows, texts.width, first, end, heads, group)
+                    same = group == 1 and first == 0 and place_M is texts.place_N
+                    queries = keys if same else Part.of(place_M, rows, texts.width, first, end, heads, group)
                     if queries.which.start < queries.which.stop:
                         some.append(Block(rows, first, end, queries, keys))
         return tuple(Asked(place_M, tuple(some)) for place_M, some in zip(places, blocks, strict=True))
