@@ -2,7 +2,7 @@
 
 A step frees and asks for the same tensors over and over. glibc gives blocks back at once that are larger than some
 32 MiB, and the end of its heap when much of it is free; each page that is asked for again is then cleared first, which
-takes a tenth of a step's time, and half of an evaluation's. Nothing here changes a result.
+takes a tenth of a step's time. Nothing here changes a result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 
-from stable_baselines3.common.callbacks import BaseCallback
+from torch.optim import Optimizer
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
@@ -27,37 +27,25 @@ def keep_freed_memory() -> bool:
     return any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST) and bool(mallopt(TRIM_THRESHOLD, 2**31 - 1))
 
 
-class KeepFreedMemory(BaseCallback):
-    """`keep_freed_memory`, but for the first update, whose large blocks are the system's, each of its own.
+def keep_freed_memory_after_first(optimizer: Optimizer) -> None:
+    """`keep_freed_memory` once the optimizer has made a step; till then large blocks are the system's, one by one.
 
-    What is made in it and stays (AdamW's state, oneDNN's kernels) would else lie between tensors that come and go, and
-    later ones as large as the head would find no room among them: a heap a tenth larger.
+    What is made by then and stays, AdamW's state above all, would else lie between tensors that come and go, and later
+    ones as large as the head's gradient would find no room between: a heap that is a tenth larger.
     """
 
-    def __init__(self) -> None:
-        """Of one call of `learn`."""
-        super().__init__()
-        self.rollouts = 0
-
-    def _on_training_start(self) -> None:
-        if keep_freed_memory():
-            _glibc("malloc_trim")(0)
-            _glibc("mallopt")(MMAP_THRESHOLD, APART)
-
-    def _on_rollout_start(self) -> None:
-        self.rollouts += 1
-        if self.rollouts == 2:
-            keep_freed_memory()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
+    def keep(*_: object) -> None:
+        made.remove()
         keep_freed_memory()
+
+    if keep_freed_memory():
+        _glibc("malloc_trim")(0)
+        _glibc("mallopt")(MMAP_THRESHOLD, APART)
+        made = optimizer.register_step_post_hook(keep)
 
 
 def _glibc(name: str) -> Callable[..., int]:
-    """A function of the C library, or, if it is another than glibc, one that does nothing and gives 0."""
+    """A function of the C library; if it is another than glibc, one that does nothing and gives 0."""
     if sys.platform == "linux":
         try:
             function: Callable[..., int] = getattr(ctypes.CDLL(None), name)

@@ -27,7 +27,7 @@ from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, open_by_name
 from rlgkd.lm.layers import readable
 from rlgkd.lm.products import multiplied, of_weights, thin
-from rlgkd.scripts.allocator import KeepFreedMemory, keep_freed_memory
+from rlgkd.scripts.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.benchmark_job import Job, peak_mb
 
 KINDS = ("distill", "rl", "both", "generate")
@@ -64,7 +64,8 @@ def _train(job: Job) -> dict[str, Any]:
     agent = _agent(job)
     clock = _Clock(job.warmup, job.steps)
     tokens = job.batch * job.new_tokens
-    agent.learn(total_timesteps=tokens * (job.warmup + job.steps), callback=[KeepFreedMemory(), clock])
+    keep_freed_memory_after_first(agent.policy.optimizer)
+    agent.learn(total_timesteps=tokens * (job.warmup + job.steps), callback=clock)
     peak = peak_mb()
     bound = _bound(agent, job, clock.read[-1], clock.tokens[-1]) if job.bounded else math.nan
     return {

@@ -35,7 +35,7 @@ from rlgkd.evaluation import Evaluation, Interval, evaluate
 from rlgkd.lm.loading import twin
 from rlgkd.ops._names import UnknownSettingError
 from rlgkd.scripts import report
-from rlgkd.scripts.allocator import KeepFreedMemory, keep_freed_memory
+from rlgkd.scripts.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.measures import visible
 from rlgkd.scripts.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
 from rlgkd.scripts.settings import RunSettings, dump, nearest, read
@@ -156,7 +156,8 @@ def fit(settings: RunSettings, agent: TextAlgorithm, out: Path, *, quiet: bool, 
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
             recorder = Recorder(settings, out, files, quiet=quiet, console=console)
-            agent.learn(remaining, callback=[KeepFreedMemory(), recorder], reset_num_timesteps=False)
+            keep_freed_memory_after_first(agent.policy.optimizer)
+            agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
         events.close()
     _save_model(agent, out / "model")
 

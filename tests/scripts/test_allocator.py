@@ -13,7 +13,7 @@ import pytest
 
 BLOCK = """
 import ctypes, sys, torch
-from rlgkd.scripts.allocator import KeepFreedMemory, keep_freed_memory
+from rlgkd.scripts.allocator import keep_freed_memory, keep_freed_memory_after_first
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena _1 _2 _3 mapped _4 _5 _6 _7 _8".split()]
@@ -49,7 +49,8 @@ class Probe(BaseCallback):
 
 agent = build_agent(read("quickstart", ["prompts_per_update=2"]))
 tokens = 3 * 2 * agent.group_size * agent.task.max_new_tokens
-agent.learn(tokens, callback=[KeepFreedMemory(), Probe()])
+keep_freed_memory_after_first(agent.policy.optimizer)
+agent.learn(tokens, callback=Probe())
 come_and_gone()
 """
 needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc, or one before 2.33")
