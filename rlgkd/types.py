@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -192,7 +193,7 @@ class Trajectory:
     turns: tuple[str, ...] = ()
     """All of them, the policy's and the environment's by turns; empty where there is but one."""
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Number of actions."""
         return int(self.action_mask_T.sum())
