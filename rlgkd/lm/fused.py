@@ -21,7 +21,7 @@ from rlgkd.ops.policy_loss import log_probability
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
 """Logits held at a time: just below 32 MiB in float32 per tensor of a chunk. Larger blocks glibc gives back to the
 system when they are freed, and each new one is cleared page by page, which takes as long as the arithmetic on it."""
-BLOCK_ELEMENTS = 2**19
+BLOCK_ELEMENTS = 2**18
 """Logits of which the loss is formed at a time: on a CPU what it makes of them shall stay in the caches."""
 
 Guide = tuple[LanguageModel, Tensor]
