@@ -21,8 +21,11 @@ from rlgkd.ops.policy_loss import log_probability
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
 """Logits held at a time: just below 32 MiB in float32 per tensor of a chunk. Larger blocks glibc gives back to the
 system when they are freed, and each new one is cleared page by page, which takes as long as the arithmetic on it."""
-BLOCK_ELEMENTS = 2**18
+BLOCK_ELEMENTS = 2**19
 """Logits of which the loss is formed at a time: on a CPU what it makes of them shall stay in the caches."""
+PART = 4096
+"""Tokens of the vocabulary whose logits' gradient goes to states and head at a time: on a CPU what one of the two
+products has read of it is in the caches for the other."""
 
 Guide = tuple[LanguageModel, Tensor]
 """A second model with its states [N, H] at the same actions, whose logits the loss needs too."""
@@ -74,10 +77,11 @@ class _FusedSum(torch.autograd.Function):
             slope_NV = _slope(student, states_NH, loss, guide, which, total, recorded, wanted=any(wanted))
             if slope_NV is None:
                 continue
-            if 0 in grads:
-                grads[0][which] = wide(slope_NV, weight_VH.T)
-            if 1 in grads:
-                add_product(grads[1][: student.vocabulary], slope_NV, states_NH[which])
+            for tokens in _vocabulary(slope_NV):
+                if 0 in grads:
+                    grads[0][which] += wide(slope_NV[:, tokens], weight_VH[tokens].T)
+                if 1 in grads:
+                    add_product(grads[1][tokens], slope_NV[:, tokens], states_NH[which])
             if 2 in grads:
                 grads[2][: student.vocabulary] += slope_NV.sum(0)
             del slope_NV  # before the next one is made, which takes its place
@@ -129,6 +133,12 @@ def _blocks(which: slice, logits_NV: Tensor) -> Iterator[slice]:
     """Parts of a chunk; on an accelerator the whole, for there it is calls that take time."""
     elements = BLOCK_ELEMENTS if logits_NV.device.type == "cpu" else CHUNK_ELEMENTS
     return _parts(which, elements // logits_NV.shape[1])
+
+
+def _vocabulary(logits_NV: Tensor) -> Iterator[slice]:
+    """Parts of the vocabulary; on an accelerator the whole, as of `_blocks`."""
+    size = logits_NV.shape[1]
+    return _parts(slice(0, size), PART if logits_NV.device.type == "cpu" else size)
 
 
 def _parts(which: slice, largest: int) -> Iterator[slice]:

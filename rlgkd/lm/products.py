@@ -36,8 +36,6 @@ WIDE = 2**22
 takes up to half a millisecond."""
 COPIED = 4
 """How many times as many there are to be in the gradient of a weight, for which one of the two is copied first."""
-PART = 4096
-"""Rows of a weight whose gradient is formed at a time."""
 LAID_OUT = 2**17
 """Numbers of a weight from which on `thin` lays it out: a smaller one is read from the caches, whatever its order."""
 
@@ -108,11 +106,10 @@ def add_product(total: Tensor, upstream: Tensor, x: Tensor) -> None:
     """Add to `total` [out, in], in place where precisions are not mixed, `of_weights` of one product."""
     if not upstream.dtype == x.dtype == total.dtype:
         total += upstream.T @ x.to(upstream.dtype)
-    elif not _pays_of_weight(upstream, x):
+    elif _pays_of_weight(upstream, x):
+        total += _of_weight(upstream, x)
+    else:
         total.addmm_(upstream.T, x)
-    else:  # part by part, so that none is as large as the whole
-        for part, slope in zip(total.split(PART), upstream.split(PART, dim=1), strict=True):
-            part += _of_weight(slope, x)
 
 
 def _of_weight(upstream: Tensor, x: Tensor) -> Tensor:

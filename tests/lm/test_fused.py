@@ -47,12 +47,14 @@ def run(lm: LanguageModel, fuse: bool):
     ]
 
 
+@pytest.mark.parametrize("part", [5, 100])
 @pytest.mark.parametrize("block", [1, 3, 100])
 @pytest.mark.parametrize("chunk", [1, 4, 10, 11, 100])
 @pytest.mark.parametrize(("kind", "bias"), [("llama", False), ("gpt2", False), ("qwen2", False), ("gpt2", True)])
-def test_the_fused_loss_and_its_gradients_are_the_plain_ones(monkeypatch, kind, bias, chunk, block):
+def test_the_fused_loss_and_its_gradients_are_the_plain_ones(monkeypatch, kind, bias, chunk, block, part):
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", chunk * 12)
     monkeypatch.setattr(fused, "BLOCK_ELEMENTS", block * 12)
+    monkeypatch.setattr(fused, "PART", part)
     lm = policy(kind, bias)
     for ours, plain in zip(run(lm, True), run(lm, False), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
