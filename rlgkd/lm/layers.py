@@ -30,6 +30,9 @@ from rlgkd.ops._gradient import wants_gradient
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPES = ("default", "linear", "llama3")
 """Rotary embeddings that depend on the position alone."""
+BROADCAST = 64
+"""Numbers of a head from which on its rotation is told once for all heads: to begin a loop over fewer takes torch
+longer than to run it."""
 
 
 def known(module: PreTrainedModel) -> bool:
@@ -79,7 +82,8 @@ def read(
     else:
         state_NH = embedding(texts.token_N, embed.weight, pad)
     cos_ND, sin_ND = (table[0] for table in body.rotary_emb(state_NH, texts.position_N[None]))
-    turn_ND = cos_ND[:, None], signed(sin_ND)[:, None]
+    copies = 1 if cos_ND.shape[1] >= BROADCAST else body.config.num_attention_heads
+    turn = cos_ND[:, None].repeat(1, copies, 1), signed(sin_ND)[:, None].repeat(1, copies, 1)
     root_of_eps = state_NH.new_tensor(body.config.rms_norm_eps**0.5)
     places = texts.place_N, texts.place_N[wanted_M]
     heads = body.config.num_key_value_heads
@@ -87,7 +91,7 @@ def read(
     for number, layer in enumerate(body.layers):
         last = number == len(body.layers) - 1
         asked = (of_wanted, wanted_M) if last else (of_all, None)
-        given = layer, root_of_eps, texts, turn_ND, *asked, on_layer
+        given = layer, root_of_eps, texts, turn, *asked, on_layer
         if layer.gradient_checkpointing and torch.is_grad_enabled():
             state_NH = cast(Any, checkpoint)(_layer, state_NH, *given, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -116,7 +120,7 @@ def _layer(
     if hasattr(own, "q_norm"):
         query = normed(query, own.q_norm.weight, root_of_eps)
         key = normed(key, own.k_norm.weight, root_of_eps)
-    query, key = turned(query, *query_turn), turned(key, *turn)
+    query, key = turned(query, *query_turn), turned(key, *(table[:, : key.shape[1]] for table in turn))
     if on_layer is not None:
         on_layer(key, value)
     seen = attended(query, key, value, texts, asked, own.scaling)

@@ -95,7 +95,10 @@ def _where(wanted: Sequence[bool], make: Callable[[], Sequence[Tensor]]) -> Sequ
 
 
 def turned(x_NKD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """[N, K, D]: rotated by the position (Su et al. 2021, arXiv 2104.09864); the sine is `signed`."""
+    """[N, K, D]: rotated by the position (Su et al. 2021, arXiv 2104.09864); the sine is `signed`.
+
+    cos and sin are those of all heads, or [N, K, D] of each.
+    """
     if wants_gradient(x_NKD):
         return cast(Tensor, cast(Any, _Turned).apply(x_NKD, cos_N1D, sin_N1D))
     return _turned(x_NKD, cos_N1D, sin_N1D)
