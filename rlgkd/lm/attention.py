@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -42,25 +43,29 @@ class Part:
     shape: tuple[int, int]
 
     @staticmethod
-    def of(place_M: Tensor, rows: slice, row_width: int, first: int, end: int, heads: int, group: int) -> Part:
+    def of(place_M: np.ndarray, rows: slice, row_width: int, first: int, end: int, heads: int, group: int) -> Part:
         """Of tokens that stand in this order at these places of rows of `row_width`, those from `first` to `end`."""
-        bounds = torch.tensor([rows.start * row_width, rows.stop * row_width], device=place_M.device)
-        which = slice(*torch.searchsorted(place_M, bounds).tolist())
-        r, t, number = rows.stop - rows.start, end - first, torch.arange(heads * group, device=place_M.device)
-        row_n, place_n = place_M[which] // row_width - rows.start, place_M[which] % row_width - first
-        token_rt = place_M.new_full((r, t), -1)
-        token_rt[row_n, place_n] = torch.arange(len(row_n), device=place_M.device)
-        token_rGtQ = token_rt[:, None, :, None].expand(-1, heads, -1, group)
-        from_rGtQ = token_rGtQ.clamp(min=0) * heads * group + number.view(heads, 1, group)
+        start, stop = rows.start * row_width, rows.stop * row_width
+        which = slice(*np.searchsorted(place_M, (start, stop)).tolist())
+        r, t, number = rows.stop - rows.start, end - first, np.arange(heads * group)
+        row_n, place_n = np.divmod(place_M[which] - start, row_width)
+        place_n -= first
+        token_rt = np.full((r, t), -1)
+        token_rt[row_n, place_n] = np.arange(len(row_n))
+        token_r1t1 = token_rt[:, None, :, None]
+        from_rGtQ = token_r1t1.clip(min=0) * heads * group + number.reshape(heads, 1, group)
         to_n = row_n * heads * t * group + place_n * group
         to_nK = to_n[:, None] + number // group * t * group + number % group
-        absent_m = (token_rGtQ.flatten() < 0).nonzero()[:, 0]
-        return Part(which, from_rGtQ.flatten(), to_nK.flatten(), absent_m, (r * heads, t * group))
+        absent = np.flatnonzero(np.broadcast_to(token_r1t1 < 0, from_rGtQ.shape))
+        from_m, to_m, absent_m = (torch.from_numpy(numbers.ravel()) for numbers in (from_rGtQ, to_nK, absent))
+        return Part(which, from_m, to_m, absent_m, (r * heads, t * group))
 
     def by_rows(self, x_MKD: Tensor) -> Tensor:
         """[r G, t Q, D]: what belongs to these heads, and 0 where no token stands."""
         x_mD = x_MKD[self.which].flatten(0, 1).index_select(0, self.from_m)
-        return x_mD.index_fill_(0, self.absent_m, 0.0).view(*self.shape, x_MKD.shape[-1])
+        if len(self.absent_m):
+            x_mD.index_fill_(0, self.absent_m, 0.0)
+        return x_mD.view(*self.shape, x_MKD.shape[-1])
 
     def put(self, x: Tensor, into_MKD: Tensor) -> None:
         """The way back from `by_rows`."""
@@ -94,20 +99,21 @@ class Asked:
         """
         if texts.width > SHORT:
             return tuple(Asked(place_M, None) for place_M in places)
-        behind_R = torch.searchsorted(texts.place_N, texts.width * torch.arange(1, texts.rows + 1))
-        ends = (texts.place_N[behind_R - 1] % texts.width + 1).tolist()
-        firsts = [int((place_M % texts.width).min()) if len(place_M) else 0 for place_M in places]
+        place_N, given = texts.place_N.numpy(), [place_M.numpy() for place_M in places]
+        behind_R = np.searchsorted(place_N, texts.width * np.arange(1, texts.rows + 1))
+        ends = (place_N[behind_R - 1] % texts.width + 1).tolist()
+        firsts = [int((place_M % texts.width).min(initial=texts.width)) for place_M in given]
         blocks: list[list[Block]] = [[] for _ in places]
         start = 0
         while start < texts.rows:
             left, most = texts.rows - start, max(1, SCORES // (heads * group * PLACES * max(ends[start:])))
             rows = slice(start, start + -(-left // -(-left // most)))  # no small ones in the end
             start, end = rows.stop, max(ends[rows])
-            keys = Part.of(texts.place_N, rows, texts.width, 0, end, heads, 1)
-            for some, place_M, first in zip(blocks, places, firsts, strict=True):
+            keys = Part.of(place_N, rows, texts.width, 0, end, heads, 1)
+            for number, (some, first) in enumerate(zip(blocks, firsts, strict=True)):
                 if end > first:
-                    same = group == 1 and first == 0 and place_M is texts.place_N
-                    queries = keys if same else Part.of(place_M, rows, texts.width, first, end, heads, group)
+                    same = group == 1 and first == 0 and places[number] is texts.place_N
+                    queries = keys if same else Part.of(given[number], rows, texts.width, first, end, heads, group)
                     if queries.which.start < queries.which.stop:
                         some.append(Block(rows, first, end, queries, keys))
         return tuple(Asked(place_M, tuple(some)) for place_M, some in zip(places, blocks, strict=True))
