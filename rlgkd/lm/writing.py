@@ -126,8 +126,7 @@ class LayersWriter:
     which answers several query heads: they stand as so many queries of one head, Z = S G in all. A layer's heads are in
     the order queries, keys, values, K in all; the last 2 G are cached.
 
-    If the model is to be compiled, shapes stay the same, as CUDA graphs need it: all slots and columns take part in
-    each step.
+    If the model is to be compiled, shapes stay the same: all slots and columns take part in each step.
     """
 
     def __init__(self, lm: LanguageModel, rows: int, size: int) -> None:
@@ -160,12 +159,7 @@ class LayersWriter:
         self.norm = self.parts.norm(lm.body.norm.weight)
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
         through = LayersWriter._through_the_layers
-        self.step = through
-        if lm.compiled:
-            # On CUDA one graph, recorded once and then replayed: it may write to tensors that stay where they are.
-            self.step = torch.compile(through, mode="reduce-overhead")
-            for cache_2ZTD in self.caches:
-                torch._dynamo.mark_static_address(cache_2ZTD)
+        self.step = torch.compile(through) if lm.compiled else through
 
     @property
     def admits(self) -> bool:
@@ -257,8 +251,6 @@ class LayersWriter:
         self.unseen_Z1T.select(-1, column).zero_()
         where = self.column_T1[column] if self.lm.compiled else column
         state_SH = self.step(self, token_S, self.place_S, where, first, self.unseen_Z1T.narrow(-1, first, seen))
-        if self.lm.compiled:  # a graph's result lies where the next replay, of any writer, puts its own
-            state_SH = state_SH.clone()
         self.state_BH = state_SH if self.apart_B is None else state_SH[self.apart_B]
         self.place_S.add_(1)
         self.written += 1
