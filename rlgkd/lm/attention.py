@@ -44,7 +44,10 @@ class Part:
 
     @staticmethod
     def of(place_M: np.ndarray, rows: slice, row_width: int, first: int, end: int, heads: int, group: int) -> Part:
-        """Of tokens that stand in this order at these places of rows of `row_width`, those from `first` to `end`."""
+        """Of tokens that stand in this order at these places of rows of `row_width`, those from `first` to `end`.
+
+        Outside of these stands none in `rows`.
+        """
         start, stop = rows.start * row_width, rows.stop * row_width
         which = slice(*np.searchsorted(place_M, (start, stop)).tolist())
         r, t, number = rows.stop - rows.start, end - first, np.arange(heads * group)

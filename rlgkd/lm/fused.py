@@ -136,9 +136,12 @@ def _blocks(which: slice, logits_NV: Tensor) -> Iterator[slice]:
 
 
 def _vocabulary(logits_NV: Tensor) -> Iterator[slice]:
-    """Parts of the vocabulary; on an accelerator the whole, as of `_blocks`."""
-    size = logits_NV.shape[1]
-    return _parts(slice(0, size), PART if logits_NV.device.type == "cpu" else size)
+    """Parts of the vocabulary; on an accelerator the whole, as of `_blocks`.
+
+    In half precision too, where the sum of the parts would be rounded with each of them.
+    """
+    size, full = logits_NV.shape[1], logits_NV.dtype.itemsize >= 4
+    return _parts(slice(0, size), PART if full and logits_NV.device.type == "cpu" else size)
 
 
 def _parts(which: slice, largest: int) -> Iterator[slice]:

@@ -103,7 +103,7 @@ def of_weights(upstreams: Sequence[Tensor], x: Tensor) -> list[Tensor]:
 
 
 def add_product(total: Tensor, upstream: Tensor, x: Tensor) -> None:
-    """Add to `total` [out, in], in place where precisions are not mixed, `of_weights` of one product."""
+    """Add to `total` [out, in], in place, `of_weights` of one product, which may be held beside it: give parts."""
     if not upstream.dtype == x.dtype == total.dtype:
         total += upstream.T @ x.to(upstream.dtype)
     elif _pays_of_weight(upstream, x):

@@ -60,6 +60,17 @@ def test_the_fused_loss_and_its_gradients_are_the_plain_ones(monkeypatch, kind, 
         torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
 
 
+def test_in_half_precision_no_gradient_is_a_sum_of_rounded_parts(monkeypatch):
+    monkeypatch.setattr(fused, "PART", 1)
+    lm = policy("llama")
+    lm.module.bfloat16()
+    states_NH = torch.randn(N, 16, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    fused_sum(lm, states_NH, lambda logits_NV, _guide_NV, _which: (logits_NV.square().sum(), {}))[0].backward()
+    plain_NH = states_NH.detach().requires_grad_()
+    lm.logits(plain_NH).square().sum().backward()
+    assert torch.equal(states_NH.grad, plain_NH.grad)
+
+
 def test_a_frozen_head_receives_no_gradient_and_the_states_still_do():
     lm = policy("llama")
     lm.head.weight.requires_grad_(False)

@@ -81,9 +81,11 @@ def check_same(ours, theirs, rtol=1e-4, atol=2e-5) -> None:
         )
 
 
+@pytest.mark.parametrize("broadcast", [1, 64])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "apart"])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_states_and_gradients_are_those_of_the_models_own_pass(kind, shared, monkeypatch):
+def test_states_and_gradients_are_those_of_the_models_own_pass(kind, shared, broadcast, monkeypatch):
+    monkeypatch.setattr(layers, "BROADCAST", broadcast)
     assert readable(family(kind, double=False).body)
     check_same(*both_ways(family(kind), batch_of(shared=shared), monkeypatch))
 
