@@ -102,7 +102,8 @@ class Asked:
         """
         if texts.width > SHORT:
             return tuple(Asked(place_M, None) for place_M in places)
-        place_N, given = texts.place_N.numpy(), [place_M.numpy() for place_M in places]
+        place_N = texts.place_N.numpy()
+        given = [place_N if place_M is texts.place_N else place_M.numpy() for place_M in places]
         behind_R = np.searchsorted(place_N, texts.width * np.arange(1, texts.rows + 1))
         ends = (place_N[behind_R - 1] % texts.width + 1).tolist()
         firsts = [int((place_M % texts.width).min(initial=texts.width)) for place_M in given]
@@ -113,10 +114,10 @@ class Asked:
             rows = slice(start, start + -(-left // -(-left // most)))  # no small ones in the end
             start, end = rows.stop, max(ends[rows])
             keys = Part.of(place_N, rows, texts.width, 0, end, heads, 1)
-            for number, (some, first) in enumerate(zip(blocks, firsts, strict=True)):
+            for some, place_M, first in zip(blocks, given, firsts, strict=True):
                 if end > first:
-                    same = group == 1 and first == 0 and places[number] is texts.place_N
-                    queries = keys if same else Part.of(given[number], rows, texts.width, first, end, heads, group)
+                    same = group == 1 and first == 0 and place_M is place_N
+                    queries = keys if same else Part.of(place_M, rows, texts.width, first, end, heads, group)
                     if queries.which.start < queries.which.stop:
                         some.append(Block(rows, first, end, queries, keys))
         return tuple(Asked(place_M, tuple(some)) for place_M, some in zip(places, blocks, strict=True))

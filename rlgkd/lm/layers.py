@@ -83,7 +83,7 @@ def read(
         state_NH = embedding(texts.token_N, embed.weight, pad)
     cos_ND, sin_ND = (table[0] for table in body.rotary_emb(state_NH, texts.position_N[None]))
     copies = 1 if cos_ND.shape[1] >= BROADCAST else body.config.num_attention_heads
-    turn = cos_ND[:, None].repeat(1, copies, 1), signed(sin_ND)[:, None].repeat(1, copies, 1)
+    turn = tuple(table[:, None].expand(-1, copies, -1).contiguous() for table in (cos_ND, signed(sin_ND)))
     root_of_eps = state_NH.new_tensor(body.config.rms_norm_eps**0.5)
     places = texts.place_N, texts.place_N[wanted_M]
     heads = body.config.num_key_value_heads

@@ -110,6 +110,7 @@ def test_a_gradient_is_added_to_what_is_there_in_place(kind, monkeypatch, calls)
     upstream, x, before = (torch.randn(*size, generator=NUMBERS) for size in ((50, SIZE), (50, 9), (SIZE, 9)))
     x = x.bfloat16() if kind == "mixed" else x
     total = before.clone()
-    add_product(total, upstream, x)
+    for part in range(0, SIZE, 7):  # as the loss gives them
+        add_product(total[part : part + 7], upstream[:, part : part + 7], x)
     torch.testing.assert_close(total, before + upstream.T @ x.float(), rtol=1e-4, atol=1e-4)
-    assert len(calls) == (kind == "onednn" and has_onednn(before))
+    assert len(calls) == (SIZE // 7 if kind == "onednn" and has_onednn(before) else 0)  # the rest is too small
