@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.products import add_product, wide
+from rlgkd.lm.products import add_product, cast_once, wide
 from rlgkd.ops.policy_loss import log_probability
 
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
@@ -56,10 +56,21 @@ def fused_sum(
 @torch.no_grad()
 def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tensor:
     """[N], log-probabilities of the chosen tokens in nats, chunk by chunk."""
-    parts = []
+    head, parts = _Head(lm, states_NH), []
     for which in _chunks(len(states_NH), lm.vocabulary):
-        parts.append(log_probability(lm.logits(states_NH[which]), actions_N[which]))
+        parts.append(log_probability(lm.tempered(head(which)), actions_N[which]))
     return torch.cat(parts)
+
+
+class _Head:
+    """What a model's head makes of its states; autocast's precision is given to the weight once for all chunks."""
+
+    def __init__(self, lm: LanguageModel, states_NH: Tensor) -> None:
+        self.lm, self.states_NH = lm, states_NH
+        self.weight_VH, self.bias_V = cast_once(*lm.cut_head)
+
+    def __call__(self, which: slice) -> Tensor:
+        return wide(self.states_NH[which], self.weight_VH, self.bias_V)
 
 
 class _FusedSum(torch.autograd.Function):
@@ -70,16 +81,17 @@ class _FusedSum(torch.autograd.Function):
         ctx: Any, student: LanguageModel, loss: ChunkLoss, guide: Guide | None, recorded: dict[str, Tensor],
         wanted: list[bool], *inputs: Tensor,
     ) -> Tensor:  # fmt: skip
-        states_NH, (weight_VH, _) = inputs[0], student.cut_head
+        states_NH, head = inputs[0], _Head(student, inputs[0])
+        guide_head = None if guide is None else _Head(*guide)
         grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for which in _chunks(len(states_NH), student.vocabulary):
-            slope_NV = _slope(student, states_NH, loss, guide, which, total, recorded, wanted=any(wanted))
+            slope_NV = _slope(head, guide_head, loss, which, total, recorded, wanted=any(wanted))
             if slope_NV is None:
                 continue
             for tokens in _vocabulary(slope_NV):
                 if 0 in grads:
-                    grads[0][which] += wide(slope_NV[:, tokens], weight_VH[tokens].T)
+                    grads[0][which] += wide(slope_NV[:, tokens], head.weight_VH[tokens].T)
                 if 1 in grads:
                     add_product(grads[1][tokens], slope_NV[:, tokens], states_NH[which])
             if 2 in grads:
@@ -96,26 +108,26 @@ class _FusedSum(torch.autograd.Function):
 
 
 def _slope(
-    student: LanguageModel, states_NH: Tensor, loss: ChunkLoss, guide: Guide | None, which: slice, total: Tensor,
-    recorded: dict[str, Tensor], *, wanted: bool,
+    student: _Head, guide: _Head | None, loss: ChunkLoss, which: slice, total: Tensor, recorded: dict[str, Tensor],
+    *, wanted: bool,
 ) -> Tensor | None:  # fmt: skip
     """The gradient [n, V] of a chunk's loss with respect to what the head gives, if there is one and it is wanted.
 
     The loss is added to `total`, and what it records is written to [N]s made at once: small tensors that outlive the
     large ones would lie between them, and the heap would grow with every chunk.
     """
-    raw_NV = student.raw_logits(states_NH[which])  # each block's slope takes its place
-    guide_NV = None if guide is None else guide[0].raw_logits(guide[1][which])
+    raw_NV = student(which)  # each block's slope takes its place
+    guide_NV = None if guide is None else guide(which)
     slopes = False
     for block in _blocks(which, raw_NV):
         rows = slice(block.start - which.start, block.stop - which.start)
         raw_nV = raw_NV[rows].detach().requires_grad_(wanted)
-        guide_nV = None if guide is None or guide_NV is None else guide[0].tempered(guide_NV[rows])
+        guide_nV = None if guide is None or guide_NV is None else guide.lm.tempered(guide_NV[rows])
         with torch.set_grad_enabled(wanted):
-            value, records = loss(student.tempered(raw_nV), guide_nV, block)
+            value, records = loss(student.lm.tempered(raw_nV), guide_nV, block)
         for name, record in records.items():
             if name not in recorded:
-                recorded[name] = record.new_empty(len(states_NH))
+                recorded[name] = record.new_empty(len(student.states_NH))
             recorded[name][block] = record.detach()
         total += value.detach()
         if wanted:

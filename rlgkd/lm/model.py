@@ -178,11 +178,7 @@ class LanguageModel:
 
     def logits(self, states_NH: Tensor) -> Tensor:
         """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least."""
-        return self.tempered(self.raw_logits(states_NH))
-
-    def raw_logits(self, states_NH: Tensor) -> Tensor:
-        """[..., H] -> [..., V]: what the head gives, over the tokenizer's vocabulary."""
-        return wide(states_NH, *self.cut_head)
+        return self.tempered(wide(states_NH, *self.cut_head))
 
     @property
     def cut_head(self) -> tuple[Tensor, Tensor | None]:

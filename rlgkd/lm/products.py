@@ -4,8 +4,8 @@ Thin ones, of the few rows of a step of decoding, read weights that are laid out
 tokens of a batch, read the weights as they stand (`wide`); within `wide_products` a model's own linear layers do, in
 the forward pass and in the gradients. How much that brings depends on the machine, for the BLAS chooses its kernels by
 the maker of the processor: with weights of SmolLM2-135M on 2 cores, 832 rows, 1.06 to 1.1 times on one AMD EPYC with
-AVX-512, and on a later one 2.1 times (206 GFLOP/s by MKL, 440 to 490 by oneDNN). Elsewhere, and in other precisions,
-torch's own are called.
+AVX-512, and on a later one 2.1 times (206 GFLOP/s by MKL, 440 to 490 by oneDNN). Elsewhere, and in double precision,
+torch's own are called; wide ones in bfloat16 torch gives to oneDNN itself.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ LAID_OUT = 2**17
 
 
 def has_onednn(weight: Tensor) -> bool:
-    """Whether oneDNN takes a product with this weight: in float32 alone, on a CPU, where torch has it."""
-    there = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and there
+    """Whether oneDNN takes a product with this weight: on a CPU, where torch has it, in a precision that it knows."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _knows_bfloat16())
+
+
+def _knows_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
@@ -52,6 +57,28 @@ def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int |
     With oneDNN, and if the number of rows is told, the weights are copied into the order in which it reads them, made
     for so many rows: the products of decoding then take a half to a fifth of the time. Else they stay where they are.
     """
+    weights, biases = zip(*map(cast_once, weights, biases), strict=True)
+    product, dtype = _thin(weights, biases, rows), weights[0].dtype
+    if not torch.is_autocast_enabled(weights[0].device.type):
+        return product
+
+    def mixed(x: Tensor, plus: Tensor | None = None) -> Tensor:
+        made = product(x.to(dtype))
+        return made if plus is None else plus + made
+
+    return mixed
+
+
+def cast_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As autocast gives them to a product; what is a view, or has no gradient, it would cast for each product anew."""
+    device = weight.device.type
+    if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
+        return weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
     if rows is None or not has_onednn(weights[0]):
 
         def apart(x: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -128,7 +155,9 @@ def wide_products() -> AbstractContextManager[object]:
 
 
 def _pays(x: Tensor, weight: Tensor, least: int = 1) -> bool:
-    return has_onednn(weight) and x.dtype == weight.dtype and x.numel() * weight.shape[0] >= least * WIDE
+    if not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(weight.device.type):
+        return False
+    return has_onednn(weight) and x.numel() * weight.shape[0] >= least * WIDE
 
 
 def _pays_of_weight(upstream: Tensor, x: Tensor) -> bool:

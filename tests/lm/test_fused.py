@@ -71,6 +71,16 @@ def test_in_half_precision_no_gradient_is_a_sum_of_rounded_parts(monkeypatch):
     assert torch.equal(states_NH.grad, plain_NH.grad)
 
 
+def test_in_mixed_precision_the_gradients_are_those_of_autocast(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 4 * 12)
+    lm = policy("gpt2", bias=True)
+    lm.module.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, plain = run(lm, True), run(lm, False)
+    for our, its in zip(ours, plain, strict=True):
+        torch.testing.assert_close(our, its, atol=0.02 * its.abs().max().item(), rtol=0.02, check_dtype=our.ndim > 0)
+
+
 def test_a_frozen_head_receives_no_gradient_and_the_states_still_do():
     lm = policy("llama")
     lm.head.weight.requires_grad_(False)

@@ -103,6 +103,21 @@ def test_a_product_of_weights_below_each_other_of_which_some_have_a_bias(way, mo
     assert len(calls) == 4 * (way == "laid out" and has_onednn(one))
 
 
+@pytest.mark.parametrize("size", [0, LAID_OUT], ids=["laid out", "small"])
+def test_a_thin_product_in_mixed_precision_is_that_of_autocast_added_in_full_precision(size, monkeypatch, calls):
+    monkeypatch.setattr(products, "LAID_OUT", size)
+    x, plus = torch.randn(5, 16, generator=NUMBERS), 1e3 + torch.randn(5, 7, generator=NUMBERS)
+    weight, bias = torch.randn(7, 16, generator=NUMBERS), torch.randn(7, generator=NUMBERS)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        product, theirs = thin([weight], [bias], 5), nn.functional.linear(x, weight, bias)
+        weight.zero_()  # it is read no more
+        ours, added = product(x), product(x, plus)
+    assert ours.dtype == torch.bfloat16 and added.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(added, plus + ours)
+    assert len(calls) == 2 * (size == 0 and has_onednn(weight.bfloat16()))
+
+
 @pytest.mark.parametrize("kind", ["onednn", "torch", "mixed"])
 def test_a_gradient_is_added_to_what_is_there_in_place(kind, monkeypatch, calls):
     if kind == "torch":

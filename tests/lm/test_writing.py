@@ -138,9 +138,12 @@ def test_compiled(monkeypatch):
     check_same(*both_ways(lm, monkeypatch, group=2))
 
 
-def test_in_mixed_precision(monkeypatch):
-    lm = tiny.family("llama", TOKENIZER)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("kind", ["mixed", "half"])
+def test_in_lower_precision(kind, monkeypatch):
+    lm = tiny.family("qwen2", TOKENIZER)
+    if kind == "half":
+        lm.module.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "mixed"):
         fast, plain = both_ways(lm, monkeypatch, max_new_tokens=1 + NEW // 2)
     alike = [c for c, other in zip(fast, plain, strict=True) if c.ids == other.ids]
     assert len(alike) >= len(fast) - 2, "rounding alone changes few texts"
