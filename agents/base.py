@@ -189,8 +189,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
             token_budget: Tokens, padding included, of one micro-batch: bounds the memory, changes nothing else.
             rows_at_once: Texts that are written at a time, those that wait taking the places of those that end: bounds
                 the memory of keys and values, changes nothing else. None: all.
-            compile_decoding: Let torch.compile make one program of a step of writing, for accelerators; of the Llama
-                family's models.
+            compile_decoding: Let torch.compile make one program of a step of writing, for accelerators, and on CUDA a
+                graph of that; of the Llama family's models.
             student_layers: Keep only these layers of `policy`.
             lora_rank: Train LoRA adapters of this rank on all linear layers and leave the model itself frozen (`pip
                 install 'rlgkd[lora]'`); 0 trains the model. A teacher that is the student's start then takes no memory

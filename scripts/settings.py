@@ -178,7 +178,7 @@ class RunSettings(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     token_budget: int = Field(16384, ge=1, description="tokens of one micro-batch, padding included")
     rows_at_once: int | None = Field(None, ge=1, description="texts that are written at a time; null: all of an update")
-    compile_decoding: bool = Field(False, description="torch.compile a step of writing, for accelerators")
+    compile_decoding: bool = Field(False, description="torch.compile a step of writing, on CUDA as a graph")
     lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank alone; 0 trains the whole student")
     lora_alpha: int | None = Field(None, ge=1, description="they are scaled by lora_alpha / lora_rank; null: by 2")
     gradient_checkpointing: bool = Field(False, description="compute inner values anew: slower, less memory")

@@ -85,7 +85,7 @@ class LanguageModel:
         self.rows_at_once: int | None = None
         """That it writes; those that wait take the places of those that end. None: all."""
         self.compiled = False
-        """Whether torch.compile makes one program of a step of its writing (rlgkd.lm.writing)."""
+        """Whether torch.compile makes one program of a step of its writing, on CUDA a graph (rlgkd.lm.writing)."""
         self.vocabulary = len(tokenizer)
         end_token(tokenizer)
         head = module.get_output_embeddings()

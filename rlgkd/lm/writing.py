@@ -26,6 +26,7 @@ from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import LanguageModel, Progress
 from rlgkd.lm.one_token import FewCalls, Kernels, OneToken
 from rlgkd.lm.products import Product, thin, wide_products
+from rlgkd.lm.replay import replayed
 from rlgkd.lm.texts import Texts
 
 CROWDED = 0.75
@@ -126,7 +127,8 @@ class LayersWriter:
     which answers several query heads: they stand as so many queries of one head, Z = S G in all. A layer's heads are in
     the order queries, keys, values, K in all; the last 2 G are cached.
 
-    If the model is to be compiled, shapes stay the same: all slots and columns take part in each step.
+    If the model is to be compiled, all slots and columns take part in each step, and what a step is given stays where
+    it is: shapes and memory are the same each time, as a CUDA graph needs it (rlgkd.lm.replay).
     """
 
     def __init__(self, lm: LanguageModel, rows: int, size: int) -> None:
@@ -145,7 +147,7 @@ class LayersWriter:
         ]
         self.unseen_Z1T = torch.full((rows * self.key_heads, 1, size), -torch.inf, dtype=dtype, device=device)
         self.place_S = torch.zeros(rows, dtype=torch.long, device=device)
-        self.column_T1 = torch.arange(size, device=device).split(1)
+        self.token_S, self.column_1 = torch.zeros_like(self.place_S), torch.zeros_like(self.place_S[:1])
         self.written = self.since = 0
         self.begun_S = np.zeros(rows, dtype=np.int64)
         self.slot_B = np.zeros(0, dtype=np.int64)
@@ -159,7 +161,7 @@ class LayersWriter:
         self.norm = self.parts.norm(lm.body.norm.weight)
         # Not bound to self: what holds itself lives, with all its weights, until Python looks for circles.
         through = LayersWriter._through_the_layers
-        self.step = torch.compile(through) if lm.compiled else through
+        self.step = replayed(torch.compile(through), device) if lm.compiled else through
 
     @property
     def admits(self) -> bool:
@@ -244,13 +246,14 @@ class LayersWriter:
         column, first, seen = self.written % self.size, since % self.size, self.written + 1 - since
         if self.lm.compiled or first + seen > self.size:
             first, seen = 0, self.size
-        token_S = token_B
-        if self.apart_B is not None:  # slots that have ended write too: nobody reads it
-            token_S = torch.zeros_like(self.place_S).index_copy(0, self.apart_B, token_B)
+        if self.apart_B is None:
+            self.token_S.copy_(token_B)
+        else:  # slots that have ended write too: nobody reads it
+            self.token_S[self.apart_B] = token_B
             self.place_S.clamp_(max=self.size - 1)
         self.unseen_Z1T.select(-1, column).zero_()
-        where = self.column_T1[column] if self.lm.compiled else column
-        state_SH = self.step(self, token_S, self.place_S, where, first, self.unseen_Z1T.narrow(-1, first, seen))
+        where = self.column_1.fill_(column) if self.lm.compiled else column
+        state_SH = self.step(self, self.token_S, self.place_S, where, first, self.unseen_Z1T.narrow(-1, first, seen))
         self.state_BH = state_SH if self.apart_B is None else state_SH[self.apart_B]
         self.place_S.add_(1)
         self.written += 1
@@ -268,7 +271,7 @@ class LayersWriter:
 
         for layer, cache_2ZTD in enumerate(self.caches):  # one by one: old and new ones are not held all at once
             self.caches[layer] = moved(cache_2ZTD, 1)
-        self.unseen_Z1T, self.place_S = moved(self.unseen_Z1T, 0), self.place_S[kept]
+        self.unseen_Z1T, self.place_S, self.token_S = moved(self.unseen_Z1T, 0), self.place_S[kept], self.token_S[kept]
         self.begun_S, self.slot_B = self.begun_S[self.slot_B], np.arange(len(kept))
 
     def _through_the_layers(

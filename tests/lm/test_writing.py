@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import graphs
 import numpy as np
 import pytest
 import tiny
@@ -138,6 +139,32 @@ def test_compiled(monkeypatch):
     check_same(*both_ways(lm, monkeypatch, group=2))
 
 
+@pytest.mark.parametrize("precision", ["full", "mixed"])
+def test_replayed(precision, monkeypatch):
+    lm = tiny.family("qwen3", TOKENIZER)
+    settings = {"group": 2, "max_new_tokens": [1 + 7 * n % NEW for n in range(2 * len(PROMPTS))]}
+    lm.rows_at_once = 5
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"), monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: function)
+        lm.compiled = True
+        plain = both_ways(lm, monkeypatch, **settings)[0]
+        made = graphs.on_a_cpu(patch)
+        again, other = (both_ways(lm, monkeypatch, **settings)[0] for _ in range(2))
+    check_same(again, plain)
+    check_same(other, plain)
+    assert len(made) == 2, "a graph for each writer"
+    assert all(graph.replays > NEW for graph in made)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu(compiled, monkeypatch):
+    lm = tiny.family("llama", TOKENIZER)
+    lm.module.to("cuda")
+    lm.compiled, lm.rows_at_once = compiled, 5
+    check_same(*both_ways(lm, monkeypatch, group=2))
+
+
 @pytest.mark.parametrize("kind", ["mixed", "half"])
 def test_in_lower_precision(kind, monkeypatch):
     lm = tiny.family("qwen2", TOKENIZER)
@@ -151,8 +178,16 @@ def test_in_lower_precision(kind, monkeypatch):
         np.testing.assert_allclose(ours.logp[:1], theirs.logp[:1], atol=0.05)
 
 
-def test_a_writer_and_its_weights_are_gone_when_nobody_holds_them():
-    made = writer(tiny.family("llama", TOKENIZER), 2, 64)
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.inference_mode()
+def test_a_writer_and_its_weights_are_gone_when_nobody_holds_them(compiled, monkeypatch):
+    lm = tiny.family("llama", TOKENIZER)
+    lm.compiled = compiled
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    graphs.on_a_cpu(monkeypatch)
+    made = writer(lm, 2, 64)
+    made.admit(PROMPTS[:2], np.arange(2))
+    made.write(torch.tensor([1, 2]))
     gone, written = weakref.ref(made), made
     gc.disable()
     try:
