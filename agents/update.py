@@ -20,7 +20,7 @@ from rlgkd.lm.sharing import together
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
-from rlgkd.types import OWN, Batch, Trajectory
+from rlgkd.types import OWN, Batch, Source, Trajectory
 
 AtActions = Callable[[Tensor], Tensor]
 """[B, L] -> [N]: what belongs to each action of a micro-batch, from what is known of each action of the batch."""
@@ -58,14 +58,15 @@ def accumulate_gradient(
         beside: A loss to be added that needs the student's states.
         ahead: What `read_ahead` gave: the teacher's states of the first micro-batches.
 
-    Returns means over the batch's tokens: `loss` (the sum), `divergence` (reduced as the objective says), `entropy`,
-    in nats.
+    Returns means over the batch's tokens, in nats: `loss` (the sum), `divergence` (reduced as the objective says), and
+    `entropy`, the student's: as it sampled where the text is its own, else as it is now.
     """
     device = student.device
     lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
     tokens = int(lengths_B.sum())
     own_B = torch.tensor([t.source in OWN for t in trajectories], device="cpu")
     skipped_B = own_B & advantages_BL.isnan().any(1)
+    sampled_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
 
     def weights(name: str, lengths_B: Tensor) -> Tensor:
         sequences, tokens = reduction.totals(lengths_B)
@@ -79,7 +80,8 @@ def accumulate_gradient(
     if own_B.any():  # one batch in 1/lambda is the student's: so weighed, its policy term has Eq. 5's expectation
         policy_B = policy_B / objective.student_fraction
 
-    sums = {"loss": 0.0, "divergence": 0.0, "entropy": 0.0}
+    entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
+    sums = {"loss": 0.0, "divergence": 0.0, "entropy": entropy / max(1, tokens)}
     for number, (rows, batch) in enumerate(micro_batches(student, trajectories, token_budget)):
         row_N = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
         place_N = batch.action_mask_BT.cumsum(1)[:, 1:][batch.action_mask_BT[:, 1:]] - 1
@@ -91,7 +93,9 @@ def accumulate_gradient(
             return values_BL[rows].to(device)[at]
 
         advantages_N = at_actions(advantages_BL)
-        policy_N, divergence_N, own_N = (values[rows].to(device)[row_N] for values in (policy_B, divergence_B, own_B))
+        policy_N, divergence_N, own_N, sampled_N = (
+            values[rows].to(device)[row_N] for values in (policy_B, divergence_B, own_B, sampled_B)
+        )
         old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
         futures_N = torch.zeros_like(divergence_N)
         (student_states_NH, head_VH), teacher_states_NH = student.states_and_head(batch), None
@@ -108,8 +112,9 @@ def accumulate_gradient(
             teacher_logits_NV: Tensor | None,
             which: slice,
             columns: tuple[Tensor, ...] = (actions_N, old_logp_N, advantages_N, policy_N, divergence_N, futures_N),
+            sampled: bool = bool(sampled_B[rows].all()) and not objective.looks_ahead,
         ) -> tuple[Tensor, dict[str, Tensor]]:
-            return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns))
+            return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns), sampled=sampled)
 
         # What comes later must be known first; texts that the student did not sample have no such part.
         if objective.looks_ahead and own_N.any():
@@ -124,7 +129,8 @@ def accumulate_gradient(
             loss = loss + beside(student_states_NH, policy_N, at_actions)
         backward(loss)
         sums["loss"] += loss.item()
-        sums["entropy"] += records["entropy"].sum().item() / max(1, tokens)
+        if not sampled_B[rows].all():
+            sums["entropy"] += (records["entropy"] * ~sampled_N).sum().item() / max(1, tokens)
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
     return sums

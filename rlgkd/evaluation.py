@@ -116,7 +116,10 @@ def evaluate(
         trajectories += written
         known = teacher is not None and all(item.reference for item in some)
         read = [*written, *(references(policy, task, some) if known else [])]
-        distances = _distances(policy, teacher, read)  # together, for the prompts are the same
+        # A filter's texts were sampled from less than the policy. All together, for the prompts are the same.
+        distances = _distances(policy, teacher, read) if filters or teacher else {}
+        if not filters:
+            distances["entropy"] = [t.entropy_T[t.action_mask_T] for t in written]
         add({name: values[: len(written)] for name, values in distances.items()})
         if known:
             add({"reverse_kl": distances["reverse_kl"][len(written) :]}, "_data")

@@ -185,6 +185,8 @@ class Objective:
         policy_weights_N: Tensor,
         divergence_weights_N: Tensor,
         futures_N: Tensor,
+        *,
+        sampled: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L of the module's docstring, summed over N actions; weights are zero where a term does not apply.
 
@@ -192,15 +194,20 @@ class Objective:
         docstring, both in nats.
 
         Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, if it is known, `divergence`.
+        Of actions that the student has `sampled`, the first two are known and left out where no term needs them.
         """
         logits_NV = student_logits_NV if self.weighs_actions or self.entropy_bonus else student_logits_NV.detach()
-        student_logp_N, entropy_N = policy_loss.log_probability_and_entropy(
-            logits_NV, actions_N, entropy_gradient=self.entropy_bonus > 0
-        )
-        record = {"logp": student_logp_N, "entropy": entropy_N}
+        record: dict[str, Tensor] = {}
+        if self.entropy_bonus or not sampled:
+            record["logp"], record["entropy"] = policy_loss.log_probability_and_entropy(
+                logits_NV, actions_N, entropy_gradient=self.entropy_bonus > 0
+            )
+        elif self.weighs_actions:
+            record["logp"] = policy_loss.log_probability(logits_NV, actions_N)
+        student_logp_N = record.get("logp", old_logp_N)
         loss = student_logp_N.new_zeros(())
         if self.entropy_bonus:
-            loss = loss - self.entropy_bonus * (policy_weights_N * entropy_N).sum()
+            loss = loss - self.entropy_bonus * (policy_weights_N * record["entropy"]).sum()
         if self.alpha < 1:
             policy_N = self.surrogate(student_logp_N, old_logp_N, advantages_N)
             loss = loss + (1 - self.alpha) * (policy_weights_N * policy_N).sum()

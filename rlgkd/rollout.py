@@ -39,7 +39,7 @@ def rollout(
     A sample is a function of (seed, item's key, its place, sample number) and the policy, not of the batch it is drawn
     in. `places` says where in its stream each item stands, so that an item that comes round again is sampled anew;
     without it every place is 0. `filters` are for evaluation: a text that was sampled through them is not the policy's,
-    and its log-probabilities are those of what was sampled from.
+    and its log-probabilities and entropies are those of what was sampled from.
 
     Raises: DataError if prompt and limit together exceed the model's context; SettingError for filters of `greedy`.
     """
@@ -114,7 +114,8 @@ def written(
             turn = turn if stops is None else list(stops.turn(turn))
             rest = rest[len(turn) :]
             turn = turn[: row.dialogue.room]
-            row.write(Completion(turn, [0.0] * len(turn)))
+            unknown = [0.0] * len(turn)
+            row.write(Completion(turn, unknown, unknown))
         row.close()
     return _trajectories(rows, source)
 
@@ -124,13 +125,14 @@ class _Row:
 
     def __init__(self, prompt: list[int], dialogue: Dialogue, sample: int) -> None:
         self.dialogue, self.sample, self.prompt = dialogue, sample, len(prompt)
-        self.tokens, self.action, self.logp = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
+        self.tokens, self.action = list(prompt), [False] * len(prompt)
+        self.logp, self.entropy = ([0.0] * len(prompt) for _ in range(2))
 
     def close(self) -> None:
         """End a text that goes no further where the task would answer: what it said last was said to nobody."""
         if self.dialogue.stop is None:
             end = len(self.action) - self.action[::-1].index(True)
-            del self.tokens[end:], self.action[end:], self.logp[end:]
+            del self.tokens[end:], self.action[end:], self.logp[end:], self.entropy[end:]
             self.dialogue.close()
 
     @property
@@ -148,6 +150,7 @@ class _Row:
         self.tokens += [*completion.ids, *answer]
         self.action += [True] * len(completion.ids) + [False] * len(answer)
         self.logp += [*completion.logp, *[0.0] * len(answer)]
+        self.entropy += [*completion.entropy, *[0.0] * len(answer)]
 
 
 def _trajectories(rows: Sequence[_Row], source: Source) -> list[Trajectory]:
@@ -158,6 +161,7 @@ def _trajectories(rows: Sequence[_Row], source: Source) -> list[Trajectory]:
             tokens_T=np.array(row.tokens, dtype=np.int64),
             action_mask_T=np.array(row.action),
             logp_T=np.array(row.logp, dtype=np.float32),
+            entropy_T=np.array(row.entropy, dtype=np.float32),
             stop=row.dialogue.stop or StopReason.LENGTH,
             source=source,
             sample=row.sample,

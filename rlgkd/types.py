@@ -183,6 +183,8 @@ class Trajectory:
     """bool: True where the token was chosen as an action (the end token included, padding never)."""
     logp_T: np.ndarray
     """float32, nats: log-probability with which an action was sampled; 0 elsewhere and for tokens from data."""
+    entropy_T: np.ndarray
+    """float32, nats: of the distribution from which an action was sampled; 0 as `logp_T`."""
     stop: StopReason
     source: Source
     sample: int

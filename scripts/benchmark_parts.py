@@ -71,10 +71,11 @@ def _written(
 def _row(prompt: Sequence[int], written: Sequence[int], length: int) -> Trajectory:
     """A text of which the first `length` tokens count; the rest is padding."""
     place_T = np.arange(len(prompt) + len(written))
+    zeros_T = np.zeros(len(place_T), dtype=np.float32)
     return Trajectory(
         item=Item(key=str(prompt), prompt=""), tokens_T=np.array([*prompt, *written]),
         action_mask_T=(place_T >= len(prompt)) & (place_T < len(prompt) + length),
-        logp_T=np.zeros(len(place_T), dtype=np.float32), stop=StopReason.END, source=Source.STUDENT, sample=0, text="",
+        logp_T=zeros_T, entropy_T=zeros_T, stop=StopReason.END, source=Source.STUDENT, sample=0, text="",
         score=Score(reward=0.0),
     )  # fmt: skip
 

@@ -101,7 +101,8 @@ class Recorder(BaseCallback):
             "prompt": t.item.prompt, "completion": t.text,
             **({"turns": t.turns} if t.turns else {}), "reward": t.score.reward, "parts": dict(t.score.parts),
             **({"failure": t.score.failure} if t.score.failure else {}),
-            "length": t.length, "logp": float(t.logp_T.sum()), "stop": str(t.stop),
+            "length": t.length, "logp": float(t.logp_T.sum()),
+            "entropy": float(t.entropy_T.sum()) / t.length, "stop": str(t.stop),
         }  # fmt: skip
 
     def _show(self, updates: int) -> None:

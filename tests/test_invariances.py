@@ -39,7 +39,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     return Trajectory(
         item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion]),
         action_mask_T=np.arange(length) >= len(prompt),
-        logp_T=np.array([0.0] * len(prompt) + logp, dtype=np.float32), stop=StopReason.END,
+        logp_T=np.array([0.0] * len(prompt) + logp, dtype=np.float32), entropy_T=np.zeros(length), stop=StopReason.END,
         source=draw(st.sampled_from([Source.STUDENT, Source.DATA, Source.MIXED])), sample=0, text="",
         score=Score(reward=0.0),
     )  # fmt: skip

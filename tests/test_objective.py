@@ -19,7 +19,7 @@ from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import behaviour, divergence
 from rlgkd.ops.returns import leave_one_out, mean_baseline
-from rlgkd.types import Item, Score, Source, StopReason, Trajectory
+from rlgkd.types import Batch, Item, Score, Source, StopReason, Trajectory
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 END = 0
@@ -34,7 +34,7 @@ def trajectory(prompt: Sequence[int], completion: Sequence[int], source: Source 
     length = len(prompt) + len(completion)
     return Trajectory(
         item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion]),
-        action_mask_T=np.arange(length) >= len(prompt), logp_T=np.zeros(length, dtype=np.float32),
+        action_mask_T=np.arange(length) >= len(prompt), logp_T=np.zeros(length), entropy_T=np.zeros(length),
         stop=StopReason.END, source=source, sample=0, text="", score=Score(reward=0.0),
     )  # fmt: skip
 
@@ -69,6 +69,24 @@ def gradient(
         backward=lambda loss: loss.backward(),
     )
     return torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None])
+
+
+def test_the_entropy_is_as_sampled_where_the_text_is_the_students_own_and_else_as_it_is_now():
+    student = policy(0)
+    own = dataclasses.replace(BATCH[0], entropy_T=0.5 * BATCH[0].action_mask_T)
+    for objective in (Objective(alpha=1.0), Objective(alpha=0.5), Objective(alpha=1.0, horizon=1.0)):
+        for other in (Source.DATA, Source.MIXED):
+            rest = dataclasses.replace(BATCH[3], source=other)
+            batch = Batch.collate([rest], pad=END)
+            with torch.no_grad():
+                now_NV = student.logits(student.states(batch)).softmax(-1)
+            for token_budget in (BUDGET, 1):
+                found = accumulate_gradient(
+                    student, policy(1), objective, [own, rest], ADVANTAGES[:2], token_budget=token_budget,
+                    backward=lambda loss: loss.backward(),
+                )  # fmt: skip
+                expected = (0.5 * own.length + torch.special.entr(now_NV).sum().item()) / (own.length + rest.length)
+                assert found["entropy"] == pytest.approx(expected)
 
 
 def slow_gradient(

@@ -1,4 +1,4 @@
-"""Sampling completions with a KV cache, recording the log-probabilities they were sampled with.
+"""Sampling completions with a KV cache, recording the log-probabilities and entropies they were sampled with.
 
 A prompt is read once for the samples of its group; rows that finish leave the batch (rlgkd.lm.writing). Every row and
 step has one uniform number of its own, given by the caller, so a sample does not depend on what else is in the batch.
@@ -21,6 +21,7 @@ from torch import Tensor
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.writing import writer
 from rlgkd.ops.filters import Filters
+from rlgkd.ops.policy_loss import log_probability_and_entropy
 from rlgkd.ops.sampling import sample
 
 OnStep = Callable[[int], bool]
@@ -29,10 +30,13 @@ OnStep = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled token ids (the end token included if it was written) and their log-probabilities in nats."""
+    """Sampled token ids (the end token included if it was written), and of each what it was sampled with, in nats."""
 
     ids: list[int]
     logp: list[float]
+    """Its log-probability."""
+    entropy: list[float]
+    """Of the distribution it is from."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def decode(
         group: Samples for each prompt.
         max_new_tokens: Where a completion stops that does not end by itself, the same for all or one for each row.
         on_step: Called after each step; if it returns False the completions are returned as they stand.
-        companion: Chooses with the policy; what is recorded are the log-probabilities of the two together.
-        filters: What is sampled from is what they leave of the distribution, and the log-probabilities are of that.
+        companion: Chooses with the policy; what is recorded is of the distribution of the two together.
+        filters: What is sampled from is what they leave of the distribution, and what is recorded is of that.
         stops: Whether the ids of a completion end it, beside the end token; asked after each of its tokens.
     """
     models = [lm] if companion is None else [lm, companion.lm]
@@ -77,7 +81,9 @@ def decode(
     size = max(len(prompts[row // group]) + int(limit_B[row]) for row in range(rows))
     writers = [writer(model, at_once, size) for model in models]
     # Arrays, and few calls on them: what is done for each row and step takes longer than small models do.
-    ids_BT, logp_BT = np.zeros((rows, int(limit_B.max())), dtype=np.int64), np.zeros((rows, int(limit_B.max())))
+    ids_BT = np.zeros((rows, int(limit_B.max())), dtype=np.int64)
+    places: list[tuple[np.ndarray, np.ndarray]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []  # the host waits for it at the end alone
     length_B = np.zeros(rows, dtype=np.int64)
     active = np.zeros(0, dtype=np.int64)
     begun, end = 0, lm.end
@@ -98,11 +104,13 @@ def decode(
         place = active, length_B[active]
         if uniforms_BT is None:
             token_B = logits_BV.argmax(-1)
-            logp_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
+            logp_B, entropy_B = log_probability_and_entropy(logits_BV, token_B)
         else:
-            token_B, logp_B = sample(logits_BV, torch.from_numpy(uniforms_BT[place]).to(lm.device))
+            token_B, logp_B, entropy_B = sample(logits_BV, torch.from_numpy(uniforms_BT[place]).to(lm.device))
         ids_B, after_B = token_B.cpu().numpy(), place[1] + 1
-        ids_BT[place], logp_BT[place], length_B[active] = ids_B, logp_B.cpu().numpy(), after_B
+        ids_BT[place], length_B[active] = ids_B, after_B
+        places.append(place)
+        recorded.append((logp_B, entropy_B))
         if on_step is not None and not on_step(len(active)):
             break
         going = (ids_B != end) & (after_B < limit_B[active])
@@ -119,7 +127,12 @@ def decode(
                 each.write(token_B)
         elif begun == rows:
             break
-    return [Completion(_written(ids_BT, length_B, row), _written(logp_BT, length_B, row)) for row in range(rows)]
+    place_N = tuple(np.concatenate(arrays) for arrays in zip(*places, strict=True))
+    tables: list[np.ndarray] = [ids_BT]
+    for values in zip(*recorded, strict=True):
+        tables.append(np.zeros(ids_BT.shape))
+        tables[-1][place_N] = torch.cat(values).cpu().numpy()
+    return [Completion(*(_written(table_BT, length_B, row) for table_BT in tables)) for row in range(rows)]
 
 
 def _written(values_BT: np.ndarray, length_B: np.ndarray, row: int) -> list[Any]:

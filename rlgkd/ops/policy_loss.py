@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops._exp import exp
+from rlgkd.ops._exp import exp, exp_
 from rlgkd.ops._gradient import wants_gradient, with_gradient
 
 
@@ -132,14 +132,17 @@ def _ratio(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, high: float)
 
 
 def log_probability(logits_NV: Tensor, action_N: Tensor) -> Tensor:
-    """log p(y_n), [N] in nats, of the chosen tokens [N], without a second [N, V].
+    """log p(y_n), [N] in nats, of the chosen tokens [N], without a second [N, V] where no gradient is formed.
 
     Example:
         >>> round(log_probability(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp().item(), 4)
         0.5
     """
-    chosen_N = logits_NV.gather(-1, action_N[:, None])[:, 0]
-    return chosen_N - torch.logsumexp(logits_NV, -1)
+    if not wants_gradient(logits_NV):
+        return logits_NV.gather(-1, action_N[:, None])[:, 0] - torch.logsumexp(logits_NV, -1)
+    log_p_NV = _log_softmax(logits_NV)
+    logp_N = log_p_NV.gather(-1, action_N[:, None])[:, 0]
+    return with_gradient(logits_NV, logp_N, _slope_of_logp(exp_(log_p_NV), action_N))
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -187,8 +190,7 @@ def log_probability_and_entropy(
         return logp_N, entropy_N
     if entropy_gradient:
         entropy_N = with_gradient(logits_NV, entropy_N, _slope_of_entropy(entropy_N, p_NV.clone(), p_log_p_NV))
-    one_N1 = torch.ones_like(logp_N)[:, None]
-    return with_gradient(logits_NV, logp_N, p_NV.neg_().scatter_add_(-1, action_N[:, None], one_N1)), entropy_N
+    return with_gradient(logits_NV, logp_N, _slope_of_logp(p_NV, action_N)), entropy_N
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -200,6 +202,11 @@ def _entropy(log_p_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p_V = exp(log_p_V)
     p_log_p_V = log_p_V.clamp_(min=torch.finfo(log_p_V.dtype).min).mul_(p_V)  # finite, so that 0 log 0 is 0
     return -p_log_p_V.sum(-1), p_V, p_log_p_V
+
+
+def _slope_of_logp(p_NV: Tensor, action_N: Tensor) -> Tensor:
+    """Return d log p(y_n)/dlogits_V = 1[v = y_n] - p; overwrites `p_NV`."""
+    return p_NV.neg_().scatter_add_(-1, action_N[:, None], torch.ones_like(p_NV[:, :1]))
 
 
 def _slope_of_entropy(value: Tensor, p_V: Tensor, p_log_p_V: Tensor) -> Tensor:

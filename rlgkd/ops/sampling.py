@@ -6,6 +6,7 @@ beside it. Left out: top-k and its like (rlgkd.ops.filters), greedy decoding (ar
 """
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,18 @@ _FEW = 1024
 """Tokens of a vocabulary up to which F is summed at once: there it is the number of calls that takes time."""
 
 
-def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+class Sample(NamedTuple):
+    """A token of each row, and what it was sampled with."""
+
+    token_B: Tensor
+    """[B], int64."""
+    logp_B: Tensor
+    """[B], log softmax(logits)[token] in nats, float32 or better."""
+    entropy_B: Tensor
+    """[B], of softmax(logits), in nats, as exact as the logits: to about 1e-7 of the largest."""
+
+
+def sample(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
     """Inverse transform in the order of token ids: y = min {v : F(v) > u}, F(v) = sum_{w <= v} p(w).
 
     Never returns a token of probability 0 (a logit of -inf, or so low that its probability underflows), whatever u and
@@ -33,10 +45,6 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         logits_BV: [B, V], any floating dtype, the temperature already applied.
         uniform_B: [B], floating, in [0, 1].
 
-    Returns:
-        token_B: [B], int64.
-        logp_B: [B], log softmax(logits)[token] in nats, float32 or better.
-
     Raises:
         SettingError: shapes or dtypes that do not fit, u outside [0, 1], or a row without a distribution (a NaN or
             +inf among its logits, or -inf throughout).
@@ -44,18 +52,19 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     Source: Devroye 1986, "Non-Uniform Random Variate Generation", II.2.
 
     Example:
-        >>> token, logp = sample(torch.tensor([[0.25, 0.75]]).log().expand(3, 2), torch.tensor([0.0, 0.2499, 0.25]))
-        >>> token.tolist(), round(logp[2].exp().item(), 4)
-        ([0, 0, 1], 0.75)
+        >>> sampled = sample(torch.tensor([[0.25, 0.75]]).log().expand(3, 2), torch.tensor([0.0, 0.2499, 0.25]))
+        >>> sampled.token_B.tolist(), round(sampled.logp_B[2].exp().item(), 4), round(sampled.entropy_B[2].item(), 4)
+        ([0, 0, 1], 0.75, 0.5623)
     """
     if logits_BV.ndim != 2 or logits_BV.shape[1] == 0 or not logits_BV.is_floating_point():
         raise SettingError("logits_BV", (tuple(logits_BV.shape), logits_BV.dtype), "give [B, V] floating-point logits")
     if uniform_B.shape != logits_BV.shape[:1] or not uniform_B.is_floating_point():
         raise SettingError("uniform_B", (tuple(uniform_B.shape), uniform_B.dtype), "give one number in [0, 1) per row")
+    logits_BV, uniform_B = logits_BV.detach(), uniform_B.detach()
     wide = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # MPS has no float64
     dtype = torch.promote_types(logits_BV.dtype, torch.float32)
-    p_BV = softmax(logits_BV.detach(), -1, dtype=dtype)
-    size_V = p_BV.shape[1]
+    p_BV = softmax(logits_BV, -1, dtype=dtype)
+    size_V = logits_BV.shape[1]
     if size_V <= _FEW:
         block_BN = p_BV
     else:
@@ -65,7 +74,7 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         block_BN = p_BNK.sum(-1)
     upto_BN = block_BN.cumsum(-1, dtype=wide)
     total_B1 = upto_BN.narrow(1, -1, 1)  # 1, but for the rounding of p
-    target_B1 = uniform_B.detach().to(wide).unsqueeze(-1) * total_B1
+    target_B1 = uniform_B.to(wide).unsqueeze(-1) * total_B1
     if not torch.equal(target_B1.clamp(min=0.0).minimum(total_B1), target_B1):  # a NaN is equal to nothing
         _explain(total_B1, uniform_B)
 
@@ -77,7 +86,11 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         p_BK = p_BNK[torch.arange(len(n_B1), device=p_BV.device), n_B1[:, 0]]
         k_B1 = _first_above(p_BK.cumsum(-1, dtype=wide), p_BK, (target_B1 - before_B1).clamp_(min=0.0))
         token_B1, p_B1 = n_B1 * _BLOCK + k_B1, p_BK.gather(1, k_B1)
-    return token_B1.squeeze(1), (p_B1 / total_B1).log().to(dtype).squeeze(1)
+    logp_B1 = (p_B1 / total_B1).log()
+    # log p = logit - c for one c of the row, hence H = c - E[logit]; what is NaN is 0 times -inf.
+    mean_B1 = p_BV.narrow(1, 0, size_V).mul_(logits_BV).nansum(-1, keepdim=True)
+    entropy_B1 = (logits_BV.gather(1, token_B1) - logp_B1).sub_(mean_B1 / total_B1).clamp_(min=0.0)
+    return Sample(token_B1.squeeze(1), logp_B1.to(dtype).squeeze(1), entropy_B1.to(dtype).squeeze(1))
 
 
 def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:

@@ -37,19 +37,23 @@ def trajectory(prompt, completion: Completion) -> Trajectory:
         item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion.ids]),
         action_mask_T=np.arange(length) >= len(prompt),
         logp_T=np.array([0.0] * len(prompt) + completion.logp, dtype=np.float32),
+        entropy_T=np.array([0.0] * len(prompt) + completion.entropy, dtype=np.float32),
         stop=StopReason.END, source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("temperature", [0.7, 1.6])
-def test_the_logp_of_sampling_is_that_of_scoring(kind, temperature):
+def test_logp_and_entropy_of_sampling_are_those_of_scoring(kind, temperature):
     lm = policy(kind, temperature)
-    batch = Batch.collate([trajectory(p, c) for p, c in zip(PROMPTS, sampled(lm), strict=True)], pad=lm.pad)
+    rows = [trajectory(p, c) for p, c in zip(PROMPTS, sampled(lm), strict=True)]
+    batch = Batch.collate(rows, pad=lm.pad)
     with torch.no_grad():
         logp_NV = lm.logits(lm.states(batch)).log_softmax(-1)
     scored = logp_NV.gather(1, lm.actions(batch)[:, None])[:, 0]
     torch.testing.assert_close(scored, batch.logp_BT[batch.action_mask_BT], atol=1e-5, rtol=0)
+    entropy_N = np.concatenate([row.entropy_T[row.action_mask_T] for row in rows])
+    np.testing.assert_allclose(entropy_N, torch.special.entr(logp_NV.exp()).sum(-1).numpy(), atol=1e-5)
     assert batch.attention_mask_BT.min() == 0, "no row was padded, so the test saw no padding"
 
 
@@ -99,6 +103,7 @@ def test_greedy_decoding_stops_at_the_end_token():
     (completion,) = decode(lm, [[3]], uniforms_BT=None, max_new_tokens=NEW)
     assert completion.ids == [lm.end]
     assert completion.logp[0] == pytest.approx(np.log(0.97), abs=1e-5)
+    assert completion.entropy[0] == pytest.approx(-0.97 * np.log(0.97) - 0.03 * np.log(0.03 / 11), abs=1e-5)
 
 
 def test_finished_rows_leave_the_batch():

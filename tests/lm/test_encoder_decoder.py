@@ -180,7 +180,11 @@ def test_several_turns_and_other_families_are_refused():
     (t, *_) = trajectories(lm)
     gap = np.array([*t.action_mask_T, False, True])
     longer = dataclasses.replace(
-        t, tokens_T=np.array([*t.tokens_T, 1, 2]), action_mask_T=gap, logp_T=np.zeros(len(gap), dtype=np.float32)
+        t,
+        tokens_T=np.array([*t.tokens_T, 1, 2]),
+        action_mask_T=gap,
+        logp_T=np.zeros(len(gap)),
+        entropy_T=np.zeros(len(gap)),
     )
     with pytest.raises(DataError, match="turns"):
         lm.states(Batch.collate([longer], pad=0))

@@ -18,8 +18,8 @@ TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 def written(tokens, prompt: int) -> Trajectory:
     return Trajectory(
         item=Item(key="", prompt=""), tokens_T=np.array(tokens), action_mask_T=np.arange(len(tokens)) >= prompt,
-        logp_T=np.zeros(len(tokens), dtype=np.float32), stop=StopReason.END, source=Source.STUDENT, sample=0, text="",
-        score=Score(reward=0.0),
+        logp_T=np.zeros(len(tokens), dtype=np.float32), entropy_T=np.zeros(len(tokens)), stop=StopReason.END,
+        source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
     )  # fmt: skip
 
 

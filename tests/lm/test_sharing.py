@@ -24,8 +24,8 @@ def trajectory(prompt: list[int], written: list[int], gap: int = 0) -> Trajector
     action[middle : min(middle + gap, len(tokens) - 1)] = False
     return Trajectory(
         item=Item(key="0", prompt=""), tokens_T=np.array(tokens, dtype=np.int64), action_mask_T=action,
-        logp_T=np.zeros(len(tokens), dtype=np.float32), stop=StopReason.END, source=Source.STUDENT, sample=0, text="",
-        score=Score(reward=0.0),
+        logp_T=np.zeros(len(tokens), dtype=np.float32), entropy_T=np.zeros(len(tokens)), stop=StopReason.END,
+        source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
     )  # fmt: skip
 
 

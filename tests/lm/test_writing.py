@@ -49,6 +49,7 @@ def check_same(fast: list[Completion], plain: list[Completion]) -> None:
     assert [c.ids for c in fast] == [c.ids for c in plain]
     for ours, theirs in zip(fast, plain, strict=True):
         np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
+        np.testing.assert_allclose(ours.entropy, theirs.entropy, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -41,8 +41,8 @@ def test_two_sets_of_logits(name, teacher, student):
 @given(logits=rows)
 def test_one_set_of_logits(logits):
     assert not policy_loss.entropy(logits).isnan().any()
-    _, logp_B = sampling.sample(logits, torch.full((3,), 0.5, dtype=torch.float64))
-    assert not logp_B.isnan().any()
+    _, logp_B, entropy_B = sampling.sample(logits, torch.full((3,), 0.5, dtype=torch.float64))
+    assert not logp_B.isnan().any() and not entropy_B.isnan().any()
 
 
 @quick

@@ -158,9 +158,12 @@ def test_log_probability_and_entropy_have_the_gradient_of_finite_differences() -
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     action = torch.tensor([4, 0, 2])
     assert torch.autograd.gradcheck(lambda x: L.log_probability_and_entropy(x, action), logits)
+    assert torch.autograd.gradcheck(lambda x: L.log_probability(x, action), logits)
     assert not L.log_probability_and_entropy(logits, action, entropy_gradient=False)[1].requires_grad
     with torch.no_grad():
         assert not any(value.requires_grad for value in L.log_probability_and_entropy(logits, action))
+        without = L.log_probability(logits, action)
+    torch.testing.assert_close(without, L.log_probability(logits, action).detach())
 
 
 def test_the_log_probability_of_a_suppressed_token_is_minus_infinity_and_of_nan_nan() -> None:

@@ -29,7 +29,7 @@ def test_the_token_is_the_first_whose_cumulative_probability_exceeds_u() -> None
     for size_V in (1, 2, 255, 256, 257, 1000):
         logits_BV = 2 * torch.randn(40, size_V, generator=generator, dtype=torch.float64)
         u_B = torch.rand(40, generator=generator, dtype=torch.float64)
-        token_B, logp_B = S.sample(logits_BV, u_B)
+        token_B, logp_B, _ = S.sample(logits_BV, u_B)
         expected = [
             next(v for v, total in enumerate(np.cumsum(p)) if total > u)
             for p, u in zip(logits_BV.softmax(-1).numpy(), u_B.tolist(), strict=True)
@@ -40,9 +40,20 @@ def test_the_token_is_the_first_whose_cumulative_probability_exceeds_u() -> None
 
 def test_the_log_probability_is_that_of_the_given_logits_in_float32_for_bfloat16() -> None:
     logits_BV = (3 * torch.randn(64, 3000, generator=torch.Generator().manual_seed(0))).bfloat16()
-    token_B, logp_B = S.sample(logits_BV, torch.rand(64))
+    token_B, logp_B, _ = S.sample(logits_BV, torch.rand(64))
     assert token_B.dtype == torch.int64 and logp_B.dtype == torch.float32
     torch.testing.assert_close(logp_B, logits_BV.float().log_softmax(-1).gather(1, token_B[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
+def test_the_entropy_is_that_of_the_given_logits(scale: float) -> None:
+    for size_V in (1, 257, 3000):
+        logits_BV = 10 + scale * torch.randn(16, size_V, generator=torch.Generator().manual_seed(0))
+        logits_BV[:, 1::7] = -INF
+        entropy_B = S.sample(logits_BV, torch.rand(16)).entropy_B
+        expected_B = torch.special.entr(logits_BV.double().softmax(-1)).sum(-1)
+        torch.testing.assert_close(entropy_B.double(), expected_B, rtol=0, atol=1e-6 * logits_BV.max().item())
+        assert (entropy_B >= 0).all()
 
 
 @pytest.mark.parametrize("size_V", [5, 700])
@@ -83,7 +94,7 @@ def test_a_target_that_rounding_has_put_below_a_block_hits_no_weight_of_zero_in_
     p_BN = torch.softmax(logits_BV, -1).view(2000, 4, 256).sum(-1)
     edge_B = p_BN.cumsum(-1)[:, 1] / p_BN.cumsum(-1)[:, -1]
     for nudge in (-(2.0**-53), 0.0, 2.0**-53):
-        token_B, logp_B = S.sample(logits_BV, edge_B + nudge)
+        token_B, logp_B, _ = S.sample(logits_BV, edge_B + nudge)
         assert (token_B % 256 != 0).all() and logp_B.isfinite().all()
 
 
@@ -95,7 +106,7 @@ def test_the_edges_never_give_a_token_of_probability_zero(u: float, dtype: torch
             for dead in (-INF, -1e4):
                 logits_BV = torch.full((1, size_V), dead)
                 logits_BV[0, alive] = 0.0
-                token_B, logp_B = S.sample(logits_BV, torch.tensor([u], dtype=dtype))
+                token_B, logp_B, _ = S.sample(logits_BV, torch.tensor([u], dtype=dtype))
                 assert token_B.item() in alive
                 assert logp_B.item() == pytest.approx(-math.log(len(alive)))
 
@@ -107,7 +118,7 @@ def test_suppressed_tokens_are_never_sampled(seed: int, u: float, size_V: int, s
     logits_BV = 20 * torch.randn(1, size_V, generator=generator)
     suppressed_BV = torch.rand(1, size_V, generator=generator) < share
     suppressed_BV[0, torch.randint(size_V, (1,), generator=generator)] = False
-    token_B, logp_B = S.sample(logits_BV.masked_fill(suppressed_BV, -INF), torch.tensor([u], dtype=torch.float64))
+    token_B, logp_B, _ = S.sample(logits_BV.masked_fill(suppressed_BV, -INF), torch.tensor([u], dtype=torch.float64))
     assert not suppressed_BV[0, token_B.item()]
     assert logp_B.isfinite().all() and logp_B.item() <= 1e-6
 
@@ -116,15 +127,15 @@ def test_a_row_is_sampled_alike_alone_and_in_any_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     for size_V in (50, 479, 3001):
         logits_BV, u_B = 3 * torch.randn(33, size_V, generator=generator), torch.rand(33, generator=generator)
-        token_B, logp_B = S.sample(logits_BV, u_B)
+        token_B, logp_B, _ = S.sample(logits_BV, u_B)
         for rows in ([0], [32], [5, 6, 7], list(range(32, -1, -1))):
-            token, logp = S.sample(logits_BV[rows], u_B[rows])
+            token, logp, _ = S.sample(logits_BV[rows], u_B[rows])
             assert torch.equal(token, token_B[rows])
             torch.testing.assert_close(logp, logp_B[rows], rtol=0, atol=1e-6)
 
 
 def test_an_empty_batch_gives_no_tokens() -> None:
-    token_B, logp_B = S.sample(torch.zeros(0, 5), torch.zeros(0))
+    token_B, logp_B, _ = S.sample(torch.zeros(0, 5), torch.zeros(0))
     assert token_B.shape == logp_B.shape == (0,)
 
 
