@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     Mutant(
         "the prompt in the loss", "rlgkd/rollout.py",
-        (("list(prompt), [False] * len(prompt), [0.0]", "list(prompt), [False] + [True] * (len(prompt) - 1), [0.0]"),),
+        (("list(prompt), [False] * len(prompt)", "list(prompt), [False] + [True] * (len(prompt) - 1)"),),
         "tests/test_rollout.py",
     ),
     Mutant(
@@ -80,8 +80,8 @@ MUTANTS = (
     ),
     Mutant(
         "means over the micro-batch", "agents/update.py",
-        (("(policy_B, divergence_B, own_B)",
-          "(policy_B, divergence_B / divergence_B[rows].sum(), own_B)"),), OBJECTIVE,
+        (("(policy_B, divergence_B, own_B, sampled_B)",
+          "(policy_B, divergence_B / divergence_B[rows].sum(), own_B, sampled_B)"),), OBJECTIVE,
     ),
     Mutant(
         "the sampling temperature left out of the log-probabilities", "rlgkd/lm/model.py",

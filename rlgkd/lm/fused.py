@@ -19,8 +19,11 @@ from rlgkd.lm.products import add_product, cast_once, wide
 from rlgkd.ops.policy_loss import log_probability
 
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
-"""Logits held at a time: just below 32 MiB in float32 per tensor of a chunk. Larger blocks glibc gives back to the
-system when they are freed, and each new one is cleared page by page, which takes as long as the arithmetic on it."""
+"""Logits held at a time on a CPU: just below 32 MiB in float32 per tensor of a chunk. Larger blocks glibc gives back to
+the system when they are freed, and each new one is cleared page by page: that takes as long as the arithmetic on it."""
+ACCELERATOR_ELEMENTS = 2**25
+"""Logits held at a time elsewhere: 220 rows of a vocabulary of 152,000. An accelerator makes some hundreds of
+multiplications in the time in which it reads one number, and the head is read for each chunk. Not measured on one."""
 BLOCK_ELEMENTS = 2**19
 """Logits of which the loss is formed at a time: on a CPU what it makes of them shall stay in the caches."""
 PART = 4096
@@ -57,7 +60,7 @@ def fused_sum(
 def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tensor:
     """[N], log-probabilities of the chosen tokens in nats, chunk by chunk."""
     head, parts = _Head(lm, states_NH), []
-    for which in _chunks(len(states_NH), lm.vocabulary):
+    for which in _chunks(states_NH, lm.vocabulary):
         parts.append(log_probability(lm.tempered(head(which)), actions_N[which]))
     return torch.cat(parts)
 
@@ -85,7 +88,7 @@ class _FusedSum(torch.autograd.Function):
         guide_head = None if guide is None else _Head(*guide)
         grads = {place: torch.zeros_like(inputs[place]) for place, w in enumerate(wanted) if w}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
-        for which in _chunks(len(states_NH), student.vocabulary):
+        for which in _chunks(states_NH, student.vocabulary):
             slope_NV = _slope(head, guide_head, loss, which, total, recorded, wanted=any(wanted))
             if slope_NV is None:
                 continue
@@ -136,15 +139,16 @@ def _slope(
     return raw_NV if slopes else None
 
 
-def _chunks(actions: int, vocabulary: int) -> Iterator[slice]:
-    """As few as CHUNK_ELEMENTS allows, all of about a size: each reads the whole head, a small one for little."""
-    return _parts(slice(0, actions), CHUNK_ELEMENTS // vocabulary)
+def _chunks(states_NH: Tensor, vocabulary: int) -> Iterator[slice]:
+    """As few as there may be, all of about a size: each reads the whole head, a small one for little."""
+    elements = CHUNK_ELEMENTS if states_NH.device.type == "cpu" else ACCELERATOR_ELEMENTS
+    return _parts(slice(0, len(states_NH)), elements // vocabulary)
 
 
 def _blocks(which: slice, logits_NV: Tensor) -> Iterator[slice]:
     """Parts of a chunk; on an accelerator the whole, for there it is calls that take time."""
-    elements = BLOCK_ELEMENTS if logits_NV.device.type == "cpu" else CHUNK_ELEMENTS
-    return _parts(which, elements // logits_NV.shape[1])
+    rows = BLOCK_ELEMENTS // logits_NV.shape[1] if logits_NV.device.type == "cpu" else len(logits_NV)
+    return _parts(which, rows)
 
 
 def _vocabulary(logits_NV: Tensor) -> Iterator[slice]:

@@ -103,6 +103,15 @@ def test_no_gradient_is_formed_under_no_grad():
     assert not total.requires_grad
 
 
+def test_on_an_accelerator_chunks_are_larger_and_the_loss_is_formed_of_each_as_a_whole():
+    states_NH, vocabulary = torch.empty(1000, 16, device="meta"), 152_000
+    (first, *_), (on_a_cpu, *_) = (list(fused._chunks(x, vocabulary)) for x in (states_NH, torch.empty(1000, 16)))
+    assert first.stop > 3 * on_a_cpu.stop
+    logits_NV = torch.empty(first.stop, vocabulary, device="meta")
+    assert list(fused._blocks(first, logits_NV)) == [first]
+    assert list(fused._vocabulary(logits_NV)) == [slice(0, vocabulary)]
+
+
 def test_a_chunk_is_all_that_is_held_and_none_is_much_smaller(monkeypatch):
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 5 * 12)
     lm = policy("llama")
