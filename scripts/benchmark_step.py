@@ -67,7 +67,8 @@ def _train(job: Job) -> dict[str, Any]:
     keep_freed_memory_after_first(agent.policy.optimizer)
     agent.learn(total_timesteps=tokens * (job.warmup + job.steps), callback=clock)
     peak = peak_mb()
-    bound = _bound(agent, job, clock.read[-1], clock.tokens[-1]) if job.bounded else math.nan
+    with agent.autocast():
+        bound = _bound(agent, job, clock.read[-1], clock.tokens[-1]) if job.bounded else math.nan
     return {
         "seconds": clock.seconds, "parts": clock.means(), "tokens": clock.tokens, "loss": clock.losses,
         "peak_mb": peak, "bound": bound,
