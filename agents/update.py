@@ -80,12 +80,12 @@ def accumulate_gradient(
     if own_B.any():  # one batch in 1/lambda is the student's: so weighed, its policy term has Eq. 5's expectation
         policy_B = policy_B / objective.student_fraction
 
-    entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
+    entropy = sum(float(t.entropy_T.sum()) for t, known in zip(trajectories, sampled_B.tolist(), strict=True) if known)
     sums = {"loss": 0.0, "divergence": 0.0, "entropy": entropy / max(1, tokens)}
     for number, (rows, batch) in enumerate(micro_batches(student, trajectories, token_budget)):
         row_N = batch.action_mask_BT[:, 1:].nonzero()[:, 0]
         place_N = batch.action_mask_BT.cumsum(1)[:, 1:][batch.action_mask_BT[:, 1:]] - 1
-        actions_N = student.actions(batch)
+        actions_N, sampled = student.actions(batch), bool(sampled_B[rows].all())
 
         def at_actions(
             values_BL: Tensor, rows: list[int] = rows, at: tuple[Tensor, Tensor] = (row_N, place_N)
@@ -112,7 +112,7 @@ def accumulate_gradient(
             teacher_logits_NV: Tensor | None,
             which: slice,
             columns: tuple[Tensor, ...] = (actions_N, old_logp_N, advantages_N, policy_N, divergence_N, futures_N),
-            sampled: bool = bool(sampled_B[rows].all()) and not objective.looks_ahead,
+            sampled: bool = sampled and not objective.looks_ahead,
         ) -> tuple[Tensor, dict[str, Tensor]]:
             return objective.loss(logits_NV, teacher_logits_NV, *(column[which] for column in columns), sampled=sampled)
 
@@ -129,7 +129,7 @@ def accumulate_gradient(
             loss = loss + beside(student_states_NH, policy_N, at_actions)
         backward(loss)
         sums["loss"] += loss.item()
-        if not sampled_B[rows].all():
+        if not sampled:
             sums["entropy"] += (records["entropy"] * ~sampled_N).sum().item() / max(1, tokens)
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()

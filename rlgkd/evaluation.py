@@ -116,10 +116,9 @@ def evaluate(
         trajectories += written
         known = teacher is not None and all(item.reference for item in some)
         read = [*written, *(references(policy, task, some) if known else [])]
-        # A filter's texts were sampled from less than the policy. All together, for the prompts are the same.
-        distances = _distances(policy, teacher, read) if filters or teacher else {}
-        if not filters:
-            distances["entropy"] = [t.entropy_T[t.action_mask_T] for t in written]
+        distances = {"entropy": [t.entropy_T[t.action_mask_T] for t in written]}
+        if filters or teacher is not None:  # a filter's texts were sampled from less than the policy
+            distances |= _distances(policy, teacher, read, entropy=bool(filters))  # together: the prompts are the same
         add({name: values[: len(written)] for name, values in distances.items()})
         if known:
             add({"reverse_kl": distances["reverse_kl"][len(written) :]}, "_data")
@@ -184,16 +183,16 @@ def _by_position(values: Sequence[np.ndarray], prompts: int) -> np.ndarray:
 
 @torch.inference_mode()
 def _distances(
-    policy: LanguageModel, teacher: LanguageModel | None, trajectories: Sequence[Trajectory]
+    policy: LanguageModel, teacher: LanguageModel | None, trajectories: Sequence[Trajectory], *, entropy: bool
 ) -> dict[str, list[np.ndarray]]:
-    """At each completion's tokens the entropy and, given a teacher, KL(policy || teacher)."""
+    """At each completion's tokens the entropy, if it is asked for, and, given a teacher, KL(policy || teacher)."""
     batch = Batch.collate(trajectories, pad=policy.pad, device=policy.device)
     guide = None if teacher is None else (teacher, teacher.states(batch))
 
     def record(
         logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, _: slice
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        records = {"entropy": policy_loss.entropy(logits_NV)}
+        records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
         if teacher_NV is not None:
             records["reverse_kl"] = divergence.reverse_kl(teacher_NV, logits_NV)
         return logits_NV.new_zeros(()), records

@@ -204,8 +204,8 @@ class Objective:
             )
         elif self.weighs_actions:
             record["logp"] = policy_loss.log_probability(logits_NV, actions_N)
-        student_logp_N = record.get("logp", old_logp_N)
-        loss = student_logp_N.new_zeros(())
+        student_logp_N = record.get("logp", old_logp_N)  # the latter where no term reads it
+        loss = student_logits_NV.new_zeros(())
         if self.entropy_bonus:
             loss = loss - self.entropy_bonus * (policy_weights_N * record["entropy"]).sum()
         if self.alpha < 1:

@@ -38,7 +38,7 @@ def rollout(
 
     A sample is a function of (seed, item's key, its place, sample number) and the policy, not of the batch it is drawn
     in. `places` says where in its stream each item stands, so that an item that comes round again is sampled anew;
-    without it every place is 0. `filters` are for evaluation: a text that was sampled through them is not the policy's,
+    without it every place is 0. Where `on_step` says no more, texts that have not begun are left out. `filters` are for evaluation: a text that was sampled through them is not the policy's,
     and its log-probabilities and entropies are those of what was sampled from.
 
     Raises: DataError if prompt and limit together exceed the model's context; SettingError for filters of `greedy`.
@@ -145,7 +145,12 @@ class _Row:
         return [token for token, action in zip(self.tokens, self.action, strict=True) if action]
 
     def write(self, completion: Completion) -> None:
-        """Put the policy's turn behind what there is, and the task's answer behind that."""
+        """Put the policy's turn behind what there is, and the task's answer behind that.
+
+        An empty one is of a row whose turn the end of the rollout came before.
+        """
+        if not completion.ids:
+            return
         answer = self.dialogue.take(completion.ids)
         self.tokens += [*completion.ids, *answer]
         self.action += [True] * len(completion.ids) + [False] * len(answer)
@@ -154,6 +159,7 @@ class _Row:
 
 
 def _trajectories(rows: Sequence[_Row], source: Source) -> list[Trajectory]:
+    rows = [row for row in rows if any(row.action)]
     scores = grade([row.dialogue for row in rows], [row.actions for row in rows])
     return [
         Trajectory(

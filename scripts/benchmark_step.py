@@ -26,7 +26,7 @@ from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, open_by_name
 from rlgkd.lm.layers import readable
-from rlgkd.lm.products import multiplied, of_weights, thin
+from rlgkd.lm.products import cast_once, multiplied, of_weights, thin
 from rlgkd.scripts.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.benchmark_job import Job, peak_mb
 
@@ -186,7 +186,9 @@ def bare(lm: LanguageModel, tokens: int, actions: int, *, backward: bool = False
     Of the last layer only keys and values are made of all tokens. With `backward` those of the gradients of inputs and
     weights too.
     """
-    work = [(part.weight.detach(), actions if few else tokens) for part, few in _linears(lm).items()]
+    work = [
+        (cast_once(part.weight.detach(), None)[0], actions if few else tokens) for part, few in _linears(lm).items()
+    ]
 
     def run() -> None:
         for weight, rows in work:
@@ -197,7 +199,9 @@ def bare(lm: LanguageModel, tokens: int, actions: int, *, backward: bool = False
                 of_weights([made], x)
 
     sizes = {(rows, size) for weight, rows in work for size in weight.shape}
-    inputs: dict[tuple[int, int], Tensor] = {(rows, size): torch.randn(rows, size) for rows, size in sizes}
+    inputs: dict[tuple[int, int], Tensor] = {
+        (rows, size): torch.randn(rows, size, dtype=work[0][0].dtype) for rows, size in sizes
+    }
     return _best(run)
 
 

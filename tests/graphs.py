@@ -1,7 +1,8 @@
 """CUDA graphs without a GPU: kernels recorded with the memory that they read and write, without the host's code.
 
 What replays wrongly there replays wrongly here: a tensor that was put somewhere else, a number of the host's that has
-changed, a result that the next replay overwrites. What the host is asked for meanwhile is an error here as well.
+changed, a result that the next replay overwrites. To ask for the host meanwhile, by the functions of `ASK` or a mask as
+an index, is an error here as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlgkd.lm import replay, writing
+
+ATEN = torch.ops.aten
+ASK = {
+    ATEN.item,
+    ATEN._local_scalar_dense,
+    ATEN.is_nonzero,
+    ATEN.equal,
+    ATEN.nonzero,
+    ATEN.masked_select,
+    ATEN.unique_dim,
+}
 
 
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
@@ -64,13 +76,20 @@ def _recording(graph: Graph, *, stream: _Stream, capture_error_mode: str) -> Ite
         yield
 
 
+def _indices(func: Any, args: Any) -> list[Tensor]:
+    """Tensors that are an index: whose number of hits a mask would have to tell the host."""
+    indexes = func.overloadpacket in (ATEN.index, ATEN.index_put, ATEN.index_put_)
+    return [x for x in args[1] if x is not None] if indexes else []
+
+
 class _Recording(TorchDispatchMode):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        asks = func.overloadpacket in ASK or any(x.dtype == torch.bool for x in _indices(func, args))
+        assert not asks, f"{func} waits for the device"
         results = func(*args, **(kwargs or {}))
         self.graph.calls.append((func, args, kwargs or {}, results))
         return results

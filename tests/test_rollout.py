@@ -52,6 +52,14 @@ def test_a_trajectory_marks_its_actions_and_keeps_their_logp():
         assert t.source is Source.STUDENT
 
 
+def test_a_rollout_that_is_cut_short_leaves_out_what_has_not_begun():
+    words, lm = task(max_new_tokens=8), policy()
+    whole = rollout(lm, words, items(words), group=2)
+    lm.rows_at_once = 2
+    some = rollout(lm, words, items(words), group=2, on_step=lambda _: False)
+    assert [(t.item.key, t.sample, t.length) for t in some] == [(t.item.key, t.sample, 1) for t in whole[:2]]
+
+
 def test_a_sample_belongs_to_seed_key_place_and_number():
     words, lm = task(max_new_tokens=8), policy()
     three = items(words)

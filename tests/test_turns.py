@@ -55,12 +55,13 @@ def test_stepping_the_environment_with_the_same_actions_yields_the_same_turns():
         assert tuple(info.get("turns", ())) == t.turns
 
 
-def test_what_the_task_says_is_no_action_and_has_no_logp():
+def test_what_the_task_says_is_no_action_and_has_neither_logp_nor_entropy():
     task = talk()
     for t in rollout(policy(), task, items(task), group=16):
         said = TOKENIZER("C C")["input_ids"]
         assert [*t.tokens_T[~t.action_mask_T][len(task.encode_prompt(t.item)) :]] == said * (len(t.turns) // 2)
         assert (t.logp_T[~t.action_mask_T] == 0).all() and (t.logp_T[t.action_mask_T] < 0).all()
+        assert (t.entropy_T[~t.action_mask_T] == 0).all() and (t.entropy_T[t.action_mask_T] > 0).all()
         assert len(t.tokens_T) - len(task.encode_prompt(t.item)) <= 12
 
 

@@ -70,7 +70,7 @@ def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int |
 
 
 def cast_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As autocast gives them to a product; what is a view, or has no gradient, it would cast for each product anew."""
+    """As autocast gives them to a product: it would cast them for each anew, but for leaves that a gradient goes to."""
     device = weight.device.type
     if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return weight, bias

@@ -9,6 +9,7 @@ writer, whose tensors stay where they are, and go with it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def replayed(step: Callable[..., Tensor], device: torch.device) -> Callable[...,
     return _Replayed(step, device) if device.type == "cuda" else step
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device: libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream()
+
+
 class _Replayed:
     def __init__(self, step: Callable[..., Tensor], device: torch.device) -> None:
         self.step, self.device = step, device
@@ -45,7 +52,7 @@ class _Replayed:
 
     def _recorded(self, *given: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """As torch wants it: on a stream beside the current one, which waits for it."""
-        beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        beside, graph = _stream(self.device), torch.cuda.CUDAGraph()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(UNRECORDED):

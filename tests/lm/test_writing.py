@@ -157,6 +157,14 @@ def test_replayed(precision, monkeypatch):
     assert all(graph.replays > NEW for graph in made)
 
 
+@pytest.mark.parametrize("asks", [torch.Tensor.item, bool, lambda x: x[x > 0], torch.nonzero])
+@torch.inference_mode()
+def test_a_step_that_asks_the_host_is_no_graph(asks, monkeypatch):
+    graphs.on_a_cpu(monkeypatch)
+    with pytest.raises(AssertionError, match="waits for the device"):
+        writing.replayed(lambda x: (asks(x.sum()), x)[1], torch.device("cpu"))(torch.ones(2))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu(compiled, monkeypatch):
