@@ -38,8 +38,9 @@ def rollout(
 
     A sample is a function of (seed, item's key, its place, sample number) and the policy, not of the batch it is drawn
     in. `places` says where in its stream each item stands, so that an item that comes round again is sampled anew;
-    without it every place is 0. Where `on_step` says no more, texts that have not begun are left out. `filters` are for evaluation: a text that was sampled through them is not the policy's,
-    and its log-probabilities and entropies are those of what was sampled from.
+    without it every place is 0. `filters` are for evaluation: a text that was sampled through them is not the policy's,
+    and its log-probabilities and entropies are those of what was sampled from. Once `on_step` returns False, texts that
+    have not begun are left out.
 
     Raises: DataError if prompt and limit together exceed the model's context; SettingError for filters of `greedy`.
     """

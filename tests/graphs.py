@@ -27,7 +27,6 @@ ASK = {
     ATEN.equal,
     ATEN.nonzero,
     ATEN.masked_select,
-    ATEN.unique_dim,
 }
 
 
