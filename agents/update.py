@@ -93,9 +93,7 @@ def accumulate_gradient(
             return values_BL[rows].to(device)[at]
 
         advantages_N = at_actions(advantages_BL)
-        policy_N, divergence_N, own_N, sampled_N = (
-            values[rows].to(device)[row_N] for values in (policy_B, divergence_B, own_B, sampled_B)
-        )
+        policy_N, divergence_N, own_N = (values[rows].to(device)[row_N] for values in (policy_B, divergence_B, own_B))
         old_logp_N = batch.logp_BT[:, 1:][batch.action_mask_BT[:, 1:]]
         futures_N = torch.zeros_like(divergence_N)
         (student_states_NH, head_VH), teacher_states_NH = student.states_and_head(batch), None
@@ -130,7 +128,8 @@ def accumulate_gradient(
         backward(loss)
         sums["loss"] += loss.item()
         if not sampled:
-            sums["entropy"] += (records["entropy"] * ~sampled_N).sum().item() / max(1, tokens)
+            others_N = ~sampled_B[rows].to(device)[row_N]
+            sums["entropy"] += (records["entropy"] * others_N).sum().item() / max(1, tokens)
         if "divergence" in records:
             sums["divergence"] += (records["divergence"] * divergence_N).sum().item()
     return sums

@@ -79,7 +79,7 @@ def rollout(
         )  # fmt: skip
         for row, completion in zip(some, completions, strict=True):
             row.write(completion)
-    return _trajectories(rows, source)
+    return _trajectories([row for row in rows if row.dialogue.turns], source)
 
 
 def references(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Trajectory]:
@@ -160,7 +160,6 @@ class _Row:
 
 
 def _trajectories(rows: Sequence[_Row], source: Source) -> list[Trajectory]:
-    rows = [row for row in rows if any(row.action)]
     scores = grade([row.dialogue for row in rows], [row.actions for row in rows])
     return [
         Trajectory(

@@ -80,8 +80,8 @@ MUTANTS = (
     ),
     Mutant(
         "means over the micro-batch", "agents/update.py",
-        (("(policy_B, divergence_B, own_B, sampled_B)",
-          "(policy_B, divergence_B / divergence_B[rows].sum(), own_B, sampled_B)"),), OBJECTIVE,
+        (("(policy_B, divergence_B, own_B)",
+          "(policy_B, divergence_B / divergence_B[rows].sum(), own_B)"),), OBJECTIVE,
     ),
     Mutant(
         "the sampling temperature left out of the log-probabilities", "rlgkd/lm/model.py",

@@ -44,11 +44,8 @@ def has_onednn(weight: Tensor) -> bool:
     """Whether oneDNN takes a product with this weight: on a CPU, where torch has it, in a precision that it knows."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _knows_bfloat16())
-
-
-def _knows_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    half = weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return half or weight.dtype == torch.float32
 
 
 def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
