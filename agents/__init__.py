@@ -3,11 +3,11 @@
 if __name__ != "rlgkd.agents":  # someone wrote `import agents` with a checkout's root on sys.path
     raise ImportError(f"this is the package rlgkd.agents: write `import rlgkd.agents`, not `import {__name__}`")
 
-from rlgkd.agents.actor_critic import LanguageModelActorCritic
 from rlgkd.agents.distill import Distill
-from rlgkd.agents.entropy import EntropyReward
 from rlgkd.agents.grpo import GRPO
 from rlgkd.agents.ppo import PPO
 from rlgkd.agents.reinforce import RLOO, Reinforce
+from rlgkd.agents.sb3.actor_critic import LanguageModelActorCritic
+from rlgkd.agents.sb3.entropy_reward import EntropyReward
 
 __all__ = ["GRPO", "PPO", "RLOO", "Distill", "EntropyReward", "LanguageModelActorCritic", "Reinforce"]

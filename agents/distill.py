@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rlgkd.agents.base import TextAlgorithm
+from rlgkd.agents.algorithm import TextAlgorithm
 
 
 class Distill(TextAlgorithm):

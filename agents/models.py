@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
+from rlgkd.lm.gradient_checkpointing import recompute
 from rlgkd.lm.loading import load, load_tokenizer, twin
 from rlgkd.lm.lora import adapt, check_adapters
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
-from rlgkd.lm.recompute import recompute
 from rlgkd.types import Task
 
 

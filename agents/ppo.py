@@ -20,13 +20,13 @@ from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlgkd.agents.base import TextAlgorithm
-from rlgkd.agents.saving import agent_folder
+from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.update import AtActions, Beside, of_each_action
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.ops.policy_loss import value_loss
 from rlgkd.ops.returns import gae
-from rlgkd.types import OWN
+from rlgkd.types import ON_POLICY
 
 VALUE = "value.safetensors"
 
@@ -87,7 +87,7 @@ class PPO(TextAlgorithm):
         value_BL = self._values()
         lengths_B = torch.tensor([t.length for t in self.trajectories], device="cpu")
         mask_BL = torch.arange(value_BL.shape[1], device="cpu") < lengths_B[:, None]
-        own = sum(t.source in OWN for t in self.trajectories)
+        own = sum(t.source in ON_POLICY for t in self.trajectories)
         reward_BL = -self.costs_BL()
         earned_BL = self.rewards_BL()
         reward_BL[:own, : earned_BL.shape[1]] += earned_BL

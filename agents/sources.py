@@ -12,9 +12,9 @@ import torch
 
 from rlgkd.dialogue import stops_of
 from rlgkd.errors import DataError, SettingError
-from rlgkd.lm.decoding import Companion, OnStep
+from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.model import LanguageModel
-from rlgkd.ops.behaviour import get as get_behaviour
+from rlgkd.ops.behaviour_policy import get as get_behaviour
 from rlgkd.rollout import references, rollout, written
 from rlgkd.types import Item, Source, Task, Trajectory
 
@@ -49,24 +49,24 @@ class Sources:
             if teacher is None and writer not in ("references", None):
                 raise SettingError(field, writer, "give a teacher, who writes these texts")
         self.student, self.teacher, self.task, self.seed, self.off_policy = student, teacher, task, seed, off_policy
-        self.companion = None
+        self.co_sampler = None
         settings = {"teacher_share": teacher_share, "kept_top_k": kept_top_k}
         given = {name: value for name, value in settings.items() if value is not None}
         if behaviour is None:
             for name, value in given.items():
                 raise SettingError(name, value, "set the behaviour that takes it, or leave it out")
         elif teacher is not None:
-            self.companion = Companion(teacher, get_behaviour(behaviour, **given))
+            self.co_sampler = CoSampler(teacher, get_behaviour(behaviour, **given))
         self.texts = None
         if teacher_texts is not None:
             self.texts = TeacherTexts(Path(teacher_texts), self._about_teacher())
 
     def own(self, items: Sequence[Item], places: Sequence[int], group: int, on_step: OnStep) -> list[Trajectory]:
         """The student's texts, `group` for each item, or those of student and teacher together."""
-        source = Source.STUDENT if self.companion is None else Source.MIXED
+        source = Source.STUDENT if self.co_sampler is None else Source.MIXED
         return rollout(
             self.student, self.task, items, group=group, seed=self.seed, places=places, on_step=on_step, source=source,
-            companion=self.companion,
+            co_sampler=self.co_sampler,
         )  # fmt: skip
 
     def given(self, items: Sequence[Item], places: Sequence[int], copies: int = 1) -> list[Trajectory]:

@@ -3,7 +3,7 @@
 Micro-batches are cut by a token budget from trajectories sorted by length; the reductions' weights come from the
 whole batch, so the split changes nothing but the memory. The teacher's body runs once over each micro-batch, however
 many epochs there are, and its head only at action positions; heads and divergence are fused chunk by chunk
-(rlgkd.lm.fused).
+(rlgkd.lm.fused_loss).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from rlgkd.lm.fused import fused_logp, fused_sum
+from rlgkd.lm.fused_loss import fused_logp, fused_sum
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.sharing import together
+from rlgkd.lm.shared_prefix import together
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
-from rlgkd.types import OWN, Batch, Source, Trajectory
+from rlgkd.types import ON_POLICY, Batch, Source, Trajectory
 
 AtActions = Callable[[Tensor], Tensor]
 """[B, L] -> [N]: what belongs to each action of a micro-batch, from what is known of each action of the batch."""
@@ -43,7 +43,7 @@ def accumulate_gradient(
 ) -> dict[str, float]:
     """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole batch.
 
-    The policy term applies to trajectories that were sampled with the student (`OWN`), the divergence to all.
+    The policy term applies to trajectories that were sampled with the student (`ON_POLICY`), the divergence to all.
 
     Args:
         student: It gets the gradient.
@@ -64,7 +64,7 @@ def accumulate_gradient(
     device = student.device
     lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
     tokens = int(lengths_B.sum())
-    own_B = torch.tensor([t.source in OWN for t in trajectories], device="cpu")
+    own_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     skipped_B = own_B & advantages_BL.isnan().any(1)
     sampled_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
 

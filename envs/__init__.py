@@ -6,15 +6,15 @@ if __name__ != "rlgkd.envs":  # someone wrote `import envs` with a checkout's ro
 from typing import TYPE_CHECKING, Any
 
 from rlgkd.envs import rewards
-from rlgkd.envs.items import ListItems
+from rlgkd.envs.data.sources import ListItems
 from rlgkd.envs.task import TextTask
-from rlgkd.envs.teacher_reward import TeacherReward, TeacherRewardVector
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
+from rlgkd.envs.wrappers.teacher_reward import TeacherReward, TeacherRewardVector
 
 if TYPE_CHECKING:
     from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-    from rlgkd.envs.teacher_reward_sb3 import TeacherRewardVecEnv
+    from rlgkd.envs.wrappers.teacher_reward_sb3 import TeacherRewardVecEnv
 
 __all__ = [
     "ListItems",
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(sb3, name)
     if name == "TeacherRewardVecEnv":
-        from rlgkd.envs.teacher_reward_sb3 import TeacherRewardVecEnv
+        from rlgkd.envs.wrappers.teacher_reward_sb3 import TeacherRewardVecEnv
 
         return TeacherRewardVecEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

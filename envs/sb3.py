@@ -11,7 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from rlgkd.envs.dynamics import Episodes
+from rlgkd.envs.episodes import Episodes
 from rlgkd.envs.task import build_task
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.errors import SettingError

@@ -12,18 +12,19 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from rlgkd.envs.calling import Grader
-from rlgkd.envs.chat import chat_pieces
-from rlgkd.envs.data import Shares, read_items
-from rlgkd.envs.faults import told_of
-from rlgkd.envs.naming import import_object, reward_from
+from rlgkd.envs.data.items import Shares, read_items
+from rlgkd.envs.rewards.grader import Grader
+from rlgkd.envs.rewards.registry import reward_from
+from rlgkd.envs.rewards.user_errors import describe_failure
+from rlgkd.envs.text.chat_template import chat_pieces
 from rlgkd.errors import DataError, RlgkdError, SettingError
+from rlgkd.imports import import_object
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.model import end_token
-from rlgkd.lm.stopping import StopStrings
-from rlgkd.ops._names import UnknownSettingError, keywords, takes_any, told
-from rlgkd.ops.masks import TokenMask
-from rlgkd.types import Asked, Item, Score, Task
+from rlgkd.lm.stop_strings import StopStrings
+from rlgkd.ops._registry import UnknownSettingError, checked_kwargs, keywords, takes_any
+from rlgkd.ops.token_masks import TokenMask
+from rlgkd.types import Item, PendingScores, Score, Task
 
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and its own by turns) -> what the environment says, or None: no more."""
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 class TextTask:
     """Prompts, tokenizer, limits and reward: implements `rlgkd.types.Task`."""
 
-    @told
+    @checked_kwargs
     def __init__(
         self,
         *,
@@ -66,12 +67,12 @@ class TextTask:
 
         Args:
             prompts: Strings, rows, a file, a folder, a data set, a function or a source of items: what
-                rlgkd.envs.data.read_items takes, with `prompt`, `reference` and `split_shares` from here.
+                rlgkd.envs.data.items.read_items takes, with `prompt`, `reference` and `split_shares` from here.
             reward: A function of any of `prompts`, `completions`, `references`, `items` and the items' columns by
                 name, each a list over the batch, that returns a list of floats or of Scores; or of `completion` and
                 its like, for one sample at a time. It may be async. `tokens` are the actions as text; a reward may
                 return a list of floats, one for each of them, instead of one float. Or the name of a reward, with its
-                settings, or a sum of several: see rlgkd.envs.naming, and rlgkd.envs.rewards for those there are.
+                settings, or a sum of several: see rlgkd.envs.rewards.registry.
             tokenizer: A model's name, or a loaded tokenizer.
             max_new_tokens: Length limit of all that stands behind the prompt, in tokens.
             max_prompt_tokens: Length limit of a prompt; a longer one is an error, never cut silently.
@@ -94,8 +95,8 @@ class TextTask:
                 has failed; None waits for ever, so give one where a reward may hang.
             max_failed_rewards: Share of failed samples above which the run stops, below it they are left out; taken
                 over 200 samples or more, the one worst batch not counted. Where not one was scored, 50 are enough.
-            mask: Which tokens may come next, see rlgkd.ops.masks; the environments tell it as `action_masks()`, for
-                a policy to keep to, and take any token all the same. None allows all.
+            mask: Which tokens may come next, see rlgkd.ops.token_masks; the environments tell it as `action_masks()`,
+                for a policy to keep to, and take any token all the same. None allows all.
 
         Raises: SettingError, DataError, ModelError.
         """
@@ -174,7 +175,9 @@ class TextTask:
         except RlgkdError:
             raise
         except Exception as error:
-            remedy = f"it raised {told_of(error, self.reply_of)}; return a text, or None where the episode is over"
+            remedy = (
+                f"it raised {describe_failure(error, self.reply_of)}; return a text, or None where the episode is over"
+            )
             raise SettingError("reply", name_of(self.reply_of), remedy) from error
         if text is not None and not isinstance(text, str):
             remedy = f"it returned {text!r:.60}; return a text, or None where the episode is over"
@@ -210,20 +213,20 @@ class TextTask:
         return self.grader(items, completions, **self._more(completions, turns, ids))
 
     @property
-    def waits(self) -> bool:
+    def is_async(self) -> bool:
         """Whether the reward is async, and no subclass scores in its own way."""
-        return self.grader.waits and type(self).score is TextTask.score
+        return self.grader.is_async and type(self).score is TextTask.score
 
-    def ask(
+    def submit(
         self,
         items: Sequence[Item],
         completions: Sequence[str],
         *,
         turns: Sequence[Sequence[str]] = (),
         ids: Sequence[Sequence[int]] = (),
-    ) -> Asked:
+    ) -> PendingScores:
         """As `score`, of a reward that waits: it is begun, and goes on in a thread of its own."""
-        return self.grader.ask(items, completions, **self._more(completions, turns, ids))
+        return self.grader.submit(items, completions, **self._more(completions, turns, ids))
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         """What evaluation measures beside the reward; empty where the task has nothing."""
@@ -298,7 +301,9 @@ def _made(maker: Callable[..., Task], path: str, settings: dict[str, Any]) -> Ta
     except RlgkdError:
         raise
     except Exception as error:
-        raise SettingError("task", path or name, f"it raised {told_of(error, maker)}; mend it there") from error
+        raise SettingError(
+            "task", path or name, f"it raised {describe_failure(error, maker)}; mend it there"
+        ) from error
     if not isinstance(task, Task):
         raise SettingError("task", path or name, f"it returned {task!r:.60} and no task; return a TextTask")
     return task

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlgkd.envs.dynamics import Episodes
+from rlgkd.envs.episodes import Episodes
 from rlgkd.envs.task import build_task
 from rlgkd.types import Task
 
@@ -18,7 +18,7 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
     Observation: int64 [max_prompt_tokens + max_new_tokens], the tokens so far padded with -1. Action: a token id.
     `reset(seed=s)` begins the stream of items that s orders; each later reset takes its next one, and
     `reset(options={"index": i})` jumps to item i. The infos name the item; the last one holds the text, the stop
-    reason and the reward's parts. When an episode is `truncated`: see rlgkd.envs.dynamics.
+    reason and the reward's parts. When an episode is `truncated`: see rlgkd.envs.episodes.
     """
 
     # Gymnasium warns where no render_fps is declared, whatever the mode; a frame is a token.

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlgkd.envs.dynamics import Episodes
+from rlgkd.envs.episodes import Episodes
 from rlgkd.envs.task import build_task
 from rlgkd.errors import SettingError
 from rlgkd.types import Task

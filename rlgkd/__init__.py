@@ -42,13 +42,13 @@ def _register(id_: str, task: str, package: str) -> None:
 
 _packages: dict[str, str] = {}
 for _id, _task in {
-    "GroundedSummary": "rlgkd.envs.grounded.env:grounded_summary",
-    "Arithmetic": "rlgkd.envs.arithmetic:arithmetic",
-    "Translate": "rlgkd.envs.translate:translate",
-    "Guess": "rlgkd.envs.guess:guess",
-    "DocstringSummary": "rlgkd.envs.docstrings:docstring_summary",
-    "Dataset": "rlgkd.envs.dataset:dataset",
-    "ReasoningGym": "rlgkd.envs.reasoning:reasoning_gym",
+    "GroundedSummary": "rlgkd.envs.tasks.grounded.env:grounded_summary",
+    "Arithmetic": "rlgkd.envs.tasks.arithmetic:arithmetic",
+    "Translate": "rlgkd.envs.tasks.translate:translate",
+    "Guess": "rlgkd.envs.tasks.guess:guess",
+    "DocstringSummary": "rlgkd.envs.tasks.docstrings:docstring_summary",
+    "Dataset": "rlgkd.envs.tasks.dataset:dataset",
+    "ReasoningGym": "rlgkd.envs.tasks.reasoning_gym:reasoning_gym",
 }.items():
     _register(f"rlgkd/{_id}-v0", _task, "rlgkd")
 for _entry in entry_points(group="rlgkd.envs"):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from rlgkd.lm.model import end_token
-from rlgkd.lm.stopping import StopStrings
+from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.types import Item, Score, StopReason, Task
 
 

@@ -16,10 +16,10 @@ from scipy import stats
 
 from rlgkd.diversity import distinct, pass_at, self_bleu
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused import fused_sum
+from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops import divergence, policy_loss
-from rlgkd.ops.filters import Filters
+from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import references, rollout
 from rlgkd.types import Batch, Task, Trajectory
 
@@ -93,8 +93,8 @@ def evaluate(
     or more has `self_bleu` and `distinct1` to `distinct3` of its texts and, for each measure of CHECKABLE that is 0 or
     1, `truth@2` and its like: the probability that one of so many texts is right, for powers of two.
 
-    With `top_k`, `top_p` or `min_p` (rlgkd.ops.filters) the texts are sampled from the likelier tokens alone. Entropy
-    and divergences stay those of the whole tempered distributions, at the prefixes that were so written.
+    With `top_k`, `top_p` or `min_p` (rlgkd.ops.logit_filters) the texts are sampled from the likelier tokens alone.
+    Entropy and divergences stay those of the whole tempered distributions, at the prefixes that were so written.
 
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or beside `greedy`.
     """

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops import divergence, policy_loss, reduction, truncation
+from rlgkd.ops import divergence, policy_loss, reduction, top_k_bucket
 from rlgkd.ops.divergence import Divergence
 
 ESTIMATORS = ("exact", "sampled", "sampled_centred", "k2", "k3")
@@ -150,7 +150,9 @@ class Objective:
         if self.teacher_top_k is None:
             return whole
         k = self.teacher_top_k
-        return lambda teacher_logits, student_logits: whole(*truncation.top_k(teacher_logits, student_logits, k))
+        return lambda teacher_logits, student_logits: whole(
+            *top_k_bucket.top_k_with_bucket(teacher_logits, student_logits, k)
+        )
 
     @property
     def cross_entropy(self) -> bool:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from rlgkd.dialogue import Dialogue, grade, stops_of
 from rlgkd.errors import DataError, SettingError
-from rlgkd.lm.decoding import Companion, Completion, OnStep, decode
+from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
-from rlgkd.ops.filters import Filters
+from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.types import Item, Source, StopReason, Task, Trajectory
 
@@ -31,7 +31,7 @@ def rollout(
     source: Source = Source.STUDENT,
     places: Sequence[int] = (),
     on_step: OnStep | None = None,
-    companion: Companion | None = None,
+    co_sampler: CoSampler | None = None,
     filters: Filters | None = None,
 ) -> list[Trajectory]:
     """Complete each item's prompt `group` times and score the texts; trajectory p * group + g is sample g of item p.
@@ -62,7 +62,7 @@ def rollout(
     ended = None if stops is None else stops.end
     completions = decode(
         lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=step,
-        companion=companion, filters=filters, stops=ended,
+        co_sampler=co_sampler, filters=filters, stops=ended,
     )  # fmt: skip
     rows = [
         _Row(prompt, Dialogue(task, item), g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)
@@ -75,7 +75,7 @@ def rollout(
         completions = decode(
             lm, [row.tokens for row in some], max_new_tokens=[row.dialogue.room for row in some], on_step=step,
             uniforms_BT=None if uniforms_BT is None else _from(uniforms_BT[places_R], [row.behind for row in some]),
-            companion=companion, filters=filters, stops=ended,
+            co_sampler=co_sampler, filters=filters, stops=ended,
         )  # fmt: skip
         for row, completion in zip(some, completions, strict=True):
             row.write(completion)

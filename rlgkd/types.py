@@ -44,10 +44,10 @@ class Source(StrEnum):
     DATA = "data"
     TEACHER = "teacher"
     MIXED = "mixed"
-    """Student and teacher together (rlgkd.ops.behaviour)."""
+    """Student and teacher together (rlgkd.ops.behaviour_policy)."""
 
 
-OWN = (Source.STUDENT, Source.MIXED)
+ON_POLICY = (Source.STUDENT, Source.MIXED)
 """Sources whose texts were sampled, by log-probabilities that are recorded: the policy term applies to them."""
 
 
@@ -137,7 +137,7 @@ class Task(Protocol):
         ...
 
 
-class Asked(Protocol):
+class PendingScores(Protocol):
     """Scores that a reward has been asked for and that may still be on their way."""
 
     def done(self) -> bool:
@@ -148,26 +148,26 @@ class Asked(Protocol):
         """Wait for them."""
         ...
 
-    def call_off(self) -> None:
+    def cancel(self) -> None:
         """Do without them."""
         ...
 
 
 @runtime_checkable
-class WaitingTask(Protocol):
+class AsyncTask(Protocol):
     """What a task offers beside `Task` if its reward may wait for others and compute nothing meanwhile."""
 
-    waits: bool
+    is_async: bool
     """Whether it does."""
 
-    def ask(
+    def submit(
         self,
         items: Sequence[Item],
         completions: Sequence[str],
         *,
         turns: Sequence[Sequence[str]] = (),
         ids: Sequence[Sequence[int]] = (),
-    ) -> Asked:
+    ) -> PendingScores:
         """As `score`, without waiting. Batches are asked for one at a time."""
         ...
 
@@ -207,7 +207,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Place:
+class RowLayout:
     """What stands where in a row of a batch."""
 
     same_prompt: int
@@ -228,7 +228,7 @@ class Batch:
     attention_mask_BT: Tensor
     action_mask_BT: Tensor
     logp_BT: Tensor
-    places_B: tuple[Place, ...] = ()
+    layouts_B: tuple[RowLayout, ...] = ()
     """Of each row, known without asking the device; () where nobody has told."""
 
     @staticmethod
@@ -236,7 +236,7 @@ class Batch:
         """Pad to the longest with `pad`; the attention mask tells padding from a token that happens to equal it."""
         size = (len(trajectories), max(len(t.tokens_T) for t in trajectories))
         first: dict[bytes, int] = {}
-        places: list[Place] = []
+        places: list[RowLayout] = []
         tokens = np.full(size, pad, dtype=np.int64)
         attention = np.zeros(size, dtype=np.int64)
         action = np.zeros(size, dtype=bool)
@@ -247,11 +247,11 @@ class Batch:
             action[row, :n], logp[row, :n] = t.action_mask_T, t.logp_T
             actions = np.flatnonzero(t.action_mask_T)
             prompt = t.tokens_T[: actions[0]]
-            places.append(Place(first.setdefault(prompt.tobytes(), row), len(prompt), n, actions))
+            places.append(RowLayout(first.setdefault(prompt.tobytes(), row), len(prompt), n, actions))
         tokens_BT, attention_BT, action_BT, logp_BT = (
             torch.from_numpy(array).to(device) for array in (tokens, attention, action, logp)
         )
         return Batch(
             tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT,
-            places_B=tuple(places),
+            layouts_B=tuple(places),
         )  # fmt: skip

@@ -1,50 +1,6 @@
-"""Builds the embedded models from nothing: tokenizers, teachers, students, the entailment classifier.
+"""Builds the embedded models from nothing."""
 
-    python scripts/build_assets.py [--only STAGE] [--out rlgkd/assets]
-
-A stage is named like the folder that it writes. Everything is drawn from the procedural tasks with fixed seeds; each
-model gets a card (README.md) with its data, steps, time and scores.
-"""
-
-from __future__ import annotations
-
-import argparse
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-
-import torch
-
-from rlgkd.scripts import build_grounded, build_procedural
-from rlgkd.scripts.fitting import SEED
-
-STAGES: dict[str, Callable[[Path, float], None]] = {
-    "grounded-teacher": build_grounded.build_teacher,
-    "grounded-student": build_grounded.build_student,
-    "grounded-nli": build_grounded.build_classifier,
-    **{
-        f"{task}-{role}": partial(build_procedural.build, task, role)
-        for task in build_procedural.TASKS
-        for role in ("teacher", "student")
-    },
-}
-"""In an order in which each finds what it begins with; called with the folder of all and the share of the steps."""
-
-
-def main() -> None:
-    """Build all stages in order, or one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=STAGES, help="build this stage alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "rlgkd" / "assets")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps, for a trial")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for name, stage in STAGES.items():
-        if arguments.only in (None, name):
-            torch.manual_seed(SEED)
-            stage(arguments.out, arguments.scale)
-
+from rlgkd.scripts.assets.build import main
 
 if __name__ == "__main__":
     main()

@@ -42,8 +42,8 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
-    from rlgkd.scripts import settings as run_settings
-    from rlgkd.scripts import train as training
+    from rlgkd.scripts.config import run as run_settings
+    from rlgkd.scripts.runs import train as training
 
     if resume is not None:
         if arguments or out is not None:
@@ -73,9 +73,9 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare runs over the values of some settings and seeds: how much teacher, and does it help?"""
-    from rlgkd.scripts import compare as comparing
-    from rlgkd.scripts import settings as run_settings
-    from rlgkd.scripts.grid import grid, seeds_of, values_of
+    from rlgkd.scripts.comparison import compare as comparing
+    from rlgkd.scripts.comparison.grid import grid, seeds_of, values_of
+    from rlgkd.scripts.config import run as run_settings
 
     varied = [*([f"alpha={alphas or '0,0.25,0.5,1'}"] if alphas or not vary else []), *(vary or [])]
     base = run_settings.read(*_named(arguments, "compare"))
@@ -109,7 +109,7 @@ def evaluate(
     min_p: MinP = None,
 ) -> None:
     """Measure a model on held-out prompts: reward, quality, divergence, each with its 95% interval."""
-    from rlgkd.scripts import evaluate as evaluation
+    from rlgkd.scripts.runs import evaluate as evaluation
 
     evaluation.show(
         model, overrides or [], env=env, split=split, prompts=prompts, teacher=teacher, temperature=temperature,
@@ -134,8 +134,8 @@ def generate(
     min_p: MinP = None,
 ) -> None:
     """Complete prompts with a model."""
-    from rlgkd.ops.filters import Filters
-    from rlgkd.scripts import generate as generation
+    from rlgkd.ops.logit_filters import Filters
+    from rlgkd.scripts.runs import generate as generation
 
     for text in generation.complete(
         model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, chat=chat, seed=seed,
@@ -151,7 +151,7 @@ def list_(
     ] = "",
 ) -> None:
     """List what there is to name."""
-    from rlgkd.scripts import list as listing
+    from rlgkd.scripts import listing
 
     listing.show(what)
 
@@ -166,7 +166,7 @@ def benchmark(
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each, in turns.")] = 3,
 ) -> None:
     """Measure speed; one line of JSON for each workload."""
-    from rlgkd.scripts import benchmark as benchmarks
+    from rlgkd.scripts.benchmarks import command as benchmarks
 
     benchmarks.show(*_named(arguments, ""), peer=peer, pairs=pairs)
 

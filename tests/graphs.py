@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlgkd.lm import replay, writing
+from rlgkd.lm import decoders
+from rlgkd.lm.fast import cuda_graph
 
 ATEN = torch.ops.aten
 ASK = {
@@ -44,7 +45,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", _Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
-    monkeypatch.setattr(writing, "replayed", replay._Replayed)
+    monkeypatch.setattr(decoders, "replayed", cuda_graph._Replayed)
     return made
 
 

@@ -59,7 +59,7 @@ MUTANTS = (
           "divergence_N = self.pointwise(logits_NV, teacher_logits_NV)"),), OBJECTIVE,
     ),
     Mutant(
-        "lambda inverted", "agents/base.py",
+        "lambda inverted", "agents/algorithm.py",
         (("own_P = coins < self", "own_P = coins >= self"),),
         "tests/agents/test_learning.py",
     ),
@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant(
         "labels not shifted", "rlgkd/lm/model.py",
         (("states_BTH[:, :-1][batch.action_mask_BT[:, 1:]]", "states_BTH[:, 1:][batch.action_mask_BT[:, 1:]]"),),
-        "tests/lm/test_model.py tests/lm/test_decoding.py",
+        "tests/lm/test_model.py tests/lm/test_generate.py",
     ),
     Mutant(
         "means over the micro-batch", "agents/update.py",
@@ -104,12 +104,12 @@ MUTANTS = (
         (("return excess_PG / (count_P1 - 1.0).clamp(min=1.0)", "return excess_PG / count_P1"),), OBJECTIVE,
     ),
     Mutant(
-        "labels placed by limits that the plot does not have", "scripts/comparison_plots.py",
-        (("    axes.autoscale_view()", "    pass"),), "tests/scripts/test_labels.py",
+        "labels placed by limits that the plot does not have", "scripts/comparison/plots.py",
+        (("    axes.autoscale_view()", "    pass"),), "tests/scripts/report/test_label_placement.py",
     ),
     Mutant(
         "a change of more than is possible", "scripts/compare.py",
-        ((".within(*metric_of(name).change_range)", ""),), "tests/scripts/test_comparison_report.py",
+        ((".within(*metric_of(name).change_range)", ""),), "tests/scripts/comparison/test_html.py",
     ),
 )  # fmt: skip
 

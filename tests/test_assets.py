@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgkd.envs.grounded.env import classifier, grounded_summary
-from rlgkd.envs.grounded.pairs import pair
+from rlgkd.envs.tasks.grounded.env import classifier, grounded_summary
+from rlgkd.envs.tasks.grounded.pairs import pair
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm import LanguageModel, load, load_tokenizer
 from rlgkd.lm.loading import ASSETS
-from rlgkd.scripts.build_assets import STAGES
-from rlgkd.scripts.build_procedural import TASKS, build_tokenizer
+from rlgkd.scripts.assets.build import STAGES
+from rlgkd.scripts.assets.procedural import TASKS, build_tokenizer
 from rlgkd.types import Task
 
 FAMILIES = ("grounded", *TASKS)

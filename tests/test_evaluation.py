@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlgkd.envs.grounded.env import grounded_summary
+from rlgkd.envs.tasks.grounded.env import grounded_summary
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import Interval, evaluate, interval
 from rlgkd.lm import LanguageModel, load, load_tokenizer

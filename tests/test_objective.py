@@ -17,7 +17,7 @@ from rlgkd.agents.update import accumulate_gradient, micro_batches
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
-from rlgkd.ops import behaviour, divergence
+from rlgkd.ops import behaviour_policy, divergence
 from rlgkd.ops.returns import leave_one_out, mean_baseline
 from rlgkd.types import Batch, Item, Score, Source, StopReason, Trajectory
 
@@ -293,7 +293,7 @@ def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_grad
     student, teacher = policy(0), policy(1)
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
-        log_b_V = behaviour.teacher_mixed(teacher.module(ids).logits[0, -1], student.module(ids).logits[0, -1])
+        log_b_V = behaviour_policy.teacher_mixed(teacher.module(ids).logits[0, -1], student.module(ids).logits[0, -1])
     rewards = [0.3, -1.0, 2.0, 0.5]
     expected = {}
     for name, settings in (("weighed", {"policy_loss": "clipped_weight", "clip_high": 1e6}), ("plain", {})):

@@ -26,13 +26,13 @@ def run(*sources: str) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_stock_ppo_masks_and_the_teachers_reward_run_as_printed(blocks: dict[str, str], capsys) -> None:
-    names = run(blocks["stable_baselines3"], blocks["rlgkd.lm.masks"], blocks["rlgkd.agents"])
+    names = run(blocks["stable_baselines3"], blocks["rlgkd.lm.top_k_mask"], blocks["rlgkd.agents"])
     assert names["agent"].num_timesteps == 64 and len(capsys.readouterr().out.split()) >= 1
 
 
 def test_maskable_ppo_learns_to_be_polite_as_printed(blocks: dict[str, str]) -> None:
     contrib = pytest.importorskip("sb3_contrib.common.maskable.evaluation", reason="pip install 'rlgkd[contrib]'")
-    names = run("from rlgkd.ops.masks import transitions", blocks["sb3_contrib"])
+    names = run("from rlgkd.ops.token_masks import transitions", blocks["sb3_contrib"])
     assert contrib.evaluate_policy(names["polite"], names["answers"], n_eval_episodes=40)[0] > 0.9
 
 
@@ -42,4 +42,4 @@ def test_a_loop_of_ones_own_runs_as_printed(blocks: dict[str, str]) -> None:
 
 
 def test_no_block_is_left_out(blocks: dict[str, str]) -> None:
-    assert set(blocks) == {"stable_baselines3", "rlgkd.lm.masks", "sb3_contrib", "rlgkd.agents", "gymnasium"}
+    assert set(blocks) == {"stable_baselines3", "rlgkd.lm.top_k_mask", "sb3_contrib", "rlgkd.agents", "gymnasium"}

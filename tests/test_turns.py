@@ -10,8 +10,8 @@ from stable_baselines3 import PPO as StockPPO
 
 from rlgkd.agents import PPO, Distill, LanguageModelActorCritic, Reinforce
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv, make_sb3_vec_env
-from rlgkd.envs.guess import guess
 from rlgkd.envs.sb3 import TextVecEnv
+from rlgkd.envs.tasks.guess import guess
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.rollout import rollout, written

@@ -1,8 +1,8 @@
 """Language models: loading, log-probabilities, decoding with a KV cache, the fused head and loss."""
 
-from rlgkd.lm.decoding import Completion, decode
 from rlgkd.lm.encoder_decoder import language_model, open_by_name
-from rlgkd.lm.fused import fused_sum
+from rlgkd.lm.fused_loss import fused_sum
+from rlgkd.lm.generate import Completion, decode
 from rlgkd.lm.loading import load, load_tokenizer, model_names, save
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary
 

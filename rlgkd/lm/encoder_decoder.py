@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import DataError, ModelError
+from rlgkd.lm.fast.linear import wide_products
 from rlgkd.lm.loading import load, load_tokenizer
-from rlgkd.lm.model import LanguageModel, Progress, left_padded
-from rlgkd.lm.products import wide_products
+from rlgkd.lm.model import DecodeState, LanguageModel, left_padded
 from rlgkd.types import Batch
 
 FAMILY = ("t5", "mt5", "umt5")
@@ -63,16 +63,16 @@ class EncoderDecoderModel(LanguageModel):
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
-    ) -> tuple[Tensor, Progress]:
+    ) -> tuple[Tensor, DecodeState]:
         """As of `LanguageModel`."""
         rows = [[self._start, *behind] for behind in written or [()] * len(prompts)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(config=self.module.config), DynamicCache(config=self.module.config))
         with wide_products():
-            progress = Progress(cache, attention_PT[:, :0], *self._encode(prompts))
+            progress = DecodeState(cache, attention_PT[:, :0], *self._encode(prompts))
             return self._feed(tokens_PT, attention_PT, progress), progress
 
-    def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: Progress) -> Tensor:
+    def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: DecodeState) -> Tensor:
         progress.attention_BT = torch.cat([progress.attention_BT, attention_BT], dim=1)
         output = self.module.get_decoder()(
             input_ids=tokens_BT, attention_mask=progress.attention_BT, past_key_values=progress.cache, use_cache=True,

@@ -20,15 +20,15 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError
-from rlgkd.lm import layers
-from rlgkd.lm.products import wide, wide_products
-from rlgkd.lm.sharing import share, shares
-from rlgkd.lm.texts import Texts
+from rlgkd.lm.fast import llama
+from rlgkd.lm.fast.linear import wide, wide_products
+from rlgkd.lm.fast.packed import PackedTokens
+from rlgkd.lm.shared_prefix import share, shares
 from rlgkd.types import Batch
 
 
 @dataclass
-class Progress:
+class DecodeState:
     """What a model has read and written of some rows, for it to go on from; `LanguageModel.advance` changes it."""
 
     cache: Cache
@@ -50,7 +50,7 @@ class Progress:
         """Whether `replace` works: a cache of all tokens in each layer, and no encoder."""
         return self.encoder_BTH is None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
-    def replace(self, rows: Tensor, other: Progress) -> None:
+    def replace(self, rows: Tensor, other: DecodeState) -> None:
         """Put the other's rows in the place of these; columns that no row needs any more are dropped."""
         wide = max(self.attention_BT.shape[1], other.attention_BT.shape[1])
 
@@ -85,7 +85,7 @@ class LanguageModel:
         self.rows_at_once: int | None = None
         """That it writes; those that wait take the places of those that end. None: all."""
         self.compiled = False
-        """Whether torch.compile makes one program of a step of its writing, on CUDA a graph (rlgkd.lm.writing)."""
+        """Whether torch.compile makes one program of a step of its writing, on CUDA a graph (rlgkd.lm.decoders)."""
         self.vocabulary = len(tokenizer)
         end_token(tokenizer)
         head = module.get_output_embeddings()
@@ -126,17 +126,17 @@ class LanguageModel:
         return self.states_and_head(batch)[0]
 
     def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`states`, and the head's weight through which `fused_sum` shall send its gradient (rlgkd.lm.layers)."""
+        """`states`, and the head's weight through which `fused_sum` shall send its gradient (rlgkd.lm.fast.llama)."""
         head_VH, width = self.head.weight, batch.tokens_BT.shape[1]
         if self.shares_prompts and (shared := share(
-            batch.places_B, width, hidden=self.head.in_features, device=self.device
+            batch.layouts_B, width, hidden=self.head.in_features, device=self.device
         )):  # fmt: skip
             return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
-        if layers.readable(self.body):
-            texts = Texts.padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
+        if llama.readable(self.body):
+            texts = PackedTokens.padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
             row_N, action_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
             before_N = texts.number(row_N * width + action_N)
-            return cast("tuple[Tensor, Tensor]", layers.read(self.body, texts, before_N, head_VH=head_VH))
+            return cast("tuple[Tensor, Tensor]", llama.read(self.body, texts, before_N, head_VH=head_VH))
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
         with wide_products():
             states_BTH = self.body(
@@ -153,19 +153,19 @@ class LanguageModel:
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
-    ) -> tuple[Tensor, Progress]:
+    ) -> tuple[Tensor, DecodeState]:
         """Read the prompts and what is written behind them; returns the states [B, H] behind, and the progress."""
         rows = [[*prompt, *behind] for prompt, behind in zip(prompts, written or [()] * len(prompts), strict=True)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
-        progress = Progress(DynamicCache(config=self.module.config), attention_PT[:, :0])
+        progress = DecodeState(DynamicCache(config=self.module.config), attention_PT[:, :0])
         with wide_products():
             return self._feed(tokens_PT, attention_PT, progress), progress
 
-    def advance(self, token_B: Tensor, progress: Progress) -> Tensor:
+    def advance(self, token_B: Tensor, progress: DecodeState) -> Tensor:
         """Write one more token to each row; returns the states [B, H] behind them."""
         return self._feed(token_B[:, None], torch.ones_like(token_B)[:, None], progress)
 
-    def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: Progress) -> Tensor:
+    def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: DecodeState) -> Tensor:
         """Put tokens behind what the progress holds; returns the last state [B, H]."""
         progress.attention_BT = torch.cat([progress.attention_BT, attention_BT], dim=1)
         positions_BT = (progress.attention_BT.cumsum(1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
@@ -178,10 +178,10 @@ class LanguageModel:
 
     def logits(self, states_NH: Tensor) -> Tensor:
         """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least."""
-        return self.tempered(wide(states_NH, *self.cut_head))
+        return self.tempered(wide(states_NH, *self.trimmed_head))
 
     @property
-    def cut_head(self) -> tuple[Tensor, Tensor | None]:
+    def trimmed_head(self) -> tuple[Tensor, Tensor | None]:
         """The head's weight [V, H] and bias [V], views of the tokenizer's vocabulary alone."""
         bias = cast("Tensor | None", self.head.bias)
         return self.head.weight[: self.vocabulary], None if bias is None else bias[: self.vocabulary]
@@ -196,7 +196,7 @@ class LanguageModel:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether samples of one prompt are read together (rlgkd.lm.sharing)."""
+        """Whether samples of one prompt are read together (rlgkd.lm.shared_prefix)."""
         return shares(self.module.config)
 
     @property

@@ -7,16 +7,30 @@ its source.
 Dimensions are those of the names: P prompt, G sample of a group, B sequence, T token, N action, V vocabulary.
 """
 
-from rlgkd.ops import divergence, filters, masks, policy_loss, reduction, returns, sampling, schedule, truncation
+from rlgkd.ops import (
+    behaviour_policy,
+    divergence,
+    logit_filters,
+    policy_loss,
+    reduction,
+    returns,
+    running_mean_std,
+    sampling,
+    schedule,
+    token_masks,
+    top_k_bucket,
+)
 
 __all__ = [
+    "behaviour_policy",
     "divergence",
-    "filters",
-    "masks",
+    "logit_filters",
     "policy_loss",
     "reduction",
     "returns",
+    "running_mean_std",
     "sampling",
     "schedule",
-    "truncation",
+    "token_masks",
+    "top_k_bucket",
 ]

@@ -14,7 +14,7 @@ for the backward pass, and there is no second derivative.
 To add a divergence: write one function here and name it in `DIVERGENCES` at the bottom. Its settings are its
 keyword-only arguments. If it has no closed gradient, plain autograd through `torch.log_softmax` will do.
 
-Left out: sampled estimators of a KL. For a teacher known by its top k tokens alone, see rlgkd.ops.truncation.
+Left out: sampled estimators of a KL. For a teacher known by its top k tokens alone, see rlgkd.ops.top_k_bucket.
 
 Sources: Agarwal et al. 2024, arXiv 2306.13649 (GKD: forward, reverse, generalised JSD); Wen et al. 2023, arXiv
 2307.15190 (f-distill: total variation); Ko et al. 2024, arXiv 2402.03898 (DistiLLM: skew); Wu et al. 2024, arXiv
@@ -29,7 +29,7 @@ from torch import Tensor
 from rlgkd.errors import SettingError
 from rlgkd.ops._exp import exp, exp_
 from rlgkd.ops._gradient import wants_gradient, with_gradient
-from rlgkd.ops._names import Pairwise, bind
+from rlgkd.ops._registry import Pairwise, bind
 
 Divergence = Pairwise
 """(teacher_logits [..., V], student_logits [..., V]) -> [...], in nats."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops._names import check_name
+from rlgkd.ops._registry import check_name
 
 REDUCTIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops._names import check_name
+from rlgkd.ops._registry import check_name
 
 
 def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tensor:

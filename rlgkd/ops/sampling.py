@@ -2,7 +2,7 @@
 
 `uniforms` is the stream of numbers of one (seed, prompt key, sample index); `sample` turns one number per row into one
 token per row. Together with rows that do not see each other, a completion is then the same whatever else is decoded
-beside it. Left out: top-k and its like (rlgkd.ops.filters), greedy decoding (argmax).
+beside it. Left out: top-k and its like (rlgkd.ops.logit_filters), greedy decoding (argmax).
 """
 
 import hashlib

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from rlgkd.errors import SettingError
-from rlgkd.ops._names import check_name
+from rlgkd.ops._registry import check_name
 
 Schedule = Callable[[float], float]
 SHAPES = ("linear", "cosine", "exponential")

@@ -127,7 +127,7 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # from the bar that SB3 uses, tqdm.rich
 def test_the_progress_bar_counts_tokens(monkeypatch):
-    import rlgkd.agents.base as base
+    import rlgkd.agents.algorithm as base
 
     bars = []
     finish = base._TokenBar._on_training_end

@@ -13,7 +13,7 @@ from rlgkd.agents import GRPO, Distill
 from rlgkd.agents.sources import TeacherTexts
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, SettingError
-from rlgkd.ops import behaviour
+from rlgkd.ops import behaviour_policy
 from rlgkd.ops.schedule import between
 from rlgkd.types import Batch, Source
 
@@ -133,7 +133,7 @@ def test_student_and_teacher_sample_together_and_what_is_recorded_is_their_log_p
     with torch.no_grad():
         logits = [lm.logits(lm.states(batch)) for lm in (some.teacher, some.student)]
     name, *_rest = settings.values()
-    mixed_NV = behaviour.get(name, **{k: v for k, v in settings.items() if k != "behaviour"})(*logits)
+    mixed_NV = behaviour_policy.get(name, **{k: v for k, v in settings.items() if k != "behaviour"})(*logits)
     expected = mixed_NV.gather(1, some.student.actions(batch)[:, None])[:, 0]
     torch.testing.assert_close(batch.logp_BT[batch.action_mask_BT], expected, atol=1e-4, rtol=1e-4)
 

@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from rlgkd.agents import Reinforce
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVecEnv, TextVectorEnv
 from rlgkd.errors import SettingError
-from rlgkd.lm.masks import top_k
-from rlgkd.ops.masks import allowed, transitions
+from rlgkd.lm.top_k_mask import top_k_mask
+from rlgkd.ops.token_masks import allowed, transitions
 
 END, COLON, A, B, C = range(5)
 TOKENIZER = tiny.word_tokenizer(":", "A", "B", "C")
@@ -65,7 +65,7 @@ def test_every_view_tells_each_rows_own_mask() -> None:
 
 def test_a_frozen_models_top_k_is_the_same_from_its_cache_as_alone() -> None:
     module = tiny.model(vocabulary=5).requires_grad_(False)
-    mask = top_k(module, 2, tokenizer=TOKENIZER, keep_end=False)
+    mask = top_k_mask(module, 2, tokenizer=TOKENIZER, keep_end=False)
     vec = TextVecEnv(task(mask), num_envs=4)
     observations, rng = vec.reset(), np.random.default_rng(0)
     for _ in range(12):

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlgkd.envs import TextTask
-from rlgkd.envs.data import read_items
+from rlgkd.envs.data.items import read_items
 from rlgkd.errors import DataError, DependencyError, RlgkdError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.types import Item

@@ -122,7 +122,7 @@ except ValueError as error:
         "namespace/Name-v0"
     )
     assert stolen == "environment 'rlgkd/Arithmetic-v0' of thief is left out: rlgkd has one of that id"
-    assert ours == "rlgkd.envs.arithmetic:arithmetic"
+    assert ours == "rlgkd.envs.tasks.arithmetic:arithmetic"
     assert gone == "task: 'broken:task' does not work; it could not be imported: No module named 'broken'"
 
 
@@ -130,16 +130,16 @@ def test_clashing_and_broken_rewards_are_told_and_ours_stay(
     installed: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    from rlgkd.envs import naming
+    from rlgkd.envs.rewards import registry
     from rlgkd.errors import SettingError
 
     installed("thief", "[rlgkd.rewards]\nexact = thief:reward\n")
     installed("broken", "[rlgkd.rewards]\ngone = broken:reward\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert list(naming.plugin_rewards()) == ["gone"]
+    assert list(registry.plugin_rewards()) == ["gone"]
     assert [record.getMessage() for record in caplog.records] == [
         "reward 'exact' of thief is left out: rlgkd has one of that name"
     ]
-    assert naming.reward_from("exact")(["a"], ["a"]) == [1.0]
+    assert registry.reward_from("exact")(["a"], ["a"]) == [1.0]
     with pytest.raises(SettingError, match="'broken:reward' does not work; it could not be imported"):
-        naming.reward_from("gone")
+        registry.reward_from("gone")

@@ -14,11 +14,12 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
-from rlgkd.lm import LanguageModel, decode, products, writing
-from rlgkd.lm.layers import FAMILIES
+from rlgkd.lm import LanguageModel, decode, decoders
+from rlgkd.lm.decoders import written_out
+from rlgkd.lm.fast import linear
+from rlgkd.lm.fast.llama import FAMILIES
 from rlgkd.lm.loading import save, twin
 from rlgkd.lm.lora import adapt, check_adapters, merged_state
-from rlgkd.lm.writing import written_out
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -82,7 +83,7 @@ def both_ways(lm: LanguageModel, monkeypatch) -> tuple[list[list[int]], list[lis
     assert written_out(lm)
     fast = decode(lm, prompts, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "written_out", lambda lm: False)
+        patch.setattr(decoders, "written_out", lambda lm: False)
         plain = decode(lm, prompts, **settings)
     for ours, theirs in zip(fast, plain, strict=True):
         np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
@@ -93,7 +94,7 @@ def both_ways(lm: LanguageModel, monkeypatch) -> tuple[list[list[int]], list[lis
 @pytest.mark.parametrize("laid_out", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_layers_written_out_hold_what_the_adapters_add_unless_they_are_off(kind, laid_out, monkeypatch):
-    monkeypatch.setattr(products, "LAID_OUT", 1 if laid_out else products.LAID_OUT)
+    monkeypatch.setattr(linear, "LAID_OUT", 1 if laid_out else linear.LAID_OUT)
     lm = adapted(kind)
     on = both_ways(lm, monkeypatch)
     for part in lm.module.modules():

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from rlgkd.objective import Objective
-from rlgkd.ops import behaviour, divergence, policy_loss, returns, sampling
+from rlgkd.ops import behaviour_policy, divergence, policy_loss, returns, sampling
 
 huge = st.one_of(st.floats(-1e4, 1e4, width=32), st.sampled_from([0.0, -1e4, 1e4, -1e30, 1e30, 1e-30]))
 rows = hnp.arrays(np.float32, (3, 5), elements=huge).map(torch.from_numpy)
@@ -21,7 +21,7 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 POINTWISE = {
     **{name: divergence.get(name, **({"beta": 0.3} if name == "jsd" else {})) for name in divergence.DIVERGENCES},
-    **{name: behaviour.get(name) for name in behaviour.BEHAVIOURS},
+    **{name: behaviour_policy.get(name) for name in behaviour_policy.BEHAVIOURS},
 }
 
 

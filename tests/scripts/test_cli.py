@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlgkd.errors import RewardError
-from rlgkd.scripts import cli, train
+from rlgkd.scripts import cli
+from rlgkd.scripts.runs import train
 
 
 def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(

@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from rlgkd.lm.loading import load_tokenizer, save
-from rlgkd.scripts.settings import RECIPES, read, recipe_names
-from rlgkd.scripts.train import start
+from rlgkd.scripts.config.run import RECIPES, read, recipe_names
+from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EMBEDDED = [name for name in recipe_names() if "smollm2" not in name]

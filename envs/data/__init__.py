@@ -1,0 +1,1 @@
+"""Where items come from: lists, files, data sets, functions, and rules that draw them."""

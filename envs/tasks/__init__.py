@@ -1,0 +1,1 @@
+"""The tasks behind the registered environments, a file each."""

@@ -1,0 +1,1 @@
+"""Texts around a prompt: chat templates and format strings."""

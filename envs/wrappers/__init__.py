@@ -1,0 +1,1 @@
+"""Wrappers that put a teacher into the reward, for any RL library."""

@@ -1,0 +1,48 @@
+"""Objects named by an import path, `package.module:name` or `folder/file.py:name`, as settings name them."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlgkd.errors import SettingError
+
+
+def import_object(field: str, path: str) -> Any:
+    """What `package.module:name` or `folder/file.py:name` names; a file's folder is put on Python's path first.
+
+    Raises: SettingError if it cannot be imported.
+    """
+    module, _, name = path.rpartition(":")
+    try:
+        imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module.strip())
+        return operator.attrgetter(name.strip())(imported)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise SettingError(field, path, f"it could not be imported: {error}") from error
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text has the form of an import path: `package.module:name` or `folder/file.py:name`."""
+    return re.fullmatch(r"([\w.]+|.+\.py):[\w.]+", text) is not None
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The file as the module that Python would import, so that what lies beside it and in its package is found too."""
+    file = file.expanduser().resolve()
+    if not file.is_file():
+        raise ImportError(f"there is no file {file}")
+    root = file.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    module = importlib.import_module(name)
+    if Path(module.__file__ or "").resolve() != file:
+        raise ImportError(f"Python has another module {name!r} ({module.__file__}); rename the file")
+    return module

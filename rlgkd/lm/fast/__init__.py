@@ -1,0 +1,1 @@
+"""The Llama family's forward pass and decoding, written by hand."""

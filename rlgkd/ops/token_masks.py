@@ -1,0 +1,143 @@
+"""Which tokens may come next, as a function of the tokens so far: a mask is made again wherever a distribution is.
+
+A `TokenMask` takes rows [B, T] of token ids, prompt and what is written, padded on the right with -1, and returns bool
+[B, V]. So the tokens alone are stored, never a mask, and a distribution in training has the support that it had in
+sampling. Any function of that kind will do. Left out: masks by a model (rlgkd.lm.top_k_mask), and masks by the policy
+itself, which would be others after each of its steps.
+
+Every mask here says what becomes of the end token: `end` is its id, which stays allowed, or None, and then no text can
+end before the length limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from rlgkd.errors import SettingError
+
+TokenMask = Callable[[Tensor], Tensor]
+"""int64 [B, T], padded on the right with -1 -> bool [B, V], on the same device."""
+
+
+def allowed_tokens(mask: TokenMask, tokens_BT: Tensor, vocabulary: int) -> Tensor:
+    """Return the mask of the rows, checked: bool [B, V], with at least one token allowed in each row.
+
+    Raises:
+        SettingError: another shape or dtype, or a row in which nothing is allowed.
+
+    Example:
+        >>> allowed_tokens(allowed([2], vocabulary=4, end=0), torch.tensor([[3, 1, -1]]), vocabulary=4).tolist()
+        [[True, False, True, False]]
+    """
+    allowed_BV = mask(tokens_BT)
+    shape = (len(tokens_BT), vocabulary)
+    if tuple(allowed_BV.shape) != shape or allowed_BV.dtype != torch.bool:
+        found = f"{allowed_BV.dtype} of shape {tuple(allowed_BV.shape)}"
+        raise SettingError("mask", found, f"let it return bools of shape {shape}")
+    if not bool(allowed_BV.any(-1).all()):
+        row = int((~allowed_BV.any(-1)).int().argmax())
+        tokens = [token for token in tokens_BT[row].tolist() if token >= 0]
+        raise SettingError("mask", tokens, "it allows nothing behind these tokens; let it allow the end token at least")
+    return allowed_BV
+
+
+def masked(logits_BV: Tensor, allowed_BV: Tensor) -> Tensor:
+    """[B, V]: -inf where a token is not allowed, so that its probability is 0 and the others share what it had."""
+    return logits_BV.masked_fill(~allowed_BV, float("-inf"))
+
+
+def allowed(ids: Collection[int], *, vocabulary: int, end: int | None) -> TokenMask:
+    """Return the mask that always allows these tokens and no others.
+
+    Args:
+        ids: From 0 to vocabulary - 1.
+        vocabulary: V.
+        end: The end token, allowed too; None if no text shall end before the length limit.
+
+    Raises:
+        SettingError: no ids, or ids outside the vocabulary.
+
+    Example:
+        >>> allowed([1, 2], vocabulary=4, end=None)(torch.tensor([[3]])).tolist()
+        [[False, True, True, False]]
+    """
+    allowed_V = _of_ids("ids", ids, vocabulary, end)
+    if not ids:
+        raise SettingError("ids", list(ids), "give at least one token")
+    return lambda tokens_BT: allowed_V.to(tokens_BT.device).expand(len(tokens_BT), vocabulary)
+
+
+def transitions(
+    table: Mapping[str, Mapping[int, str]],
+    *,
+    start: str,
+    accepting: Collection[str],
+    behind: int,
+    vocabulary: int,
+    end: int | None,
+) -> TokenMask:
+    """Return the mask of a finite automaton over token ids, a grammar of the completion.
+
+    It is in `start` behind the last `behind` token of a row, and each token written moves it on. In a state the tokens
+    of its row in the table are allowed, and the end token where the state is accepting.
+
+    Args:
+        table: For each state the tokens it allows and the states they lead to.
+        start: Where a completion begins.
+        accepting: States in which a text may end.
+        behind: The token that ends every prompt (a colon, the last of a chat template); the grammar cannot use it.
+        vocabulary: V.
+        end: The end token; None only if no state is accepting.
+
+    Raises:
+        SettingError: states that the table does not have, tokens outside the vocabulary, a state that allows nothing,
+            `behind` or `end` in the table; later, a row without `behind`, or with a token that was not allowed.
+
+    Example:
+        >>> digits = {"number": {1: "number", 2: "done"}, "done": {}}
+        >>> mask = transitions(digits, start="number", accepting=["done"], behind=3, vocabulary=4, end=0)
+        >>> mask(torch.tensor([[2, 3, -1], [3, 1, 2]])).tolist()
+        [[False, True, True, False], [True, False, False, False]]
+    """
+    for state in (start, *accepting, *(to for row in table.values() for to in row.values())):
+        if state not in table:
+            raise SettingError("transitions", state, f"give a row for it; there are {', '.join(table)}")
+    if bool(accepting) != (end is not None):
+        raise SettingError("end", end, "give the end token's id if there are accepting states, else None")
+    allowed_of = {}
+    for state, row in table.items():
+        if behind in row or end in row:
+            raise SettingError("transitions", state, f"leave {behind} and {end} to `behind` and `accepting`")
+        allowed_of[state] = _of_ids("transitions", row, vocabulary, end if state in accepting else None)
+        if not allowed_of[state].any():
+            raise SettingError("transitions", state, "it allows nothing; make it accepting, or give it tokens")
+
+    def state_behind(tokens: list[int]) -> str:
+        places = [place for place, token in enumerate(tokens) if token == behind]
+        if not places:
+            raise SettingError("behind", behind, f"no such token in the row {tokens}; give one that ends every prompt")
+        state = start
+        for token in tokens[places[-1] + 1 :]:
+            if token not in table[state]:
+                raise SettingError("mask", token, f"it is not allowed in the state {state}; write with the same mask")
+            state = table[state][token]
+        return state
+
+    def mask(tokens_BT: Tensor) -> Tensor:
+        rows = [[token for token in row if token >= 0] for row in tokens_BT.tolist()]
+        return torch.stack([allowed_of[state_behind(row)] for row in rows]).to(tokens_BT.device)
+
+    return mask
+
+
+def _of_ids(field: str, ids: Collection[int], vocabulary: int, end: int | None) -> Tensor:
+    """[V], True at the ids and at the end token."""
+    listed = [*ids, *([] if end is None else [end])]
+    if odd := [token for token in listed if not 0 <= token < vocabulary]:
+        raise SettingError(field, odd[0], f"give tokens in [0, {vocabulary - 1}]")
+    allowed_V = torch.zeros(vocabulary, dtype=torch.bool, device="cpu")
+    allowed_V[torch.tensor(listed, dtype=torch.long, device="cpu")] = True
+    return allowed_V

@@ -1,0 +1,76 @@
+"""Distributions over the teacher's k most probable tokens and one bucket for all others.
+
+For a teacher of which only the top k is known (an API, a cache on disk), or to charge the student for the head alone.
+Any divergence of rlgkd.ops.divergence applies to what is returned, and by the data-processing inequality none of the
+f-divergences exceeds its value over the whole vocabulary. The bucket is not optional: without it, the reverse KL over
+the top k alone is minimised by moving the student's mass out of the top k, and the forward KL goes below zero.
+"""
+
+import torch
+from torch import Tensor
+
+from rlgkd.errors import SettingError
+
+
+def top_k_with_bucket(teacher_logits: Tensor, student_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return teacher and student over the teacher's top k and the rest.
+
+    Args:
+        teacher_logits: [..., V], any floating dtype; a constant.
+        student_logits: [..., V], same shape, with its gradient.
+        k: from 1; V or more leaves both as they are.
+
+    Returns:
+        Two times [..., k+1], log-probabilities in nats; the last is the bucket.
+
+    Raises:
+        SettingError: k below 1.
+
+    Example:
+        >>> teacher, student = torch.tensor([0.2, 0.7, 0.1]).log(), torch.tensor([0.3, 0.2, 0.5]).log()
+        >>> teacher, student = top_k_with_bucket(teacher, student, k=1)
+        >>> [[round(p, 4) for p in side.exp().tolist()] for side in (teacher, student)]
+        [[0.7, 0.3], [0.2, 0.8]]
+    """
+    if k < 1:
+        raise SettingError("k", k, "give 1 or more")
+    if k >= teacher_logits.shape[-1]:
+        return teacher_logits, student_logits
+    ids_K = teacher_logits.detach().topk(k, dim=-1).indices
+    return _bucketed(teacher_logits.detach(), ids_K), _bucketed(student_logits, ids_K)
+
+
+def known_top_k_with_bucket(teacher_logp_K: Tensor, ids_K: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same for a teacher known by the log-probabilities of some tokens.
+
+    Args:
+        teacher_logp_K: [..., K], nats, of different tokens; their probabilities sum to 1 at most.
+        ids_K: [..., K], int64: which tokens.
+        student_logits: [..., V], with its gradient.
+
+    Returns:
+        Two times [..., K+1], log-probabilities in nats; the last is the bucket.
+
+    Raises:
+        SettingError: the shapes differ, or the teacher's probabilities sum to more than 1.
+
+    Example:
+        >>> teacher, student = known_top_k_with_bucket(
+        ...     torch.tensor([0.7]).log(), torch.tensor([1]), torch.tensor([0.3, 0.2, 0.5]).log()
+        ... )
+        >>> [[round(p, 4) for p in side.exp().tolist()] for side in (teacher, student)]
+        [[0.7, 0.3], [0.2, 0.8]]
+    """
+    if teacher_logp_K.shape != ids_K.shape:
+        raise SettingError("ids_K.shape", tuple(ids_K.shape), f"give the teacher's, {tuple(teacher_logp_K.shape)}")
+    mass = teacher_logp_K.detach().exp().sum(-1, keepdim=True)
+    if (mass > 1.0 + 1e-3).any():
+        raise SettingError("teacher_logp_K", mass.max().item(), "give log-probabilities in nats: they sum above 1")
+    rest = (1.0 - mass).clamp(min=torch.finfo(mass.dtype).eps).log()  # rounded to 0 it would forbid all other tokens
+    return torch.cat([teacher_logp_K.detach(), rest], dim=-1), _bucketed(student_logits, ids_K)
+
+
+def _bucketed(logits: Tensor, ids_K: Tensor) -> Tensor:
+    logp_V = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    rest_V = logp_V.scatter(-1, ids_K, float("-inf"))
+    return torch.cat([logp_V.gather(-1, ids_K), rest_V.logsumexp(-1, keepdim=True)], dim=-1)

@@ -1,0 +1,140 @@
+"""Intervals for means over seeds and prompts, and the probability of improvement.
+
+Every seed answers the same prompts, so values are a table [S seeds, P prompts] with chance in its rows (how training
+went), its columns (how hard a prompt is) and its fields (the samples). `mean_interval` draws rows and columns anew,
+each with replacement and both at once: the pigeonhole bootstrap (Owen 2007, arXiv 0712.1111).
+Left as it is, that is wrong in two known ways, and the distribution is therefore widened or narrowed to
+
+    V = (var of the rows' means) / S + (var of the columns' means) / P - (var of the residuals) / (S P)
+
+which estimates the variance of the mean of such a table without bias: the bootstrap counts the residuals three times
+(Owen's theorem) and the rows' variance (S - 1) / S times. Few rows also make V itself uncertain: the interval is
+expanded by the quantile of Student's t with Satterthwaite's degrees of freedom over the normal's (Hesterberg 2015,
+"What teachers should know about the bootstrap", section 4), and it is symmetric, since three seeds tell nothing about
+skewness (Hall 1988). With 3 seeds that differ much, an interval is as wide as a t interval of 3 numbers. Over simulated
+tables a 95% interval covers the true mean in 93% to 98.5% of them: the most where seeds do not differ at all, which
+three of them cannot tell (tests/test_statistics.py).
+
+Symmetric and wide, an interval may leave what a measure can be: a divergence below zero, a share above one. `within`
+cuts it there. The true mean is in that range, so this loses none of the coverage; a transformation (logarithm, logit)
+would fail at the ends themselves, where the mean of a few prompts often stands.
+
+One seed tells nothing about other seeds: its interval is over prompts alone. A paired difference is the interval of the
+table of differences, seed by seed and prompt by prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rlgkd.errors import SettingError
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean with its interval; NaN where nothing is known."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 where the interval excludes zero on that side, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def within(self, low: float, high: float) -> Estimate:
+        """The same with its ends inside [low, high], where the mean must be: what is cut off was never possible."""
+        ends = np.clip((self.low, self.high), low, high)
+        return Estimate(mean=self.mean, low=float(ends[0]), high=float(ends[1]))
+
+
+def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The table's mean with its interval. Prompts at which a value is NaN are left out.
+
+    Raises: SettingError unless the table has two dimensions.
+    """
+    if values_SP.ndim != 2:
+        raise SettingError("values_SP", values_SP.shape, "give a table of seeds and prompts")
+    values_SP = values_SP[:, np.isfinite(values_SP).all(axis=0)]
+    if values_SP.size == 0:
+        return Estimate(mean=math.nan, low=math.nan, high=math.nan)
+    mean = float(values_SP.mean())
+    variance, freedom = _variance(values_SP)
+    # A difference of equal numbers is a rounding error, not an effect.
+    if not variance > (1e-12 * max(1.0, abs(mean))) ** 2:
+        return Estimate(mean=mean, low=mean, high=mean)
+    deviations = _resampled(values_SP, resamples, seed) - mean
+    tail = (1 - level) / 2
+    wider = math.sqrt(variance) / deviations.std() * stats.t.isf(tail, freedom) / stats.norm.isf(tail)
+    half = float(np.quantile(np.abs(deviations), level)) * wider
+    return Estimate(mean=mean, low=mean - half, high=mean + half)
+
+
+def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Estimate:
+    """Probability that a run of ours does better than one of theirs on a prompt, ties counted half.
+
+        mean over prompts p and pairs of seeds (s, s') of [ours_sp > theirs_s'p] + [ours_sp = theirs_s'p] / 2
+
+    This is the probability of improvement of Agarwal et al. 2021 (arXiv 2108.13264) with prompts as tasks. Its interval
+    is that of its linear part (Hajek's projection), paired by seed where both have the same number of seeds.
+
+    Raises: SettingError unless both are tables over the same prompts.
+    """
+    if ours_SP.ndim != 2 or theirs_SP.ndim != 2 or ours_SP.shape[1] != theirs_SP.shape[1]:
+        raise SettingError("theirs_SP", theirs_SP.shape, f"give a table over the prompts of the other, {ours_SP.shape}")
+    known = np.isfinite(ours_SP).all(axis=0) & np.isfinite(theirs_SP).all(axis=0)
+    ours, theirs = ours_SP[:, None, known], theirs_SP[None, :, known]
+    wins = np.where(ours == theirs, 0.5, (ours > theirs).astype(np.float64))
+    by_ours, by_theirs = wins.mean(axis=1), wins.mean(axis=0)
+    if len(by_ours) != len(by_theirs):  # one of them is not a matter of seeds: the start, the teacher
+        found = mean_interval(by_ours if len(by_ours) > len(by_theirs) else by_theirs, seed=seed)
+    else:
+        found = mean_interval(by_ours + by_theirs - wins.mean(axis=(0, 1)), seed=seed)
+    return found.within(0.0, 1.0)
+
+
+def _variance(values_SP: Floats) -> tuple[float, float]:
+    """V of the module's docstring, and its degrees of freedom."""
+    seeds, prompts = values_SP.shape
+    rows, columns = values_SP.mean(axis=1), values_SP.mean(axis=0)
+    if prompts == 1:
+        return (float(rows.var(ddof=1)) / seeds, seeds - 1.0) if seeds > 1 else (0.0, 1.0)
+    of_columns = float(columns.var(ddof=1)) / prompts
+    if seeds == 1:
+        return of_columns, prompts - 1.0
+    of_rows = float(rows.var(ddof=1)) / seeds
+    residuals = values_SP - rows[:, None] - columns[None, :] + values_SP.mean()
+    both = (seeds - 1) * (prompts - 1)
+    of_fields = float((residuals**2).sum()) / both / values_SP.size
+    variance = max(of_rows + of_columns - of_fields, of_rows, of_columns)
+    if variance == 0:
+        return 0.0, 1.0
+    parts = ((of_rows, seeds - 1), (of_columns, prompts - 1))
+    return variance, variance**2 / sum(part**2 / freedom for part, freedom in parts)
+
+
+def _resampled(values_SP: Floats, resamples: int, seed: int) -> Floats:
+    """Means of the table with its seeds and its prompts drawn anew."""
+
+    def mean(rows: Any, columns: Any, axis: int = -1) -> Any:
+        return values_SP[rows[..., :, None], columns[..., None, :]].mean(axis=(-2, -1))
+
+    places = [np.arange(size) for size in values_SP.shape]
+    if len(places[0]) == 1 or len(places[1]) == 1:  # scipy draws from two numbers or more
+        flat = values_SP.ravel()
+        drawn = stats.bootstrap((flat,), np.mean, n_resamples=resamples, rng=np.random.default_rng(seed), batch=256)
+    else:
+        drawn = stats.bootstrap(
+            places, mean, n_resamples=resamples, vectorized=True, method="percentile", batch=64,
+            rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    return np.asarray(drawn.bootstrap_distribution, dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Builds the embedded models from nothing. Not in the wheel."""

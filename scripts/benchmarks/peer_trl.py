@@ -1,0 +1,236 @@
+"""What TRL needs for the steps that `rlgkd benchmark` times, in a process of its own: one line of JSON.
+
+    python -m rlgkd.scripts.benchmarks.peer_trl JOB.json
+
+TRL as its users run it on a CPU, with what is to its advantage: attention by sdpa, the fused AdamW, heads multiplied
+in chunks, no gradient checkpointing, nothing saved. What its guide to speed adds (vLLM, Liger, other kernels, fewer
+bits) wants a GPU. All is float32. In both of its distilling trainers `beta` is 0 for forward and 1 for reverse KL.
+
+Left out: how good the student becomes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from rlgkd.errors import DependencyError, RlgkdError, SettingError
+from rlgkd.scripts.benchmarks.job import Job, peak_mb
+
+
+class Meter:
+    """Seconds, new tokens and loss of each optimizer step; its sampling must lie between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.tokens: list[int] = []
+        self.loss: list[float] = []
+        self._began = 0.0
+
+    def start(self) -> None:
+        """A step begins."""
+        self.tokens.append(0)
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """It ends: the weights are new, the gradients cleared."""
+        self.seconds.append(time.perf_counter() - self._began)
+
+    def counted(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """`generate`, with what it writes added to the step's tokens."""
+
+        def counting(*arguments: Any, **settings: Any) -> Any:
+            assert len(self.tokens) == len(self.seconds) + 1, "sampled outside the time that is taken"
+            written = generate(*arguments, **settings)
+            rows, length = getattr(written, "sequences", written).shape
+            self.tokens[-1] += rows * (length - settings["input_ids"].shape[1])
+            return written
+
+        return counting
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Seconds, new tokens and loss of each timed step, and the process's peak of memory in MiB.
+
+    Raises: SettingError for another kind of step; DependencyError without TRL.
+    """
+    if job.kind not in KINDS:
+        raise SettingError("kind", job.kind, f"choose one of {', '.join(KINDS)}")
+    if importlib.util.find_spec("trl") is None:
+        raise DependencyError("peer", "trl", "it is not installed: pip install 'rlgkd[trl]'")
+    # Read when they are imported. TRL would tell its makers of each trainer.
+    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
+    import torch
+    import transformers
+
+    torch.set_num_threads(job.threads)
+    transformers.set_seed(job.seed)
+    student, meter = _model(job.student), Meter()
+    student.generate = meter.counted(student.generate)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job.student, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    KINDS[job.kind](job, student, tokenizer, meter)
+    steps = job.warmup + job.steps
+    assert meter.tokens == [job.batch * job.new_tokens] * steps and len(meter.seconds) == steps, meter.tokens
+    return {
+        "seconds": meter.seconds[job.warmup :],
+        "peak_mb": peak_mb(),
+        "loss": meter.loss[job.warmup :],
+        "tokens": meter.tokens[job.warmup :],
+        "versions": {package: version(package) for package in ("trl", "transformers", "torch")},
+    }
+
+
+def _distill(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Reverse KL on the student's own texts, the heads multiplied chunk by chunk; the mean over all tokens."""
+    from trl import DistillationConfig, DistillationTrainer
+
+    def trainer(common: dict[str, Any], **parts: Any) -> Any:
+        settings = DistillationConfig(
+            **common, beta=1.0, max_completion_length=job.new_tokens, shuffle_dataset=False,
+            generation_kwargs={"min_new_tokens": job.new_tokens},
+        )  # fmt: skip
+        return DistillationTrainer(args=settings, teacher_model=_model(job.teacher), **parts)
+
+    rows = [{"prompt": prompt} for prompt in _prompts(job)]
+    _train(trainer, rows, job, student, tokenizer, meter)
+
+
+def _gkd(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """The same from all logits at once, those of the prompts too."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    def trainer(common: dict[str, Any], **parts: Any) -> Any:
+        settings = GKDConfig(
+            **common, beta=1.0, lmbda=1.0, max_new_tokens=job.new_tokens, train_sampling_strategy="sequential"
+        )
+        made = GKDTrainer(args=settings, teacher_model=_model(job.teacher), **parts)
+        made.generation_config.min_new_tokens = job.new_tokens
+        return made
+
+    # A completion that is never read but for its length: the loss is a sum, divided by the number of the data's labels.
+    def row(prompt: str) -> dict[str, Any]:
+        ids = tokenizer(prompt)["input_ids"]
+        mask = [0] * len(ids) + [1] * job.new_tokens
+        return {"prompt": prompt, "input_ids": ids + ids[-1:] * job.new_tokens, "completion_mask": mask}
+
+    _train(trainer, [row(prompt) for prompt in _prompts(job)], job, student, tokenizer, meter)
+
+
+def _rl(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """GRPO without a reference model; the reward is the text's length, so that a group's advantages are not 0."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward(completions: Sequence[str], **_: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    def trainer(common: dict[str, Any], **parts: Any) -> Any:
+        settings = GRPOConfig(
+            **common, beta=0.0, num_generations=job.group, num_iterations=1, max_completion_length=job.new_tokens,
+            shuffle_dataset=False, generation_kwargs={"min_new_tokens": job.new_tokens},
+        )  # fmt: skip
+        return GRPOTrainer(args=settings, reward_funcs=reward, **parts)
+
+    rows = [{"prompt": prompt} for prompt in _prompts(job)]
+    _train(trainer, rows, job, student, tokenizer, meter)
+
+
+def _generate(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Sampling alone, by transformers."""
+    prompts = iter(_prompts(job))
+    for _ in range(job.warmup + job.steps):
+        batch = tokenizer(list(islice(prompts, job.batch)), padding=True, return_tensors="pt")
+        meter.start()
+        student.generate(
+            **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=job.new_tokens,
+            max_new_tokens=job.new_tokens, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        meter.stop()
+
+
+KINDS: dict[str, Callable[[Job, Any, Any, Meter], None]] = {
+    "distill": _distill,
+    "gkd": _gkd,
+    "rl": _rl,
+    "generate": _generate,
+}
+
+
+def _train(
+    trainer: Callable[..., Any], rows: list[dict[str, Any]], job: Job, student: Any, tokenizer: Any, meter: Meter
+) -> None:
+    """All steps of a trainer, made of the settings that all have, with the meter on each."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            meter.start()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.stop()
+
+        def on_log(self, *_: Any, **given: Any) -> None:
+            if "loss" in given["logs"]:  # the last report has none
+                meter.loss.append(given["logs"]["loss"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        common = {
+            "output_dir": folder,
+            "seed": job.seed,
+            "max_steps": job.warmup + job.steps,
+            "per_device_train_batch_size": job.batch,
+            "gradient_accumulation_steps": 1,
+            "temperature": 1.0,
+            "learning_rate": 1e-5,
+            "lr_scheduler_type": "constant",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        data = Dataset.from_list(rows)
+        made = trainer(common, model=student, train_dataset=data, processing_class=tokenizer, callbacks=[Steps()])
+        made.train()
+
+
+def _prompts(job: Job) -> list[str]:
+    """As many as all steps take."""
+    return list(islice(cycle(job.prompts), (job.warmup + job.steps) * job.batch // job.group))
+
+
+def _model(folder: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the job of a file; stdout gets the line of JSON and nothing else."""
+    (file,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the trainers print their losses
+            measured = measure(Job(**json.loads(Path(file).read_text())))
+    except RlgkdError as error:
+        print(f"rlgkd: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()

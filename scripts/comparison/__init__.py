@@ -1,0 +1,1 @@
+"""Trains a grid of runs, measures them on the same prompts, and says what the comparison shows."""

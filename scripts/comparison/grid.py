@@ -1,0 +1,152 @@
+"""Which runs a comparison is made of: the values of some settings, all combinations of them, and seeds.
+
+The evaluation is the same for all: its prompts, its samples, and the teacher that divergences are measured to, which is
+the recipe's also where a cell trains with another or with none. So every cell and seed answers the same prompts with
+the same random numbers, and differences are paired.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlgkd import agents
+from rlgkd.agents.config import resolve
+from rlgkd.errors import SettingError
+from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.run import RunSettings, check, nearest, over
+
+COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
+"""Settings that all cells share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One combination of values; it is run once for each seed."""
+
+    name: str
+    """`alpha=0.25`, or `alpha=0.25 beta=0.5`."""
+    values: Mapping[str, Any]
+    settings: RunSettings
+    """With the first seed."""
+
+    @property
+    def folder(self) -> str:
+        """Its name as one of a folder."""
+        return re.sub(r"[^\w.=+-]+", "-", self.name)
+
+    def seeded(self, seed: int) -> RunSettings:
+        """The run with this seed."""
+        return self.settings.model_copy(update={"seed": seed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Cells, seeds, and how they are evaluated."""
+
+    base: RunSettings
+    """What is not varied."""
+    vary: Mapping[str, Sequence[Any]]
+    cells: Sequence[Cell]
+    seeds: Sequence[int]
+    samples: int
+    """Texts for each prompt of the evaluation."""
+    baselines: Sequence[Cell]
+    """What the others are measured against: the first and the last cell, or the one that was named."""
+
+
+def grid(
+    base: RunSettings, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
+) -> Grid:
+    """All combinations, checked before anything runs.
+
+    Raises: SettingError for a setting that is unknown, out of range or in contradiction, for a grid without cells or
+    seeds, for fewer than two prompts, and for a baseline that is no cell.
+    """
+    if not vary:
+        raise SettingError("vary", "", "say what to compare, such as --alphas 0,0.5,1 or --vary divergence=jsd,tv")
+    for key, values in vary.items():
+        if key in COMMON:
+            raise SettingError("vary", key, "it is common to all cells; vary another setting, and seeds with --seeds")
+        if len({str(value) for value in values}) < len(values):
+            raise SettingError("vary", f"{key}={values}", "give each value once")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SettingError("seeds", list(seeds), "give a number of seeds, or different seeds such as 0,1,2")
+    if base.eval_prompts < 2:
+        raise SettingError("eval_prompts", base.eval_prompts, "intervals need at least 2 prompts, better 200")
+    if samples < 1:
+        raise SettingError("samples", samples, "give at least 1 text for each prompt")
+    # Results depend on the number of threads: one for each cell unless a number is given.
+    base = base.model_copy(update={"threads": base.threads or 1, "seed": seeds[0]})
+    cells = []
+    for values in itertools.product(*vary.values()):
+        chosen = dict(zip(vary, values, strict=True))
+        settings = check(over(base.model_dump(), {k: settled(k, v, [Path()]) for k, v in chosen.items()}))
+        _check_agent(settings)
+        cells.append(
+            Cell(name=" ".join(f"{k}={_plain(v)}" for k, v in chosen.items()), values=chosen, settings=settings)
+        )
+    if len({cell.folder for cell in cells}) < len(cells):
+        raise SettingError("vary", sorted({cell.folder for cell in cells}), "two cells would share a folder")
+    named = {cell.name: cell for cell in cells}
+    if baseline and baseline not in named:
+        raise SettingError("baseline", baseline, nearest(baseline, list(named)))
+    ends = [named[baseline]] if baseline else [cells[0], *cells[1:][-1:]]
+    return Grid(base=base, vary=vary, cells=cells, seeds=seeds, samples=samples, baselines=ends)
+
+
+def values_of(argument: str) -> tuple[str, list[Any]]:
+    """`KEY=a,b,c` as the key and its values, read as YAML.
+
+    Raises: SettingError if it is not of that form, or has no values.
+
+    Example:
+        >>> values_of("student_layers=[0, 1],[0]"), values_of("beta=0.1,0.5")
+        (('student_layers', [[0, 1], [0]]), ('beta', [0.1, 0.5]))
+    """
+    key, equals, text = argument.partition("=")
+    if not equals or not key:
+        raise SettingError("vary", argument, "write KEY=a,b,c")
+    if key not in RunSettings.model_fields:
+        raise SettingError("vary", key, nearest(key, list(RunSettings.model_fields)))
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        raise SettingError(key, text, "write values with commas between them, each in YAML") from error
+    if not values:
+        raise SettingError(key, text, "give at least one value")
+    return key, values
+
+
+def seeds_of(text: str) -> list[int]:
+    """`3` is 0, 1, 2; `4,7` is these two; `4,` is 4 alone.
+
+    Raises: SettingError for anything else.
+
+    Example:
+        >>> seeds_of("3"), seeds_of("4,7"), seeds_of("4,")
+        ([0, 1, 2], [4, 7], [4])
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts if part) or not parts[0]:
+        raise SettingError("seeds", text, "give a number of seeds, or seeds with commas between them")
+    return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts if part]
+
+
+def _check_agent(settings: RunSettings) -> None:
+    """What the agent's constructor would refuse, before any model is opened."""
+    algorithm = getattr(agents, settings.agent)
+    resolve(
+        {"ratio": None, **settings.agent_settings()},
+        agent=settings.agent, preset=algorithm.preset, defaults=algorithm.defaults,
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> str:
+    return str(value).removeprefix("embedded:") if isinstance(value, str) else f"{value}"

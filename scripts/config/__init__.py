@@ -1,0 +1,1 @@
+"""The settings of a run: their schema, the paths in them, their documentation."""

@@ -1,0 +1,73 @@
+"""Where the paths in settings lead: those of a YAML from its own folder, those of the command line from where one is.
+
+What is found becomes absolute, so that a run's config.yaml runs again from anywhere; what is not found stays as it is
+written, for a name is not always a path: a model may be a hub's, a reward's module an installed one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+
+
+def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
+    """The setting with its paths made absolute, each from the first of the folders that holds it.
+
+    Paths are the models, `teacher_texts`, and of the environment's settings `tokenizer`, `data` and `reward`. These two
+    may be Python: `module:name`, where the module is a file of a folder, becomes `/folder/module.py:name`.
+    """
+    if key == "env_settings" and isinstance(value, Mapping):
+        return {name: settled(name, inner, folders) for name, inner in value.items()}
+    if key in ("student", "teacher", "tokenizer"):
+        return _model(value, folders)
+    if key == "teacher_texts" and isinstance(value, str):
+        return _found(value, folders) or os.path.abspath(folders[0] / Path(value).expanduser())  # yet to be written
+    if key == "data":
+        return _data(value, folders)
+    return _reward(value, folders) if key == "reward" else value
+
+
+def _model(value: Any, folders: Sequence[Path]) -> Any:
+    if not isinstance(value, str) or not value or value.startswith(EMBEDDED) or value == SMOLLM2:
+        return value
+    return _found(value, folders) or value
+
+
+def _data(value: Any, folders: Sequence[Path]) -> Any:
+    if isinstance(value, Mapping):
+        return {split: _data(part, folders) for split, part in value.items()}
+    return _found(value, folders) or _code(value, folders) if isinstance(value, str) else value
+
+
+def _reward(value: Any, folders: Sequence[Path]) -> Any:
+    """A reward in any of the forms of rlgkd.envs.rewards.registry."""
+    if isinstance(value, str):
+        return _code(value, folders)
+    if isinstance(value, list):
+        return [_reward(part, folders) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "name" not in value:
+        return {part: _reward(one, folders) for part, one in value.items()}
+    of_its_own = {"model": _model(value["model"], folders)} if "model" in value else {}
+    return {**value, "name": _reward(value["name"], folders), **of_its_own}
+
+
+def _code(value: str, folders: Sequence[Path]) -> str:
+    """`module:name` or `file.py:name` with the file's whole path, where there is one."""
+    module, _, name = value.rpartition(":")
+    if not module:
+        return value
+    stem = module.removesuffix(".py") if module.endswith(".py") else module.replace(".", "/")
+    file = _found(f"{stem}.py", folders) or _found(f"{stem}/__init__.py", folders)
+    return f"{file}:{name}" if file else value
+
+
+def _found(path: str, folders: Sequence[Path]) -> str:
+    """The absolute path from the first folder that holds it; empty where none does."""
+    places = [os.path.abspath(folder / Path(path).expanduser()) for folder in folders]
+    return next((place for place in places if path and os.path.exists(place)), "")

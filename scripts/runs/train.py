@@ -1,0 +1,251 @@
+"""Trains from settings into a run's folder, and continues it exactly: `rlgkd train`.
+
+The folder holds config.yaml (resolved; runs again as it is), progress.csv, times.csv, TensorBoard events,
+rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and html.html. A checkpoint remembers
+how long the growing files were, so a continued run cuts them to that length and ends with the files of one never
+stopped (but for the seconds in times.csv).
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from rich.console import Console
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+from rlgkd import agents, checkpoint
+from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.config import objective_at
+from rlgkd.envs.rewards.registry import takes_tokenizer, text_env_ids
+from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
+from rlgkd.errors import CheckpointError, RlgkdError, SettingError
+from rlgkd.evaluation import Evaluation, Interval, evaluate
+from rlgkd.lm.loading import twin
+from rlgkd.ops._registry import UnknownSettingError
+from rlgkd.scripts.config.run import RunSettings, dump, nearest, read
+from rlgkd.scripts.report import html
+from rlgkd.scripts.report.metrics import visible
+from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
+from rlgkd.scripts.runs.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
+from rlgkd.types import StopReason
+
+EXAMPLES = 20
+CONFIG, SUMMARY = "config.yaml", "summary.json"
+
+
+def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
+    """Train into a new folder; returns the report's path.
+
+    Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
+    agent = build_agent(settings)
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        checkpoint.atomic_write(out / CONFIG, dump(settings))
+        try:
+            return _run(settings, agent, out, quiet)
+        except RlgkdError:
+            if not (out / PROGRESS).exists():  # refused before any training: leave nothing behind
+                shutil.rmtree(out)
+                for parent in made:
+                    with suppress(OSError):  # another run has settled in it
+                        parent.rmdir()
+            raise
+
+
+def resume(out: Path, *, quiet: bool = False) -> Path:
+    """Continue a run's folder from its newest whole checkpoint, or from its beginning if there is none yet.
+
+    Raises: CheckpointError if the folder holds no run or another process trains in it.
+    """
+    if not (out / CONFIG).is_file():
+        raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
+    settings = read(out / CONFIG)
+    with locked(out):
+        return _run(settings, build_agent(settings), out, quiet)
+
+
+def build_agent(settings: RunSettings) -> TextAlgorithm:
+    """The agent on its environment, as the settings say."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
+    algorithm: type[TextAlgorithm] = getattr(agents, settings.agent)
+    return algorithm(env=env, **settings.agent_settings())
+
+
+def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
+    """The registered environment for an agent, with the student's tokenizer where the settings name no other.
+
+    Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take.
+    """
+    try:
+        own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
+        return make_sb3_vec_env(env, seed=seed, **{**env_settings, **own})
+    except gym.error.Error as error:
+        raise SettingError("env", env, nearest(env, text_env_ids())) from error
+    except UnknownSettingError as error:
+        raise SettingError(f"env_settings.{error.field}", error.value, error.remedy) from error
+    except TypeError as error:
+        raise SettingError("env_settings", env_settings, str(error)) from error
+
+
+def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
+    """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report."""
+    console = Console(stderr=True)
+    console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
+    began = time.perf_counter()
+    scored: dict[str, Any] = {
+        "split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.eval_seed
+    }  # fmt: skip
+    # All is measured against the teacher of the beginning, wherever training has been or will move it.
+    student = twin(agent.student) if (out / CHECKPOINTS).exists() else agent.student
+    teacher = copy.deepcopy(agent.teacher) if "teacher" in agent.parts else agent.teacher
+    rewind(agent, out)
+    before = evaluate(student, teacher, agent.task, **scored)
+    taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
+    console.print(
+        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
+    )
+    fit(settings, agent, out, quiet=quiet, console=console)
+    after = evaluate(agent.student, teacher, agent.task, **scored)
+    summary = summarise(settings, agent, before, after, taught)
+    summary["rewards"] = rewards_of(out, agent)
+    summary["seconds"] = round(time.perf_counter() - began, 1)
+    checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    page = html.write_report(out)
+    console.print(html.table(summary))
+    for remark in html.remarks(summary):
+        console.print(visible(remark), style="yellow", highlight=False, markup=False)
+    return page
+
+
+def rewind(agent: TextAlgorithm, out: Path) -> None:
+    """Bring agent and growing files to the newest whole checkpoint, or to the beginning where there is none."""
+    newest = checkpoint.latest(out / CHECKPOINTS)
+    sizes = dict.fromkeys(GROWING, 0)
+    if newest is not None:
+        state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
+        agent.counters, sizes = state["counters"], state["sizes"]
+    for name, size in sizes.items():
+        _cut(out / name, size)
+
+
+def fit(settings: RunSettings, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
+    """Train from where `rewind` has brought the agent to the last token, and write its model."""
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((out / name).open("a")) for name in GROWING}
+        events = TensorBoardOutputFormat(str(out / "tensorboard"))
+        agent.set_logger(Logger(str(out), [ProgressCsv(files[PROGRESS]), TimesCsv(files[TIMES]), events]))
+        remaining = settings.tokens - agent.num_timesteps
+        if remaining > 0:
+            recorder = Recorder(settings, out, files, quiet=quiet, console=console)
+            keep_freed_memory_after_first(agent.policy.optimizer)
+            agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
+        events.close()
+    _save_model(agent, out / "model")
+
+
+def summarise(
+    settings: RunSettings, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
+) -> dict[str, Any]:
+    """What summary.json holds: scores with intervals, paired changes, and texts side by side."""
+
+    def plain(scores: dict[str, Interval]) -> dict[str, dict[str, float]]:
+        return {name: asdict(score) for name, score in scores.items()}
+
+    def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
+        written = evaluation.trajectories[row]
+        return {
+            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
+            "quality": evaluation.qualities[row], "stop": str(written.stop),
+        }  # fmt: skip
+
+    return {
+        "name": settings.name, "env": settings.env, "agent": settings.agent,
+        "student": settings.student, "teacher": settings.teacher,
+        "alpha": settings.alpha if settings.alpha is not None else agent.settings["alpha"],
+        "alpha_end": objective_at(agent.settings, 0.0).alpha, "divergence": settings.divergence,
+        "updates": agent.counters["updates"], "tokens": agent.num_timesteps,
+        "prompts": len(before.trajectories), "split": settings.eval_split,
+        "before": plain(before.scores()), "after": plain(after.scores()),
+        "teacher_scores": plain(taught.scores()) if taught else {},
+        "change": plain(after.change_from(before)),
+        "examples": [
+            {
+                "key": item.key, "prompt": item.prompt, "reference": item.reference,
+                "before": text(before, row), "after": text(after, row),
+                **({"teacher": text(taught, row)} if taught else {}),
+            }
+            for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
+        ],
+    }  # fmt: skip
+
+
+def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
+    """How the reward did while training: texts that it scored or failed at, why first, and what all earned alike."""
+    scored, failures = 0, list[str]()
+    with (out / ROLLOUTS).open() as file:
+        for record in map(json.loads, file):
+            scored += record["stop"] != StopReason.TRUNCATED
+            if math.isnan(record["reward"]) and record["stop"] != StopReason.TRUNCATED:
+                failures.append(record.get("failure", ""))
+    return {
+        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
+        "always": agent.idle_reward,
+    }  # fmt: skip
+
+
+def _save_model(agent: TextAlgorithm, folder: Path) -> None:
+    """The model's folder, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        agent.save(temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            "model", str(folder), f"it could not be written ({error}); free space, then --resume"
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _cut(file: Path, size: int) -> None:
+    """Cut a file that grew beyond the checkpoint; one that is shorter was damaged."""
+    have = file.stat().st_size if file.exists() else 0
+    if have < size:
+        raise CheckpointError("resume", str(file), f"it has {have} bytes but the checkpoint knows {size}; start anew")
+    if have:
+        with file.open("r+") as opened:
+            opened.truncate(size)
+
+
+@contextmanager
+def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
+    """
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            raise CheckpointError("out", str(out), "another process works in it; wait for it or stop it") from error
+        yield

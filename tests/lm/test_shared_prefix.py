@@ -1,0 +1,127 @@
+"""Samples of one prompt read together: the same states and gradients, for fewer tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlgkd.lm.shared_prefix import SHARING, places_of_ends, share
+from rlgkd.types import Batch, Item, RowLayout, Score, Source, StopReason, Trajectory
+
+WORDS = [f"w{n}" for n in range(30)]
+TOKENIZER = tiny.word_tokenizer(*WORDS)
+
+
+def trajectory(prompt: list[int], written: list[int], gap: int = 0) -> Trajectory:
+    """With a gap, that many tokens in the middle of what was written are no actions."""
+    tokens = [*prompt, *written]
+    action = np.arange(len(tokens)) >= len(prompt)
+    middle = len(prompt) + len(written) // 2
+    action[middle : min(middle + gap, len(tokens) - 1)] = False
+    return Trajectory(
+        item=Item(key="0", prompt=""), tokens_T=np.array(tokens, dtype=np.int64), action_mask_T=action,
+        logp_T=np.zeros(len(tokens), dtype=np.float32), entropy_T=np.zeros(len(tokens)), stop=StopReason.END,
+        source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
+    )  # fmt: skip
+
+
+def random_batch(seed: int, groups: int = 3, size: int = 4, gap: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(groups):
+        prompt = rng.integers(1, 31, rng.integers(1, 16)).tolist()
+        rows += [trajectory(prompt, rng.integers(0, 31, rng.integers(2, 9)).tolist(), gap) for _ in range(size)]
+    return Batch.collate([rows[n] for n in rng.permutation(len(rows))], pad=0)
+
+
+def alone(batch: Batch) -> Batch:
+    """The same rows, not known to share anything."""
+    return Batch(
+        tokens_BT=batch.tokens_BT, attention_mask_BT=batch.attention_mask_BT, action_mask_BT=batch.action_mask_BT,
+        logp_BT=batch.logp_BT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_states_and_gradients_are_those_of_rows_of_their_own(kind):
+    lm = tiny.family(kind, TOKENIZER)
+    assert lm.shares_prompts
+    for seed, gap in ((0, 0), (1, 2)):
+        batch = random_batch(seed, gap=gap)
+        assert share(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=lm.device) is not None
+        results = []
+        for form in (batch, alone(batch)):
+            lm.module.zero_grad()
+            states_NH = lm.states(form)
+            lm.logits(states_NH).log_softmax(-1).gather(1, lm.actions(form)[:, None]).sum().backward()
+            results.append((states_NH.detach(), [p.grad.clone() for p in lm.module.parameters() if p.grad is not None]))
+        assert torch.allclose(results[0][0], results[1][0], atol=1e-4)
+        for shared, own in zip(results[0][1], results[1][1], strict=True):
+            assert torch.allclose(shared, own, atol=2e-4 * max(1.0, own.abs().max().item()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3))
+def test_every_token_stands_once_in_its_place_and_sees_what_it_saw(seed, groups, size, gap):
+    batch = random_batch(seed, groups, size, gap)
+    shared = share(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    if shared is None:
+        return
+    width = batch.tokens_BT.shape[1]
+    action_BT = batch.action_mask_BT
+    rows, columns = action_BT.nonzero(as_tuple=True)
+    flat_token, flat_position = shared.token_RT.flatten(), shared.position_RT.flatten()
+    longest = shared.token_RT.shape[1]
+    for before, row, column in zip(shared.before_N.tolist(), rows.tolist(), columns.tolist(), strict=True):
+        assert flat_position[before] == column - 1
+        seen = shared.mask_R1TT[before // longest, 0, before % longest].nonzero()[:, 0] + before // longest * longest
+        tokens = batch.tokens_BT.flatten()[flat_token[seen]].tolist()
+        assert tokens == batch.tokens_BT[row, :column].tolist()
+        assert flat_position[seen].tolist() == list(range(column))
+    assert width >= longest or size > 1
+
+
+def test_prompts_of_one_sample_and_long_completions_stay_alone():
+    def place(row: int, same: int, prompt: int, length: int) -> RowLayout:
+        return RowLayout(same, prompt, length, np.arange(prompt, length))
+
+    cpu = torch.device("cpu")
+    assert share([place(0, 0, 5, 9), place(1, 1, 5, 9)], 9, hidden=16, device=cpu) is None
+    assert share([place(0, 0, 4, 400), place(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
+    uneven = [place(0, 0, 10, 20), *(place(n, 1, 10, 20) for n in range(1, 65))]
+    many = [place(n, n, 10, 20) for n in range(65, 129)]
+    assert share([*uneven, *many], 20, hidden=16, device=cpu) is None, "more padding than it saves"
+    shared = share([place(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
+    assert shared is not None and shared.token_RT.shape == (1, 140)
+
+
+def test_rows_that_begin_alike_are_read_together_to_their_ends():
+    rng = np.random.default_rng(0)
+    heads = [rng.integers(1, 31, 20).tolist() for _ in range(3)]
+    rows = [heads[n % 3] + rng.integers(1, 31, n % 4 + 1).tolist() for n in range(12)] + [[5, 6], heads[0]]
+    places = places_of_ends(rows)
+    assert {places[n].same_prompt for n in range(0, 12, 3)} == {places[13].same_prompt}
+    assert len({place.same_prompt for place in places}) == 4
+    for row, place in zip(rows, places, strict=True):
+        assert rows[place.same_prompt][: place.prompt] == row[: place.prompt] and place.prompt < len(row)
+    lm = tiny.family("llama", TOKENIZER)
+    tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for n, row in enumerate(rows):
+        tokens_BT[n, : len(row)] = torch.tensor(row)
+    shared = share(places, tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    assert shared is not None and len(shared.token_RT) < len(rows)
+    plain = torch.stack([lm.body(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows])
+    assert torch.allclose(shared.states(lm.body, tokens_BT), plain, atol=1e-4)
+
+
+def test_a_window_or_an_unknown_family_shares_nothing():
+    lm = tiny.family("mistral", TOKENIZER)
+    lm.module.config.sliding_window = 8
+    assert not lm.shares_prompts
+    lm = tiny.family("llama", TOKENIZER)
+    lm.module.config.model_type = "other"
+    assert not lm.shares_prompts

@@ -1,0 +1,149 @@
+"""Settings: typed, overridden by key=value, unknown keys refused with the nearest known one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlgkd.errors import SettingError
+from rlgkd.scripts.comparison.grid import grid
+from rlgkd.scripts.config.run import RunSettings, check, dump, read
+
+
+def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
+    settings = read(
+        "quickstart",
+        ["agent=Reinforce", "alpha=0.25", "student_layers=[0, 1]", "teacher=", "env_settings={split: train}"],
+    )
+    assert settings.alpha == 0.25
+    assert settings.student_layers == [0, 1]
+    assert settings.env_settings == {"split": "train"}
+    assert check(yaml.safe_load(dump(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("alhpa=1", "did you mean 'alpha'"),
+        ("alpha=two", "number"),
+        ("alpha=-1", "greater than or equal to 0"),
+        ("agent=Reinforced", "Reinforce"),
+        ("alpha", "key=value"),
+        ("alpha=[", "no YAML value"),
+        ("divergence=jsd(x)", "write a name alone, or jsd(BETA)"),
+        ("divergence=reverse_kl(0.1)", "write a name alone, or jsd(BETA)"),
+        ("divergence=jsd(0.9", "write a name alone, or jsd(BETA)"),
+        ("divergence=[jsd]", "string"),
+        ("divergence=jds(0.1)", "write a name alone, or jsd(BETA)"),
+        ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
+    ],
+)
+def test_a_bad_override_is_named_with_its_remedy(override: str, words: str) -> None:
+    with pytest.raises(SettingError) as error:
+        read("quickstart", [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_learning_rate_rises_and_then_falls_to_its_end() -> None:
+    settings = RunSettings(learning_rate=1.0, warmup=0.1, learning_rate_end=0.2)
+    assert settings.schedule(1.0) == pytest.approx(0.01)
+    assert settings.schedule(0.9) == pytest.approx(1.0)
+    assert settings.schedule(0.0) == pytest.approx(0.2)
+    assert settings.schedule(0.5) > settings.schedule(0.1)
+
+
+def test_a_divergence_is_written_as_in_papers_and_brings_its_own_settings() -> None:
+    assert read("quickstart", ["divergence=jsd(0.9)"]).beta == 0.9
+    assert read("quickstart", ["divergence=skew_forward_kl(0.2)"]).skew == 0.2
+    assert read("rl-gkd", []).beta == 0.9  # a recipe of JSD: its beta goes with it
+    assert read("rl-gkd", ["divergence=reverse_kl"]).beta is None
+    assert read("rl-gkd", ["divergence=jsd"]).beta == 0.9 and read("rl-gkd", ["divergence=jsd(0.1)"]).beta == 0.1
+    for typed in (["beta=0.5", "divergence=jsd(0.9)"], ["divergence=jsd(0.9)", "beta=0.5"]):
+        with pytest.raises(SettingError, match="say it once"):
+            read("rl-gkd", typed)
+    with pytest.raises(SettingError, match=r"beta: 0.5 does not work; divergence is jsd\(0.9\); say it once"):
+        check({"divergence": "jsd(0.9)", "beta": 0.5})
+    cells = grid(read("rl-gkd", []), {"divergence": ["jsd(0.1)", "jsd", "reverse_kl"]}, [0], samples=1).cells
+    assert [(cell.settings.divergence, cell.settings.beta) for cell in cells] == [
+        ("jsd", 0.1), ("jsd", 0.9), ("reverse_kl", None)
+    ]  # fmt: skip
+
+
+def test_a_teacher_left_empty_is_an_empty_name() -> None:
+    assert read("quickstart", ["agent=Reinforce", "teacher=''", "alpha=0"]).agent_settings()["teacher"] is None
+
+
+def test_a_setting_of_the_environment_is_given_behind_its_name() -> None:
+    settings = read("quickstart", ["env_settings.max_new_tokens=24", "env_settings.device=cpu"])
+    assert settings.env_settings == {"max_new_tokens": 24, "device": "cpu"}
+
+
+@pytest.mark.parametrize("written", ["teacher: null", "teacher:", 'teacher: ""'])
+def test_no_teacher_is_null_or_nothing(written: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{written}\n")
+    settings = read(tmp_path / "mine.yaml")
+    assert settings.teacher == "" and settings.student == "embedded:grounded-student"
+
+
+@pytest.mark.parametrize("name", ["GroundedSummary", "Arithmetic", "Translate"])
+def test_an_embedded_task_brings_its_own_student_and_teacher(name: str) -> None:
+    expected = f"embedded:{name.removesuffix('Summary').lower()}"
+    for settings in (check({"env": f"rlgkd/{name}-v0"}), read("ppo", [f"env=rlgkd/{name}-v0"])):
+        assert settings.student == f"{expected}-student"
+    assert check({"env": f"rlgkd/{name}-v0"}).teacher == f"{expected}-teacher"
+    assert check({"env": f"rlgkd/{name}-v0", "student": "mine", "teacher": None}).teacher == ""
+
+
+def test_a_recipes_models_belong_to_its_own_environment() -> None:
+    with pytest.raises(SettingError, match=r"student: '' .*; rlgkd/Dataset-v0 brings no models: .*student=.*teacher="):
+        read("quickstart", ["env=rlgkd/Dataset-v0", "env_settings.data=mine.csv"])
+    settings = read("docstring-smollm2", ["env=rlgkd/Dataset-v0", "student=mine"])
+    assert (settings.student, settings.student_layers, settings.teacher) == ("mine", [], "")
+    assert read("ppo", ["env=rlgkd/GroundedSummary-v0"]).teacher == "embedded:grounded-student"
+
+
+def test_paths_of_a_file_are_its_folders_and_those_of_an_override_the_current_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, here = tmp_path / "mine", tmp_path / "here"
+    for folder in (mine, here):
+        for model in ("student", "reward-model"):
+            (folder / model).mkdir(parents=True)
+        for file in ("rows.csv", "mine.py"):
+            (folder / file).touch()
+    (here / "only.csv").touch()
+    (here / "package").mkdir()
+    (here / "package" / "inner.py").touch()
+    monkeypatch.chdir(here)
+    reward = [
+        "exact",
+        "mine:right",
+        {"name": "mine.py:right", "than": 3},
+        {"name": "RewardModel", "model": "reward-model"},
+    ]
+    (mine / "mine.yaml").write_text(yaml.safe_dump({
+        "name": "student", "env": "rlgkd/Dataset-v0", "student": "student", "teacher": "embedded:grounded-teacher",
+        "teacher_texts": "texts.jsonl",
+        "env_settings": {"data": {"train": "rows.csv", "test": "only.csv"}, "reward": reward, "tokenizer": "gpt2"},
+    }))  # fmt: skip
+    settings = read(mine / "mine.yaml")
+    assert (settings.name, settings.student, settings.teacher_texts) == (
+        "student", f"{mine}/student", f"{mine}/texts.jsonl"
+    )  # fmt: skip
+    assert settings.teacher == "embedded:grounded-teacher"
+    assert settings.env_settings == {
+        "data": {"train": f"{mine}/rows.csv", "test": f"{here}/only.csv"}, "tokenizer": "gpt2",
+        "reward": ["exact", f"{mine}/mine.py:right", {"name": f"{mine}/mine.py:right", "than": 3},
+                   {"name": "RewardModel", "model": f"{mine}/reward-model"}],
+    }  # fmt: skip
+    given = ["student=student", "env_settings.data=rows.csv", "env_settings.reward={a: 'package.inner:right'}"]
+    settings = read("../mine/mine.yaml", given)
+    assert settings.student == f"{here}/student"
+    assert settings.env_settings["data"] == f"{here}/rows.csv"
+    assert settings.env_settings["reward"] == {"a": f"{here}/package/inner.py:right"}
+    assert read("../mine/mine.yaml", ["env_settings={data: rows.csv}"]).env_settings == {"data": f"{here}/rows.csv"}
+    (cell, _) = grid(settings, {"student": ["student", "embedded:grounded-student"]}, [0], samples=1).cells
+    assert (cell.name, cell.settings.student) == ("student=student", f"{here}/student")

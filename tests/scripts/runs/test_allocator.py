@@ -1,0 +1,79 @@
+"""Memory that is freed is kept: a large block is of the heap, and the heap is as large after it as with it.
+
+In a process of its own, for what is set stays set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = """
+import ctypes, sys, torch
+from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena _1 _2 _3 mapped _4 _5 _6 _7 _8".split()]
+
+info = ctypes.CDLL(None).mallinfo2
+info.restype = Info
+
+def come_and_gone():
+    before = info()
+    block = torch.ones(2**22)  # 16 MiB
+    there = info()
+    del block
+    after = info()
+    held = [now.arena + now.mapped for now in (before, there, after)]
+    print(held[1] - held[0], held[2] - held[1])
+"""
+ONE = """
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+come_and_gone()
+"""
+LEARNING = """
+from stable_baselines3.common.callbacks import BaseCallback
+from rlgkd.scripts.config.run import read
+from rlgkd.scripts.runs.train import build_agent
+
+class Probe(BaseCallback):
+    def _on_rollout_start(self):
+        come_and_gone()
+
+    def _on_step(self):
+        return True
+
+agent = build_agent(read("quickstart", ["prompts_per_update=2"]))
+tokens = 3 * 2 * agent.group_size * agent.task.max_new_tokens
+keep_freed_memory_after_first(agent.policy.optimizer)
+agent.learn(tokens, callback=Probe())
+come_and_gone()
+"""
+needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc, or one before 2.33")
+
+
+def blocks(program, *arguments):
+    """[n, 2]: the bytes that the process has more while there is a block, and those that it has more after it."""
+    run = [sys.executable, "-c", BLOCK + program, *arguments]
+    done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
+    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+@needs_glibc
+@pytest.mark.parametrize(("way", "kept"), [("given back", False), ("kept", True)])
+def test_a_block_that_is_freed_stays_with_the_process(way, kept):
+    ((taken, change),) = blocks(ONE, way)
+    assert taken >= 2**24 - 2**20  # some may have been there
+    assert (change == 0) == kept
+
+
+@needs_glibc
+def test_the_first_update_has_large_blocks_from_the_system_and_later_ones_keep_them():
+    first, *later = (change for _, change in blocks(LEARNING))
+    assert first <= -(2**24)
+    assert len(later) >= 2
+    assert not any(later)

@@ -1,0 +1,298 @@
+"""The command line end to end on the embedded models: a run's folder, exact resume, and errors as one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from rlgkd import agents
+from rlgkd.envs import make_sb3_vec_env
+from rlgkd.scripts.config.run import read
+from rlgkd.scripts.runs import train
+
+SMALL = (
+    "agent=Reinforce", "alpha=0.5",
+    "tokens=5000", "prompts_per_update=4", "group_size=4", "eval_prompts=8", "checkpoint_every=1", "threads=1",
+    "learning_rate=0.001",
+)  # fmt: skip
+"""About 20 updates of 16 sequences."""
+
+
+def rlgkd(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlgkd.scripts", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    result = rlgkd("train", "quickstart", "--out", str(out), "--quiet", *SMALL)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_a_run_leaves_the_promised_files(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    promised = {
+        "config.yaml",
+        "progress.csv",
+        "times.csv",
+        "tensorboard",
+        "rollouts.jsonl",
+        "checkpoints",
+        "model",
+        "summary.json",
+    }
+    assert promised | {"report.html"} <= names
+    rows = list(csv.DictReader((finished / "progress.csv").read_text().splitlines()))
+    assert [int(row["time/iterations"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert all(float(row["train/divergence"]) > 0 for row in rows)
+    times = list(csv.DictReader((finished / "times.csv").read_text().splitlines()))
+    assert [row["time/total_timesteps"] for row in times] == [row["time/total_timesteps"] for row in rows]
+    assert all(float(row["time/sampling"]) > 0 and float(row["time/update"]) > 0 for row in times)
+    rollouts = [json.loads(line) for line in (finished / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 16 * len(rows)
+    assert {"prompt", "completion", "reward", "parts", "stop", "step", "source"} <= rollouts[0].keys()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"truth", "rouge2", "reverse_kl", "reward"} <= summary["change"].keys()
+    assert len(summary["examples"]) == 8
+
+
+def test_the_resolved_config_runs_again_as_it_is(finished: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["tokens"] == 5000
+    result = rlgkd("train", str(finished / "config.yaml"), "--out", str(finished / "again"), "--quiet")
+    assert result.returncode == 0, result.stderr
+    told = (result.stdout + result.stderr).replace("\n", "")  # a log's lines break where a terminal's would
+    assert told.count("report.html") == 1, "the report's path is told once"
+    assert _outcome(finished / "again") == _outcome(finished)
+
+
+def test_the_model_opens_with_transformers_alone_and_with_the_agent(finished: Path) -> None:
+    module = AutoModelForCausalLM.from_pretrained(finished / "model")
+    env = make_sb3_vec_env("rlgkd/GroundedSummary-v0")
+    agent = agents.Reinforce.load(finished / "model", env=env, learning_rate=1e-3)
+    for name, value in module.state_dict().items():
+        assert (agent.student.module.state_dict()[name] == value).all()
+    assert len(agent.generate([" A farm was sold by Mara Telby.\nSummary:"])[0]) > 0
+    assert not [path for path in finished.rglob("*") if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".zip")]
+
+
+def test_the_run_can_be_evaluated_and_asked(finished: Path) -> None:
+    result = rlgkd("evaluate", str(finished), "--prompts", "8", "--teacher", "embedded:grounded-teacher")
+    assert result.returncode == 0, result.stderr
+    assert "reverse_kl" in result.stdout and "truth" in result.stdout
+    result = rlgkd("generate", str(finished), " A farm was sold by Mara Telby.\nSummary:", "--greedy")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    arguments = ["train", "quickstart", "--out", str(out), "--quiet", *SMALL]
+    kills = 0
+    for delay in (0.3, 1.1, 2.3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlgkd.scripts", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 300
+        have = _rows(out)
+        while process.poll() is None and _rows(out) <= have + kills and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(delay)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        arguments = ["train", "--resume", str(out), "--quiet"]
+    assert kills >= 2
+    result = rlgkd(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "quickstrat"], ["recipe", "quickstrat", "'quickstart'"]),
+        (["train", "quickstart", "alhpa=0.5"], ["alhpa", "'alpha'"]),
+        (["train", "quickstart", "alpha=1.5"], ["alpha", "1.5", "less than or equal to 1"]),
+        (["train", "quickstart", "env=rlgkd/GroundedSumary-v0"], ["env", "'rlgkd/GroundedSummary-v0'"]),
+        (["train", "quickstart", "student=embedded:nobody"], ["embedded:nobody", "embedded:grounded-student"]),
+        (["train", "quickstart", "student=/no/such/model"], ["/no/such/model", "config.json"]),
+        (["train", "quickstart", "agent=Reinforce", "teacher="], ["teacher", "alpha"]),
+        (["train", "quickstart", "divergence=jsd"], ["beta"]),
+        (["train", "quickstart", "divergence=reverse_lk"], ["reverse_lk", "'reverse_kl'"]),
+        (["train", "quickstart", "agent=Reinforce", "alpha=0", "student_fraction=0.5"], ["student_fraction", "0.5"]),
+        (["train", "quickstart", "env_settings={max_prompt_tokens: 400}"], ["context", "256"]),
+        (
+            ["train", "quickstart", "env_settings={max_promt_tokens: 4}"],
+            ["env_settings.max_promt_tokens", "'max_prompt_tokens'"],
+        ),
+        (["train", "quickstart", "env_settings={max_prompt_tokens: 20}"], ["prompt", "20"]),
+        (["train", "--resume", "/no/such/run"], ["/no/such/run", "config.yaml"]),
+        (["train", "no/such/file.yaml"], ["no/such/file.yaml"]),
+        (
+            ["train", "rl-gkd", "student=embedded:arithmetic-student"],
+            ["student: 'embedded:arithmetic-student'", "environment's"],
+        ),
+        (
+            ["train", "rl-gkd", "teacher=embedded:arithmetic-teacher"],
+            ["teacher: 'embedded:arithmetic-teacher'", "student's"],
+        ),
+        (["train", "env=rlgkd/Dataset-v0", "env_settings.data=mine.csv"], ["student", "rlgkd/Dataset-v0", "teacher"]),
+        (
+            ["train", "rl-gkd", "env=rlgkd/Dataset-v0", "student=embedded:grounded-student"],
+            ["teacher", "alpha is 0.95", "alpha=0"],
+        ),
+        (
+            ["train", "on-policy-kd", "env=rlgkd/Dataset-v0", "student=embedded:grounded-student"],
+            ["teacher", "alpha is 1: set teacher=..."],
+        ),
+        (["train", "student=embedded:nobody"], ["student: 'embedded:nobody'", "choose one of"]),
+        (["train", "teacher=embedded:nobody"], ["teacher: 'embedded:nobody'", "choose one of"]),
+        (["evaluate", "embedded:nobody"], ["embedded:nobody"]),
+        (
+            ["evaluate", "embedded:arithmetic-student"],
+            ["model: 'embedded:arithmetic-student'", "environment rlgkd/GroundedSummary-v0"],
+        ),
+        (
+            ["evaluate", "embedded:grounded-student", "--teacher", "embedded:arithmetic-teacher"],
+            ["teacher: 'embedded:arithmetic-teacher'", "model's"],
+        ),
+        (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
+        (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
+        (["list", "recipe"], ["'recipes'"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from rlgkd.scripts.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rlgkd.scripts.cli import main
+
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "quickstart", "--out", str(tmp_path), "--quiet"])
+    assert stop.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_whole_one_before_it(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(finished, out)
+    newest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = rlgkd("train", "--resume", str(out), "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+REWARDS = """
+def zero(completions):
+    return [0.0] * len(completions)
+
+def sometimes(completion):
+    if len(completion) % 9 == 0:
+        raise LookupError("no such\\nword")
+    return len(completion) / 100
+"""
+
+
+def _reward_of(run: Path, monkeypatch: pytest.MonkeyPatch, reward: str, *more: str) -> tuple[dict[str, Any], str]:
+    """What summary.json and report.html say of a small run with this reward."""
+    run.parent.mkdir()
+    (run.parent / "some_rewards.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(run.parent)
+    monkeypatch.delitem(sys.modules, "some_rewards", raising=False)
+    env_settings = (
+        f"{{reward: 'some_rewards:{reward}', max_prompt_tokens: 64, max_new_tokens: 16, max_failed_rewards: 1}}"
+    )
+    page = train.start(
+        read("quickstart", [*SMALL, "env=rlgkd/Dataset-v0", "student=embedded:grounded-student",
+            "teacher=embedded:grounded-teacher", f"env_settings={env_settings}", "tokens=2000", *more]), run,
+        quiet=True,
+    )  # fmt: skip
+    return json.loads((run / "summary.json").read_text())["rewards"], page.read_text()
+
+
+def test_a_run_says_how_many_rewards_failed_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "there" / "run"
+    told, page = _reward_of(out, monkeypatch, "sometimes")
+    records = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    failed = [record for record in records if "failure" in record]
+    assert 0 < len(failed) < len(records) and all(math.isnan(record["reward"]) for record in failed)
+    first = "LookupError: no such word"
+    assert told == {"scored": len(records), "failed": len(failed), "first_failure": first, "always": None}
+    line = f"The reward failed for {len(failed)} of {len(records)} samples, which were left out. First: {first}"
+    assert line in page and line in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_says_that_its_reward_was_always_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    told, page = _reward_of(tmp_path / "there" / "run", monkeypatch, "zero")
+    assert told["always"] == 0.0 and told["failed"] == 0
+    assert "reward: the same, 0.000, for all" in caplog.text
+    line = "The reward was the same, 0.000, for all samples: nothing to learn from; look at rollouts.jsonl."
+    assert line in page and line in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_of_adapters_keeps_those_alone_in_its_checkpoints_and_resumes_to_the_same_end(tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "resumed"
+    more = ("teacher=embedded:grounded-student", "lora_rank=2", "gradient_checkpointing=true", "tokens=1500")
+    result = rlgkd("train", "quickstart", "--out", str(whole), "--quiet", *SMALL, *more)
+    assert result.returncode == 0, result.stderr
+    newest = max((whole / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    size = (whole / "model" / "model.safetensors").stat().st_size
+    assert (newest / "model.safetensors").stat().st_size < size / 5
+    AutoModelForCausalLM.from_pretrained(whole / "model")
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / newest.name)
+    shutil.rmtree(out / "model")
+    result = rlgkd("train", "--resume", str(out), "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(whole)
+    before, again = (json.loads((run / "summary.json").read_text()) for run in (whole, out))
+    assert again["before"] == before["before"], "the evaluation of the start saw what was trained"
+
+
+def _outcome(run: Path) -> tuple[bytes, ...]:
+    return tuple((run / name).read_bytes() for name in ("model/model.safetensors", "progress.csv", "rollouts.jsonl"))
+
+
+def _rows(run: Path) -> int:
+    file = run / "progress.csv"
+    return len(file.read_text().splitlines()) if file.exists() else 0
