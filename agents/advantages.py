@@ -82,7 +82,9 @@ def advantages(
         rewards_PG = rewards_PG - costs_BL.sum(1).view(rewards_PG.shape)
     advantages_PG = torch.zeros_like(rewards_PG)
     if (alpha < 1 or costs_BL is not None) and len(rewards_PG):
-        advantages_PG = ADVANTAGES[settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
+        valid_PG = ~rewards_PG.isnan()
+        advantage = ADVANTAGES[settings["advantage"]]
+        advantages_PG = advantage(rewards_PG.masked_fill(~valid_PG, 0.0), valid_PG).masked_fill(~valid_PG, math.nan)
         if settings["drop_even_groups"]:
             told_PG = np.array([t.score.reward for t in trajectories[: rewards_PG.numel()]])
             told_PG = np.ma.masked_invalid(told_PG.reshape(rewards_PG.shape))

@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "a baseline that knows its own reward", "rlgkd/ops/returns.py",
-        (("return excess_PG / (count_P1 - 1.0).clamp(min=1.0)", "return excess_PG / count_P1"),), OBJECTIVE,
+        (("return deviation_PG / (count_P1 - 1.0).clamp(min=1.0)", "return deviation_PG / count_P1"),), OBJECTIVE,
     ),
     Mutant(
         "labels placed by limits that the plot does not have", "scripts/comparison/plots.py",
