@@ -278,15 +278,16 @@ def test_leaving_one_out_stays_unbiased():
     ]  # of -log p(y)
     pairs = list(itertools.product(range(len(ALL)), repeat=2))
     reward_PG = torch.tensor([[reward(ALL[a]), reward(ALL[b])] for a, b in pairs], dtype=torch.float64)
+    valid_PG = torch.ones_like(reward_PG, dtype=torch.bool)
     weight_Y = torch.zeros(len(ALL), dtype=torch.float64)
-    for (a, b), (of_a, of_b) in zip(pairs, leave_one_out(reward_PG), strict=True):
+    for (a, b), (of_a, of_b) in zip(pairs, leave_one_out(reward_PG, valid_PG), strict=True):
         weight_Y[a] += p_Y[a] * p_Y[b] * of_a / 2
         weight_Y[b] += p_Y[a] * p_Y[b] * of_b / 2
     mean = sum(w * g for w, g in zip(weight_Y, score, strict=True))
     exact = exact_gradient(student)
     torch.testing.assert_close(mean, exact, atol=1e-6, rtol=1e-6)
     # The mean that includes one's own reward shrinks it by (G - 1) / G, and by nothing else.
-    torch.testing.assert_close(mean_baseline(reward_PG), leave_one_out(reward_PG) / 2)
+    torch.testing.assert_close(mean_baseline(reward_PG, valid_PG), leave_one_out(reward_PG, valid_PG) / 2)
 
 
 def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_gradient():
