@@ -174,7 +174,7 @@ class Objective:
         if self.policy_loss == "reinforce":
             return policy_loss.reinforce(logp_N, advantages_N)
         loss = policy_loss.clipped if self.policy_loss == "clipped" else policy_loss.clipped_weight
-        clips = {"low": self.clip_low, "high": self.clip_high}
+        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
         return loss(logp_N, old_logp_N, advantages_N, **{k: clip for k, clip in clips.items() if clip is not None})
 
     def loss(
