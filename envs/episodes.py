@@ -24,7 +24,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rlgkd.dialogue import Dialogue, grade, stops_of
+from rlgkd import scoring
+from rlgkd.dialogue import Dialogue, stop_strings
 from rlgkd.errors import SettingError
 from rlgkd.lm.model import end_token
 from rlgkd.ops.token_masks import allowed_tokens
@@ -56,7 +57,7 @@ class Episodes:
         self.task, self.split, self.num = task, split, num
         self.width = task.max_prompt_tokens + task.max_new_tokens
         self.vocabulary = len(task.tokenizer)
-        self.end, self.stops = end_token(task.tokenizer), stops_of(task)
+        self.end, self.stops = end_token(task.tokenizer), stop_strings(task)
         self.tokens_NT = np.full((num, self.width), PAD, dtype=np.int64)
         self.length_N = np.zeros(num, dtype=np.int64)
         self.prompt_N = np.zeros(num, dtype=np.int64)
@@ -126,7 +127,7 @@ class Episodes:
         for row in rows_R[ended_R].tolist():
             dialogue = self.dialogues[row]
             assert dialogue is not None
-            answer = dialogue.take(self.turn(row))
+            answer = dialogue.take_turn(self.turn(row))
             if dialogue.stop is not None:
                 over[row], self.dialogues[row] = dialogue, None
             self.turn_N[row] = self.length_N[row] + len(answer)
@@ -134,8 +135,13 @@ class Episodes:
             self.length_N[row] = self.turn_N[row]
         if not over:
             return {}
-        scores = grade([*over.values()], [self.actions(row) for row in over])
+        scores = scoring.score(self.task, [self._ended(row, dialogue) for row, dialogue in over.items()])
         return {row: _outcome(dialogue, score) for (row, dialogue), score in zip(over.items(), scores, strict=True)}
+
+    def _ended(self, row: int, dialogue: Dialogue) -> scoring.Ended:
+        """What the task is given of an ended row to score it."""
+        assert dialogue.stop is not None
+        return scoring.Ended(dialogue.item, dialogue.text, dialogue.turns, self.actions(row), dialogue.stop)
 
     def turn(self, row: int) -> list[int]:
         """The tokens of the row's turn so far."""
@@ -161,7 +167,7 @@ class Episodes:
 def _outcome(dialogue: Dialogue, score: Score) -> Outcome:
     info: dict[str, Any] = {
         "key": dialogue.item.key, "text": dialogue.text, "stop": str(dialogue.stop), "parts": dict(score.parts),
-        **({"turns": dialogue.turns} if dialogue.several else {}),
+        **({"turns": dialogue.turns} if dialogue.all_turns else {}),
     }  # fmt: skip
     cut, unscored = dialogue.stop is StopReason.TRUNCATED, math.isnan(score.reward)
     if unscored and not cut:

@@ -20,8 +20,8 @@ from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
-from rlgkd.rollout import references, rollout
-from rlgkd.types import Batch, Task, Trajectory
+from rlgkd.rollout import reference_episodes, rollout
+from rlgkd.types import Batch, Episode, Task, Trajectory
 
 RESAMPLES = 2000
 CHECKABLE = ("truth", "exact", "reward")
@@ -115,7 +115,7 @@ def evaluate(
         written = rollout(policy, task, some, group=group, seed=seed, greedy=greedy, filters=filters)
         trajectories += written
         known = teacher is not None and all(item.reference for item in some)
-        read = [*written, *(references(policy, task, some) if known else [])]
+        read = [*written, *(reference_episodes(policy, task, some) if known else [])]
         distances = {"entropy": [t.entropy_T[t.action_mask_T] for t in written]}
         if filters or teacher is not None:  # a filter's texts were sampled from less than the policy
             distances |= _distances(policy, teacher, read, entropy=bool(filters))  # together: the prompts are the same
@@ -183,7 +183,7 @@ def _by_position(values: Sequence[np.ndarray], prompts: int) -> np.ndarray:
 
 @torch.inference_mode()
 def _distances(
-    policy: LanguageModel, teacher: LanguageModel | None, trajectories: Sequence[Trajectory], *, entropy: bool
+    policy: LanguageModel, teacher: LanguageModel | None, trajectories: Sequence[Episode], *, entropy: bool
 ) -> dict[str, list[np.ndarray]]:
     """At each completion's tokens the entropy, if it is asked for, and, given a teacher, KL(policy || teacher)."""
     batch = Batch.collate(trajectories, pad=policy.pad, device=policy.device)

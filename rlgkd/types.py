@@ -12,7 +12,7 @@ prompt: an environment may put tokens of its own in between, unmasked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -173,8 +173,8 @@ class AsyncTask(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """One finished episode: a token sequence, which tokens were actions, and what they earned."""
+class Episode:
+    """One finished text: a token sequence, and which of its tokens were actions."""
 
     item: Item
     tokens_T: np.ndarray
@@ -184,16 +184,15 @@ class Trajectory:
     logp_T: np.ndarray
     """float32, nats: log-probability with which an action was sampled; 0 elsewhere and for tokens from data."""
     entropy_T: np.ndarray
-    """float32, nats: of the distribution from which an action was sampled; 0 as `logp_T`."""
+    """float32, nats: entropy of the distribution from which an action was sampled; 0 where `logp_T` is."""
     stop: StopReason
     source: Source
     sample: int
     """Which of the prompt's group, from 0."""
     text: str
-    """Of the last turn."""
-    score: Score
+    """The completion; with several turns, the policy's last one."""
     turns: tuple[str, ...] = ()
-    """All of them, the policy's and the environment's by turns; empty where there is but one."""
+    """All turns, the policy's and the environment's alternating; empty if there is only one."""
 
     @cached_property
     def length(self) -> int:
@@ -202,8 +201,20 @@ class Trajectory:
 
     @property
     def transcript(self) -> str:
-        """All that was written behind the prompt, the environment's turns in it, a line each."""
+        """Everything after the prompt, one turn a line, the environment's included."""
         return "\n".join(self.turns) or self.text
+
+    def scored(self, score: Score) -> Trajectory:
+        """The episode with what it earned."""
+        own = {field.name: getattr(self, field.name) for field in fields(Episode)}
+        return Trajectory(**own, score=score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(Episode):
+    """An episode and what it earned."""
+
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -232,7 +243,7 @@ class Batch:
     """Of each row, known without asking the device; () where nobody has told."""
 
     @staticmethod
-    def collate(trajectories: Sequence[Trajectory], *, pad: int, device: torch.device | str = "cpu") -> Batch:
+    def collate(trajectories: Sequence[Episode], *, pad: int, device: torch.device | str = "cpu") -> Batch:
         """Pad to the longest with `pad`; the attention mask tells padding from a token that happens to equal it."""
         size = (len(trajectories), max(len(t.tokens_T) for t in trajectories))
         first: dict[bytes, int] = {}

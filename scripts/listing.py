@@ -10,8 +10,9 @@ from rich.table import Table
 
 import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.errors import SettingError
+from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config import docs
-from rlgkd.scripts.config.run import RECIPES, nearest, read, recipe_names
+from rlgkd.scripts.config.run import RECIPES, read, recipe_names
 
 
 def show(what: str = "") -> None:
@@ -20,7 +21,7 @@ def show(what: str = "") -> None:
     Raises: SettingError for an unknown kind.
     """
     if what and what not in KINDS:
-        raise SettingError("what", what, nearest(what, list(KINDS)))
+        raise SettingError("what", what, unknown_remedy(what, list(KINDS)))
     for kind in [what] if what else KINDS:
         Console().print(KINDS[kind]())
 
@@ -46,21 +47,16 @@ def _settings() -> Group:
 
 def _recipes() -> Table:
     """Each recipe by its coordinates in the space of methods."""
-    from rlgkd import agents
-
     columns = ("agent", "alpha", "divergence", "student_fraction", "estimator", "horizon", "advantage", "policy_loss")
     table = Table("recipe", "what it is, and where it stands", title="recipes", show_lines=True)
     for name in recipe_names():
         settings, lines = read(name), (RECIPES / f"{name}.yaml").read_text().splitlines()
         text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-        agent = getattr(agents, settings.agent)
-        own = {**agent.defaults, **agent.preset}
-        values = {column: getattr(settings, column) for column in columns}
-        row = {column: own.get(column) if value is None else value for column, value in values.items()}
-        if settings.alpha_end is not None:
-            row["alpha"] = f"{settings.alpha} to {settings.alpha_end}"
-        if settings.student_fraction_end is not None:
-            row["student_fraction"] = f"{settings.student_fraction} to {settings.student_fraction_end}"
+        values = settings.flat()
+        row = {column: values[column] for column in columns}
+        for moving in ("alpha", "student_fraction"):
+            if values[f"{moving}_end"] is not None:
+                row[moving] = f"{values[moving]} to {values[f'{moving}_end']}"
         place = ", ".join(f"{column} {value}" for column, value in row.items())
         table.add_row(name, f"{text.partition(' Deviates')[0]}\n[dim]{place}[/dim]")
     return table

@@ -24,11 +24,18 @@ FAMILY = ("t5", "mt5", "umt5")
 
 
 def language_model(
-    module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    temperature: float = 1.0,
+    rows_at_once: int | None = None,
+    compile_decoding: bool = False,
 ) -> LanguageModel:
     """Wrap a loaded model of either kind. Raises: as `LanguageModel`."""
     kind = EncoderDecoderModel if module.config.is_encoder_decoder else LanguageModel
-    return kind(module, tokenizer, temperature=temperature)
+    return kind(
+        module, tokenizer, temperature=temperature, rows_at_once=rows_at_once, compile_decoding=compile_decoding
+    )
 
 
 def open_by_name(name: str, *, temperature: float = 1.0) -> LanguageModel:

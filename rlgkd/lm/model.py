@@ -72,7 +72,13 @@ class LanguageModel:
     """A Hugging Face causal model with its tokenizer and the temperature it is sampled and scored at."""
 
     def __init__(
-        self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0
+        self,
+        module: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float = 1.0,
+        rows_at_once: int | None = None,
+        compile_decoding: bool = False,
     ) -> None:
         """Wrap a loaded model.
 
@@ -82,9 +88,9 @@ class LanguageModel:
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
         self.module, self.tokenizer, self.temperature = module.eval(), tokenizer, temperature
-        self.rows_at_once: int | None = None
+        self.rows_at_once = rows_at_once
         """That it writes; those that wait take the places of those that end. None: all."""
-        self.compiled = False
+        self.compiled = compile_decoding
         """Whether torch.compile makes one program of a step of its writing, on CUDA a graph (rlgkd.lm.decoders)."""
         self.vocabulary = len(tokenizer)
         end_token(tokenizer)

@@ -17,13 +17,16 @@ A sequence without tokens (an all-masked row) contributes 0 and is not counted a
 reduces to 0.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops._registry import check_name
 
-REDUCTIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
+Reduction = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 def names() -> tuple[str, ...]:

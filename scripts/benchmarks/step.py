@@ -77,7 +77,7 @@ def _train(job: Job) -> dict[str, Any]:
 
 def _bound(agent: TextAlgorithm, job: Job, read: int, written: int) -> float:
     """Seconds of the bare products of an update that reads so many tokens of prompts and writes so many."""
-    bound = _writing(agent.student, read // agent.group_size, job.batch, job.new_tokens)
+    bound = _writing(agent.student, read // agent.config.sampling.group_size, job.batch, job.new_tokens)
     bound += bare(agent.student, read + written, written, backward=True)
     return bound + (0.0 if agent.teacher is None else bare(agent.teacher, read + written, written))
 
@@ -151,7 +151,7 @@ class _Clock(BaseCallback):
         written = self.agent.trajectories
         self.tokens.append(sum(t.length for t in written))
         self.read.append(sum(len(t.tokens_T) - t.length for t in written))
-        self.losses.append(float(self.agent.latest["train/loss"]))
+        self.losses.append(float(self.agent.last_metrics["train/loss"]))
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*given: Any, **named: Any) -> Any:

@@ -191,9 +191,9 @@ def _references(grid: Grid) -> list[tuple[str, str, Any, bool]]:
     found = [(TEACHER, f"references/{TEACHER}", grid.base, True)] if grid.base.teacher else []
     starts: dict[str, Cell] = {}
     for cell in grid.cells:
-        s = cell.settings
-        told = json.dumps([s.student, s.student_layers, s.temperature])
-        starts.setdefault(hashlib.sha256(told.encode()).hexdigest()[:8], cell)
+        algorithm = cell.settings.algorithm
+        start = [cell.settings.student, algorithm.model.student_layers, algorithm.sampling.temperature]
+        starts.setdefault(hashlib.sha256(json.dumps(start).encode()).hexdigest()[:8], cell)
     for key, cell in starts.items():
         name = START if len(starts) == 1 else f"{START} of {cell.name}"
         found.append((name, f"references/{START}-{key}", cell.settings, False))

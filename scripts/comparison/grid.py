@@ -16,11 +16,10 @@ from typing import Any
 
 import yaml
 
-from rlgkd import agents
-from rlgkd.agents.config import resolve
 from rlgkd.errors import SettingError
+from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config.paths import settled
-from rlgkd.scripts.config.run import RunSettings, check, nearest, over
+from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
 """Settings that all cells share."""
@@ -33,7 +32,7 @@ class Cell:
     name: str
     """`alpha=0.25`, or `alpha=0.25 beta=0.5`."""
     values: Mapping[str, Any]
-    settings: RunSettings
+    settings: RunConfig
     """With the first seed."""
 
     @property
@@ -41,7 +40,7 @@ class Cell:
         """Its name as one of a folder."""
         return re.sub(r"[^\w.=+-]+", "-", self.name)
 
-    def seeded(self, seed: int) -> RunSettings:
+    def seeded(self, seed: int) -> RunConfig:
         """The run with this seed."""
         return self.settings.model_copy(update={"seed": seed})
 
@@ -50,7 +49,7 @@ class Cell:
 class Grid:
     """Cells, seeds, and how they are evaluated."""
 
-    base: RunSettings
+    base: RunConfig
     """What is not varied."""
     vary: Mapping[str, Sequence[Any]]
     cells: Sequence[Cell]
@@ -62,7 +61,7 @@ class Grid:
 
 
 def grid(
-    base: RunSettings, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
+    base: RunConfig, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
 ) -> Grid:
     """All combinations, checked before anything runs.
 
@@ -87,8 +86,8 @@ def grid(
     cells = []
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
-        settings = check(over(base.model_dump(), {k: settled(k, v, [Path()]) for k, v in chosen.items()}))
-        _check_agent(settings)
+        settings = check(put_over(base.flat(), {k: settled(k, v, [Path()]) for k, v in chosen.items()}))
+        settings.algorithm.check_teacher(settings.teacher or None)
         cells.append(
             Cell(name=" ".join(f"{k}={_plain(v)}" for k, v in chosen.items()), values=chosen, settings=settings)
         )
@@ -96,7 +95,7 @@ def grid(
         raise SettingError("vary", sorted({cell.folder for cell in cells}), "two cells would share a folder")
     named = {cell.name: cell for cell in cells}
     if baseline and baseline not in named:
-        raise SettingError("baseline", baseline, nearest(baseline, list(named)))
+        raise SettingError("baseline", baseline, unknown_remedy(baseline, list(named)))
     ends = [named[baseline]] if baseline else [cells[0], *cells[1:][-1:]]
     return Grid(base=base, vary=vary, cells=cells, seeds=seeds, samples=samples, baselines=ends)
 
@@ -113,8 +112,8 @@ def values_of(argument: str) -> tuple[str, list[Any]]:
     key, equals, text = argument.partition("=")
     if not equals or not key:
         raise SettingError("vary", argument, "write KEY=a,b,c")
-    if key not in RunSettings.model_fields:
-        raise SettingError("vary", key, nearest(key, list(RunSettings.model_fields)))
+    if key not in setting_names():
+        raise SettingError("vary", key, unknown_remedy(key, setting_names()))
     try:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
@@ -137,15 +136,6 @@ def seeds_of(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts if part) or not parts[0]:
         raise SettingError("seeds", text, "give a number of seeds, or seeds with commas between them")
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts if part]
-
-
-def _check_agent(settings: RunSettings) -> None:
-    """What the agent's constructor would refuse, before any model is opened."""
-    algorithm = getattr(agents, settings.agent)
-    resolve(
-        {"ratio": None, **settings.agent_settings()},
-        agent=settings.agent, preset=algorithm.preset, defaults=algorithm.defaults,
-    )  # fmt: skip
 
 
 def _plain(value: Any) -> str:

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.models import open_teacher
+from rlgkd.agents.build import open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.config.run import RunSettings, dump, read
+from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
 from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
 from rlgkd.types import ON_POLICY, Task
@@ -36,7 +36,7 @@ POINTS = 200
 OF_EVALUATION = ("eval_split", "eval_prompts", "eval_seed")
 
 
-def run(settings: RunSettings, base: RunSettings, samples: int, out: Path) -> None:
+def run(settings: RunConfig, base: RunConfig, samples: int, out: Path) -> None:
     """Train into `out`, from where that has come, and measure.
 
     Raises: CheckpointError if the folder holds another run; SettingError, ModelError, DataError, RewardError.
@@ -50,12 +50,12 @@ def run(settings: RunSettings, base: RunSettings, samples: int, out: Path) -> No
         rewind(agent, out)
         fit(settings, agent, out, quiet=True, console=Console(stderr=True))
         found = measure(agent.student, guide, agent.task, base, samples)
-        found |= {"tokens": agent.num_timesteps, "updates": agent.counters["updates"]}
+        found |= {"tokens": agent.num_timesteps, "updates": agent.state.updates}
         found["training"] = training(settings, agent, out)
         write(found, base, samples, out)
 
 
-def run_reference(settings: RunSettings, base: RunSettings, samples: int, out: Path, *, teacher: bool) -> None:
+def run_reference(settings: RunConfig, base: RunConfig, samples: int, out: Path, *, teacher: bool) -> None:
     """Measure what is not trained: the teacher, or the student's start."""
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=True):
@@ -65,7 +65,7 @@ def run_reference(settings: RunSettings, base: RunSettings, samples: int, out: P
         write(measure(policy, guide, agent.task, base, samples), base, samples, out)
 
 
-def is_measured(base: RunSettings, samples: int, out: Path) -> bool:
+def is_measured(base: RunConfig, samples: int, out: Path) -> bool:
     """Whether the folder has been measured as this comparison does it."""
     try:
         return bool(json.loads((out / MEASURED).read_text())["by"] == _by(base, samples))
@@ -73,19 +73,19 @@ def is_measured(base: RunSettings, samples: int, out: Path) -> bool:
         return False
 
 
-def check_same(settings: RunSettings, out: Path) -> None:
+def check_same(settings: RunConfig, out: Path) -> None:
     """Raise CheckpointError if the folder holds the run of other settings."""
     if not (out / CONFIG).is_file():
         return
-    theirs, ours = (given.model_dump(exclude=set(OF_EVALUATION)) for given in (read(out / CONFIG), settings))
+    theirs, ours = read(out / CONFIG).flat(), settings.flat()
     for name, value in theirs.items():
-        if value != ours[name]:
-            remedy = f"its {name} is {value!r}, not {ours[name]!r}; give another --out"
+        if name not in OF_EVALUATION and value != ours.get(name):
+            remedy = f"its {name} is {value!r}, not {ours.get(name)!r}; give another --out"
             raise CheckpointError("out", str(out), remedy)
 
 
 def measure(
-    policy: LanguageModel, guide: LanguageModel | None, task: Task, base: RunSettings, samples: int
+    policy: LanguageModel, guide: LanguageModel | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
     """The evaluation as plain numbers."""
     found = evaluate(
@@ -100,7 +100,7 @@ def measure(
     }
 
 
-def training(settings: RunSettings, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
+def training(settings: RunConfig, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
     """How training went, update by update: progress.csv, and the unseen measures of the texts that were sampled."""
     with (out / PROGRESS).open() as file:
         rows = list(csv.DictReader(file))
@@ -128,23 +128,27 @@ def numbers(values: Any) -> list[float | None]:
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.asarray(values).tolist()]
 
 
-def write(found: Mapping[str, Any], base: RunSettings, samples: int, out: Path) -> None:
+def write(found: Mapping[str, Any], base: RunConfig, samples: int, out: Path) -> None:
     """Write `measured.json`, whole or not at all."""
     checkpoint.atomic_write(out / MEASURED, json.dumps({"by": _by(base, samples), **found}) + "\n")
 
 
-def _by(base: RunSettings, samples: int) -> dict[str, Any]:
+def _by(base: RunConfig, samples: int) -> dict[str, Any]:
     """How it was measured: a change of this makes it necessary anew."""
     names = ("env", "env_settings", "teacher", "teacher_temperature", *OF_EVALUATION)
-    return {"samples": samples, **{name: getattr(base, name) for name in names}}
+    return {"samples": samples, **{name: base.flat()[name] for name in names}}
 
 
-def _teacher(base: RunSettings, agent: TextAlgorithm) -> LanguageModel | None:
+def _teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:
     """The comparison's teacher, as it is before any training."""
     if not base.teacher:
         return None
     return open_teacher(
-        agent.task, base.teacher, agent.student.tokenizer, temperature=base.teacher_temperature, device=agent.device
+        agent.task,
+        base.teacher,
+        agent.student.tokenizer,
+        temperature=base.algorithm.sampling.teacher_temperature,
+        device=agent.device,
     )
 
 
@@ -157,9 +161,9 @@ def _text(found: Evaluation, row: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _unseen(settings: RunSettings, agent: TextAlgorithm, out: Path, updates: int) -> dict[str, list[float]]:
+def _unseen(settings: RunConfig, agent: TextAlgorithm, out: Path, updates: int) -> dict[str, list[float]]:
     """Measure -> its mean over the texts of each update that the student sampled."""
-    places = range(updates * settings.prompts_per_update)
+    places = range(updates * settings.algorithm.sampling.prompts_per_update)
     items = {item.key: item for item in (agent.task.item(agent.split, settings.seed, place) for place in places)}
     written: dict[int, list[tuple[str, str]]] = defaultdict(list)
     with (out / ROLLOUTS).open() as file:

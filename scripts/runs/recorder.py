@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.scripts.config.run import RunSettings
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.progress_line import bar, fitting
 from rlgkd.types import Trajectory
 
@@ -61,7 +61,7 @@ class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows how it goes."""
 
     def __init__(
-        self, settings: RunSettings, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
+        self, settings: RunConfig, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
     ) -> None:
         super().__init__()
         self.settings, self.out, self.files, self.quiet, self.console = settings, out, files, quiet, console
@@ -71,7 +71,7 @@ class Recorder(BaseCallback):
         self._row = self._bar.add_task("sampling", total=settings.tokens)
 
     def _on_training_start(self) -> None:
-        self._saved = self.model.counters["updates"]
+        self._saved = self.model.state.updates
         self._bar.start()
 
     def _on_step(self) -> bool:
@@ -80,7 +80,7 @@ class Recorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         """Between two updates everything is at rest: this is where a run can be continued from."""
-        updates = self.model.counters["updates"]
+        updates = self.model.state.updates
         if updates > self._saved:
             self._show(updates)
             if updates % self.settings.checkpoint_every == 0:
@@ -93,11 +93,11 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._bar.stop()
-        self._checkpoint(self.model.counters["updates"])
+        self._checkpoint(self.model.state.updates)
 
     def _record(self, t: Trajectory) -> dict[str, Any]:
         return {
-            "step": self.model.counters["updates"], "key": t.item.key, "sample": t.sample, "source": str(t.source),
+            "step": self.model.state.updates, "key": t.item.key, "sample": t.sample, "source": str(t.source),
             "prompt": t.item.prompt, "completion": t.text,
             **({"turns": t.turns} if t.turns else {}), "reward": t.score.reward, "parts": dict(t.score.parts),
             **({"failure": t.score.failure} if t.score.failure else {}),
@@ -106,7 +106,7 @@ class Recorder(BaseCallback):
         }  # fmt: skip
 
     def _show(self, updates: int) -> None:
-        shown = self.model.latest
+        shown = self.model.last_metrics
         told = [
             f"reward {shown.get('rollout/ep_rew_mean', float('nan')):.3f}",
             f"divergence {shown.get('train/divergence', float('nan')):.3f}",
@@ -126,7 +126,7 @@ class Recorder(BaseCallback):
         folder.mkdir(exist_ok=True)
         checkpoint.save(
             folder / f"step-{updates}", model=self.model.modules, optimizer=self.model.policy.optimizer,
-            state={"counters": self.model.counters, "sizes": sizes, "settings": self.settings.model_dump()},
+            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": self.settings.flat()},
         )  # fmt: skip
         checkpoint.prune(folder)
         self._saved = updates

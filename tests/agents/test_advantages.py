@@ -89,9 +89,9 @@ def test_a_reward_of_single_samples_may_tell_its_steps_too():
 
 def test_counters_from_before_there_were_running_rewards_are_taken():
     agent = rolled()
-    old = {name: value for name, value in agent.counters.items() if name != "rewards_seen"}
-    agent.counters = old
-    assert agent.rewards_seen == RunningMeanStd()
+    old = {name: value for name, value in agent.state.items() if name != "rewards_seen"}
+    agent.state = old
+    assert agent.state.rewards == RunningMeanStd()
 
 
 def test_a_sum_of_rewards_sums_their_steps():
@@ -141,10 +141,10 @@ def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
         agents.append(agent)
     for one, other in zip(*(agent.student.module.parameters() for agent in agents), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-    assert agents[0].rewards_seen.deviation == pytest.approx(1000 * agents[1].rewards_seen.deviation)
+    assert agents[0].state.rewards.deviation == pytest.approx(1000 * agents[1].state.rewards.deviation)
     other = agents[1]
-    other.counters = json.loads(json.dumps(agents[0].counters))
-    assert other.rewards_seen == agents[0].rewards_seen
+    other.state = json.loads(json.dumps(agents[0].state))
+    assert other.state.rewards == agents[0].state.rewards
 
 
 def told(caplog, reward, **settings) -> list[str]:
@@ -153,7 +153,7 @@ def told(caplog, reward, **settings) -> list[str]:
     env = environment(reward, max_failed_rewards=1.0)
     agent = Reinforce(tiny.model(vocabulary=3, scale=0.1), env, teacher=tiny.model(vocabulary=3), **settings)
     agent.learn(160)
-    assert agent.counters["updates"] > 5
+    assert agent.state.updates > 5
     return [record.getMessage() for record in caplog.records]
 
 

@@ -45,7 +45,7 @@ def learner(reward, kind=Reinforce, *, task=TextTask, max_failed_rewards=1.0, **
 
 
 def outcome(agent) -> tuple[dict[str, object], list[torch.Tensor], list[str]]:
-    rows = {name: repr(value) for name, value in agent.latest.items() if not name.startswith("time/")}
+    rows = {name: repr(value) for name, value in agent.last_metrics.items() if not name.startswith("time/")}
     scores = [repr((t.text, t.score, t.score.failure)) for t in agent.trajectories]
     return rows, list(agent.student.module.parameters()), scores
 

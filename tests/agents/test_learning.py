@@ -16,7 +16,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.ops import divergence
-from rlgkd.ops.schedule import between
+from rlgkd.ops.schedule import Schedule
 from rlgkd.types import Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -101,11 +101,11 @@ def test_one_sample_of_a_prompt_is_enough_without_a_groups_baseline():
 
 
 def test_alpha_follows_its_schedule_and_every_value_is_logged():
-    agent = Reinforce(student(), environment(), teacher=student(1), alpha=between("linear", 1.0, 0.0))
+    agent = Reinforce(student(), environment(), teacher=student(1), alpha=Schedule(1.0, 0.0))
     alphas = curve(agent, 4000, "train/alpha")
     assert alphas == sorted(alphas, reverse=True) and alphas[0] > 0.8 and alphas[-1] < 0.2
     with pytest.raises(SettingError, match="alpha"):
-        Reinforce(student(), environment(), teacher=student(1), alpha=between("linear", 1.5, 0.0))
+        Reinforce(student(), environment(), teacher=student(1), alpha=Schedule(1.5, 0.0))
 
 
 TEACHER_P = (0.5, 0.3, 0.15, 0.05)

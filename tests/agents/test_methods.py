@@ -12,6 +12,7 @@ import tiny
 import torch
 from stable_baselines3.common.logger import Logger
 
+from rlgkd.agents.state import TrainingState
 from rlgkd import checkpoint
 from rlgkd.agents import GRPO, PPO, Distill, Reinforce
 from rlgkd.agents.update import micro_batches
@@ -74,9 +75,9 @@ def test_a_saved_ppo_has_its_value_head_again_and_a_checkpoint_goes_on_exactly(t
     assert torch.equal(again.value_head.weight, agent.value_head.weight) and agent.value_head.weight.any()
     assert again.settings == {**agent.settings, "policy": str(tmp_path / "agent")}
 
-    checkpoint.save(tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.counters)
+    checkpoint.save(tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.state.to_json())
     other = ppo()
-    other.counters = checkpoint.load(tmp_path / "step-1", model=other.modules, optimizer=other.policy.optimizer)
+    other.state = TrainingState.from_json(checkpoint.load(tmp_path / "step-1", model=other.modules, optimizer=other.policy.optimizer))
     for some in (agent, other):
         some.learn(300, reset_num_timesteps=False)
     assert all(torch.equal(a, b) for a, b in zip(agent.modules.parameters(), other.modules.parameters(), strict=True))
@@ -187,7 +188,7 @@ def test_alpha_is_steered_until_the_divergence_is_what_was_asked(target):
     assert np.mean([row["train/divergence"] for row in rows[-50:]]) == pytest.approx(target, rel=0.15)
     alphas = [row["train/alpha"] for row in rows]
     assert alphas[0] == 0.5 and len(set(alphas)) > 100
-    assert agent.counters["alpha"] == agent.settings["alpha"] and agent.counters["alpha"] == pytest.approx(
+    assert agent.state.alpha == agent.state.alpha and agent.state.alpha == pytest.approx(
         alphas[-1], abs=0.02
     )
     with pytest.warns(UserWarning, match="forward KL"):
@@ -271,11 +272,11 @@ def test_a_steered_alpha_can_be_overridden_on_load(tmp_path):
     agent.learn(200)
     agent.save(tmp_path / "agent")
     again = Reinforce.load(tmp_path / "agent", env=environment(), teacher=student(1))
-    assert again.settings["alpha"] == agent.settings["alpha"] > 0.5
+    assert again.state.alpha == agent.state.alpha > 0.5
     fixed = Reinforce.load(
         tmp_path / "agent", env=environment(), teacher=student(1), alpha=0.2, divergence_target=None, alpha_rate=0.1
     )
-    assert fixed.settings["alpha"] == 0.2
+    assert fixed.state.alpha == 0.2
 
 
 def test_in_bfloat16_the_ratio_of_a_policy_that_has_not_moved_is_one():
@@ -285,7 +286,7 @@ def test_in_bfloat16_the_ratio_of_a_policy_that_has_not_moved_is_one():
     )  # fmt: skip
     agent._step = lambda advantages_BL: {}
     agent.learn(1)
-    for _, batch in micro_batches(agent.student, agent.trajectories, agent.token_budget):  # as the update reads them
+    for _, batch in micro_batches(agent.student, agent.trajectories, agent.config.optimizer.token_budget):  # as the update reads them
         with torch.no_grad(), agent.autocast():
             logp_NV = agent.student.logits(agent.student.states(batch)).log_softmax(-1)
         logp_N = logp_NV.gather(1, agent.student.actions(batch)[:, None])[:, 0]
