@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from rlgkd.lm import LanguageModel
+from rlgkd.rollout import reference_episodes, replay_episodes, score_episodes
 from rlgkd.types import Item, Score
 
 CONTEXT = 64
@@ -164,3 +165,13 @@ class WordTask:
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         return [{} for _ in items]
+
+
+def replayed(lm, task, items, ids, *, source):
+    """Existing completions as trajectories."""
+    return score_episodes(task, replay_episodes(lm, task, items, ids, source=source))
+
+
+def references(lm, task, items):
+    """The items' references as trajectories."""
+    return score_episodes(task, reference_episodes(lm, task, items))

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from rlgkd.agents import GRPO, PPO, Reinforce
+from rlgkd.agents.state import TrainingState
 from rlgkd.envs import TextTask, rewards
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import RewardError
@@ -42,7 +43,8 @@ def rolled(kind=Reinforce, reward=each_a, **settings):
 
 def test_an_action_answers_for_what_comes_after_it_alone():
     agent = rolled()
-    advantages_BL, rewards_PG = agent.advantages(), agent.rewards_BL().sum(1).view(-1, 4)
+    advantages_BL = agent.credit(agent.rollout).advantages_BL
+    rewards_PG = agent._rewards(agent.rollout).values_BL.sum(1).view(-1, 4)
     for row, t in enumerate(agent.trajectories):
         steps = each_a([[TOKENIZER.decode([token]) for token in t.tokens_T[t.action_mask_T]]])[0]
         others = (rewards_PG[row // 4].sum() - rewards_PG[row // 4, row % 4]) / 3
@@ -51,12 +53,15 @@ def test_an_action_answers_for_what_comes_after_it_alone():
 
 
 def test_a_normalised_advantage_is_that_of_the_whole_text():
-    assert rolled(GRPO).advantages().shape == (32, 1)
+    agent = rolled(GRPO)
+    assert agent.credit(agent.rollout).advantages_BL.shape == (32, 1)
 
 
 def test_ppo_sees_each_reward_where_it_was_earned():
     agent = rolled(PPO, gae_lambda=0.0, normalise_advantages=False)
-    advantages_BL = agent.advantages()  # the value head begins at 0, so at lambda 0 they are the rewards
+    advantages_BL = agent.credit(
+        agent.rollout
+    ).advantages_BL  # the value head begins at 0, so at lambda 0 they are the rewards
     for row, t in enumerate(agent.trajectories):
         steps = each_a([[TOKENIZER.decode([token]) for token in t.tokens_T[t.action_mask_T]]])[0]
         assert advantages_BL[row, : t.length].tolist() == pytest.approx(steps)
@@ -89,8 +94,9 @@ def test_a_reward_of_single_samples_may_tell_its_steps_too():
 
 def test_counters_from_before_there_were_running_rewards_are_taken():
     agent = rolled()
-    old = {name: value for name, value in agent.state.items() if name != "rewards_seen"}
-    agent.state = old
+    old = {"timesteps": 3, "updates": 2, "cursor": 4}
+    agent.state = TrainingState.from_json(old)
+    assert agent.num_timesteps == 3 and agent.state.next_prompt == 4
     assert agent.state.rewards == RunningMeanStd()
 
 
@@ -143,7 +149,7 @@ def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
         assert torch.allclose(one, other, atol=1e-5)
     assert agents[0].state.rewards.deviation == pytest.approx(1000 * agents[1].state.rewards.deviation)
     other = agents[1]
-    other.state = json.loads(json.dumps(agents[0].state))
+    other.state = TrainingState.from_json(json.loads(json.dumps(agents[0].state.to_json())))
     assert other.state.rewards == agents[0].state.rewards
 
 

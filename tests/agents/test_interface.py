@@ -127,11 +127,11 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # from the bar that SB3 uses, tqdm.rich
 def test_the_progress_bar_counts_tokens(monkeypatch):
-    import rlgkd.agents.algorithm as base
+    import rlgkd.agents.sb3.progress_bar as base
 
     bars = []
-    finish = base._TokenBar._on_training_end
-    monkeypatch.setattr(base._TokenBar, "_on_training_end", lambda bar: bars.append(bar.pbar.n) or finish(bar))
+    finish = base.TokenProgressBar._on_training_end
+    monkeypatch.setattr(base.TokenProgressBar, "_on_training_end", lambda bar: bars.append(bar.pbar.n) or finish(bar))
     learner = agent().learn(30, progress_bar=True)
     assert bars == [learner.num_timesteps]
 
@@ -307,7 +307,7 @@ def test_a_misspelt_keyword_is_refused_with_the_nearest(kind, setting, nearest):
 def test_distillation_refuses_an_alpha_of_its_own():
     with pytest.raises(SettingError, match="alpha"):
         Distill(model(), environment(), teacher=model(1), alpha=0.2)
-    assert Distill(model(), environment(), teacher=model(1)).state.alpha == 1.0
+    assert Distill(model(), environment(), teacher=model(1)).objective.alpha == 1.0
 
 
 def test_partners_that_do_not_fit_are_refused():

@@ -220,7 +220,7 @@ def test_distillation_from_data_reads_references_and_never_samples(monkeypatch):
     def refuse(*args, **settings):
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlgkd.agents.sources.rollout", refuse)
+    monkeypatch.setattr("rlgkd.agents.sources.sample_episodes", refuse)
     env = environment(references=("B C A",), max_new_tokens=4)
     agent = Distill(student(), env, teacher=student(1), student_fraction=0.0, prompts_per_update=2)
     agent.learn(20)
@@ -232,7 +232,7 @@ def test_on_policy_training_never_reads_a_reference(monkeypatch):
     def refuse(*args):
         raise AssertionError("read a reference")
 
-    monkeypatch.setattr("rlgkd.agents.sources.references", refuse)
+    monkeypatch.setattr("rlgkd.agents.sources.reference_episodes", refuse)
     monkeypatch.setattr(tiny.WordTask, "encode_completion", refuse)
     Distill(student(), environment(), teacher=student(1), student_fraction=1.0).learn(400)
 

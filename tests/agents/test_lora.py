@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from stable_baselines3.common.logger import Logger
 from transformers import AutoModelForCausalLM
 
-from rlgkd.agents.state import TrainingState
 from rlgkd import checkpoint
 from rlgkd.agents import GRPO, PPO, Distill, Reinforce
+from rlgkd.agents.state import TrainingState
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.types import Batch
@@ -89,7 +89,9 @@ def test_a_checkpoint_holds_what_trains_and_goes_on_to_the_bit(algorithm, tmp_pa
     held = load_file(folder / "model.safetensors")
     assert held and all("lora_" in name or name.startswith("value.") for name in held)
     assert sum(value.numel() for value in held.values()) == sum(p.numel() for p in agent.modules.parameters())
-    other.state = TrainingState.from_json(checkpoint.load(folder, model=other.modules, optimizer=other.policy.optimizer))
+    other.state = TrainingState.from_json(
+        checkpoint.load(folder, model=other.modules, optimizer=other.policy.optimizer)
+    )
     for some in (agent, other):
         some.learn(300, reset_num_timesteps=False)
     states = [some.student.module.state_dict() for some in (agent, other)]

@@ -103,7 +103,7 @@ def test_a_teachers_texts_are_drawn_once_and_kept(tmp_path, monkeypatch):
     def refuse(*args, **settings):
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlgkd.agents.sources.rollout", refuse)
+    monkeypatch.setattr("rlgkd.agents.sources.sample_episodes", refuse)
     assert sampled(agent(**settings)) == first
     for other in ({"teacher_temperature": 0.5}, {"teacher": tiny.model(vocabulary=4, seed=2)}):
         with pytest.raises(DataError, match="teacher_texts"):
