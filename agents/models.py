@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.gradient_checkpointing import recompute
-from rlgkd.lm.loading import load, load_tokenizer, twin
-from rlgkd.lm.lora import adapt, check_adapters
+from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.loading import copy_sharing_frozen, load, load_tokenizer
+from rlgkd.lm.lora import add_adapters, check_adapters
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.types import Task
 
@@ -68,14 +68,14 @@ def open_models(
     if teacher is not None:
         start = None
         if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
-            start = twin(opened) if module is opened else opened
+            start = copy_sharing_frozen(opened) if module is opened else opened
         frozen = _frozen(teacher, tokenizer, temperature=teacher_temperature, device=device, opened=start)
     with _told_as("student"):
         if lora_rank:
-            adapt(module, lora_rank, alpha=lora_alpha, seed=seed)
+            add_adapters(module, lora_rank, alpha=lora_alpha, seed=seed)
         check_adapters(module)
         if gradient_checkpointing:
-            recompute(module)
+            enable_gradient_checkpointing(module)
         student = language_model(module, tokenizer, temperature=temperature)
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlgkd.lm.fused_loss import fused_logp, fused_sum
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.shared_prefix import together
+from rlgkd.lm.shared_prefix import order_by_prefix
 from rlgkd.objective import Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
@@ -216,7 +216,7 @@ def micro_batches(
     """
     lengths = [len(t.tokens_T) for t in trajectories]
     keys = [t.item.key if lm.shares_prompts else "" for t in trajectories]
-    for rows in _groups(together(lengths, keys), lengths, token_budget):
+    for rows in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
         yield rows, Batch.collate([trajectories[row] for row in rows], pad=lm.pad, device=lm.device)
 
 

@@ -37,7 +37,7 @@ class Dialogue:
         self.room -= len(ids)
         at_limit = StopReason.TRUNCATED if self.task.at_limit == "truncate" else StopReason.LENGTH
         closed, stops = ids[-1] == end_token(self.task.tokenizer), stops_of(self.task)
-        if not closed and (stops is None or not stops.end(ids)):
+        if not closed and (stops is None or not stops.should_stop(ids)):
             self.stop = at_limit
             return []
         text = self.task.reply(self.item, self.turns)

@@ -59,10 +59,10 @@ def rollout(
         return going
 
     stops = stops_of(task)
-    ended = None if stops is None else stops.end
+    ended = None if stops is None else stops.should_stop
     completions = decode(
         lm, prompts, uniforms_BT=uniforms_BT, group=group, max_new_tokens=task.max_new_tokens, on_step=step,
-        co_sampler=co_sampler, filters=filters, stops=ended,
+        co_sampler=co_sampler, filters=filters, should_stop=ended,
     )  # fmt: skip
     rows = [
         _Row(prompt, Dialogue(task, item), g) for item, prompt in zip(items, prompts, strict=True) for g in range(group)
@@ -75,7 +75,7 @@ def rollout(
         completions = decode(
             lm, [row.tokens for row in some], max_new_tokens=[row.dialogue.room for row in some], on_step=step,
             uniforms_BT=None if uniforms_BT is None else _from(uniforms_BT[places_R], [row.behind for row in some]),
-            co_sampler=co_sampler, filters=filters, stops=ended,
+            co_sampler=co_sampler, filters=filters, should_stop=ended,
         )  # fmt: skip
         for row, completion in zip(some, completions, strict=True):
             row.write(completion)
@@ -112,7 +112,7 @@ def written(
         rest = list(some)
         while rest and row.dialogue.stop is None:
             turn = rest[: rest.index(lm.end) + 1] if lm.end in rest else rest
-            turn = turn if stops is None else list(stops.turn(turn))
+            turn = turn if stops is None else list(stops.truncate(turn))
             rest = rest[len(turn) :]
             turn = turn[: row.dialogue.room]
             unknown = [0.0] * len(turn)

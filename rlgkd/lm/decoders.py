@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicLayer
 from rlgkd.lm.fast import llama
 from rlgkd.lm.fast.cuda_graph import replayed
 from rlgkd.lm.fast.decode_ops import CpuDecodeOps, DecodeOps, TorchDecodeOps
-from rlgkd.lm.fast.linear import Product, thin, wide_products
 from rlgkd.lm.fast.packed import PackedTokens
+from rlgkd.lm.linear import Product, prepacked_linear, wide_products
 from rlgkd.lm.lora import linear_at_heart, merged_weight
 from rlgkd.lm.model import DecodeState, LanguageModel
 
@@ -136,7 +136,7 @@ class LlamaDecoder:
         laid_out = None if lm.compiled else rows  # torch's compiler does not take what oneDNN has laid out
         weight_VH, bias_V = lm.trimmed_head
         # The largest first: it takes the place in memory that its gradient has left, before small ones are put there.
-        self.head = thin([weight_VH], [bias_V], rows)
+        self.head = prepacked_linear([weight_VH], [bias_V], rows)
         config, device = lm.module.config, lm.device
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else lm.head.weight.dtype
@@ -331,11 +331,11 @@ class _Layer:
             of_queries_and_keys = parts.norm(parts.in_order(torch.cat(by_heads), -1))
 
         def together(*linears: nn.Linear) -> Product:
-            return thin([merged_weight(part) for part in linears], [part.bias for part in linears], rows)
+            return prepacked_linear([merged_weight(part) for part in linears], [part.bias for part in linears], rows)
 
         return _Layer(
             before_attention=parts.norm(layer.input_layernorm.weight),
-            qkv=thin([*weights, merged_weight(attention.v_proj)], [*biases, attention.v_proj.bias], rows),
+            qkv=prepacked_linear([*weights, merged_weight(attention.v_proj)], [*biases, attention.v_proj.bias], rows),
             of_queries_and_keys=of_queries_and_keys,
             scale=attention.scaling,
             out=together(attention.o_proj),

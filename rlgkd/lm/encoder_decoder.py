@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import DataError, ModelError
-from rlgkd.lm.fast.linear import wide_products
+from rlgkd.lm.linear import wide_products
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import DecodeState, LanguageModel, left_padded
 from rlgkd.types import Batch

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rlgkd.lm.fast.linear import add_product, cast_once, wide
+from rlgkd.lm.linear import add_product, autocast_weights, wide
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
 
@@ -70,7 +70,7 @@ class _Head:
 
     def __init__(self, lm: LanguageModel, states_NH: Tensor) -> None:
         self.lm, self.states_NH = lm, states_NH
-        self.weight_VH, self.bias_V = cast_once(*lm.trimmed_head)
+        self.weight_VH, self.bias_V = autocast_weights(*lm.trimmed_head)
 
     def __call__(self, which: slice) -> Tensor:
         return wide(self.states_NH[which], self.weight_VH, self.bias_V)

@@ -59,7 +59,7 @@ def decode(
     on_step: OnStep | None = None,
     co_sampler: CoSampler | None = None,
     filters: Filters | None = None,
-    stops: Callable[[Sequence[int]], bool] | None = None,
+    should_stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
     """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
 
@@ -72,7 +72,7 @@ def decode(
         on_step: Called after each step; if it returns False the completions are returned as they stand.
         co_sampler: Chooses with the policy; what is recorded is of the distribution of the two together.
         filters: What is sampled from is what they leave of the distribution, and what is recorded is of that.
-        stops: Whether the ids of a completion end it, beside the end token; asked after each of its tokens.
+        should_stop: Whether the ids of a completion end it, beside the end token; asked after each of its tokens.
     """
     models = [lm] if co_sampler is None else [lm, co_sampler.lm]
     rows = len(prompts) * group
@@ -114,9 +114,9 @@ def decode(
         if on_step is not None and not on_step(len(active)):
             break
         going = (ids_B != end) & (after_B < limit_B[active])
-        if stops is not None:
+        if should_stop is not None:
             for n in np.flatnonzero(going):
-                going[n] = not stops(_written(ids_BT, length_B, active[n]))
+                going[n] = not should_stop(_written(ids_BT, length_B, active[n]))
         if not going.all():
             kept = np.flatnonzero(going)
             active, token_B = active[kept], token_B[torch.from_numpy(kept).to(lm.device)]

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgkd.errors import ModelError
-from rlgkd.lm.fast.linear import wide_products
+from rlgkd.lm.linear import wide_products
 
 
-def recompute(module: PreTrainedModel) -> None:
+def enable_gradient_checkpointing(module: PreTrainedModel) -> None:
     """Let each layer of the model compute anew what its gradient needs, in place; without gradients nothing changes.
 
     Raises: ModelError for an architecture whose layers transformers does not mark as fit for it.

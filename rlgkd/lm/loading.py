@@ -60,7 +60,7 @@ def load(
 
     Args:
         name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved as it stands
-            (copied as `twin` does when layers are cut).
+            (copied as `copy_sharing_frozen` does when layers are cut).
         layers: Which transformer layers to keep, in order; empty keeps all.
         dtype: Of the weights.
         device: Where to put it.
@@ -69,7 +69,7 @@ def load(
     Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
     """
     if isinstance(name, PreTrainedModel):
-        module = twin(name) if layers else name
+        module = copy_sharing_frozen(name) if layers else name
     else:
         where, arguments = _resolve(str(name))
         if auto_class is None:
@@ -118,7 +118,7 @@ def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: st
     tokenizer.save_pretrained(folder)
 
 
-def twin(model: Model) -> Model:
+def copy_sharing_frozen(model: Model) -> Model:
     """A copy of a model that shares the parameters which are frozen: what stays as it is need not lie there twice."""
     module = model.module if isinstance(model, LanguageModel) else model
     module = model if isinstance(model, PreTrainedModel) else model.module

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from rlgkd.errors import DependencyError, ModelError, SettingError
 
 
-def adapt(module: PreTrainedModel, rank: int, *, alpha: int | None = None, seed: int = 0) -> None:
+def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None, seed: int = 0) -> None:
     """Freeze a model and add adapters to all its linear layers but the head, in place.
 
     Args:

@@ -21,9 +21,9 @@ from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.fast import llama
-from rlgkd.lm.fast.linear import wide, wide_products
 from rlgkd.lm.fast.packed import PackedTokens
-from rlgkd.lm.shared_prefix import share, shares
+from rlgkd.lm.linear import wide, wide_products
+from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
 from rlgkd.types import Batch
 
 
@@ -128,7 +128,7 @@ class LanguageModel:
     def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`states`, and the head's weight through which `fused_sum` shall send its gradient (rlgkd.lm.fast.llama)."""
         head_VH, width = self.head.weight, batch.tokens_BT.shape[1]
-        if self.shares_prompts and (shared := share(
+        if self.shares_prompts and (shared := pack_shared_prefixes(
             batch.layouts_B, width, hidden=self.head.in_features, device=self.device
         )):  # fmt: skip
             return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
@@ -197,7 +197,7 @@ class LanguageModel:
     @property
     def shares_prompts(self) -> bool:
         """Whether samples of one prompt are read together (rlgkd.lm.shared_prefix)."""
-        return shares(self.module.config)
+        return supports_shared_prefix(self.module.config)
 
     @property
     def body(self) -> Any:

@@ -75,7 +75,7 @@ class PrefixCache:
         self.lm = lm
         self.memo: _Memo | None = None
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the memo; call it when the weights have changed."""
         self.memo = None
 

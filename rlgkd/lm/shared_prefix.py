@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlgkd.lm.fast import llama
-from rlgkd.lm.fast.linear import wide_products
 from rlgkd.lm.fast.packed import PackedTokens, unseen
+from rlgkd.lm.linear import wide_products
 from rlgkd.types import RowLayout
 
 Beginning = TypeVar("Beginning", str, tuple[int, ...])
@@ -28,7 +28,7 @@ SHARING = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Families in which a mask and positions of one's own are known to mean what they say (a test holds each to it)."""
 
 
-def shares(config: PreTrainedConfig) -> bool:
+def supports_shared_prefix(config: PreTrainedConfig) -> bool:
     """Whether rows may share what they begin with: where every layer sees all that came before, and nothing else."""
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     known = config.model_type in SHARING and not windows and not getattr(config, "sliding_window", None)
@@ -70,7 +70,9 @@ class Shared:
         return states_RTH.flatten(0, 1)[self.before_N], head_VH
 
 
-def share(places: Sequence[RowLayout], width: int, *, hidden: int, device: torch.device) -> Shared | None:
+def pack_shared_prefixes(
+    places: Sequence[RowLayout], width: int, *, hidden: int, device: torch.device
+) -> Shared | None:
     """How rows of `width` tokens, which `places` tell of, are put together; None where nothing is gained.
 
     Sharing saves a row's P prompt tokens and costs attention over completions that it masks. A layer's work per token
@@ -120,7 +122,7 @@ def share(places: Sequence[RowLayout], width: int, *, hidden: int, device: torch
     )
 
 
-def places_of_ends(rows: Sequence[Sequence[int]]) -> list[RowLayout]:
+def last_token_layouts(rows: Sequence[Sequence[int]]) -> list[RowLayout]:
     """Of rows of tokens of each of which the last state is wanted: what neighbours in their order begin with is shared.
 
     Rows stand together that have half of the shorter one in common.
@@ -143,11 +145,11 @@ def places_of_ends(rows: Sequence[Sequence[int]]) -> list[RowLayout]:
     return [places[row] for row in range(len(rows))]
 
 
-def together(lengths: Sequence[int], beginnings: Sequence[Beginning]) -> list[int]:
+def order_by_prefix(lengths: Sequence[int], beginnings: Sequence[Beginning]) -> list[int]:
     """An order of rows, the longest first, in which those of one beginning stand together, behind their longest.
 
     Example:
-        >>> together([3, 9, 5, 4], ["a", "b", "a", "b"])
+        >>> order_by_prefix([3, 9, 5, 4], ["a", "b", "a", "b"])
         [1, 3, 2, 0]
     """
     longest: dict[Beginning, int] = {}

@@ -40,7 +40,7 @@ class StopStrings:
         self._longest = max(map(len, self.strings), default=0)
         self._pieces: dict[int, _Piece] = {}
 
-    def end(self, ids: Sequence[int]) -> bool:
+    def should_stop(self, ids: Sequence[int]) -> bool:
         """Whether the last of these tokens completes a stop string; those before it hold none."""
         if not self._piece(ids[-1]).completes:
             return False
@@ -50,16 +50,16 @@ class StopStrings:
             known += self._piece(ids[start]).length
         return self._within(self.text(ids[start:])) and self._within(self.text(ids))
 
-    def turn(self, ids: Sequence[int]) -> Sequence[int]:
+    def truncate(self, ids: Sequence[int]) -> Sequence[int]:
         """The ids up to the first that completes a stop string; all where none does."""
         places = (n for n, token in enumerate(ids, 1) if self._piece(token).completes)
-        return next((ids[:n] for n in places if self.end(ids[:n])), ids)
+        return next((ids[:n] for n in places if self.should_stop(ids[:n])), ids)
 
     def text(self, ids: Sequence[int]) -> str:
         """What the ids say."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def before(self, text: str) -> str:
+    def text_before_stop(self, text: str) -> str:
         """The text before its first stop string."""
         return text[: min((at for at in map(text.find, self.strings) if at >= 0), default=len(text))]
 

@@ -169,6 +169,6 @@ def test_a_completion_goes_on_until_it_is_told_to_stop():
         asked.append(len(ids))
         return len(ids) == 3
 
-    stopped = sampled(lm, group=4, stops=third)
+    stopped = sampled(lm, group=4, should_stop=third)
     assert [c.ids for c in stopped] == [c.ids[:3] for c in plain]
     assert max(asked) == 3 and any(len(c.ids) > 3 for c in plain)

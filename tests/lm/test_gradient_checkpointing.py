@@ -10,10 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlgkd.errors import ModelError
-from rlgkd.lm import LanguageModel, decode, language_model
-from rlgkd.lm.fast import linear
-from rlgkd.lm.gradient_checkpointing import recompute
-from rlgkd.lm.lora import adapt
+from rlgkd.lm import LanguageModel, decode, language_model, linear
+from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.lora import add_adapters
 from rlgkd.types import Batch
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
@@ -61,9 +60,9 @@ def test_states_and_gradients_are_the_same_and_less_is_kept(kind, adapters, monk
     monkeypatch.setattr(linear, "WIDE", 1)  # as for a model of some size
     plain = model(kind)
     if adapters:
-        adapt(plain.module, 2)
+        add_adapters(plain.module, 2)
     leaner = copy.deepcopy(plain)
-    recompute(leaner.module)
+    enable_gradient_checkpointing(leaner.module)
     states_NH, gradients, kept = states_and_gradients(plain)
     ours_NH, ours, fewer = states_and_gradients(leaner)
     torch.testing.assert_close(ours_NH, states_NH, rtol=0, atol=0)
@@ -82,13 +81,13 @@ def test_dropout_stays_off_where_a_layer_itself_applies_it():
     )  # fmt: skip
     lm = LanguageModel(AutoModelForCausalLM.from_config(config), TOKENIZER)
     expected = states_and_gradients(lm)[0]
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     torch.testing.assert_close(states_and_gradients(lm)[0], expected, rtol=0, atol=0)
 
 
 def test_a_copy_computes_with_its_own_weights():
     lm = model("gemma")
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     other = copy.deepcopy(lm)
     with torch.no_grad():
         lm.body.layers[0].mlp.up_proj.weight.zero_()
@@ -101,11 +100,11 @@ def test_a_copy_computes_with_its_own_weights():
 def test_texts_are_the_same(kind):
     lm, prompts = model(kind), [[3, 1, 4], [1, 5]]
     before = decode(lm, prompts, uniforms_BT=None, max_new_tokens=12)
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     assert decode(lm, prompts, uniforms_BT=None, max_new_tokens=12) == before
 
 
 def test_layers_that_are_not_fit_for_it_are_refused(monkeypatch):
     monkeypatch.setattr("rlgkd.lm.gradient_checkpointing.GradientCheckpointingLayer", torch.nn.Bilinear)
     with pytest.raises(ModelError, match="leave gradient_checkpointing out"):
-        recompute(tiny.model(vocabulary=4))
+        enable_gradient_checkpointing(tiny.model(vocabulary=4))

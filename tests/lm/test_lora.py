@@ -14,12 +14,11 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
-from rlgkd.lm import LanguageModel, decode, decoders
+from rlgkd.lm import LanguageModel, decode, decoders, linear
 from rlgkd.lm.decoders import written_out
-from rlgkd.lm.fast import linear
 from rlgkd.lm.fast.llama import FAMILIES
-from rlgkd.lm.loading import save, twin
-from rlgkd.lm.lora import adapt, check_adapters, merged_state
+from rlgkd.lm.loading import copy_sharing_frozen, save
+from rlgkd.lm.lora import add_adapters, check_adapters, merged_state
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -31,7 +30,7 @@ def adapted(kind: str, *, moved: bool = True) -> LanguageModel:
     lm = tiny.family(kind, TOKENIZER) if kind != "t5" else LanguageModel.__new__(LanguageModel)
     if kind == "t5":
         lm.module = tiny.model("t5", vocabulary=31)
-    adapt(lm.module, 3)
+    add_adapters(lm.module, 3)
     if moved:
         generator = torch.Generator().manual_seed(5)
         for name, parameter in lm.module.named_parameters():
@@ -60,7 +59,7 @@ def test_adapters_alone_train_on_all_linear_layers_but_the_head_and_add_nothing_
 def test_the_scale_is_alpha_over_rank_and_twice_by_default():
     for alpha, scale in ((None, 2.0), (3, 0.5)):
         module = tiny.model(vocabulary=31)
-        adapt(module, 6, alpha=alpha)
+        add_adapters(module, 6, alpha=alpha)
         part = module.model.layers[0].self_attn.q_proj
         assert part.scaling == {"default": scale} and part.lora_A["default"].weight.shape == (6, 16)
 
@@ -69,7 +68,7 @@ def test_the_start_belongs_to_the_seed_and_no_global_generator_is_touched():
     def start(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
         state, module = torch.get_rng_state(), tiny.model(vocabulary=31)
-        adapt(module, 3, seed=seed)
+        add_adapters(module, 3, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
         return module.model.layers[0].mlp.up_proj.lora_A["default"].weight
 
@@ -153,20 +152,20 @@ def test_adapters_that_are_no_sum_of_weights_are_refused_and_not_written_out(var
 def test_a_twin_shares_what_is_frozen_and_nothing_else():
     module = tiny.model(vocabulary=31)
     module.model.requires_grad_(False)
-    other = twin(module)
+    other = copy_sharing_frozen(module)
     shared = {name: p is q for (name, p), q in zip(module.named_parameters(), other.parameters(), strict=True)}
     assert shared == {name: name.startswith("model.") for name in shared} and len(set(shared.values())) == 2
-    adapt(module, 2)
+    add_adapters(module, 2)
     assert not any(isinstance(part, LoraLayer) for part in other.modules())
 
 
 def test_a_second_set_of_adapters_is_refused():
     module = adapted("llama").module
     with pytest.raises(SettingError, match="lora_rank: 2 does not work; the model has adapters already"):
-        adapt(module, 2)
+        add_adapters(module, 2)
 
 
 def test_without_peft_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(DependencyError, match=r"lora_rank: 4 does not work; .*pip install 'rlgkd\[lora\]'"):
-        adapt(copy.deepcopy(tiny.model(vocabulary=31)), 4)
+        add_adapters(copy.deepcopy(tiny.model(vocabulary=31)), 4)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlgkd.lm.shared_prefix import SHARING, places_of_ends, share
+from rlgkd.lm.shared_prefix import SHARING, last_token_layouts, pack_shared_prefixes
 from rlgkd.types import Batch, Item, RowLayout, Score, Source, StopReason, Trajectory
 
 WORDS = [f"w{n}" for n in range(30)]
@@ -52,7 +52,7 @@ def test_states_and_gradients_are_those_of_rows_of_their_own(kind):
     assert lm.shares_prompts
     for seed, gap in ((0, 0), (1, 2)):
         batch = random_batch(seed, gap=gap)
-        assert share(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=lm.device) is not None
+        assert pack_shared_prefixes(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=lm.device) is not None
         results = []
         for form in (batch, alone(batch)):
             lm.module.zero_grad()
@@ -68,7 +68,7 @@ def test_states_and_gradients_are_those_of_rows_of_their_own(kind):
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3))
 def test_every_token_stands_once_in_its_place_and_sees_what_it_saw(seed, groups, size, gap):
     batch = random_batch(seed, groups, size, gap)
-    shared = share(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    shared = pack_shared_prefixes(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
     if shared is None:
         return
     width = batch.tokens_BT.shape[1]
@@ -90,12 +90,12 @@ def test_prompts_of_one_sample_and_long_completions_stay_alone():
         return RowLayout(same, prompt, length, np.arange(prompt, length))
 
     cpu = torch.device("cpu")
-    assert share([place(0, 0, 5, 9), place(1, 1, 5, 9)], 9, hidden=16, device=cpu) is None
-    assert share([place(0, 0, 4, 400), place(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
+    assert pack_shared_prefixes([place(0, 0, 5, 9), place(1, 1, 5, 9)], 9, hidden=16, device=cpu) is None
+    assert pack_shared_prefixes([place(0, 0, 4, 400), place(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
     uneven = [place(0, 0, 10, 20), *(place(n, 1, 10, 20) for n in range(1, 65))]
     many = [place(n, n, 10, 20) for n in range(65, 129)]
-    assert share([*uneven, *many], 20, hidden=16, device=cpu) is None, "more padding than it saves"
-    shared = share([place(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
+    assert pack_shared_prefixes([*uneven, *many], 20, hidden=16, device=cpu) is None, "more padding than it saves"
+    shared = pack_shared_prefixes([place(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
     assert shared is not None and shared.token_RT.shape == (1, 140)
 
 
@@ -103,7 +103,7 @@ def test_rows_that_begin_alike_are_read_together_to_their_ends():
     rng = np.random.default_rng(0)
     heads = [rng.integers(1, 31, 20).tolist() for _ in range(3)]
     rows = [heads[n % 3] + rng.integers(1, 31, n % 4 + 1).tolist() for n in range(12)] + [[5, 6], heads[0]]
-    places = places_of_ends(rows)
+    places = last_token_layouts(rows)
     assert {places[n].same_prompt for n in range(0, 12, 3)} == {places[13].same_prompt}
     assert len({place.same_prompt for place in places}) == 4
     for row, place in zip(rows, places, strict=True):
@@ -112,7 +112,7 @@ def test_rows_that_begin_alike_are_read_together_to_their_ends():
     tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for n, row in enumerate(rows):
         tokens_BT[n, : len(row)] = torch.tensor(row)
-    shared = share(places, tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    shared = pack_shared_prefixes(places, tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
     assert shared is not None and len(shared.token_RT) < len(rows)
     plain = torch.stack([lm.body(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows])
     assert torch.allclose(shared.states(lm.body, tokens_BT), plain, atol=1e-4)

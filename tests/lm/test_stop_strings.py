@@ -65,24 +65,24 @@ def test_a_text_ends_with_the_token_behind_which_it_first_holds_a_stop_string(ki
                 ids[9:9] = tokenizer.encode(given[0], add_special_tokens=False)
             texts = [tokenizer.decode(ids[: n + 1], skip_special_tokens=True) for n in range(len(ids))]
             expected = next((n + 1 for n, text in enumerate(texts) if any(s in text for s in given)), len(ids))
-            asked = next((n + 1 for n in range(len(ids)) if stops.end(ids[: n + 1])), len(ids))
-            assert asked == len(stops.turn(ids)) == expected, (given, texts[-1])
-            assert not any(s in stops.before(texts[expected - 1]) for s in given)
+            asked = next((n + 1 for n in range(len(ids)) if stops.should_stop(ids[: n + 1])), len(ids))
+            assert asked == len(stops.truncate(ids)) == expected, (given, texts[-1])
+            assert not any(s in stops.text_before_stop(texts[expected - 1]) for s in given)
             found += expected < len(ids)
     assert found > 50
 
 
 def test_the_text_ends_before_the_first_of_the_strings_and_what_is_behind_in_the_token_is_no_part_of_it() -> None:
     stops = StopStrings(tiny.word_tokenizer("A"), ["STOP", "P it", "zz"])
-    assert stops.before("go on STOP it") == "go on " and stops.before("go on") == "go on"
-    assert stops.before("STOP") == "" and stops.before("a zz STOP") == "a "
+    assert stops.text_before_stop("go on STOP it") == "go on " and stops.text_before_stop("go on") == "go on"
+    assert stops.text_before_stop("STOP") == "" and stops.text_before_stop("a zz STOP") == "a "
 
 
 def test_characters_of_several_bytes_end_a_text_when_they_are_whole() -> None:
     tokenizer = byte_level()
     first, second = tokenizer.encode("é", add_special_tokens=False)
     stops = StopStrings(tokenizer, "é")
-    assert not stops.end([first]) and stops.end([first, second]) and not stops.end([second])
+    assert not stops.should_stop([first]) and stops.should_stop([first, second]) and not stops.should_stop([second])
 
 
 def test_special_tokens_between_the_parts_of_a_stop_string_do_not_hide_it() -> None:
@@ -90,7 +90,7 @@ def test_special_tokens_between_the_parts_of_a_stop_string_do_not_hide_it() -> N
     pieces = tokenizer.encode("STOP", add_special_tokens=False)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     ids = [pieces[0], *[tokenizer.pad_token_id] * 40, *pieces[1:]]
-    assert StopStrings(tokenizer, "STOP").end(ids)
+    assert StopStrings(tokenizer, "STOP").should_stop(ids)
 
 
 def test_tokens_that_cannot_complete_a_stop_string_are_decoded_once_and_texts_not_at_all() -> None:
@@ -99,11 +99,11 @@ def test_tokens_that_cannot_complete_a_stop_string_are_decoded_once_and_texts_no
     text = stops.text
     stops.text = lambda ids: decoded.append(len(ids)) or text(ids)  # type: ignore[method-assign]
     ids = tokenizer.encode("all the letters are here, and here again " * 20, add_special_tokens=False)
-    assert stops.turn(ids) == ids and len(decoded) == 2 * len(set(ids)) and max(decoded) == 2
+    assert stops.truncate(ids) == ids and len(decoded) == 2 * len(set(ids)) and max(decoded) == 2
     decoded.clear()
     newline = tokenizer.encode("\n", add_special_tokens=False)
-    assert not stops.end([*ids, *newline]) and max(decoded) <= 4, "a tail is enough where it holds none"
-    assert stops.end([*ids, *newline, *newline])
+    assert not stops.should_stop([*ids, *newline]) and max(decoded) <= 4, "a tail is enough where it holds none"
+    assert stops.should_stop([*ids, *newline, *newline])
 
 
 @pytest.mark.parametrize("strings", ["", ["a", ""], [3], 3, None, {"a": 1}])

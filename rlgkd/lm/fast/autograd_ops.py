@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from rlgkd.lm.fast.linear import multiplied, of_weights
+from rlgkd.lm.linear import linear_without_grad, weight_gradients
 from rlgkd.ops._gradient import wants_gradient
 
 
@@ -63,7 +63,7 @@ def normed_products(x: Tensor, norm: Tensor, root_of_eps: Tensor, *linears: nn.L
     if wants_gradient(x, norm, *weights, *biases):
         return cast("tuple[Tensor, ...]", cast(Any, _NormedProducts).apply(x, norm, root_of_eps, *weights, *biases))
     y = normed(x, norm, root_of_eps)
-    return tuple(multiplied(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return tuple(linear_without_grad(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
 
 class _NormedProducts(torch.autograd.Function):
@@ -74,19 +74,21 @@ class _NormedProducts(torch.autograd.Function):
         root = _root(x, root_of_eps)
         ctx.save_for_backward(x, norm, root, *weights)
         y = _scaled(x, norm, root)
-        return tuple(multiplied(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return tuple(linear_without_grad(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, root, *weights = ctx.saved_tensors
         unit = x / root
-        of_weights_ = _where(ctx.needs_input_grad[3 : 3 + ctx.size], lambda: of_weights(upstreams, unit * norm))
+        gradients_of_weights = _where(
+            ctx.needs_input_grad[3 : 3 + ctx.size], lambda: weight_gradients(upstreams, unit * norm)
+        )
         of_biases = _where(ctx.needs_input_grad[3 + ctx.size :], lambda: [slope.sum(0) for slope in upstreams])
-        slope = multiplied(upstreams[0], weights[0].T)
+        slope = linear_without_grad(upstreams[0], weights[0].T)
         for upstream, weight in zip(upstreams[1:], weights[1:], strict=True):
-            slope += multiplied(upstream, weight.T)
-        return *_slopes_of_norm(slope, unit, root, norm), None, *of_weights_, *of_biases
+            slope += linear_without_grad(upstream, weight.T)
+        return *_slopes_of_norm(slope, unit, root, norm), None, *gradients_of_weights, *of_biases
 
 
 def _where(wanted: Sequence[bool], make: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor | None]:
@@ -131,21 +133,21 @@ def gated_product(gate: Tensor, up: Tensor, linear: nn.Linear) -> Tensor:
     """W (silu(gate) * up) (Shazeer 2020, arXiv 2002.05202); may overwrite `gate` where no gradient is formed."""
     if wants_gradient(gate, up, linear.weight, linear.bias):
         return cast(Tensor, cast(Any, _GatedProduct).apply(gate, up, linear.weight, linear.bias))
-    return multiplied(silu(gate, inplace=True).mul_(up), linear.weight, linear.bias)
+    return linear_without_grad(silu(gate, inplace=True).mul_(up), linear.weight, linear.bias)
 
 
 class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return multiplied(silu(gate).mul_(up), weight, bias)
+        return linear_without_grad(silu(gate).mul_(up), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors
-        slope, passed = multiplied(upstream, weight.T), silu(gate)
-        of_weight = _where(ctx.needs_input_grad[2:3], lambda: of_weights([upstream], passed * up))[0]
+        slope, passed = linear_without_grad(upstream, weight.T), silu(gate)
+        of_weight = _where(ctx.needs_input_grad[2:3], lambda: weight_gradients([upstream], passed * up))[0]
         of_bias = upstream.sum(0) if ctx.needs_input_grad[3] else None
         of_up = passed.mul_(slope)
         return torch.ops.aten.silu_backward(slope.mul_(up), gate), of_up, of_weight, of_bias

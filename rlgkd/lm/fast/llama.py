@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from rlgkd.lm.fast.attention import Asked, attended
 from rlgkd.lm.fast.autograd_ops import gated_product, normed, normed_products, signed, turned
-from rlgkd.lm.fast.linear import wide
 from rlgkd.lm.fast.packed import PackedTokens
+from rlgkd.lm.linear import wide
 from rlgkd.ops._gradient import wants_gradient
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -29,7 +29,7 @@ class PackedTokens:
         """Of rows with padding where `there_RT` is false; `seen_RTT` is true where a token sees another.
 
         N is rounded up to one of 32 sizes from each power of two to the next, by padding if there is any: products
-        prepare themselves for each size anew (rlgkd.lm.fast.linear).
+        prepare themselves for each size anew (rlgkd.lm.linear).
         """
         there = there_RT.flatten()
         tokens = int(there.sum())

@@ -12,10 +12,9 @@ import tiny
 import torch
 from torch import nn
 
-from rlgkd.lm import LanguageModel, decode, decoders
+from rlgkd.lm import LanguageModel, decode, decoders, linear
 from rlgkd.lm.decoders import HuggingFaceDecoder, LlamaDecoder, writer, written_out
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.fast import linear
 from rlgkd.lm.fast.llama import FAMILIES
 from rlgkd.lm.generate import Completion, CoSampler
 

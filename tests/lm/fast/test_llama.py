@@ -7,13 +7,13 @@ import pytest
 import tiny
 import torch
 
-from rlgkd.lm import LanguageModel
-from rlgkd.lm.fast import attention, autograd_ops, linear, llama
-from rlgkd.lm.fast.linear import of_weights
+from rlgkd.lm import LanguageModel, linear
+from rlgkd.lm.fast import attention, autograd_ops, llama
 from rlgkd.lm.fast.llama import FAMILIES, read, readable
 from rlgkd.lm.fast.packed import PackedTokens
 from rlgkd.lm.fused_loss import fused_sum
-from rlgkd.lm.gradient_checkpointing import recompute
+from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.linear import weight_gradients
 from rlgkd.types import Batch, RowLayout
 
 WORDS = [f"w{n}" for n in range(30)]
@@ -169,7 +169,7 @@ def test_gradients_of_frozen_parts_are_not_formed(kind, monkeypatch):
         parameter.requires_grad_("layers.1.mlp" in name or "layers.0.self_attn.q_proj" in name)
     formed: list[int] = []
     monkeypatch.setattr(
-        autograd_ops, "of_weights", lambda upstreams, x: [formed.append(1), of_weights(upstreams, x)][1]
+        autograd_ops, "weight_gradients", lambda upstreams, x: [formed.append(1), weight_gradients(upstreams, x)][1]
     )
     check_same(*both_ways(lm, batch_of(), monkeypatch))
     assert len(formed) == 3  # of queries, keys and values; of gate and up; of down
@@ -178,7 +178,7 @@ def test_gradients_of_frozen_parts_are_not_formed(kind, monkeypatch):
 def test_layers_computed_anew(monkeypatch):
     lm, batch = family("llama", double=False), batch_of()
     kept = states_and_gradients(lm, batch)
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     runs: list[int] = []
     run = llama._layer
     monkeypatch.setattr(llama, "_layer", lambda *given: (runs.append(1), run(*given))[1])

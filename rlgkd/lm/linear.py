@@ -48,14 +48,14 @@ def has_onednn(weight: Tensor) -> bool:
     return half or weight.dtype == torch.float32
 
 
-def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
+def prepacked_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
     """The product of some rows with weights [out, in] that stand below each other, plus biases.
 
     With oneDNN, and if the number of rows is told, the weights are copied into the order in which it reads them, made
     for so many rows: the products of decoding then take a half to a fifth of the time. Else they stay where they are.
     """
-    weights, biases = zip(*map(cast_once, weights, biases), strict=True)
-    product, dtype = _thin(weights, biases, rows), weights[0].dtype
+    weights, biases = zip(*map(autocast_weights, weights, biases), strict=True)
+    product, dtype = _prepacked_linear(weights, biases, rows), weights[0].dtype
     if not torch.is_autocast_enabled(weights[0].device.type):
         return product
 
@@ -66,7 +66,7 @@ def thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int |
     return mixed
 
 
-def cast_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def autocast_weights(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """As autocast gives them to a product: it would cast them for each anew, but for leaves that a gradient goes to."""
     device = weight.device.type
     if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
@@ -75,7 +75,7 @@ def cast_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | Non
     return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _thin(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
+def _prepacked_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Product:
     if rows is None or not has_onednn(weights[0]):
 
         def apart(x: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -116,12 +116,12 @@ def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
-def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_without_grad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`wide`, where no gradient is formed."""
     return _onednn(x, weight, bias) if _pays(x, weight) else linear(x, weight, bias)
 
 
-def of_weights(upstreams: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+def weight_gradients(upstreams: Sequence[Tensor], x: Tensor) -> list[Tensor]:
     """The gradients [out, in] of the weights of products with x [N, in], from those of the products [N, out]."""
     return [_of_weight(upstream, x) for upstream in upstreams]
 
@@ -180,7 +180,7 @@ class _Wide(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = _onednn(upstream, weight.T, None) if ctx.needs_input_grad[0] else None
         upstream = upstream.reshape(-1, upstream.shape[-1])
-        of_weight = of_weights([upstream], x.reshape(-1, x.shape[-1]))[0] if ctx.needs_input_grad[1] else None
+        of_weight = weight_gradients([upstream], x.reshape(-1, x.shape[-1]))[0] if ctx.needs_input_grad[1] else None
         of_bias = upstream.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 

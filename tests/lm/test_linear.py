@@ -7,8 +7,8 @@ import tiny
 import torch
 from torch import nn
 
-from rlgkd.lm.fast import linear
-from rlgkd.lm.fast.linear import LAID_OUT, add_product, has_onednn, thin, wide, wide_products
+from rlgkd.lm import linear
+from rlgkd.lm.linear import LAID_OUT, add_product, has_onednn, prepacked_linear, wide, wide_products
 
 NUMBERS = torch.Generator().manual_seed(0)
 TOKENIZER = tiny.word_tokenizer(*"ABCDEFGHIJK")
@@ -93,9 +93,9 @@ def test_a_product_of_weights_below_each_other_of_which_some_have_a_bias(way, mo
     x, one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (5, 6, 7))
     bias, plus = torch.arange(7.0), torch.randn(5, 7, generator=NUMBERS)
     with torch.inference_mode():
-        ours = thin([one, other], [None, bias], 5)(x)
-        alone = thin([other], [bias], 5)(x)
-        added = [thin([other], [b], 5)(x, plus) for b in (None, bias)]
+        ours = prepacked_linear([one, other], [None, bias], 5)(x)
+        alone = prepacked_linear([other], [bias], 5)(x)
+        added = [prepacked_linear([other], [b], 5)(x, plus) for b in (None, bias)]
     torch.testing.assert_close(ours, torch.cat([x @ one.T, x @ other.T + bias], dim=1))
     torch.testing.assert_close(alone, x @ other.T + bias)
     for found, b in zip(added, (0.0, bias), strict=True):
@@ -109,7 +109,7 @@ def test_a_thin_product_in_mixed_precision_is_that_of_autocast_added_in_full_pre
     x, plus = torch.randn(5, 16, generator=NUMBERS), 1e3 + torch.randn(5, 7, generator=NUMBERS)
     weight, bias = torch.randn(7, 16, generator=NUMBERS), torch.randn(7, generator=NUMBERS)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        product, theirs = thin([weight], [bias], 5), nn.functional.linear(x, weight, bias)
+        product, theirs = prepacked_linear([weight], [bias], 5), nn.functional.linear(x, weight, bias)
         weight.zero_()  # it is read no more
         ours, added = product(x), product(x, plus)
     assert ours.dtype == torch.bfloat16 and added.dtype == torch.float32
