@@ -24,8 +24,7 @@ from rlgkd.agents import GRPO, Distill
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
-from rlgkd.lm import LanguageModel, decode, open_by_name
-from rlgkd.lm.fast.llama import readable
+from rlgkd.lm import LanguageModel, decode, fast, open_by_name
 from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
 from rlgkd.scripts.benchmarks.job import Job, peak_mb
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
@@ -210,7 +209,7 @@ def _linears(lm: LanguageModel) -> dict[nn.Linear, bool]:
     """The linear layers, and whether only tokens whose states are asked for pass through them."""
     of_all = [part for part in lm.body.modules() if isinstance(part, nn.Linear)]
     found = dict.fromkeys(of_all, False)
-    if readable(lm.body):
+    if fast.supported(lm.body, "forward"):
         last = lm.body.layers[-1]
         parts = [part for part in last.modules() if isinstance(part, nn.Linear)]
         found |= {part: part not in (last.self_attn.k_proj, last.self_attn.v_proj) for part in parts}
