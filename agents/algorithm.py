@@ -213,6 +213,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             "policy": self.settings["policy"], "teacher": self.settings["teacher"], "tokenizer": tokenizer,
             "layers": student_layers, "temperature": temperature, "teacher_temperature": teacher_temperature,
             "lora_rank": lora_rank, "lora_alpha": lora_alpha, "gradient_checkpointing": gradient_checkpointing,
+            "rows_at_once": rows_at_once, "compile_decoding": compile_decoding,
         }  # fmt: skip
         self.prompts_per_update, self.group_size, self.token_budget = prompts_per_update, group_size, token_budget
         self.weight_decay, self.epochs = weight_decay, epochs
@@ -260,9 +261,6 @@ class TextAlgorithm(OnPolicyAlgorithm):
         ):
             self._models["teacher"] = copy.deepcopy(teacher)  # it will move; the caller's stays
         self.student, self.teacher = open_models(self.task, seed=seed, device=self.device, **self._models)
-        for lm in (self.student, self.teacher):
-            if lm is not None:
-                lm.rows_at_once, lm.compiled = given["rows_at_once"], given["compile_decoding"]
         self.parts: dict[str, torch.nn.Module] = {"student": learnt(self.student.module)}
         if given["teacher_decay"] is not None and self.teacher is not None:
             check_same_shape(self.student, self.teacher)

@@ -39,6 +39,8 @@ def open_models(
     lora_rank: int,
     lora_alpha: int | None,
     gradient_checkpointing: bool,
+    rows_at_once: int | None,
+    compile_decoding: bool,
     seed: int,
     device: torch.device,
 ) -> tuple[LanguageModel, LanguageModel | None]:
@@ -69,14 +71,28 @@ def open_models(
         start = None
         if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
             start = copy_sharing_frozen(opened) if module is opened else opened
-        frozen = _frozen(teacher, tokenizer, temperature=teacher_temperature, device=device, opened=start)
+        frozen = _frozen(
+            teacher,
+            tokenizer,
+            temperature=teacher_temperature,
+            device=device,
+            opened=start,
+            rows_at_once=rows_at_once,
+            compile_decoding=compile_decoding,
+        )
     with _told_as("student"):
         if lora_rank:
             add_adapters(module, lora_rank, alpha=lora_alpha, seed=seed)
         check_adapters(module)
         if gradient_checkpointing:
             enable_gradient_checkpointing(module)
-        student = language_model(module, tokenizer, temperature=temperature)
+        student = language_model(
+            module,
+            tokenizer,
+            temperature=temperature,
+            rows_at_once=rows_at_once,
+            compile_decoding=compile_decoding,
+        )
     if not any(p.requires_grad for p in module.parameters()):
         raise ModelError(
             "student", module.config.name_or_path, "all its parameters are frozen; let some require a gradient"
@@ -119,12 +135,20 @@ def _frozen(
     temperature: float,
     device: torch.device,
     opened: PreTrainedModel | None = None,
+    rows_at_once: int | None = None,
+    compile_decoding: bool = False,
 ) -> LanguageModel:
     with _told_as("teacher"):
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
         check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
         module = load(teacher, device=device) if opened is None else opened
-        return language_model(module.requires_grad_(False), own, temperature=temperature)
+        return language_model(
+            module.requires_grad_(False),
+            own,
+            temperature=temperature,
+            rows_at_once=rows_at_once,
+            compile_decoding=compile_decoding,
+        )
 
 
 @contextmanager

@@ -37,9 +37,9 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _ragged(job: Job) -> dict[str, Any]:
     """Seconds of sampling and gradient, alternating: rows that leave and are sorted, and rows padded to the limit."""
-    student, teacher = open_by_name(job.student), open_by_name(job.teacher)
+    student = open_by_name(job.student, rows_at_once=job.settings.get("rows_at_once"))
+    teacher = open_by_name(job.teacher)
     teacher.module.requires_grad_(False)
-    student.rows_at_once = job.settings.get("rows_at_once")
     prompts = [student.tokenizer.encode(text) for text in job.prompts[: job.batch]]
     lengths = spread(job.batch, job.new_tokens, job.seed)
     draws_BT = np.random.default_rng(job.seed).random((job.batch, job.new_tokens))
