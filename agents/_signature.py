@@ -6,35 +6,36 @@ Written by `python -m rlgkd.scripts.config.docs` from the settings of the agents
 from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
 
+
 class AlgorithmSettings(TypedDict, total=False):
     """Keywords of TextAlgorithm."""
 
     alpha: float | Callable[[float], float]
     alpha_end: float | None
-    alpha_shape: Literal['linear', 'cosine', 'exponential']
+    alpha_shape: Literal["linear", "cosine", "exponential"]
     student_fraction: float | Callable[[float], float]
     student_fraction_end: float | None
-    student_fraction_shape: Literal['linear', 'cosine', 'exponential']
+    student_fraction_shape: Literal["linear", "cosine", "exponential"]
     divergence: str
     beta: float | None
     normalized: bool | None
     skew: float | None
     head: float | None
     teacher_top_k: int | None
-    estimator: Literal['exact', 'sampled', 'sampled_centred', 'k2', 'k3']
+    estimator: Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
     horizon: float
     policy_loss: str
     clip_low: float | None
     clip_high: float | None
-    ratio: Literal['token', 'sequence']
+    ratio: Literal["token", "sequence"]
     entropy_bonus: float
-    policy_reduction: Literal['sequence_mean', 'token_mean', 'sequence_sum', 'constant']
-    divergence_reduction: Literal['sequence_mean', 'token_mean', 'sequence_sum', 'constant']
+    policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+    divergence_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
     advantage: str
     drop_even_groups: bool
     overlong_buffer: int
     normalise_rewards: bool
-    combination: Literal['in_loss', 'in_reward']
+    combination: Literal["in_loss", "in_reward"]
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
@@ -43,8 +44,8 @@ class AlgorithmSettings(TypedDict, total=False):
     train_prompts: int | None
     temperature: float
     teacher_temperature: float
-    mixture: Literal['batch', 'prompt']
-    off_policy: Literal['references', 'teacher']
+    mixture: Literal["batch", "prompt"]
+    off_policy: Literal["references", "teacher"]
     teacher_texts: str | None
     behaviour: str | None
     teacher_share: float | None
@@ -56,7 +57,7 @@ class AlgorithmSettings(TypedDict, total=False):
     max_grad_norm: float
     epochs: int
     token_budget: int
-    precision: Literal['float32', 'bfloat16']
+    precision: Literal["float32", "bfloat16"]
     student_layers: Sequence[int]
     lora_rank: int
     lora_alpha: int | None

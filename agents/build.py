@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.gradient_checkpointing import recompute
-from rlgkd.lm.loading import load, load_tokenizer, twin
-from rlgkd.lm.lora import adapt, check_adapters
+from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.loading import copy_sharing_frozen, load, load_tokenizer
+from rlgkd.lm.lora import add_adapters, check_adapters
 from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
 from rlgkd.types import Task
 
@@ -62,7 +62,7 @@ def open_models(
     if teacher is not None:
         start = None
         if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
-            start = twin(opened) if module is opened else opened
+            start = copy_sharing_frozen(opened) if module is opened else opened
         elif config.teacher.teacher_decay is not None and isinstance(teacher, PreTrainedModel):
             teacher = copy.deepcopy(teacher)  # it will move; the caller's stays
         frozen = open_teacher(
@@ -70,10 +70,10 @@ def open_models(
         )
     with _relabel_errors("student"):
         if model.lora_rank:
-            adapt(module, model.lora_rank, alpha=model.lora_alpha, seed=seed)
+            add_adapters(module, model.lora_rank, alpha=model.lora_alpha, seed=seed)
         check_adapters(module)
         if model.gradient_checkpointing:
-            recompute(module)
+            enable_gradient_checkpointing(module)
         student = language_model(module, tokenizer, temperature=sampling.temperature, **decoding)
     if not any(p.requires_grad for p in module.parameters()):
         name = module.config.name_or_path

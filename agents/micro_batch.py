@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.shared_prefix import together
+from rlgkd.lm.shared_prefix import order_by_prefix
 from rlgkd.types import Batch, Episode
 
 
@@ -61,11 +61,11 @@ class MicroBatch:
 def micro_batches(lm: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
-    Samples of one prompt stay together, for the model may run over their prompt once.
+    Samples of one prompt stay order_by_prefix, for the model may run over their prompt once.
     """
     lengths = [len(episode.tokens_T) for episode in episodes]
     keys = [episode.item.key if lm.shares_prompts else "" for episode in episodes]
-    for rows in _groups(together(lengths, keys), lengths, token_budget):
+    for rows in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
         yield MicroBatch(rows, Batch.collate([episodes[row] for row in rows], pad=lm.pad, device=lm.device))
 
 

@@ -122,7 +122,7 @@ class Episodes:
         limit_R = self.length_N[rows_R] - self.prompt_N[rows_R] >= self.task.max_new_tokens
         ended_R = (actions_R == self.end) | limit_R
         if self.stops is not None:
-            ended_R |= [self.stops.end(self.turn(row)) for row in rows]
+            ended_R |= [self.stops.should_stop(self.turn(row)) for row in rows]
         over: dict[int, Dialogue] = {}
         for row in rows_R[ended_R].tolist():
             dialogue = self.dialogues[row]

@@ -161,7 +161,7 @@ class TextTask:
     def decode_completion(self, ids: Sequence[int]) -> str:
         """The text before the first stop string, without special tokens and outer white space."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        return (text if self.stops is None else self.stops.before(text)).strip()
+        return (text if self.stops is None else self.stops.text_before_stop(text)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
         """What the environment says behind the last turn; None where the episode is over.

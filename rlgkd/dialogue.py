@@ -37,7 +37,7 @@ class Dialogue:
         at_limit = StopReason.TRUNCATED if self.task.at_limit == "truncate" else StopReason.LENGTH
         stops = stop_strings(self.task)
         closed = ids[-1] == end_token(self.task.tokenizer)
-        if not closed and (stops is None or not stops.end(ids)):
+        if not closed and (stops is None or not stops.should_stop(ids)):
             self.stop = at_limit
             return []
         text = None if self.single_turn else self.task.reply(self.item, self.turns)

@@ -92,7 +92,7 @@ def sample_episodes(
         return going
 
     stops = stop_strings(task)
-    ends = None if stops is None else stops.end
+    ends = None if stops is None else stops.should_stop
     completions = decode(
         lm,
         prompts,
@@ -102,7 +102,7 @@ def sample_episodes(
         on_step=step,
         co_sampler=co_sampler,
         filters=filters,
-        stops=ends,
+        should_stop=ends,
     )
     rows = [
         _Row(prompt, Dialogue(task, item, single_turn=single_turn), g)
@@ -125,7 +125,7 @@ def sample_episodes(
             on_step=step,
             co_sampler=co_sampler,
             filters=filters,
-            stops=ends,
+            should_stop=ends,
         )
         for row, completion in zip(some, completions, strict=True):
             row.take(completion)
@@ -162,7 +162,7 @@ def replay_episodes(
         rest = list(actions)
         while rest and row.dialogue.stop is None:
             turn = rest[: rest.index(lm.end) + 1] if lm.end in rest else rest
-            turn = turn if stops is None else list(stops.turn(turn))
+            turn = turn if stops is None else list(stops.truncate(turn))
             rest = rest[len(turn) :]
             turn = turn[: row.dialogue.room]
             unknown = [0.0] * len(turn)

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rlgkd.envs.rewards.prompts import Row
 from rlgkd.errors import SettingError
 from rlgkd.lm.loading import load, load_tokenizer
-from rlgkd.lm.shared_prefix import together
+from rlgkd.lm.shared_prefix import order_by_prefix
 
 Model = str | Path | PreTrainedModel
 Tokens = str | Path | PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ class RowReader:
         fitting = [number for number, row in enumerate(rows) if 0 < len(row["input_ids"]) <= self.limit]
         # Longest first, so that too little memory shows at once; rows that begin alike stand together.
         ids = [rows[number]["input_ids"] for number in fitting]
-        order = together([len(row) for row in ids], [tuple(row[:HEAD]) for row in ids])
+        order = order_by_prefix([len(row) for row in ids], [tuple(row[:HEAD]) for row in ids])
         fitting = [fitting[place] for place in order]
         for start in range(0, len(fitting), self.batch_size):
             numbers = fitting[start : start + self.batch_size]

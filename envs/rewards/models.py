@@ -25,7 +25,7 @@ from rlgkd.envs.rewards.grader import takes
 from rlgkd.envs.rewards.prompts import Row, Template, chat_form, columns_of, first_tokens, pair_form, text_form
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import load_config
-from rlgkd.lm.shared_prefix import places_of_ends, share, shares
+from rlgkd.lm.shared_prefix import last_token_layouts, pack_shared_prefixes, supports_shared_prefix
 
 CLASSIFIER = "ForSequenceClassification"
 SEQ2SEQ = "premise: {premise} hypothesis: {hypothesis}"
@@ -122,12 +122,14 @@ class Entailment:
     def _classified(self, inputs: dict[str, Tensor]) -> Tensor:
         """[B, labels]: a causal classifier reads a premise once for all its hypotheses."""
         model, tokens_BT = self._reader.model, inputs["input_ids"]
-        if shares(model.config) and hasattr(model, "score"):
+        if supports_shared_prefix(model.config) and hasattr(model, "score"):
             lengths_B = inputs["attention_mask"].sum(1).tolist()
             rows = [row[:length] for row, length in zip(tokens_BT.tolist(), lengths_B, strict=True)]
             hidden = model.config.hidden_size
             body, score = cast(Any, model.base_model), cast(Any, model).score
-            shared = share(places_of_ends(rows), tokens_BT.shape[1], hidden=hidden, device=tokens_BT.device)
+            shared = pack_shared_prefixes(
+                last_token_layouts(rows), tokens_BT.shape[1], hidden=hidden, device=tokens_BT.device
+            )
             if shared is not None:
                 return cast(Tensor, score(shared.states(body, tokens_BT)))
             # Not by the model's own rule, the last token that is no padding: an end token may double as padding.

@@ -19,7 +19,7 @@ import torch
 from rlgkd.agents.advantages import no_credit
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import accumulate_gradient
-from rlgkd.lm import LanguageModel, decode, language_model, load, load_tokenizer, open_by_name
+from rlgkd.lm import LanguageModel, decode, open_by_name
 from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.objective import Actions, Objective
 from rlgkd.scripts.benchmarks.job import Job, peak_mb
@@ -39,8 +39,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _ragged(job: Job) -> dict[str, Any]:
     """Seconds of sampling and gradient, alternating: rows that leave and are sorted, and rows padded to the limit."""
-    module, tokenizer = load(job.student), load_tokenizer(job.student)
-    student = language_model(module, tokenizer, rows_at_once=job.settings.get("rows_at_once"))
+    student = open_by_name(job.student, rows_at_once=job.settings.get("rows_at_once"))
     teacher = open_by_name(job.teacher)
     teacher.module.requires_grad_(False)
     prompts = [student.tokenizer.encode(text) for text in job.prompts[: job.batch]]

@@ -32,7 +32,7 @@ from rlgkd.envs.rewards.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, Interval, evaluate
-from rlgkd.lm.loading import twin
+from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html
@@ -114,7 +114,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
         "split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.eval_seed
     }  # fmt: skip
     # All is measured against the teacher of the beginning, wherever training has been or will move it.
-    student = twin(agent.student) if (out / CHECKPOINTS).exists() else agent.student
+    student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
     rewind(agent, out)
     before = evaluate(student, teacher, agent.task, **scored)
