@@ -82,7 +82,7 @@ def test_without_a_mask_everything_is_allowed_and_one_that_allows_nothing_is_an_
     assert env.action_masks().all()
     none = TextGenerationEnv(task(lambda tokens: torch.zeros(len(tokens), 5, dtype=torch.bool)))
     none.reset(seed=0)
-    with pytest.raises(SettingError, match="allows nothing behind these tokens"):
+    with pytest.raises(SettingError, match="allows nothing after these tokens"):
         none.action_masks()
 
 

@@ -76,7 +76,7 @@ def test_a_masked_distribution_shares_out_what_was_forbidden_and_its_gradient_is
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (lambda t: torch.zeros(2, 6).bool(), r"\[1, 5\].*allows nothing behind these tokens"),
+        (lambda t: torch.zeros(2, 6).bool(), r"\[1, 5\].*allows nothing after these tokens"),
         (lambda t: torch.ones(2, 6), r"float32 of shape \(2, 6\).*bools of shape \(2, 6\)"),
         (lambda t: torch.ones(2, 5).bool(), r"shape \(2, 5\)"),
         (number(), r"behind: 4 .*no such token in the row \[1, 5\]"),
