@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -371,7 +372,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 )
             self.trajectories = self.later.settled(written)
         self.cursor += len(items)
-        self.rewards_seen = self.rewards_seen.seen([t.score.reward for t in self.trajectories if t.source in ON_POLICY])
+        rewards = [t.score.reward for t in self.trajectories if t.source in ON_POLICY]
+        self.rewards_seen = self.rewards_seen.updated(rewards, [not math.isnan(reward) for reward in rewards])
         episodes = [{"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories]
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend(episodes)
@@ -388,7 +390,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         None where rewards differ, within a text too.
         """
         seen, steps = self.rewards_seen, any(t.score.steps for t in self.trajectories)
-        return seen.mean if seen.count and seen.same and not steps and self.objective.alpha < 1 else None
+        return seen.mean if seen.count and seen.is_constant and not steps and self.objective.alpha < 1 else None
 
     def _seconds_of_reward(self) -> float:
         """Spent in the reward so far, where the task counts them."""
@@ -483,7 +485,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def rewards_BL(self) -> torch.Tensor:
         """[B, L], what each action of the rollout's own texts earned; see rlgkd.agents.advantages."""
         return rewards_of_actions(
-            self.trajectories, self.settings, alpha=self.objective.alpha, deviation=self.rewards_seen.deviation,
+            self.trajectories, self.settings, alpha=self.objective.alpha, deviation=self.rewards_seen.std,
             max_new_tokens=self.task.max_new_tokens,
         )  # fmt: skip
 
