@@ -75,31 +75,31 @@ def transitions(
     *,
     start: str,
     accepting: Collection[str],
-    behind: int,
+    prompt_end: int,
     vocabulary: int,
     end: int | None,
 ) -> TokenMask:
     """Return the mask of a finite automaton over token ids, a grammar of the completion.
 
-    The automaton is in `start` after the last `behind` token of a row, and each further token is a transition. In each
-    state the tokens of its row in the table are allowed, and the end token if the state is accepting.
+    The automaton is in `start` after the last `prompt_end` token of a row, and each further token is a transition. In
+    each state the tokens of its row in the table are allowed, and the end token if the state is accepting.
 
     Args:
         table: For each state the tokens it allows and the states they lead to.
         start: The state at the beginning of a completion.
         accepting: States in which a completion may end.
-        behind: The token that ends every prompt (a colon, the last token of a chat template), which the grammar
+        prompt_end: The token that ends every prompt (a colon, the last token of a chat template), which the grammar
             cannot use.
         vocabulary: V.
         end: The end token; None only if no state is accepting.
 
     Raises:
         SettingError: states that the table does not have, tokens outside the vocabulary, a state that allows nothing,
-            `behind` or `end` in the table; later, a row without `behind`, or with a token that was not allowed.
+            `prompt_end` or `end` in the table; later, a row without `prompt_end`, or with a token that was not allowed.
 
     Example:
         >>> digits = {"number": {1: "number", 2: "done"}, "done": {}}
-        >>> mask = transitions(digits, start="number", accepting=["done"], behind=3, vocabulary=4, end=0)
+        >>> mask = transitions(digits, start="number", accepting=["done"], prompt_end=3, vocabulary=4, end=0)
         >>> mask(torch.tensor([[2, 3, -1], [3, 1, 2]])).tolist()
         [[False, True, True, False], [True, False, False, False]]
     """
@@ -110,16 +110,18 @@ def transitions(
         raise SettingError("end", end, "give the end token's id if there are accepting states, else None")
     allowed_by_state = {}
     for state, row in table.items():
-        if behind in row or end in row:
-            raise SettingError("transitions", state, f"leave {behind} and {end} to `behind` and `accepting`")
+        if prompt_end in row or end in row:
+            raise SettingError("transitions", state, f"leave {prompt_end} and {end} to `prompt_end` and `accepting`")
         allowed_by_state[state] = _mask_of_ids("transitions", row, vocabulary, end if state in accepting else None)
         if not allowed_by_state[state].any():
             raise SettingError("transitions", state, "it allows nothing; make it accepting, or give it tokens")
 
     def state_after(tokens: list[int]) -> str:
-        prompt_ends = [column for column, token in enumerate(tokens) if token == behind]
+        prompt_ends = [column for column, token in enumerate(tokens) if token == prompt_end]
         if not prompt_ends:
-            raise SettingError("behind", behind, f"no such token in the row {tokens}; give one that ends every prompt")
+            raise SettingError(
+                "prompt_end", prompt_end, f"no such token in the row {tokens}; give one that ends every prompt"
+            )
         state = start
         for token in tokens[prompt_ends[-1] + 1 :]:
             if token not in table[state]:

@@ -23,7 +23,7 @@ TABLE = {"letter": {A: "same", B: "same"}, "same": {A: "letter", C: "done"}, "do
 
 
 def grammar():
-    return transitions(TABLE, start="letter", accepting=["done"], behind=COLON, vocabulary=5, end=END)
+    return transitions(TABLE, start="letter", accepting=["done"], prompt_end=COLON, vocabulary=5, end=END)
 
 
 def task(mask=None, **settings) -> TextTask:
