@@ -70,8 +70,8 @@ MUTANTS = (
     ),
     Mutant(
         "the end token masked because it is the padding too", "rlgkd/types.py",
-        (("action[row, :n], logp[row, :n] = t.action_mask_T, t.logp_T",
-          "action[row, :n], logp[row, :n] = t.action_mask_T & (t.tokens_T != pad), t.logp_T"),), OBJECTIVE,
+        (("action_mask_BT[row, :length] = t.action_mask_T",
+          "action_mask_BT[row, :length] = t.action_mask_T & (t.tokens_T != pad)"),), OBJECTIVE,
     ),
     Mutant(
         "labels not shifted", "rlgkd/lm/model.py",
