@@ -311,7 +311,7 @@ def test_a_foreign_manifest_is_refused(content: str, tmp_path: Path) -> None:
     model, optimizer = tiny()
     folder = checkpoint.save(tmp_path / "step-1", model=model, optimizer=optimizer, state={})
     (folder / checkpoint.MANIFEST).write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest\.json.*no whole checkpoint lies beside it"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json.*no whole checkpoint is next to it"):
         checkpoint.load(folder, model=model, optimizer=optimizer)
 
 
