@@ -118,7 +118,8 @@ def gradient(divergence: D.Divergence, teacher: Tensor, student: Tensor) -> Tens
         ("adaptive_kl", {}, 0.5 * (0.634897 + 0.675806)),
     ],
 )
-def test_golden_values_of_the_design(name: str, given_settings: dict[str, float], expected: float) -> None:
+def test_golden_values_worked_out_by_hand(name: str, given_settings: dict[str, float], expected: float) -> None:
+    """docs/mathematics.md, "Values by hand"; Jeffreys and the adaptive KL are sums of the first two."""
     value = D.get(name, **given_settings)(P.log(), Q.log())
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
@@ -297,7 +298,7 @@ def test_the_gradient_is_that_of_autograd_through_the_definition(
 def test_the_gradient_is_the_score_weighted_by_the_coefficient_of_the_f_divergence(
     name: str, given_settings: dict[str, float], coefficient
 ) -> None:
-    """PAPER item 3: grad D = E_pi[(f(u) - u f'(u)) grad log pi], u = p_T / pi."""
+    """grad D = E_Q[(f(u) - u f'(u)) grad log Q], u = P/Q: docs/mathematics.md, "The gradient of an f-divergence"."""
     teacher, student = random_logits(8)
     student.requires_grad_()
     log_q = student.log_softmax(-1)
