@@ -64,9 +64,15 @@ def model(
             return GPT2LMHeadModel(config).eval()
         if kind == "t5":
             config = T5Config(
-                d_model=16, d_kv=8, d_ff=32, num_layers=layers, num_heads=2, initializer_factor=4 * scale,
-                decoder_start_token_id=0, **shape,
-            )  # fmt: skip
+                d_model=16,
+                d_kv=8,
+                d_ff=32,
+                num_layers=layers,
+                num_heads=2,
+                initializer_factor=4 * scale,
+                decoder_start_token_id=0,
+                **shape,
+            )
             return T5ForConditionalGeneration(config).eval()
         config_class, model_class = {
             "llama": (LlamaConfig, LlamaForCausalLM),
@@ -79,15 +85,29 @@ def model(
 def family(kind: str, tokenizer: PreTrainedTokenizerFast, **settings: object) -> LanguageModel:
     """A random causal model of any family that transformers names, two query heads to a key head where it can."""
     shape = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
-        "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT,
-        "initializer_range": 0.3, "sliding_window": None, "layer_types": None,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.3,
+        "sliding_window": None,
+        "layer_types": None,
+    }
     if kind == "gpt_neox":
         shape = {k: v for k, v in shape.items() if k not in ("head_dim", "num_key_value_heads")}
     if kind == "gpt2":
-        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "vocab_size": len(tokenizer),
-                 "initializer_range": 0.3}  # fmt: skip
+        shape = {
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": CONTEXT,
+            "vocab_size": len(tokenizer),
+            "initializer_range": 0.3,
+        }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = AutoConfig.for_model(kind, **(shape | settings))
@@ -108,7 +128,7 @@ class Rows(KVWriter):
 
 
 def set_distribution(lm: LanguageModel, prompt: Sequence[int], probabilities: Sequence[float]) -> None:
-    """Set the head so that these are the probabilities of the token behind `prompt`."""
+    """Set the head so that these are the probabilities of the token after `prompt`."""
     with torch.no_grad():
         state_H = lm.body(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
         logp_V = torch.tensor(probabilities, dtype=state_H.dtype).log()

@@ -47,9 +47,14 @@ betas = st.floats(0.001, 0.999)
 
 
 def slow(
-    name: str, teacher: np.ndarray, student: np.ndarray, beta: float = 0.5, normalized: bool = False,
-    skew: float = 0.1, head: float = 0.5,
-) -> float:  # fmt: skip
+    name: str,
+    teacher: np.ndarray,
+    student: np.ndarray,
+    beta: float = 0.5,
+    normalized: bool = False,
+    skew: float = 0.1,
+    head: float = 0.5,
+) -> float:
     """One position, float64, token by token."""
 
     def probabilities(logits: np.ndarray) -> list[float]:
@@ -242,10 +247,15 @@ def test_the_gradient_is_that_of_finite_differences(name: str, given_settings: d
     assert torch.autograd.gradcheck(lambda s: divergence(teacher, s), student.requires_grad_())
 
 
-def taped(
-    name: str, teacher: Tensor, student: Tensor, beta: float = 0.5, normalized: bool = False, skew: float = 0.0,
+def autograd_value(
+    name: str,
+    teacher: Tensor,
+    student: Tensor,
+    beta: float = 0.5,
+    normalized: bool = False,
+    skew: float = 0.0,
     head: float = 0.5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The definition, left to autograd."""
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
@@ -281,7 +291,7 @@ def test_the_gradient_is_that_of_autograd_through_the_definition(
 ) -> None:
     teacher, student = (x.to(dtype) for x in random_logits(40, 60))
     slope = gradient(D.get(name, **given_settings), teacher, student)
-    expected = gradient(lambda t, s: taped(name, t, s, **given_settings), teacher, student)
+    expected = gradient(lambda t, s: autograd_value(name, t, s, **given_settings), teacher, student)
     torch.testing.assert_close(slope, expected, **({"rtol": 1e-4, "atol": 3e-6} if dtype == torch.float32 else {}))
 
 

@@ -23,7 +23,7 @@ TABLE = {
 
 
 def number(**changed):
-    """A number such as 12.1, behind a colon."""
+    """A number such as 12.1, after a colon."""
     given = {"start": "begin", "accepting": ["whole", "fraction"], "prompt_end": COLON, "vocabulary": 6, "end": END}
     return transitions(changed.pop("table", TABLE), **given | changed)
 
