@@ -14,6 +14,7 @@ Nothing random is global: see `TrainingState`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -250,7 +251,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
             trajectories = scoring.trajectories()
         self.rollout = Rollout(trajectories=trajectories, micro_batches=parts, student_fraction=fraction)
         self.state.next_prompt += len(items)
-        self.state.rewards = self.state.rewards.seen([t.score.reward for t in self.rollout.on_policy])
+        rewards = [t.score.reward for t in self.rollout.on_policy]
+        self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in trajectories)
         self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
@@ -485,7 +487,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
     def _rewards(self, rollout: Rollout) -> Rewards:
         """The rewards of the actions of on-policy trajectories; with `in_reward`, times 1 - alpha."""
-        deviation = self.state.rewards.deviation
+        deviation = self.state.rewards.std
         rewards = rewards_of(
             rollout.on_policy, self.config.reward, deviation=deviation, max_new_tokens=self.task.max_new_tokens
         )

@@ -41,7 +41,7 @@ def constant_reward(seen: RunningMeanStd, rollout: Rollout, objective: Objective
     None if rewards differ, also within a text, or if the policy term has no weight.
     """
     per_action = any(t.score.steps for t in rollout.trajectories)
-    return seen.mean if seen.count and seen.same and not per_action and objective.alpha < 1 else None
+    return seen.mean if seen.count and seen.is_constant and not per_action and objective.alpha < 1 else None
 
 
 def warn_of_constant_reward(reward: float, samples: int) -> None:

@@ -25,11 +25,17 @@ LIMIT = {"words": 6, "bytes": 12}
 
 def make(kind: str = "bytes", **settings) -> TextTask:
     tokenizer, prompts = (WORDS, ["A", "B C", "C A B"]) if kind == "words" else (BYTES, ["a", "b a", "ab"])
-    return TextTask(**{
-        "prompts": prompts, "tokenizer": tokenizer, "max_new_tokens": LIMIT[kind], "max_prompt_tokens": 4,
-        "stop": STOPS[kind],
-        "reward": lambda turns: [sum(map(len, said)) + said[-1].count("a") / 10 for said in turns], **settings,
-    })  # fmt: skip
+    return TextTask(
+        **{
+            "prompts": prompts,
+            "tokenizer": tokenizer,
+            "max_new_tokens": LIMIT[kind],
+            "max_prompt_tokens": 4,
+            "stop": STOPS[kind],
+            "reward": lambda turns: [sum(map(len, said)) + said[-1].count("a") / 10 for said in turns],
+            **settings,
+        }
+    )
 
 
 def policy(task: TextTask, seed: int = 0) -> LanguageModel:
@@ -41,7 +47,7 @@ def items(task: TextTask) -> list:
 
 
 def again(item, turns) -> str | None:
-    """Say something behind every turn but the third."""
+    """Reply to every turn but the third."""
     return ("A" if item.prompt.isupper() else "a") if len(turns) < 5 else None
 
 
@@ -169,9 +175,15 @@ def test_in_a_chat_the_end_token_that_a_turn_lacks_is_put_in_front_of_the_answer
         "{% if add_generation_prompt %}bot {% endif %}"
     )
     task = TextTask(
-        prompts=["A"], tokenizer=tokenizer, chat=True, reply=again, reward=lambda completions: [0.0] * len(completions),
-        stop="C", max_new_tokens=16, max_prompt_tokens=8,
-    )  # fmt: skip
+        prompts=["A"],
+        tokenizer=tokenizer,
+        chat=True,
+        reply=again,
+        reward=lambda completions: [0.0] * len(completions),
+        stop="C",
+        max_new_tokens=16,
+        max_prompt_tokens=8,
+    )
     a, b, c, user, bot = range(1, 6)
     said = [user, a, 0, bot]
     (t,) = tiny.replayed(policy(task), task, [task.item("train", 0, 0)], [[b, c, b, 0, c]], source=Source.TEACHER)
@@ -199,9 +211,14 @@ def test_a_teachers_texts_are_kept_for_the_stop_strings_they_were_written_with(t
     def agent(**settings) -> Distill:
         task = make("words", **settings)
         return Distill(
-            policy(task).module, TextVecEnv(task), teacher=policy(task, 1).module, student_fraction=0.0,
-            off_policy="teacher", teacher_texts=tmp_path / "texts.jsonl", prompts_per_update=3,
-        )  # fmt: skip
+            policy(task).module,
+            TextVecEnv(task),
+            teacher=policy(task, 1).module,
+            student_fraction=0.0,
+            off_policy="teacher",
+            teacher_texts=tmp_path / "texts.jsonl",
+            prompts_per_update=3,
+        )
 
     agent().learn(20)
     assert json.loads((tmp_path / "texts.jsonl").read_text().splitlines()[0])["stop"] == ["B C"]

@@ -137,7 +137,7 @@ class Rows(KVWriter):
 
 
 def set_distribution(lm: LanguageModel, prompt: Sequence[int], probabilities: Sequence[float]) -> None:
-    """Set the head so that the token after `prompt` has these probabilities."""
+    """Set the head so that these are the probabilities of the token after `prompt`."""
     with torch.no_grad():
         state_H = lm.body(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
         logp_V = torch.tensor(probabilities, dtype=state_H.dtype).log()

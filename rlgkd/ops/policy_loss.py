@@ -44,7 +44,7 @@ def reinforce(logp_N: Tensor, advantage_N: Tensor) -> Tensor:
         [0.5, -2.0]
     """
     if logp_N.shape != advantage_N.shape:
-        raise SettingError("advantage_N.shape", tuple(advantage_N.shape), f"give that of logp_N, {tuple(logp_N.shape)}")
+        raise SettingError("advantage_N.shape", tuple(advantage_N.shape), f"give logp_N's, {tuple(logp_N.shape)}")
     return -advantage_N.detach() * logp_N
 
 
@@ -115,13 +115,13 @@ def clipped_weight(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, *, c
 
 
 def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: float | None = None) -> Tensor:
-    """loss_n = 1/2 (V - R)^2, or the larger of that and the same with V held within `clip` of its old value.
+    """loss_n = 1/2 (V - R)^2, or the larger of that and the same with V clipped to within `clip` of its old value.
 
     Args:
         value_N: [N], with its gradient.
-        old_value_N: [N], under the policy that sampled; a constant.
-        return_N: [N], what V should be; a constant.
-        clip: at least 0; None does not clip.
+        old_value_N: [N], the value at the time of sampling; a constant.
+        return_N: [N], the target; a constant.
+        clip: 0 or more; None does not clip.
 
     Returns:
         [N].
@@ -129,7 +129,8 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
     Raises:
         SettingError: the shapes differ, or clip below 0.
 
-    Source: Schulman et al. 2017, arXiv 1707.06347, with the clipping of its authors' code (Engstrom et al. 2020).
+    Source: Schulman et al. 2017, arXiv 1707.06347; the clipping is that of its authors' code (Engstrom et al. 2020,
+    arXiv 2005.12729).
 
     Example:
         >>> value_loss(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([2.5]), clip=0.5).tolist()
@@ -142,9 +143,10 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
         return 0.5 * (value_N - return_N.detach()).square()
     if not clip >= 0.0:
         raise SettingError("clip", clip, "give 0 or more, or None")
-    held_N = old_value_N.detach() + (value_N - old_value_N.detach()).clamp(-clip, clip)
-    errors = ((values_N - return_N.detach()).square() for values_N in (value_N, held_N))
-    return 0.5 * torch.maximum(*errors)
+    clipped_N = old_value_N.detach() + (value_N - old_value_N.detach()).clamp(-clip, clip)
+    error_N = (value_N - return_N.detach()).square()
+    clipped_error_N = (clipped_N - return_N.detach()).square()
+    return 0.5 * torch.maximum(error_N, clipped_error_N)
 
 
 def get(name: str, **settings: float) -> PolicyLoss:
@@ -182,12 +184,14 @@ def _ratio(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, clip_high: f
         raise SettingError("clip_high", clip_high, "give 0 or more")
     for field, values_N in (("old_logp_N", old_logp_N), ("advantage_N", advantage_N)):
         if logp_N.shape != values_N.shape:
-            raise SettingError(f"{field}.shape", tuple(values_N.shape), f"give that of logp_N, {tuple(logp_N.shape)}")
+            raise SettingError(f"{field}.shape", tuple(values_N.shape), f"give logp_N's, {tuple(logp_N.shape)}")
     return (logp_N - old_logp_N.detach()).clamp(max=80.0).exp()  # infinity times an advantage of 0 would be NaN
 
 
 def log_probability(logits_NV: Tensor, action_N: Tensor) -> Tensor:
-    """log p(y_n), [N] in nats, of the chosen tokens [N], without a second [N, V] where no gradient is formed.
+    """log p(y_n) of the chosen tokens: [N, V], [N] -> [N], in nats.
+
+    Without a gradient no second tensor of shape [N, V] is allocated.
 
     Example:
         >>> round(log_probability(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp().item(), 4)
@@ -197,7 +201,7 @@ def log_probability(logits_NV: Tensor, action_N: Tensor) -> Tensor:
         return logits_NV.gather(-1, action_N[:, None])[:, 0] - torch.logsumexp(logits_NV, -1)
     log_p_NV = _log_softmax(logits_NV)
     logp_N = log_p_NV.gather(-1, action_N[:, None])[:, 0]
-    return with_gradient(logits_NV, logp_N, _slope_of_logp(exp_(log_p_NV), action_N))
+    return with_gradient(logits_NV, logp_N, _logp_gradient(exp_(log_p_NV), action_N))
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -220,18 +224,18 @@ def entropy(logits: Tensor) -> Tensor:
     """
     if logits.ndim == 0 or logits.shape[-1] == 0 or not logits.is_floating_point():
         raise SettingError("logits", (tuple(logits.shape), logits.dtype), "give [..., V] floating-point logits")
-    value, p_V, p_log_p_V = _entropy(_log_softmax(logits))
+    value, p_V, p_log_p_V = _entropy_and_factors(_log_softmax(logits))
     if not wants_gradient(logits):
         return value
-    return with_gradient(logits, value, _slope_of_entropy(value, p_V, p_log_p_V))
+    return with_gradient(logits, value, _entropy_gradient(value, p_V, p_log_p_V))
 
 
 def log_probability_and_entropy(
     logits_NV: Tensor, action_N: Tensor, *, entropy_gradient: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """`log_probability` and `entropy`, two [N] in nats, from one softmax: a third of the passes over [N, V].
+    """`log_probability` and `entropy`, both [N] in nats, from one softmax: a third of the passes over [N, V].
 
-    Without `entropy_gradient` the entropy is a constant, and one tensor less is made.
+    Without `entropy_gradient` the entropy is a constant, which saves one tensor of shape [N, V].
 
     Example:
         >>> logp, entropy = log_probability_and_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -240,31 +244,31 @@ def log_probability_and_entropy(
     """
     log_p_NV = _log_softmax(logits_NV)
     logp_N = log_p_NV.gather(-1, action_N[:, None])[:, 0]
-    entropy_N, p_NV, p_log_p_NV = _entropy(log_p_NV)
+    entropy_N, p_NV, p_log_p_NV = _entropy_and_factors(log_p_NV)
     if not wants_gradient(logits_NV):
         return logp_N, entropy_N
     if entropy_gradient:
-        entropy_N = with_gradient(logits_NV, entropy_N, _slope_of_entropy(entropy_N, p_NV.clone(), p_log_p_NV))
-    return with_gradient(logits_NV, logp_N, _slope_of_logp(p_NV, action_N)), entropy_N
+        entropy_N = with_gradient(logits_NV, entropy_N, _entropy_gradient(entropy_N, p_NV.clone(), p_log_p_NV))
+    return with_gradient(logits_NV, logp_N, _logp_gradient(p_NV, action_N)), entropy_N
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.detach(), -1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _entropy(log_p_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _entropy_and_factors(log_p_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return H, p and p log p, of which the last overwrites `log_p_V`."""
     p_V = exp(log_p_V)
     p_log_p_V = log_p_V.clamp_(min=torch.finfo(log_p_V.dtype).min).mul_(p_V)  # finite, so that 0 log 0 is 0
     return -p_log_p_V.sum(-1), p_V, p_log_p_V
 
 
-def _slope_of_logp(p_NV: Tensor, action_N: Tensor) -> Tensor:
+def _logp_gradient(p_NV: Tensor, action_N: Tensor) -> Tensor:
     """Return d log p(y_n)/dlogits_V = 1[v = y_n] - p; overwrites `p_NV`."""
     return p_NV.neg_().scatter_add_(-1, action_N[:, None], torch.ones_like(p_NV[:, :1]))
 
 
-def _slope_of_entropy(value: Tensor, p_V: Tensor, p_log_p_V: Tensor) -> Tensor:
+def _entropy_gradient(value: Tensor, p_V: Tensor, p_log_p_V: Tensor) -> Tensor:
     """Return dH/dlogits_V = -p (log p + H); overwrites `p_V` and `p_log_p_V`."""
     return p_log_p_V.add_(p_V.mul_(value.unsqueeze(-1))).neg_()
 

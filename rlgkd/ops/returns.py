@@ -24,7 +24,7 @@ def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tens
 
     Args:
         reward_BT: [B, T], the reward of each action.
-        gamma: the discount per action, in [0, 1].
+        gamma: The discount per action, in [0, 1].
         mask_BT: [B, T], bool; True at actions.
 
     Returns:
@@ -45,19 +45,19 @@ def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tens
         raise SettingError("mask_BT.shape", tuple(mask_BT.shape), f"give [B, T] as reward_BT, {tuple(reward_BT.shape)}")
     if mask_BT.dtype != torch.bool:
         raise SettingError("mask_BT.dtype", mask_BT.dtype, "give a bool mask")
-    # G_t = r_t + d_t G_{t+1}, with r = 0 and d = 1 outside the mask; each step doubles how far ahead both reach.
+    # G_t = r_t + d_t G_{t+1}, with r = 0 and d = 1 outside the mask; each step doubles the span that both cover.
     dtype = torch.promote_types(reward_BT.dtype, torch.float32)
     return_BT = reward_BT.to(dtype).masked_fill(~mask_BT, 0.0)
-    if gamma == 0.0:  # 0 * inf is no number, and a horizon of 0 must not see the future
+    if gamma == 0.0:  # 0 * inf is NaN, and a horizon of 0 must not see the future
         return return_BT
     discount_BT = torch.ones_like(return_BT).masked_fill(mask_BT, gamma)
-    reach = 1
-    while reach < reward_BT.shape[1]:
-        ahead_BT = discount_BT[:, :-reach] * return_BT[:, reach:]
-        return_BT = torch.cat([return_BT[:, :-reach] + ahead_BT, return_BT[:, -reach:]], dim=1)
-        ahead_BT = discount_BT[:, :-reach] * discount_BT[:, reach:]
-        discount_BT = torch.cat([ahead_BT, discount_BT[:, -reach:]], dim=1)
-        reach *= 2
+    span = 1
+    while span < reward_BT.shape[1]:
+        later_BT = discount_BT[:, :-span] * return_BT[:, span:]
+        return_BT = torch.cat([return_BT[:, :-span] + later_BT, return_BT[:, -span:]], dim=1)
+        product_BT = discount_BT[:, :-span] * discount_BT[:, span:]
+        discount_BT = torch.cat([product_BT, discount_BT[:, -span:]], dim=1)
+        span *= 2
     return return_BT.masked_fill(~mask_BT, 0.0)
 
 
@@ -69,14 +69,14 @@ def gae(reward_BT: Tensor, value_BT: Tensor, lam: float, mask_BT: Tensor) -> Ten
     Args:
         reward_BT: [B, T], the reward of each action.
         value_BT: [B, T], the value of the state before each action; a constant.
-        lam: lambda in [0, 1].
+        lam: Lambda, in [0, 1].
         mask_BT: [B, T], bool; True at actions. A row's actions must be adjacent.
 
     Returns:
         [B, T]; 0 outside the mask. The target of the value function is A + V.
 
     Raises:
-        SettingError: as `discounted_returns`, or actions with a gap between them.
+        SettingError: as for `discounted_returns`, or actions with a gap between them.
 
     Source: Schulman et al. 2016, arXiv 1506.02438, Eq. 16.
 
@@ -88,17 +88,17 @@ def gae(reward_BT: Tensor, value_BT: Tensor, lam: float, mask_BT: Tensor) -> Ten
     if (mask_BT[:, 1:] & ~mask_BT[:, :-1]).sum(1).add(mask_BT[:, 0]).gt(1).any():
         raise SettingError("mask_BT", "gap", "give rows whose actions are adjacent")
     value_BT = value_BT.detach().masked_fill(~mask_BT, 0.0)
-    after_BT = torch.cat([value_BT[:, 1:], value_BT.new_zeros(len(value_BT), 1)], dim=1)
-    return discounted_returns(reward_BT + after_BT - value_BT, lam, mask_BT)
+    next_value_BT = torch.cat([value_BT[:, 1:], value_BT.new_zeros(len(value_BT), 1)], dim=1)
+    return discounted_returns(reward_BT + next_value_BT - value_BT, lam, mask_BT)
 
 
 def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
-    """0 up to `limit - buffer` tokens, then falling linearly to -1 at `limit`: what is added to the reward.
+    """The penalty added to the reward: 0 up to `limit - buffer` tokens, then falling linearly to -1 at `limit`.
 
     Args:
-        length_B: [B], tokens of each completion.
-        limit: the most a completion may have.
-        buffer: tokens over which the penalty grows, in [1, limit].
+        length_B: [B], the number of tokens of each completion.
+        limit: The length limit in tokens.
+        buffer: The number of tokens over which the penalty grows, in [1, limit].
 
     Returns:
         [B], float64, in [-1, 0].
@@ -106,7 +106,7 @@ def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
     Raises:
         SettingError: buffer out of range.
 
-    Source: Yu et al. 2025, arXiv 2503.14476, Eq. 13 (DAPO); no text is longer than the limit here.
+    Source: Yu et al. 2025, arXiv 2503.14476, Eq. 13 (DAPO); no completion is longer than the limit here.
 
     Example:
         >>> overlong_penalty(torch.tensor([4, 8, 9, 10]), limit=10, buffer=4).tolist()

@@ -49,26 +49,26 @@ class Schedule:
 
 
 def steered(alpha: float, divergence: float, target: float, rate: float) -> float:
-    """Return alpha, moved so that the divergence comes to its target: dual ascent on log(alpha / (1 - alpha)).
+    """Return alpha after one step of dual ascent on log(alpha / (1 - alpha)) towards the divergence's target.
 
     The Lagrange multiplier of the constraint D <= target is alpha / (1 - alpha); its logarithm rises by `rate` times
-    the relative excess D / target - 1, held within -1 and 1.
+    the relative error D / target - 1, clipped to [-1, 1].
 
     Args:
-        alpha: in (0, 1).
-        divergence: the batch's, in nats.
-        target: what it shall be, above 0, in nats.
-        rate: above 0.
+        alpha: The current value, in (0, 1).
+        divergence: The batch's divergence, in nats.
+        target: The largest divergence wanted, in nats, above 0.
+        rate: The step size, above 0.
 
     Returns:
-        In (0, 1), held within 1e-4 of its ends, from which there would be no way back.
+        A value in [1e-4, 1 - 1e-4]: at 0 or 1 the odds could not change any more.
 
-    Source: Ziegler et al. 2019, arXiv 1909.08593 (their proportional controller, here on the odds).
+    Source: Ziegler et al. 2019, arXiv 1909.08593 (a proportional controller, here on the odds).
 
     Example:
         >>> round(steered(0.5, divergence=0.3, target=0.2, rate=0.1), 4)
         0.5125
     """
-    excess = max(-1.0, min(1.0, divergence / target - 1.0))
-    odds = alpha / (1.0 - alpha) * math.exp(rate * excess)
+    relative_error = max(-1.0, min(1.0, divergence / target - 1.0))
+    odds = alpha / (1.0 - alpha) * math.exp(rate * relative_error)
     return min(1.0 - 1e-4, max(1e-4, odds / (1.0 + odds)))

@@ -123,11 +123,13 @@ def test_running_moments_are_those_of_all_values():
     rng = np.random.default_rng(0)
     values, running = rng.normal(3.0, 2.0, 200), RunningMeanStd()
     for part in np.split(values, (1, 5, 5, 70)):
-        running = running.seen([*part, math.nan])
-    assert running.mean == pytest.approx(values.mean()) and running.deviation == pytest.approx(values.std(ddof=1))
-    assert RunningMeanStd().seen([2.0, 2.0]).deviation == 1.0
-    rounded = RunningMeanStd().seen([0.1] * 3).seen([0.1] * 3).seen([0.1] * 3)
-    assert rounded.deviation == 1.0, "equal values that leave rounding"
+        running = running.updated([*part, math.nan], [True] * len(part) + [False])
+    assert running.mean == pytest.approx(values.mean()) and running.std == pytest.approx(values.std(ddof=1))
+    assert RunningMeanStd().updated([2.0, 2.0], [True, True]).std == 1.0
+    rounded = RunningMeanStd()
+    for _ in range(3):
+        rounded = rounded.updated([0.1] * 3, [True] * 3)
+    assert rounded.std == 1.0, "equal values that leave rounding"
 
 
 def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
@@ -147,7 +149,7 @@ def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
         agents.append(agent)
     for one, other in zip(*(agent.student.module.parameters() for agent in agents), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-    assert agents[0].state.rewards.deviation == pytest.approx(1000 * agents[1].state.rewards.deviation)
+    assert agents[0].state.rewards.std == pytest.approx(1000 * agents[1].state.rewards.std)
     other = agents[1]
     other.state = TrainingState.from_json(json.loads(json.dumps(agents[0].state.to_json())))
     assert other.state.rewards == agents[0].state.rewards

@@ -130,7 +130,7 @@ def optimum(alpha: float, divergence: Callable[[torch.Tensor, torch.Tensor], tor
     return logits_V.detach().softmax(-1).float()
 
 
-OPTIMA = [  # PAPER's closed forms and values; for the other two the solver's own
+OPTIMA = [  # the closed forms of docs/mathematics.md, "The optimum"; for the other two the solver's own
     ({"divergence": "reverse_kl"}, (0.11739, 0.726336, 0.035217, 0.121056)),
     ({"divergence": "forward_kl"}, (0.179233, 0.657426, 0.05377, 0.109571)),
     ({"divergence": "jsd", "beta": 0.5}, (0.003503, 0.853239, 0.001051, 0.142207)),
@@ -139,13 +139,13 @@ OPTIMA = [  # PAPER's closed forms and values; for the other two the solver's ow
 ]
 
 
-@pytest.mark.parametrize(("settings", "published"), OPTIMA, ids=[str(settings) for settings, _ in OPTIMA])
-def test_the_mixture_arrives_at_the_optimum_of_equation_5(settings, published):
+@pytest.mark.parametrize(("settings", "closed_form"), OPTIMA, ids=[str(settings) for settings, _ in OPTIMA])
+def test_the_mixture_arrives_at_the_optimum_of_equation_5(settings, closed_form):
     expected = optimum(
         0.3, divergence.get(settings["divergence"], **{k: v for k, v in settings.items() if k == "beta"})
     )
-    if published is not None:
-        torch.testing.assert_close(expected, torch.tensor(published), atol=2e-6, rtol=0)
+    if closed_form is not None:
+        torch.testing.assert_close(expected, torch.tensor(closed_form), atol=2e-6, rtol=0)
     teacher = student(1)
     tiny.set_distribution(LanguageModel(teacher, TOKENIZER), [1], TEACHER_P)
     reward = dict(zip(("", "A", "B", "C"), REWARD, strict=True)).__getitem__

@@ -91,8 +91,8 @@ def test_leave_one_out_is_g_over_g_minus_one_times_the_mean_baseline_and_sums_to
     assert advantage_PG.sum(-1).abs().max().item() < 1e-12
 
 
-def test_leave_one_out_leaves_the_policy_gradient_unbiased_and_the_mean_baseline_shrinks_it() -> None:
-    """Enumerated over every group of three samples of a policy over three actions."""
+def test_leave_one_out_is_unbiased_and_the_mean_baseline_shrinks_the_gradient() -> None:
+    """Enumerated over every group of three samples of a policy over three actions; the mean shrinks it by (G-1)/G."""
     logits = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
     reward = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
     (exact,) = torch.autograd.grad((logits.softmax(-1) * reward).sum(), logits)
@@ -158,7 +158,8 @@ def test_a_group_of_one_an_infinite_reward_and_a_flat_tensor_are_refused(advanta
         masked(advantage, torch.ones(3))
 
 
-def test_normalised_advantages_have_mean_zero_and_deviation_one_and_ignore_scale_and_shift() -> None:
+def test_normalised_advantages_have_mean_0_and_deviation_1() -> None:
+    """So a reward's scale and shift change nothing, except where its differences are near the 1e-4 in the divisor."""
     reward_PG = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     group_PG, batch_PG = masked(R.group_normalised, reward_PG), masked(R.batch_normalised, reward_PG)
     torch.testing.assert_close(group_PG.std(-1), torch.ones(6, dtype=torch.float64), rtol=1e-3, atol=0)
@@ -220,7 +221,7 @@ def test_gae_refuses_actions_with_a_gap() -> None:
         R.gae(torch.zeros(1, 3), torch.zeros(1, 3), 0.9, mask_BT)
 
 
-def test_the_overlong_penalty_is_a_ramp_over_its_buffer_and_refuses_one_that_does_not_fit() -> None:
+def test_the_overlong_penalty_is_a_ramp_over_its_buffer() -> None:
     penalty = R.overlong_penalty(torch.arange(1, 21), limit=20, buffer=8)
     assert not penalty[:12].any() and penalty[-1] == -1.0
     torch.testing.assert_close(penalty[12:].diff(), torch.full((7,), -1 / 8, dtype=torch.float64))

@@ -18,7 +18,8 @@ def test_every_shape_runs_from_start_to_end_without_turning(shape: str) -> None:
     assert values == sorted(values, reverse=True)
 
 
-def test_halfway_a_line_and_a_cosine_are_at_the_mean_and_an_exponential_at_the_geometric_one() -> None:
+def test_halfway_each_shape_is_at_its_mean() -> None:
+    """A line and a cosine at the arithmetic mean of their ends, an exponential at the geometric one."""
     assert [Schedule(0.9, 0.1, shape)(0.5) for shape in get_args(Shape)] == pytest.approx([0.5, 0.5, 0.3])
 
 
@@ -29,7 +30,8 @@ def test_an_exponential_to_zero_and_an_unknown_shape_are_refused() -> None:
         Schedule(0.5, 0.1, "cosin")
 
 
-def test_a_steered_alpha_rises_while_the_divergence_is_above_its_target_and_stays_where_it_is_met():
+def test_a_steered_alpha_rises_while_the_divergence_is_above_its_target():
+    """And stays where the target is met."""
     assert steered(0.3, divergence=0.2, target=0.2, rate=0.1) == pytest.approx(0.3)
     above, far = (steered(0.3, divergence=d, target=0.2, rate=0.1) for d in (0.25, 99.0))
     assert 0.3 < above < far < 0.33
