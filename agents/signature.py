@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import textwrap
 import types
 from collections.abc import Callable
@@ -21,7 +22,6 @@ Written by `python -m rlgkd.scripts.config.docs` from the settings of the agents
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
-
 '''
 
 
@@ -59,7 +59,7 @@ def typed_dicts(kinds: dict[str, type[Settings]]) -> str:
         opening = f"class {name}({base or 'TypedDict'}, total=False):"
         blocks.append("\n".join([opening, f'    """Keywords of {settings.owner}."""', "", *fields, ""]))
         base = base or name
-    return HEAD + "\n\n".join(["", *blocks]).lstrip("\n")
+    return "\n\n".join([HEAD, *blocks])
 
 
 def source_of(annotation: Any) -> str:
@@ -67,7 +67,7 @@ def source_of(annotation: Any) -> str:
 
     Example:
         >>> source_of(Annotated[int, "1 or more"] | None), source_of(Literal["a", "b"]), source_of(tuple[int, ...])
-        ('int | None', "Literal['a', 'b']", 'Sequence[int]')
+        ('int | None', 'Literal["a", "b"]', 'Sequence[int]')
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is types.NoneType:
@@ -77,7 +77,7 @@ def source_of(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " | ".join(map(source_of, arguments))
     if origin is Literal:
-        return f"Literal[{', '.join(map(repr, arguments))}]"
+        return f"Literal[{', '.join(map(json.dumps, arguments))}]"
     if origin is tuple:
         return f"Sequence[{source_of(arguments[0])}]"
     if origin is not None:  # a function of the remaining progress
