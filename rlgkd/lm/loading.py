@@ -128,7 +128,7 @@ def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: st
 def copy_sharing_frozen(model: ModelT) -> ModelT:
     """Copy a model but share its frozen parameters, which never change and so need no memory of their own."""
     module = model if isinstance(model, PreTrainedModel) else model.module
-    # deepcopy takes an object that is in its memo for the copy.
+    # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
 
 

@@ -29,7 +29,8 @@ def last_states(lm: LanguageModel, tokens_BT: Tensor) -> Tensor:
     Raises: ModelError for an encoder-decoder model, since a row does not show where its prompt ends.
     """
     if isinstance(lm, EncoderDecoderModel):
-        raise ModelError("model", lm.module.config.model_type, "a row does not tell its prompt; give a causal model")
+        remedy = "a row does not show where its prompt ends; give a causal model"
+        raise ModelError("model", lm.module.config.model_type, remedy)
     rows_BT = tokens_BT.cpu().numpy()
     last_B = (rows_BT >= 0).sum(1) - 1
     width = int(last_B.max()) + 1

@@ -82,7 +82,7 @@ def pack_shared_prefixes(
     """Plan the packing of rows that share prompts; None where it saves nothing.
 
     Args:
-        layouts: Of each row.
+        layouts: The layout of each row.
         width: Columns of the given rows, padding included.
         hidden: The model's hidden size, for the estimate of what is worth sharing (see `_packed_rows`).
         device: For the plan's tensors.
@@ -182,7 +182,7 @@ def last_token_layouts(rows: Sequence[Sequence[int]]) -> list[RowLayout]:
 
 
 def order_by_prefix(lengths: Sequence[int], prefixes: Sequence[Prefix]) -> list[int]:
-    """Order rows by falling length, but keep rows of one prefix together, at the place of the longest of them.
+    """Order rows by falling length, but keep rows of one prefix together, where the longest of them comes.
 
     Example:
         >>> order_by_prefix([3, 9, 5, 4], ["a", "b", "a", "b"])

@@ -3,8 +3,9 @@
 They are searched in the text as the tokenizer decodes it, without special tokens. The text that counts ends before the
 first of them (as in vLLM and OpenAI's API); the token that completed it may hold more, and stays an action.
 
-To decode the whole text after every token would be slow. What a token adds to a text is found out once, and most tokens
-cannot complete a stop string. After one that can, a few tokens are decoded, and the whole text only if they hold one.
+To decode the whole text after every token would be slow. So a token is inspected once for the text that it adds, and
+most tokens cannot complete a stop string. After one that can, a few tokens are decoded, and the whole text only if they
+hold one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlgkd.errors import SettingError
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What tokenizers decode the bytes of an incomplete character to."""
+"""Tokenizers decode the bytes of an incomplete character to it."""
 
 
 class StopStrings:

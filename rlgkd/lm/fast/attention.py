@@ -54,10 +54,10 @@ class _HeadIndex:
         """Index the tokens of `rows`, all of which stand in the columns from `first` to `end`.
 
         Args:
-            flat_index_M: Of all tokens, rising, in the padded grid.
-            rows: The block's.
-            width: Of the padded grid.
-            first: The block's first column.
+            flat_index_M: The flat indices of the tokens of all rows, rising.
+            rows: The rows of the block.
+            width: Columns of the padded grid.
+            first: The first column of the block.
             end: The column after its last.
             key_heads: G.
             group: Q; 1 for keys and values.
@@ -113,7 +113,7 @@ class AttentionPlan:
     """How attention is computed for the queries of some tokens; made once for all layers."""
 
     flat_index_M: Tensor
-    """Of the tokens with a query."""
+    """The flat indices of the tokens with a query."""
     blocks: tuple[_Block, ...] | None
     """None where rows are long, for torch's kernel."""
 

@@ -1,4 +1,4 @@
-"""A layer's weights as a decode step reads them: adapters merged, layers that share an input joined, and prepacked."""
+"""A layer's weights as a decode step uses them: adapters merged, linear layers with one input joined, and prepacked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LayerWeights:
 
     @staticmethod
     def from_layer(layer: Any, ops: DecodeOps, rows: int | None) -> LayerWeights:
-        """Read a decoder layer of transformers; `rows` is that of `prepacked_linear`."""
+        """Convert a decoder layer of transformers; `rows` is that of `prepacked_linear`."""
         attention = layer.self_attn
         mlp = layer.mlp
         rotated = (attention.q_proj, attention.k_proj)

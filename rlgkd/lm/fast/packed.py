@@ -1,7 +1,7 @@
 """Packed tokens: rows of unequal lengths as one flat sequence, almost without padding.
 
-Dimensions: N packed tokens, R rows, T columns of a row as wide as the longest, K heads, D numbers of a head, M any
-selection of tokens. A flat index counts the columns of the padded grid: row * T + column.
+Dimensions: N packed tokens, R rows, T columns, as many as the longest row has tokens, K heads, D numbers of a head, M
+any selection of tokens. A flat index counts the columns of the padded grid: row * T + column.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlgkd.lm.attention_mask import additive_mask
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """N tokens of R rows: flat for the layers, with their place in the padded grid [R, T] for attention."""
+    """N tokens of R rows: flat for the layers, with their index in the padded grid [R, T] for attention."""
 
     token_N: Tensor
     position_N: Tensor

@@ -1,4 +1,4 @@
-"""Which models the hand-written Llama code runs, and for what."""
+"""Decides which models the hand-written Llama code runs."""
 
 from __future__ import annotations
 
