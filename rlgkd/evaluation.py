@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy import stats
 
 from rlgkd.diversity import distinct, pass_at, self_bleu
 from rlgkd.errors import SettingError
@@ -21,20 +20,11 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import references, rollout
+from rlgkd.statistics import Interval, prompt_interval
 from rlgkd.types import Batch, Task, Trajectory
 
-RESAMPLES = 2000
 CHECKABLE = ("truth", "exact", "reward")
 """Measures that decide whether a text is right, where they are 0 or 1 for every text."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +42,7 @@ class Evaluation:
 
     def scores(self) -> dict[str, Interval]:
         """The mean of each measure with its interval."""
-        return {name: interval(values) for name, values in self.measures.items()}
+        return {name: prompt_interval(values) for name, values in self.measures.items()}
 
     def change_from(self, before: Evaluation) -> dict[str, Interval]:
         """This minus `before`, paired by prompt, for the measures that both have.
@@ -63,7 +53,7 @@ class Evaluation:
         if keys[0] != keys[1]:
             raise SettingError("before", keys[1][:1], "compare evaluations of the same prompts")
         return {
-            name: interval(values - before.measures[name])
+            name: prompt_interval(values - before.measures[name])
             for name, values in self.measures.items()
             if name in before.measures
         }
@@ -142,20 +132,6 @@ def evaluate(
         measures={name: values.mean(axis=1) for name, values in measures.items()},
         by_position={name: _by_position(values, number) for name, values in whole.items() if "kl" in name},
     )
-
-
-def interval(values: np.ndarray) -> Interval:
-    """Mean and 95% percentile bootstrap interval over prompts; NaN values are left out."""
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    mean = float(values.mean())
-    if len(values) == 1 or np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    result = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=256, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(mean, float(result.low), float(result.high))
 
 
 def _of_groups(measures: dict[str, np.ndarray], groups: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from rlgkd.scripts.report.metrics import metric_of
 from rlgkd.scripts.runs.recorder import TIMES
 from rlgkd.scripts.runs.train import locked
 from rlgkd.scripts.runs.workers import Job, side_by_side
-from rlgkd.statistics import Estimate, improvement, mean_interval
+from rlgkd.statistics import Interval, improvement, mean_interval
 
 RESULTS, TABLE, TIMING = "results.json", "results.csv", "timing.json"
 TEACHER, START = "teacher", "start"
@@ -227,7 +227,7 @@ def _as_cells(references: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "runs": [{"seed": None, **found}]} for name, found in references.items()]
 
 
-def _plain(estimate: Estimate) -> dict[str, float | None]:
+def _plain(estimate: Interval) -> dict[str, float | None]:
     return dict(zip(("mean", "low", "high"), runs.numbers([estimate.mean, estimate.low, estimate.high]), strict=True))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from rlgkd.scripts.report.metrics import metric_of
-from rlgkd.statistics import Estimate, mean_interval
+from rlgkd.statistics import Interval, mean_interval
 
 UNSEEN: Final = ("truth", "exact", "coverage", "rouge2", "chrf", "steps")
 """Measures of quality that training never sees."""
@@ -46,7 +46,7 @@ def title(name: str) -> str:
     return name.replace("alpha=", "\N{GREEK SMALL LETTER ALPHA} = ").replace("beta=", "\N{GREEK SMALL LETTER BETA} = ")
 
 
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str) -> Estimate:
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str) -> Interval:
     """Ours minus theirs, paired by seed and prompt, over the seeds that both have; cut to what it can be."""
     by_seed = [{run["seed"]: run["measures"][measure] for run in cell["runs"]} for cell in (ours, theirs)]
     common = [seed for seed in by_seed[0] if seed in by_seed[1]]
@@ -197,15 +197,15 @@ def _sign(changes: Mapping[str, Any], name: str) -> int:
     return int(change["low"] > 0) - int(change["high"] < 0)
 
 
-def _toward(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Estimate:
+def _toward(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Interval:
     """The difference, turned so that more is better."""
     found = difference(ours, theirs, name)
     if metric_of(name).better > 0:
         return found
-    return Estimate(mean=-found.mean, low=-found.high, high=-found.low)
+    return Interval(mean=-found.mean, low=-found.high, high=-found.low)
 
 
-def _size(name: str, change: Estimate) -> str:
+def _size(name: str, change: Interval) -> str:
     return _written(name, {"mean": change.mean, "low": change.low, "high": change.high})
 
 

@@ -17,7 +17,8 @@ from rlgkd.scripts.comparison.findings import answer, clearly_best, title
 from rlgkd.scripts.comparison.panels import panels
 from rlgkd.scripts.comparison.plots import Look
 from rlgkd.scripts.report.html import DIVERGENCES, environment
-from rlgkd.scripts.report.metrics import MARKS, METRICS, Score, metric_of, verdict
+from rlgkd.scripts.report.metrics import MARKS, METRICS, metric_of, read_interval, verdict
+from rlgkd.statistics import Interval
 
 SPREAD: Final = ("self_bleu", "distinct1", "distinct2", "distinct3", "entropy", "length", "ended")
 """How the texts are, not how good."""
@@ -70,7 +71,7 @@ def _table(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], names
     for name in names:
         metric = metric_of(name)
         best = clearly_best(cells, name)
-        scores = [(column, Score.of(found["scores"].get(name))) for column, found in columns]
+        scores = [(column, read_interval(found["scores"].get(name))) for column, found in columns]
         rows.append({
             "metric": metric,
             "scores": [
@@ -102,7 +103,7 @@ def _changes(cells: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[
             if cell["name"] == baseline:
                 continue
             told = cell["against"].get(baseline, {}).get(name, {})
-            change, greater = Score.of(told.get("change")), Score.of(told.get("greater"))
+            change, greater = read_interval(told.get("change")), read_interval(told.get("greater"))
             probability = greater if metric.better >= 0 else _mirrored(greater)
             found.append({
                 "change": metric.change(change.mean), "bounds": metric.bounds(change.low, change.high, between=" to "),
@@ -113,8 +114,8 @@ def _changes(cells: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[
     return rows
 
 
-def _mirrored(score: Score) -> Score:
-    return Score(mean=1 - score.mean, low=1 - score.high, high=1 - score.low)
+def _mirrored(score: Interval) -> Interval:
+    return Interval(mean=1 - score.mean, low=1 - score.high, high=1 - score.low)
 
 
 def _examples(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

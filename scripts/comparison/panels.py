@@ -11,7 +11,7 @@ import numpy as np
 from rlgkd.scripts.comparison.findings import DISTANCE, UNSEEN, title
 from rlgkd.scripts.comparison.plots import Line, Look, Point, frontier, lines, over_seeds, path
 from rlgkd.scripts.report.html import DIVERGENCES
-from rlgkd.scripts.report.metrics import METRICS, Metric, Score, metric_of, to_float
+from rlgkd.scripts.report.metrics import METRICS, Metric, metric_of, read_interval, to_float
 from rlgkd.scripts.report.plots import style
 
 UNITS: Final = {"sequence_mean": "nats/token", "token_mean": "nats/token", "sequence_sum": "nats/text"}
@@ -219,7 +219,7 @@ def _with_start(
 
 
 def _with_bounds(look: Look | None, label: str, ks: Sequence[int], scores: Sequence[Any]) -> Line:
-    found = [Score.of(score) for score in scores]
+    found = [read_interval(score) for score in scores]
     x, y, low, high = (
         np.array(values, dtype=np.float64)
         for values in (ks, [s.mean for s in found], [s.low for s in found], [s.high for s in found])
@@ -237,5 +237,5 @@ def _minus(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
 
 
 def _triple(score: Mapping[str, Any]) -> tuple[float, float, float]:
-    found = Score.of(score)
+    found = read_interval(score)
     return found.mean, found.low, found.high

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from rlgkd.statistics import Interval
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MINUS: Final = "\N{MINUS SIGN}"
@@ -142,32 +144,14 @@ MARKS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """A mean with its 95% interval; NaN where it is not known."""
-
-    mean: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-
-    @staticmethod
-    def of(entry: object) -> Score:
-        """From summary.json's {"mean", "low", "high"}, or from a bare number."""
-        if isinstance(entry, Mapping):
-            return Score(
-                mean=to_float(entry.get("mean")), low=to_float(entry.get("low")), high=to_float(entry.get("high"))
-            )
-        return Score(mean=to_float(entry))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Row:
     """One measure before and after training, the teacher's, and the change with its mark (a key of `MARKS`)."""
 
     metric: Metric
-    before: Score
-    after: Score
-    teacher: Score
-    change: Score
+    before: Interval
+    after: Interval
+    teacher: Interval
+    change: Interval
     mark: str
 
     @property
@@ -195,16 +179,23 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     found = []
     for key in sorted(keys, key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS)):
         metric = metric_of(key)
-        before, after, teacher, change = (Score.of(group.get(key)) for group in groups)
+        before, after, teacher, change = (read_interval(group.get(key)) for group in groups)
         if not math.isfinite(change.mean):
-            change = Score(mean=after.mean - before.mean)
+            change = Interval(mean=after.mean - before.mean)
         if any(math.isfinite(score.mean) for score in (before, after, teacher)):
             mark = verdict(metric, change)
             found.append(Row(metric=metric, before=before, after=after, teacher=teacher, change=change, mark=mark))
     return found
 
 
-def verdict(metric: Metric, change: Score) -> str:
+def read_interval(entry: object) -> Interval:
+    """From the {"mean", "low", "high"} of a JSON file, or from a bare number; NaN for what is missing or broken."""
+    if isinstance(entry, Mapping):
+        return Interval(to_float(entry.get("mean")), to_float(entry.get("low")), to_float(entry.get("high")))
+    return Interval(to_float(entry))
+
+
+def verdict(metric: Metric, change: Interval) -> str:
     """A key of `MARKS`."""
     if not (math.isfinite(change.low) and math.isfinite(change.high)):
         return ""

@@ -31,7 +31,7 @@ from rlgkd.agents.config import objective_at
 from rlgkd.envs.rewards.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
-from rlgkd.evaluation import Evaluation, Interval, evaluate
+from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.loading import twin
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.scripts.config.run import RunSettings, dump, nearest, read
@@ -39,6 +39,7 @@ from rlgkd.scripts.report import html
 from rlgkd.scripts.report.metrics import visible
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
+from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
 EXAMPLES = 20

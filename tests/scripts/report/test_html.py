@@ -26,7 +26,7 @@ from rlgkd.envs.tasks.grounded.oracle import judge
 from rlgkd.envs.tasks.grounded.world import story
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.report.html import remarks, table, write_report
-from rlgkd.scripts.report.metrics import Metric, Score, rows
+from rlgkd.scripts.report.metrics import Metric, read_interval, rows
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -209,7 +209,8 @@ def test_numbers_are_written_in_their_unit() -> None:
     assert [typed(number.value(x)) for x in (-0.5, -0.0001)] == ["-0.500", "0.000"]
     assert typed(number.change(-0.25, 0.5)) == "-0.250 (-50%)" and number.change(0.25, 0.0) == "+0.250"
     assert typed(number.bounds(-0.2, 0.1, between=" to ")) == "-0.200 to 0.100" and share.bounds(0.1, math.nan) == ""
-    assert Score.of(0.5) == Score(mean=0.5) and math.isnan(Score.of(None).mean) and math.isnan(Score.of("x").mean)
+    assert read_interval(0.5).mean == 0.5 and math.isnan(read_interval(0.5).low)
+    assert all(math.isnan(read_interval(broken).mean) for broken in (None, "x"))
 
 
 def test_a_reward_that_rose_while_truth_fell_is_called_out(tmp_path: Path) -> None:
