@@ -28,7 +28,7 @@ from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.report.metrics import metric_of
 from rlgkd.scripts.runs.recorder import TIMES
 from rlgkd.scripts.runs.train import locked
-from rlgkd.scripts.runs.workers import Job, side_by_side
+from rlgkd.scripts.runs.workers import Job, run_jobs
 from rlgkd.statistics import Interval, improvement, mean_interval
 
 RESULTS, TABLE, TIMING = "results.json", "results.csv", "timing.json"
@@ -50,7 +50,7 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
             f"{grid.base.name}: {len(grid.cells)} cells x {len(grid.seeds)} seeds into {out}"
             + (f"; {done} of {done + len(open_)} parts are there already" if done else "")
         )
-        failed = side_by_side(open_, most=jobs or os.cpu_count() or 1, console=console, quiet=quiet)
+        failed = run_jobs(open_, most=jobs or os.cpu_count() or 1, console=console, quiet=quiet)
         results = collect(grid, out)
         if not any(cell["runs"] for cell in results["cells"]):
             name, why = next(iter(failed.items()))

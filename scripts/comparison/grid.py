@@ -101,13 +101,13 @@ def grid(
     return Grid(base=base, vary=vary, cells=cells, seeds=seeds, samples=samples, baselines=ends)
 
 
-def values_of(argument: str) -> tuple[str, list[Any]]:
+def parse_variation(argument: str) -> tuple[str, list[Any]]:
     """`KEY=a,b,c` as the key and its values, read as YAML.
 
     Raises: SettingError if it is not of that form, or has no values.
 
     Example:
-        >>> values_of("student_layers=[0, 1],[0]"), values_of("beta=0.1,0.5")
+        >>> parse_variation("student_layers=[0, 1],[0]"), parse_variation("beta=0.1,0.5")
         (('student_layers', [[0, 1], [0]]), ('beta', [0.1, 0.5]))
     """
     key, equals, text = argument.partition("=")
@@ -124,13 +124,13 @@ def values_of(argument: str) -> tuple[str, list[Any]]:
     return key, values
 
 
-def seeds_of(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """`3` is 0, 1, 2; `4,7` is these two; `4,` is 4 alone.
 
     Raises: SettingError for anything else.
 
     Example:
-        >>> seeds_of("3"), seeds_of("4,7"), seeds_of("4,")
+        >>> parse_seeds("3"), parse_seeds("4,7"), parse_seeds("4,")
         ([0, 1, 2], [4, 7], [4])
     """
     parts = [part.strip() for part in text.split(",")]
