@@ -16,8 +16,9 @@ from rlgkd import checkpoint
 from rlgkd.scripts.comparison.findings import answer, clearly_best, title
 from rlgkd.scripts.comparison.panels import panels
 from rlgkd.scripts.comparison.plots import Look
-from rlgkd.scripts.report.html import DIVERGENCES, environment
-from rlgkd.scripts.report.metrics import MARKS, METRICS, metric_of, read_interval, verdict
+from rlgkd.scripts.report.html import template_environment
+from rlgkd.scripts.report.lenient import to_interval
+from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, metric_of, verdict
 from rlgkd.statistics import Interval
 
 SPREAD: Final = ("self_bleu", "distinct1", "distinct2", "distinct3", "entropy", "length", "ended")
@@ -28,7 +29,7 @@ def write_report(out: Path) -> Path:
     """Write `report.html` into the folder of a comparison and return its path."""
     results = json.loads((out / "results.json").read_text())
     timing = json.loads((out / "timing.json").read_text())
-    page = environment().get_template("comparison.html").render(**view(results, timing))
+    page = template_environment().get_template("comparison.html").render(**view(results, timing))
     checkpoint.atomic_write(out / "report.html", page.encode("utf-8", errors="replace"))
     return out / "report.html"
 
@@ -46,7 +47,7 @@ def view(results: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, Any
         "title": f"How much teacher: {results['name']}" if list(results["vary"]) == ["alpha"] else results["name"],
         "results": results, "settings": settings, "answers": answer(results),
         "plots": panels(results, timing, cells, looks),
-        "divergence": DIVERGENCES.get(settings["divergence"], settings["divergence"]),
+        "divergence": DIVERGENCE_LABELS.get(settings["divergence"], settings["divergence"]),
         "asked": _span(cell["values"].get("tokens", settings["tokens"]) for cell in cells),
         "trained": _span(run["tokens"] for cell in cells for run in cell["runs"]),
         "legend": list(looks.values()), "marks": MARKS, "varied": ", ".join(results["vary"]),
@@ -71,7 +72,7 @@ def _table(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], names
     for name in names:
         metric = metric_of(name)
         best = clearly_best(cells, name)
-        scores = [(column, read_interval(found["scores"].get(name))) for column, found in columns]
+        scores = [(column, to_interval(found["scores"].get(name))) for column, found in columns]
         rows.append({
             "metric": metric,
             "scores": [
@@ -103,7 +104,7 @@ def _changes(cells: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[
             if cell["name"] == baseline:
                 continue
             told = cell["against"].get(baseline, {}).get(name, {})
-            change, greater = read_interval(told.get("change")), read_interval(told.get("greater"))
+            change, greater = to_interval(told.get("change")), to_interval(told.get("greater"))
             probability = greater if metric.better >= 0 else _mirrored(greater)
             found.append({
                 "change": metric.change(change.mean), "bounds": metric.bounds(change.low, change.high, between=" to "),

@@ -10,9 +10,9 @@ import numpy as np
 
 from rlgkd.scripts.comparison.findings import DISTANCE, UNSEEN, title
 from rlgkd.scripts.comparison.plots import Line, Look, Point, frontier, lines, over_seeds, path
-from rlgkd.scripts.report.html import DIVERGENCES
-from rlgkd.scripts.report.metrics import METRICS, Metric, metric_of, read_interval, to_float
-from rlgkd.scripts.report.plots import style
+from rlgkd.scripts.report.lenient import to_float, to_interval
+from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, METRICS, Metric, metric_of
+from rlgkd.scripts.report.svg import style
 
 UNITS: Final = {"sequence_mean": "nats/token", "token_mean": "nats/token", "sequence_sum": "nats/text"}
 """Of a divergence, by how it was averaged."""
@@ -136,7 +136,7 @@ def _paths(
     for cell in cells:
         settings = {**results["settings"], **cell["values"]}
         divergence, unit = settings["divergence"], UNITS.get(settings["divergence_reduction"], "nats")
-        axis = f"{DIVERGENCES.get(divergence, divergence)} to the teacher, {unit}"
+        axis = f"{DIVERGENCE_LABELS.get(divergence, divergence)} to the teacher, {unit}"
         found = {}
         unseen = [name for name in UNSEEN if all(name in run["training"] for run in cell["runs"])][:3]
         for name in ("divergence", "reward", *unseen):
@@ -219,7 +219,7 @@ def _with_start(
 
 
 def _with_bounds(look: Look | None, label: str, ks: Sequence[int], scores: Sequence[Any]) -> Line:
-    found = [read_interval(score) for score in scores]
+    found = [to_interval(score) for score in scores]
     x, y, low, high = (
         np.array(values, dtype=np.float64)
         for values in (ks, [s.mean for s in found], [s.low for s in found], [s.high for s in found])
@@ -237,5 +237,5 @@ def _minus(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
 
 
 def _triple(score: Mapping[str, Any]) -> tuple[float, float, float]:
-    found = read_interval(score)
+    found = to_interval(score)
     return found.mean, found.low, found.high

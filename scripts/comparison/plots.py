@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from markupsafe import Markup
 
+from rlgkd.scripts.report.formatting import compact, thousands, visible
 from rlgkd.scripts.report.label_placement import places
-from rlgkd.scripts.report.metrics import Floats, Metric, compact, thousands, to_float, visible
-from rlgkd.scripts.report.plots import COLOURS, bare, inline_svg, smoothed
+from rlgkd.scripts.report.lenient import to_float
+from rlgkd.scripts.report.metrics import Metric
+from rlgkd.scripts.report.svg import COLOURS, inline_svg, smoothed, strip_frame
+from rlgkd.statistics import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,7 +179,7 @@ def _figure() -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
     axes = figure.add_axes((0.125, 0.165, 0.85, 0.745))
-    bare(axes)
+    strip_frame(axes)
     axes.grid(color=COLOURS["line"], linewidth=0.8)
     return figure, axes
 

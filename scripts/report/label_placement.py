@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rlgkd.scripts.report.metrics import Floats
+from rlgkd.statistics import Floats
 
 MARKER = 5.0
 """Half the width of a point."""
