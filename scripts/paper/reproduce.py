@@ -23,8 +23,9 @@ from rich.console import Console
 
 from rlgkd.lm import open_by_name
 from rlgkd.scripts.comparison import run_cell as runs
-from rlgkd.scripts.comparison.compare import RESULTS, compare
+from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
+from rlgkd.scripts.comparison.results import RESULTS
 from rlgkd.scripts.paper.cells import DIVERGENCES, TASKS, PaperTask, grid, on_policy
 from rlgkd.scripts.paper.page import write_page
 from rlgkd.scripts.runs.train import make_env
