@@ -104,12 +104,8 @@ MUTANTS = (
         (("return excess_PG / (count_P1 - 1.0).clamp(min=1.0)", "return excess_PG / count_P1"),), OBJECTIVE,
     ),
     Mutant(
-        "labels placed by limits that the plot does not have", "scripts/comparison/plots.py",
-        (("    axes.autoscale_view()", "    pass"),), "tests/scripts/report/test_label_placement.py",
-    ),
-    Mutant(
-        "a change of more than is possible", "scripts/compare.py",
-        ((".within(*metric_of(name).change_range)", ""),), "tests/scripts/comparison/test_html.py",
+        "a change of more than is possible", "scripts/comparison/cell_statistics.py",
+        ((".within(*metric_of(measure).change_range)", ""),), "tests/scripts/comparison/test_cell_statistics.py",
     ),
 )  # fmt: skip
 

@@ -37,7 +37,6 @@ TIMED: Final = ("reward", *UNSEEN[:2])
 PATH_MEASURES: Final = 3
 """Most unseen measures in one path plot."""
 POSITION_LABELS: Final = {"reverse_kl": "Behind its own words", "reverse_kl_data": "Behind the references' words"}
-LONGEST_LABEL: Final = 20
 LEAST_FALL: Final = 0.01
 """A measure that fell by less since its best value has not parted from the reward."""
 
@@ -67,7 +66,7 @@ def _frontiers(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) 
     for name in (DISTANCE, *UNSEEN):
         if not all(name in cell["scores"] for cell in cells):
             continue
-        points = [_point(_short_label(cell["values"]), cell, name, looks[cell["name"]]) for cell in cells]
+        points = [_point(cell["name"], cell, name, looks[cell["name"]]) for cell in cells]
         points += [
             _point(model, found, name, None)
             for model, found in results["references"].items()
@@ -82,12 +81,6 @@ def _frontiers(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) 
 def _point(label: str, cell: Cell, measure: str, look: Look | None) -> Point:
     scores = cell["scores"]
     return Point(label=label, x=to_interval(scores[measure]), y=to_interval(scores["reward"]), look=look)
-
-
-def _short_label(values: Mapping[str, Any]) -> str:
-    """Return a cell's values as a label of at most LONGEST_LABEL letters."""
-    text = ", ".join(str(value).removeprefix("embedded:") for value in values.values())
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3]}..."
 
 
 def _curves(

@@ -14,7 +14,6 @@ import numpy as np
 from markupsafe import Markup
 
 from rlgkd.scripts.report.formatting import compact, thousands, visible
-from rlgkd.scripts.report.label_placement import places
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.metrics import Metric
 from rlgkd.scripts.report.svg import COLOURS, inline_svg, smoothed, strip_frame
@@ -25,14 +24,12 @@ if TYPE_CHECKING:  # see rlgkd.scripts.report.svg
     from matplotlib.figure import Figure
 
 MARKERS: Final = "osD^vPX*"
+SIGNS: Final = "●■◆▲▼✚✖★"
+"""The markers as characters, for the legend."""
 DASHES: Final = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 WIDTH, HEIGHT = 400, 260
 GRID_POINTS = 120
 """Points of a curve that is a mean over seeds."""
-LETTER = (8.2, 13.0)
-"""Width and height of a bold letter, at the size that a phone shows."""
-FAR = 14.0
-"""From its point's middle to a label's edge: beyond it the two need a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +48,11 @@ class Look:
     def marker(self) -> str:
         """Its marker, as matplotlib names it."""
         return MARKERS[self.number % len(MARKERS)]
+
+    @property
+    def sign(self) -> str:
+        """Its marker as a character."""
+        return SIGNS[self.number % len(SIGNS)]
 
     @property
     def dash(self) -> Any:
@@ -134,7 +136,6 @@ def draw_frontier(points: Sequence[Point], x: Metric, y: Metric, name: str) -> M
         mark: dict[str, Any] = {"mec": point.colour, "mew": 1.8, "color": fill, "markersize": 8, "zorder": 3}
         axes.plot([point.x.mean], [point.y.mean], point.marker, **mark)
     axes.margins(0.08, 0.1)
-    _label_points(figure, axes, points)
     axes.set_xlabel(_with_unit(x), color=COLOURS["muted"], labelpad=3)
     _name_vertical_axis(axes, y)
     axes.xaxis.set_major_formatter(lambda value, _: _tick(x, value))
@@ -225,34 +226,3 @@ def _with_unit(metric: Metric) -> str:
 
 def _tick(metric: Metric, value: float) -> str:
     return compact(100 * value) if metric.share else compact(value)
-
-
-def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Each label beside its point, tied to it by a line where it had to go farther."""
-    axes.autoscale_view()  # matplotlib would choose the limits only when it draws
-    unit = 72 / figure.dpi  # offsets are in points, and so is the drawn page
-    spots = unit * axes.transData.transform(np.array([(p.x.mean, p.y.mean) for p in points]).reshape(-1, 2))
-    sizes = [(LETTER[0] * len(point.label), LETTER[1]) for point in points]
-    ends = [
-        end
-        for p in points
-        for end in ((p.x.low, p.y.mean), (p.x.high, p.y.mean), (p.x.mean, p.y.low), (p.x.mean, p.y.high))
-    ]
-    bars = unit * axes.transData.transform(np.array(ends).reshape(-1, 2)).reshape(-1, 4)
-    room = unit * np.array([0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1])
-    for point, (dx, dy) in zip(points, places(spots, sizes, bars, room) - spots, strict=True):
-        far = math.hypot(max(0.0, abs(dx) - LETTER[0] * len(point.label) / 2), dy) > FAR
-        axes.annotate(
-            point.label,
-            (point.x.mean, point.y.mean),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            color=point.colour,
-            parse_math=False,
-            fontweight="bold",
-            zorder=4,
-            arrowprops={"arrowstyle": "-", "color": point.colour, "linewidth": 0.8, "shrinkB": 4} if far else None,
-            bbox={"facecolor": COLOURS["card"], "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
-        )

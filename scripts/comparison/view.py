@@ -35,6 +35,7 @@ def comparison_view(results: Mapping[str, Any], timing: Mapping[str, Any]) -> di
         "tokens_requested": _span(cell["values"].get("tokens", settings["tokens"]) for cell in cells),
         "tokens_trained": _span(run["tokens"] for cell in cells for run in cell["runs"]),
         "legend": list(looks.values()),
+        "untrained": {name: title(name) for name in results["references"]},
         "marks": MARKS,
         "varied": ", ".join(results["vary"]),
         "quality": _score_table(results, cells, quality),
