@@ -158,23 +158,11 @@ MUTANTS = (
         tests="tests/ops/test_returns.py",
     ),
     Mutant(
-        name="labels placed by limits that the plot does not have",
-        file="scripts/comparison/plots.py",
-        function="_label_points",
-        changes=(("axes.autoscale_view()", "None"),),
-        tests="tests/scripts/report/test_label_placement.py",
-    ),
-    Mutant(
         name="a change of more than is possible",
-        file="scripts/comparison/compare.py",
-        function="against",
-        changes=(
-            (
-                "mean_interval(mine[name] - other[name]).within(*metric_of(name).change_range)",
-                "mean_interval(mine[name] - other[name])",
-            ),
-        ),
-        tests="tests/scripts/comparison/test_html.py",
+        file="scripts/comparison/cell_statistics.py",
+        function="_change",
+        changes=((".within(*metric_of(measure).change_range)", ""),),
+        tests="tests/scripts/comparison/test_cell_statistics.py",
     ),
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlgkd import checkpoint
-from rlgkd.scripts.comparison.compare import tables
+from rlgkd.scripts.comparison.cell_statistics import tables
 from rlgkd.scripts.paper import plots
 from rlgkd.scripts.paper.cells import ALPHAS, BASELINES, FRACTIONS, TASKS, mixed, mixture, on_policy
 from rlgkd.statistics import Interval, mean_interval

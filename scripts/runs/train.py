@@ -35,8 +35,8 @@ from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.scripts.config.run import RunConfig, dump, read
-from rlgkd.scripts.report import html
-from rlgkd.scripts.report.metrics import visible
+from rlgkd.scripts.report import html, terminal, view
+from rlgkd.scripts.report.formatting import visible
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
 from rlgkd.statistics import Interval
@@ -130,8 +130,8 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     page = html.write_report(out)
-    console.print(html.table(summary))
-    for remark in html.remarks(summary):
+    console.print(terminal.score_table(summary))
+    for remark in view.remarks(summary):
         console.print(visible(remark), style="yellow", highlight=False, markup=False)
     return page
 
