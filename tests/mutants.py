@@ -161,7 +161,12 @@ MUTANTS = (
         name="a change of more than is possible",
         file="scripts/comparison/cell_statistics.py",
         function="_change",
-        changes=((".within(*metric_of(measure).change_range)", ""),),
+        changes=(
+            (
+                "mean_interval(ours_SP - theirs_SP).within(*metric_of(measure).change_range)",
+                "mean_interval(ours_SP - theirs_SP)",
+            ),
+        ),
         tests="tests/scripts/comparison/test_cell_statistics.py",
     ),
 )
