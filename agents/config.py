@@ -134,13 +134,30 @@ class AlgorithmConfig(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     model: ModelSettings = ModelSettings()
 
-    def objective_at(self, remaining: float, *, alpha: float | None = None) -> Objective:
-        """Eq. 5 at this remaining progress (1 at the start, 0 at the end); `alpha` in place of the schedule's."""
+    def objective_at(
+        self, remaining: float, *, alpha: float | None = None, student_fraction: float | None = None
+    ) -> Objective:
+        """Eq. 5 at this remaining progress, 1 at the start and 0 at the end; what is given replaces the schedule's."""
         now = {
             "alpha": self.alpha(remaining) if alpha is None else alpha,
-            "student_fraction": self.student_fraction(remaining),
+            "student_fraction": self.student_fraction(remaining) if student_fraction is None else student_fraction,
         }
         return self.objective.model_copy(update=now)
+
+    def loss_objective(self, objective: Objective) -> Objective:
+        """The objective used in the loss: with `in_reward` the divergence is in the reward, so alpha is 0 here."""
+        in_reward = self.reward.combination == "in_reward"
+        return objective.model_copy(update={"alpha": 0.0}) if in_reward else objective
+
+    @property
+    def recomputes_log_probabilities(self) -> bool:
+        """Whether log-probabilities are computed again as training forms them.
+
+        In bfloat16 those of sampling differ by its rounding, which a tight clip range would mistake for a policy that
+        has moved.
+        """
+        mixed = self.optimizer.precision == "bfloat16"
+        return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
 
     @property
     def rewarded(self) -> bool:
