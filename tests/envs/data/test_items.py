@@ -357,7 +357,7 @@ def test_a_list_or_mapping_of_rewards_is_their_weighted_sum(make_task: Callable[
         ("nowhere:reward", "could not be imported"),
         ("/nowhere/mine.py:reward", "no file /nowhere/mine.py"),
         ("mine.py", "mine.py:FUNCTION"),
-        ("rlgkd.envs.rewards:NUMBER", "path of a function"),
+        ("rlgkd.envs.rewards.text:NUMBER", "path of a function"),
         (["exact", "exact"], "each once"),
         ({"a": {"weight": 2}}, "which reward"),
         ({"a": {"name": "exact", "weight": "much"}}, "is a number"),

@@ -116,7 +116,7 @@ def test_numbers_in_words_are_all_different_and_so_are_the_days():
 def test_items_repeat_in_another_process_and_no_two_splits_share_a_prompt(name):
     task = {**TASKS, "guess": guess}[name]()
     code = (
-        f"from rlgkd.envs.{name} import {name} as make; import hashlib; task = make(); "
+        f"from rlgkd.envs.tasks.{name} import {name} as make; import hashlib; task = make(); "
         "text = repr([task.item(split, 3, n) for split in ('train', 'test') for n in range(200)]); "
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )
