@@ -18,8 +18,6 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-import gymnasium as gym
-
 from rlgkd.envs import rewards
 from rlgkd.envs.rewards.grader import Reward
 from rlgkd.errors import SettingError
@@ -28,26 +26,6 @@ from rlgkd.ops._registry import unknown_remedy
 
 _log = logging.getLogger(__name__)
 GROUP = "rlgkd.rewards"
-TEXT_ENV = "rlgkd.envs.text_env:TextGenerationEnv"
-
-
-def text_env_ids() -> list[str]:
-    """The registered ids whose environments are rlgkd's, from whatever package they come."""
-    return sorted(name for name, spec in gym.registry.items() if spec.entry_point == TEXT_ENV)
-
-
-def takes_tokenizer(env: str) -> bool:
-    """Whether the environment of this id, one of rlgkd's, leaves its tokenizer to whoever makes it.
-
-    Raises: SettingError if its task cannot be imported.
-    """
-    spec = gym.registry.get(env)
-    if spec is None or spec.entry_point != TEXT_ENV or "tokenizer" in spec.kwargs:
-        return False
-    task = spec.kwargs.get("task")
-    if isinstance(task, str):
-        task = import_object("task", task)
-    return task is None or (callable(task) and "tokenizer" in inspect.signature(task).parameters)
 
 
 def shipped_rewards() -> dict[str, Callable[..., Reward]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rlgkd.envs.rewards.registry import text_env_ids
+from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import SettingError
 from rlgkd.ops._registry import keywords
 from rlgkd.ops.divergence import DIVERGENCES

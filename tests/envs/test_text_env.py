@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rlgkd
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv
-from rlgkd.envs.rewards.registry import text_env_ids
+from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import DataError, DependencyError, ModelError, SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.rollout import rollout

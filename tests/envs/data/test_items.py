@@ -23,7 +23,8 @@ from rlgkd.envs import ListItems, TextTask, rewards
 from rlgkd.envs.data.items import read_items, template
 from rlgkd.envs.data.procedural import tenth
 from rlgkd.envs.data.sources import Items
-from rlgkd.envs.rewards.registry import reward_from, shipped_rewards, takes_tokenizer
+from rlgkd.envs.registry import takes_tokenizer
+from rlgkd.envs.rewards.registry import reward_from, shipped_rewards
 from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
 
