@@ -6,11 +6,12 @@ Tokens are drawn at random, at the given rows and length. The best of several re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.task import TextTask
 from rlgkd.envs.vector_env import TextVectorEnv
@@ -26,7 +27,7 @@ def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str
         if value < 1:
             raise SettingError(field, value, "give 1 or more")
     task = TextTask(
-        prompts=["The quick brown fox"], reward=_none, tokenizer="embedded:grounded-student", max_prompt_tokens=32,
+        prompts=["The quick brown fox"], reward=no_reward, tokenizer="embedded:grounded-student", max_prompt_tokens=32,
         max_new_tokens=tokens,
     )  # fmt: skip
     draw = np.random.default_rng(0).integers(len(task.tokenizer) - 1, size=(tokens, rows))
@@ -52,8 +53,3 @@ def _best(reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions_T
             step(actions_N)
         seconds.append(time.perf_counter() - start)
     return round(min(seconds) / actions_TN.size * 1e6, 3)
-
-
-def _none(completions: Sequence[str]) -> list[float]:
-    """No reward: what it costs is the task's."""
-    return [0.0 for _ in completions]

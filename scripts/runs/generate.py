@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.task import TextTask
 from rlgkd.lm import open_by_name
 from rlgkd.ops.logit_filters import Filters
@@ -20,13 +21,8 @@ def complete(
     """
     lm = open_by_name(model, temperature=temperature)
     task = TextTask(
-        prompts=list(prompts), reward=_none, tokenizer=lm.tokenizer, max_new_tokens=max_new_tokens,
+        prompts=list(prompts), reward=no_reward, tokenizer=lm.tokenizer, max_new_tokens=max_new_tokens,
         max_prompt_tokens=lm.context, chat=chat, stop=stop,
     )  # fmt: skip
     items = [task.item("test", seed, index) for index in range(len(prompts))]
     return [t.text for t in rollout(lm, task, items, seed=seed, greedy=greedy, filters=filters)]
-
-
-def _none(completions: Sequence[str]) -> list[float]:
-    """Texts for a reader, not for training."""
-    return [0.0 for _ in completions]
