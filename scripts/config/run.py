@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rlgkd.envs.registry import text_env_ids
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, one_line
 from rlgkd.ops._registry import keywords
 from rlgkd.ops.divergence import DIVERGENCES
 from rlgkd.ops.schedule import Schedule, between
@@ -244,7 +244,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunSettings:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError("settings", str(source), f"it could not be read: {_one_line(error)}") from error
+        raise SettingError("settings", str(source), f"it could not be read: {one_line(error, 200)}") from error
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
     values = taken_apart({key: settled(key, value, [path.parent, Path()]) for key, value in values.items()})
@@ -382,7 +382,3 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """A remedy for an unknown name: the nearest known one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
