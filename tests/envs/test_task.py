@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rlgkd.envs import ListItems, TextTask
-from rlgkd.envs import task as task_module
 from rlgkd.envs.task import build_task
+from rlgkd.envs.text import encoder
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.types import Item, Task
 
@@ -146,10 +146,10 @@ def test_a_prompt_too_long_is_an_error_that_names_item_length_and_remedy(make_ta
 
 
 def test_a_prompt_that_comes_again_is_not_encoded_anew_and_no_list_is_shared(make_task, monkeypatch) -> None:
-    monkeypatch.setattr(task_module, "KEPT", 2)
+    monkeypatch.setattr(encoder, "MAX_CACHED_PROMPTS", 2)
     task, asked = make_task(), []
-    encode = task._encode
-    monkeypatch.setattr(task, "_encode", lambda *given: asked.append(given[2]) or encode(*given))
+    encode = task._encoder.plain
+    monkeypatch.setattr(task._encoder, "plain", lambda *given: asked.append(given[2]) or encode(*given))
     for text in ("a", "b", "a", "c", "c", "b"):  # the third sends the first two away
         ids = task.encode_prompt(Item(key=text, prompt=text))
         assert ids == encode("prompt", text, text)

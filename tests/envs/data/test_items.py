@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from stable_baselines3.common import env_checker as sb3_checker
 
 from rlgkd.envs import ListItems, TextTask, rewards
-from rlgkd.envs.data.items import read_items, template
-from rlgkd.envs.data.procedural import tenth
+from rlgkd.envs.data.items import read_items
+from rlgkd.envs.data.procedural import prompt_tenth
+from rlgkd.envs.data.rows import template
 from rlgkd.envs.data.sources import Items
 from rlgkd.envs.registry import takes_tokenizer
 from rlgkd.envs.rewards.registry import reward_from, shipped_rewards
@@ -70,7 +71,7 @@ def test_a_file_gives_every_row_once_dealt_out_by_the_hash_of_its_prompt(suffix:
     got = sorted((item.prompt, item.reference, str(item.columns["level"])) for part in splits.values() for item in part)
     assert got == sorted((f"Q: {r['question']}\nA:", str(r["answer"]), str(r["level"])) for r in ROWS)
     tenths = {"train": range(8), "validation": [8], "test": [9]}
-    assert all(tenth(item.prompt) in tenths[split] for split, part in splits.items() for item in part)
+    assert all(prompt_tenth(item.prompt) in tenths[split] for split, part in splits.items() for item in part)
 
 
 def test_an_items_key_is_its_file_and_line(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_a_function_draws_items_that_depend_on_split_seed_and_index_alone_and_sh
 
 
 def test_a_function_that_draws_too_few_prompts_is_told_and_not_waited_for() -> None:
-    split = next(s for s, tenths in {"train": range(8), "test": [9]}.items() if tenth("same") not in tenths)
+    split = next(s for s, tenths in {"train": range(8), "test": [9]}.items() if prompt_tenth("same") not in tenths)
     with pytest.raises(DataError, match="none of 2000 prompts"):
         read_items(lambda rng: "same").item(split, 0, 0)
     assert read_items(lambda rng: "same", split_shares=None).item(split, 0, 0).prompt == "same"
@@ -429,7 +430,7 @@ def test_a_file_is_trained_on_by_settings_alone(tmp_path: Path, monkeypatch: pyt
     assert rows and all(row["key"].startswith("questions.jsonl:") for row in rows)
     assert all(set(row["parts"]) == {"exact", "length"} for row in rows)
     trained = [row for row in rows if row["prompt"].startswith("Q: What is ")]
-    assert len(trained) == len(rows) and all(tenth(row["prompt"]) < 8 for row in rows)
+    assert len(trained) == len(rows) and all(prompt_tenth(row["prompt"]) < 8 for row in rows)
 
 
 def main_returns(main: Callable[[list[str]], None], arguments: list[str]) -> None:

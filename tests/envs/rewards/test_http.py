@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from rlgkd.envs import rewards
-from rlgkd.envs.rewards.grader import FEWEST, Grader
+from rlgkd.envs.rewards.failures import MIN_SAMPLES
+from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item
 
@@ -172,9 +173,9 @@ def test_of_a_thousand_faults_none_is_a_number_and_none_stops_the_run_below_the_
 def test_above_the_set_share_the_run_stops_with_the_first_cause(server: Server, caplog: Any) -> None:
     reward = rewards.served(server.url, batch_size=1, backoff=0.001)
     grader = Grader(reward, max_failed=0.1)
-    completions = [f"{'unknown' if n % 5 == 4 else 'good'} {n}" for n in range(FEWEST)]
+    completions = [f"{'unknown' if n % 5 == 4 else 'good'} {n}" for n in range(MIN_SAMPLES)]
     with caplog.at_level(logging.WARNING), pytest.raises(RewardError) as caught:
-        grader(items(FEWEST), completions)
+        grader(items(MIN_SAMPLES), completions)
     assert "40 of 200 samples failed" in str(caught.value)
     assert f"the first failure: ConnectionError: {server.url} answered 404" in str(caught.value)
     assert isinstance(caught.value.__cause__, ConnectionError)
@@ -194,7 +195,7 @@ def test_a_late_answer_is_given_up_and_the_others_are_not_held_up_for_it(server:
     grader = Grader(reward, max_failed=1.0)
     given = [score.reward for score in grader(items(16), texts)]
     assert all(map(math.isnan, given[:8])) and given[8:] == [float(n) for n in range(8, 16)]
-    assert isinstance(grader._first, TimeoutError) and "within 1.5 seconds" in str(grader._first)
+    assert isinstance(grader._first_error, TimeoutError) and "within 1.5 seconds" in str(grader._first_error)
     assert len(server.asked) == 16  # none was asked twice
 
 
@@ -203,7 +204,9 @@ def test_a_server_that_is_not_there_is_a_failure_that_names_it_without_its_secre
         port = gone.server_port
     grader = Grader(rewards.served(f"http://me:secret@127.0.0.1:{port}/r?key=secret", retries=1, backoff=0.001))
     assert math.isnan(grader(items(1), ["good 1"])[0].reward)
-    assert f"http://127.0.0.1:{port}/r: ConnectError" in str(grader._first) and "secret" not in str(grader._first)
+    assert f"http://127.0.0.1:{port}/r: ConnectError" in str(grader._first_error) and "secret" not in str(
+        grader._first_error
+    )
 
 
 VERDICTS: dict[str, tuple[object, float]] = {

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from rlgkd.envs import rewards
-from rlgkd.envs.rewards.grader import FEWEST, Grader
+from rlgkd.envs.rewards.failures import MIN_SAMPLES
+from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import DependencyError, RewardError, SettingError
 from rlgkd.types import Item, Score
 
@@ -205,12 +206,12 @@ def test_above_its_share_of_failures_the_run_stops_with_the_first_one() -> None:
 
     grader, scored = Grader(reward, max_failed=0.1), 0
     with pytest.raises(RewardError, match="max_failed_rewards; the first failure: LookupError: sample 4") as caught:
-        for _ in range(FEWEST):
+        for _ in range(MIN_SAMPLES):
             grader(ITEMS, TEXTS)
             scored += 2
-    assert isinstance(caught.value.__cause__, LookupError) and FEWEST - 2 <= scored <= FEWEST
+    assert isinstance(caught.value.__cause__, LookupError) and MIN_SAMPLES - 2 <= scored <= MIN_SAMPLES
     tolerant = Grader(reward, max_failed=0.25)
-    for _ in range(FEWEST):
+    for _ in range(MIN_SAMPLES):
         tolerant(ITEMS, TEXTS)
     assert tolerant.failed / tolerant.scored == pytest.approx(0.2, abs=0.02) and tolerant.seconds > 0
 
@@ -242,12 +243,12 @@ def test_one_bad_batch_stops_nothing_whenever_it_comes(first: float) -> None:
 def test_a_share_that_lasts_stops_once_there_are_samples_enough_beside_the_worst_batch() -> None:
     assert failing([0.25] * 20, 64) == 4  # 4 batches of 64 beside the worst, of which 64 failed
     assert failing([0.09] * 100, 100) == 100
-    assert failing([0.25], FEWEST) == 0  # one batch that is large enough speaks for itself
-    assert failing([0.25], FEWEST - 4) == 1
+    assert failing([0.25], MIN_SAMPLES) == 0  # one batch that is large enough speaks for itself
+    assert failing([0.25], MIN_SAMPLES - 4) == 1
 
 
 def test_a_reward_that_has_never_worked_stops_early_unless_all_may_fail() -> None:
-    assert failing([1.0] * 20, 10) == 4  # in the fifth batch, of HOPELESS samples
+    assert failing([1.0] * 20, 10) == 4  # in the fifth batch, of MIN_SAMPLES_ALL_FAILED samples
     assert failing([1.0] * 20, 64) == 0
     assert failing([1.0] * 20, 64, max_failed=1.0) == 20
 

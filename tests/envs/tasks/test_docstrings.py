@@ -15,7 +15,9 @@ from tiny import word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rlgkd.envs.task import TextTask
-from rlgkd.envs.tasks.docstrings import BODY_WORDS, PACKAGES, Docstring, docstring_summary, docstrings, parse_docstring
+from rlgkd.envs.tasks.docstring_corpus import Docstring, docstrings
+from rlgkd.envs.tasks.docstring_parser import BODY_WORDS, parse_docstring
+from rlgkd.envs.tasks.docstrings import PACKAGES, docstring_summary
 from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
 
@@ -23,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 FEW = ("stdlib", "sympy", "networkx")
 SCAN_ELSEWHERE = (
     "import sys\n"
-    "from rlgkd.envs.tasks.docstrings import docstrings\n"
+    "from rlgkd.envs.tasks.docstring_corpus import docstrings\n"
     "before = set(sys.modules)\n"
     f"found = docstrings({FEW})\n"
     f"print(sorted(m for m in set(sys.modules) - before if m.split('.')[0] in {FEW}))\n"

@@ -12,7 +12,7 @@ import pytest
 
 from rlgkd.envs.tasks.arithmetic import MARKER, STEP, arithmetic
 from rlgkd.envs.tasks.guess import guess
-from rlgkd.envs.tasks.translate import english, english_ordinal, german, german_ordinal, translate
+from rlgkd.envs.tasks.translate import english_number, english_ordinal, german_number, german_ordinal, translate
 from rlgkd.errors import DataError, SettingError
 
 NUMBER = 1000
@@ -96,11 +96,11 @@ def test_another_translation_earns_less_and_none_of_it_nothing():
     ],
 )  # fmt: skip
 def test_numbers_in_words(number, en, de):
-    assert (english(number), german(number)) == (en, de)
+    assert (english_number(number), german_number(number)) == (en, de)
 
 
 def test_numbers_in_words_are_all_different_and_so_are_the_days():
-    for words in (english, german):
+    for words in (english_number, german_number):
         assert len({words(n) for n in range(20_000)}) == 20_000
     for ordinal in (english_ordinal, german_ordinal):
         assert len({ordinal(n) for n in range(1, 32)}) == 31

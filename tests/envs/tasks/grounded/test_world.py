@@ -61,7 +61,7 @@ def test_a_passage_tells_every_fact_of_its_events(split: str) -> None:
         item = story(split, 0, index)
         words = item.passage.lower()
         for event in item.events:
-            told = [event.actor, event.object, *(getattr(event, detail) for detail in event.told())]
+            told = [event.actor, event.object, *(getattr(event, detail) for detail in event.details())]
             assert all(fact.lower() in words for fact in told), item
             assert any(verb in words for verb in world.ACTIONS[event.action]), item
 
