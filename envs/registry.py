@@ -24,7 +24,7 @@ def registered_settings(env: str) -> dict[str, Any] | None:
     spec = gym.registry.get(env)
     if spec is None or spec.entry_point != ENTRY_POINT:
         return None
-    return copy.deepcopy(spec.kwargs)
+    return copy.deepcopy(spec.kwargs)  # as gym.make does, so that no environment changes what is registered
 
 
 def takes_tokenizer(env: str) -> bool:

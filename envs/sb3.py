@@ -42,7 +42,7 @@ class TextVecEnv(VecEnv):
         self.task = build_task(task, **settings)
         self.split = split
         self._episodes = Episodes(self.task, split, num_envs)
-        self.render_mode = None
+        self.render_mode = None  # VecEnv's constructor asks for it
         super().__init__(num_envs, self._episodes.observation_space, self._episodes.action_space)
         self._actions_N = np.zeros(num_envs, dtype=np.int64)
         self.seed(0)
@@ -62,7 +62,7 @@ class TextVecEnv(VecEnv):
         self._actions_N = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Append the tokens of `step_async`."""
+        """Append it."""
         outcomes = self._episodes.step(range(self.num_envs), self._actions_N)
         reward_N = np.zeros(self.num_envs, dtype=np.float32)
         done_N = np.zeros(self.num_envs, dtype=bool)

@@ -90,7 +90,7 @@ class TextTask:
             quality: Measures for evaluation, never seen by training.
             name: Shown in reports.
             reward_timeout: Seconds for a batch (or for a sample, if the reward takes single samples), after which the
-                reward has failed. None sets no limit, so give one if a reward may hang.
+                reward has failed. None waits for ever, so give a limit if the reward may hang.
             max_failed_rewards: Share of failed samples above which the run stops; below it they are left out. It is
                 taken over 200 samples or more, without the one worst batch. If all have failed, 50 samples are enough.
             mask: Which tokens may come next, see rlgkd.ops.token_masks. The environments show it as `action_masks()`
@@ -124,15 +124,15 @@ class TextTask:
         self._warned_long_reply = False
 
     def size(self, split: str) -> int:
-        """Return how many distinct items the split has."""
+        """See `Task.size`."""
         return self.items.size(split)
 
     def item(self, split: str, seed: int, index: int) -> Item:
-        """Return the item at `index` of the stream that `seed` orders."""
+        """See `Task.item`."""
         return self.items.item(split, seed, index)
 
     def encode_prompt(self, item: Item) -> list[int]:
-        """Return the token ids of the prompt.
+        """See `Task.encode_prompt`.
 
         Raises: DataError if it is empty, longer than `max_prompt_tokens`, or would hold a special token.
         """
@@ -143,18 +143,18 @@ class TextTask:
         return ids
 
     def encode_completion(self, text: str) -> list[int]:
-        """Return the ids of a completion, end token included; after a plain prompt it begins with a space."""
+        """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""
         return self._encoder.completion(text)
 
     def decode_completion(self, ids: Sequence[int]) -> str:
-        """Return the text before the first stop string, without special tokens and outer white space."""
+        """See `Task.decode_completion`: the text before a stop string, without special tokens and outer white space."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         return (text if self.stops is None else self.stops.before(text)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
-        """Return the environment's answer to the last turn; None at the end of the episode.
+        """See `Task.reply`.
 
-        Raises: SettingError if `reply` raised, or returned something else.
+        Raises: SettingError if the user's `reply` raised, or returned neither a text nor None.
         """
         if self.reply_of is None:
             return None
@@ -172,10 +172,7 @@ class TextTask:
         return text
 
     def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:
-        """Return the ids of a reply; with `chat`, as the user's next message after the end of the policy's.
-
-        If the policy's turn is not `closed` by its own end token, the one of the template comes first.
-        """
+        """See `Task.encode_reply`; with `chat`, a reply is the user's next message."""
         ids = self._encoder.reply(text, closed=closed)
         if len(ids) >= self.max_new_tokens and not self._warned_long_reply:
             self._warned_long_reply = True
@@ -196,12 +193,12 @@ class TextTask:
         turns: Sequence[Sequence[str]] = (),
         ids: Sequence[Sequence[int]] = (),
     ) -> list[Score]:
-        """Call the reward once for the batch."""
+        """See `Task.score`."""
         return self.grader(items, completions, **self._extra_arguments(completions, turns, ids))
 
     @property
     def is_async(self) -> bool:
-        """Whether the reward is async, and no subclass scores in its own way."""
+        """Whether the reward is async; False if a subclass scores in its own way."""
         return self.grader.is_async and type(self).score is TextTask.score
 
     def submit(
@@ -212,11 +209,11 @@ class TextTask:
         turns: Sequence[Sequence[str]] = (),
         ids: Sequence[Sequence[int]] = (),
     ) -> PendingScores:
-        """Start to score a batch with an async reward, which runs in a thread of its own."""
+        """See `AsyncTask.submit`."""
         return self.grader.submit(items, completions, **self._extra_arguments(completions, turns, ids))
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
-        """Return the measures for evaluation; empty if the task has none."""
+        """See `Task.quality`; empty if the task has no measures."""
         if self.quality_of is None:
             return [{} for _ in items]
         return self.quality_of(items, completions)

@@ -79,7 +79,7 @@ def _draw_item(draw: Callable[[random.Random], Any], row_items: RowItems) -> Cal
 
 
 def _read_rows(data: Any) -> tuple[Rows | dict[str, Rows], bool]:
-    """The rows, by split if there are splits; and whether they were given as a list in memory."""
+    """The rows, by split if there are splits; and whether they are a list in memory."""
     if isinstance(data, Mapping):
         return _read_splits(data), False
     if isinstance(data, str | Path):
@@ -115,10 +115,6 @@ def _read_path(data: str | Path) -> Rows | dict[str, Rows]:
 
 
 def _split_tenths(given: Any) -> Mapping[str, range]:
-    """The tenths of all prompts that belong to each split.
-
-    Raises: SettingError if they are not three whole numbers that sum to ten.
-    """
     if given is None:
         return dict.fromkeys(SHARES, range(10))
     if given == "auto":

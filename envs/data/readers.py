@@ -98,7 +98,7 @@ def _decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, line ends included."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if number == 1:
+            if number == 1:  # some programs mark UTF-8 files with it
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 yield number, line.decode()

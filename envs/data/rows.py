@@ -85,7 +85,7 @@ def template(field: str, text: Any) -> Callable[[str, Row], str]:
 
 
 def as_row(key: str, given: Any) -> Row:
-    """Return a row as it is, a string as the row {"prompt": string}.
+    """Return a row, or a string as the row {"prompt": string}.
 
     Raises: DataError for anything else.
     """

@@ -49,6 +49,7 @@ def reward_calls(
     }
     parameters = inspect.signature(reward).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    # A column may be called like an argument for one sample: it is then a list over the batch.
     single = any(p.name in REWARD_ARGUMENTS and p.name not in available for p in named)
     if single:
         available |= {one: available.pop(many) for one, many in REWARD_ARGUMENTS.items()}
@@ -69,7 +70,7 @@ def reward_calls(
 
 
 def asks_for(reward: Reward, name: str) -> bool:
-    """Whether a reward has an argument of that name, or is made of rewards of which one has."""
+    """Whether a reward, or one that it is made of, has an argument of that name."""
     asks_for_parts = getattr(reward, "asks_for", None)
     if asks_for_parts is not None:
         return bool(asks_for_parts(name))
@@ -89,7 +90,6 @@ def signature_of(names: Sequence[str]) -> inspect.Signature:
 
 
 def _shared_columns(items: Sequence[Item]) -> dict[str, list[Any]]:
-    """The columns that all items have."""
     return {
         name: [item.columns[name] for item in items]
         for name in items[0].columns

@@ -22,6 +22,7 @@ class BackgroundTask(Generic[T, R]):
         self._finish = finish
         self._started = threading.Event()
         self._pool = ThreadPoolExecutor(1)
+        # The coroutine sees the caller's context variables, as it would in the caller's own thread.
         self._future = self._pool.submit(contextvars.copy_context().run, asyncio.run, self._run(coroutine))
 
     def done(self) -> bool:

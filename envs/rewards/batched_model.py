@@ -1,4 +1,7 @@
-"""Runs one model over many rows of token ids: sorted by length, in batches, right-padded."""
+"""Runs one model over many rows of token ids: sorted by length, in batches, padded on the right.
+
+A row gets the number that it would get alone. A row that is too long for the model has failed; nothing is cut.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,7 @@ PREFIX_TOKENS = 16
 
 
 class BatchedModel:
-    """A model in evaluation mode, its tokenizer, its length limit and its batch size.
-
-    A model given by name is opened in float32. A loaded one keeps its precision, and its device unless one is named.
-    """
+    """A model in evaluation mode: opened in float32, or a loaded one in its own precision and on its own device."""
 
     def __init__(
         self,
@@ -106,12 +106,12 @@ class BatchedModel:
 
 
 def config_of(model: Model) -> PreTrainedConfig:
-    """The configuration of a model, loaded or by name."""
+    """Return the configuration of a model, loaded or by name."""
     return model.config if isinstance(model, PreTrainedModel) else load_config(model)
 
 
 def class_name(model: Model) -> str:
-    """The name of the model's class, as far as its configuration says."""
+    """Return the name of the model's class, as far as its configuration says."""
     if isinstance(model, PreTrainedModel):
         return type(model).__name__
     return next(iter(load_config(model).architectures or ()), "")

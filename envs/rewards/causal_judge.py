@@ -18,11 +18,8 @@ QUESTION = "Question: {prompt}\nAnswer: {completion}\nIs the answer right and co
 class CausalJudge:
     """Probability of `yes` against `no` as a causal model's next token after a question about the completion.
 
-    In [0, 1]. It scores a batch in a few forward passes, with the numbers that it would give the samples one by one. A
-    sample that is too long for the model has failed; nothing is cut.
-
-    Exploited by completions that talk to the judge ("say yes"), and by the model's bias for length, tone and its own
-    style; a small model's verdict is mostly bias. Compare it with labels before training on it.
+    In [0, 1]. Exploited by completions that talk to the judge ("say yes"), and by the model's bias for length, tone and
+    its own style; a small model's verdict is mostly bias. Compare it with labels before training on it.
     """
 
     def __init__(
@@ -65,7 +62,7 @@ class CausalJudge:
         self.__signature__ = signature_of(argument_names(self._encoder.fields))
 
     def __call__(self, *columns: Sequence[str], **named: Sequence[str]) -> list[float | Exception]:
-        """Return one probability for each completion, or the exception that says why it has none."""
+        """Return a probability for each completion, or why it has none."""
         arguments = self.__signature__.bind(*columns, **named).arguments
         return self._model.values(self._encoder.encode_batch(arguments), self._probability)
 

@@ -32,8 +32,7 @@ SEQ2SEQ_TEMPLATE = "premise: {premise} hypothesis: {hypothesis}"
 class Entailment:
     """Probability that a premise entails a hypothesis, in [0, 1], by a classifier or a T5-style model.
 
-    It scores a batch in a few forward passes, with the numbers that it would give the pairs one by one. A pair that is
-    too long loses the end of its premise; if the hypothesis alone is too long, the sample has failed.
+    A pair that is too long loses the end of its premise; if the hypothesis alone is too long, the sample has failed.
 
     Exploited by hypotheses that say little or copy the premise, and by texts unlike the model's training data. An empty
     hypothesis earns 0.
@@ -93,7 +92,7 @@ class Entailment:
         self.__signature__ = signature_of(self._names)
 
     def __call__(self, *columns: Sequence[str], **named: Sequence[str]) -> list[float | Exception]:
-        """Return one probability for each pair, or the exception that says why it has none."""
+        """Return a probability for each pair, or why it has none."""
         arguments = self.__signature__.bind(*columns, **named).arguments
         premises, hypotheses = (arguments[name] for name in self._names)
         values: list[float | Exception] = [0.0] * len(hypotheses)
@@ -112,6 +111,7 @@ class Entailment:
         whole = self._encoder.encode(premise=premise, hypothesis=hypothesis)
         if len(whole["input_ids"]) <= self._model.max_length:
             return whole
+        # The pair grows with the premise, so that a bisection finds how many characters fit.
         kept = bisect_right(range(len(premise)), self._model.max_length, key=length) - 1
         return self._encoder.encode(premise=premise[: max(kept, 0)], hypothesis=hypothesis)
 

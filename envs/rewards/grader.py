@@ -77,7 +77,7 @@ class Grader:
         return any(map(inspect.iscoroutinefunction, (self.reward, type(self.reward).__call__)))
 
     def asks_for(self, name: str) -> bool:
-        """Whether the reward has an argument of that name, or is made of rewards of which one has."""
+        """Whether the reward, or one that it is made of, has an argument of that name."""
         return asks_for(self.reward, name)
 
     def __call__(self, items: Sequence[Item], completions: Sequence[str], **extra: Sequence[Any]) -> list[Score]:
@@ -99,7 +99,7 @@ class Grader:
     def submit(
         self, items: Sequence[Item], completions: Sequence[str], **extra: Sequence[Any]
     ) -> BackgroundTask[Any, list[Score]]:
-        """Start to score a batch of at least one sample with an `async` reward; the scores are the task's result.
+        """Start to score a batch, not empty, with an `async` reward.
 
         Only the reward runs in the other thread: samples, failures and seconds are counted when the result is taken.
         """
@@ -107,7 +107,7 @@ class Grader:
         return BackgroundTask(self._await_all(calls), lambda awaited: self._record(*awaited, extra))
 
     def _call(self, call: RewardCall) -> Results:
-        """Call the reward; an exception is the result of every sample of the call."""
+        """The results of a call; an exception that it raises is the result of all its samples."""
         try:
             with time_limit(self.timeout):
                 return _results(call, self.reward(**call.arguments))
@@ -115,13 +115,13 @@ class Grader:
             return [error] * call.size
 
     async def _await_all(self, calls: Sequence[RewardCall]) -> tuple[Results, float]:
-        """Make all calls at once; return their results in order, and the seconds that they took together."""
+        """Make all calls at once; return their results, and the seconds that they took together."""
         began = time.perf_counter()
         results = await asyncio.gather(*map(self._await, calls))
         return [result for some in results for result in some], time.perf_counter() - began
 
     async def _await(self, call: RewardCall) -> Results:
-        """Await the reward; an exception is the result of every sample of the call."""
+        """As `_call`, for an `async` reward."""
         try:
             returned: Awaitable[Any] = self.reward(**call.arguments)
             return _results(call, await asyncio.wait_for(returned, self.timeout))
@@ -163,14 +163,12 @@ class Grader:
 
 
 def _results(call: RewardCall, returned: Any) -> Results:
-    """The results of one call."""
     if call.single and "tokens" in call.arguments:  # a list is then the steps of the one sample
         returned = [returned]
     return scores_or_errors(returned, call.size)
 
 
 def _with_reason(score: Score) -> Score:
-    """The Score; one that is NaN for no stated reason gets one."""
     if math.isnan(score.reward) and not score.failure:
         return replace(score, failure="it returned NaN")
     return score

@@ -118,9 +118,9 @@ def judge(
         scale: The worst and the best grade, which become 0 and 1. An answer without a grade in this range is a failure.
         api_key_env: Environment variable that holds the key, sent as a bearer token; if it is unset, none is sent.
         options: Further fields of the request.
-        timeout: Seconds for an answer, in each try. Leave the environment's `reward_timeout` at None.
-        retries: Further tries if the connection fails or the server answers 429 or 5xx.
-        backoff: Seconds before the first of them; doubled for each further one.
+        timeout: See `served`.
+        retries: See `served`.
+        backoff: See `served`.
         concurrency: Requests at once.
 
     Raises: SettingError.
@@ -163,10 +163,6 @@ def judge(
 
 
 def _rewards_of(answer: Any, size: int) -> list[Value]:
-    """The rewards in a server's answer.
-
-    Raises: ValueError if it does not hold a list of `size` values.
-    """
     values = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(values, list):
         raise ValueError(f'the answer holds no list of "rewards": {str(answer)[:80]!r}')
@@ -186,10 +182,6 @@ def _finite_number(value: object) -> Value:
 
 
 def _grade_of(answer: Any, pattern: re.Pattern[str]) -> float:
-    """The grade in a judge's answer.
-
-    Raises: ValueError if there is none.
-    """
     try:
         text = answer["choices"][0]["message"]["content"]
     except (LookupError, TypeError) as error:

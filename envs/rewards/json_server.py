@@ -22,7 +22,7 @@ Post = Callable[[object], Awaitable[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class JsonServer:
-    """An address, and how it is asked.
+    """An address and how it is asked.
 
     A connection that fails, an answer of 429 or 5xx is tried again, after waits of `backoff`, twice that, and so on. A
     late answer and any other status are not.
@@ -39,10 +39,6 @@ class JsonServer:
     """Requests at once."""
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises: SettingError.
-        """
         try:
             parsed = httpx2.URL(self.url)
             usable = parsed.scheme in ("http", "https") and bool(parsed.host)
@@ -68,6 +64,7 @@ class JsonServer:
         """Open a connection pool, and close it when the block ends."""
         slots = asyncio.Semaphore(self.concurrency)
         limits = httpx2.Limits(max_connections=self.concurrency)
+        # No timeout of the client's own: it would limit parts of a request, and asyncio's limits all of a try.
         async with httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_certificates()) as client:
 
             async def post(body: object) -> Any:

@@ -51,7 +51,7 @@ SHIPPED: Mapping[str, Callable[..., Reward]] = {
 
 
 def shipped_rewards() -> dict[str, Callable[..., Reward]]:
-    """Return the makers of the shipped rewards by name."""
+    """Return the makers of the shipped rewards."""
     return dict(SHIPPED)
 
 
@@ -104,10 +104,6 @@ def _named_reward(name: str, settings: dict[str, Any]) -> Reward:
 
 
 def _maker(name: str) -> Callable[..., Any]:
-    """The function that makes the reward of this name.
-
-    Raises: SettingError.
-    """
     if name in SHIPPED:
         return SHIPPED[name]
     plugins = plugin_rewards()
@@ -119,10 +115,7 @@ def _maker(name: str) -> Callable[..., Any]:
 
 
 def _named_parts(given: Sequence[Any]) -> dict[str, Any]:
-    """The parts of a list of rewards, each under the reward's own name.
-
-    Raises: SettingError for a part without a name, or two of one name.
-    """
+    """The parts of a list of rewards, each under the reward's own name."""
     parts: dict[str, Any] = {}
     for part in given:
         name = part.get("name") if isinstance(part, Mapping) else getattr(part, "__name__", part)
@@ -149,5 +142,4 @@ def _weighted_sum(parts: Mapping[Any, Any]) -> Reward:
 
 
 def _package(entry: EntryPoint) -> str:
-    """The name of the package that an entry point comes from."""
     return entry.dist.name if entry.dist else entry.value

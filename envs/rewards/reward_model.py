@@ -25,9 +25,6 @@ from rlgkd.errors import ModelError
 class RewardModel:
     """A reward model's one logit for a prompt and its completion: any number, or in [0, 1] by a sigmoid.
 
-    It scores a batch in a few forward passes, with the numbers that it would give the samples one by one. A sample that
-    is too long for the model has failed; nothing is cut.
-
     Exploited by length, flattery, a confident tone, and texts far from those that it was trained on: keep the policy
     near them (a teacher, alpha above 0) and read its samples. An empty completion gets what the model gives it.
     """
@@ -84,7 +81,7 @@ class RewardModel:
         self.__signature__ = signature_of(argument_names(self._encoder.fields))
 
     def __call__(self, *columns: Sequence[str], **named: Sequence[str]) -> list[float | Exception]:
-        """Return one number for each completion, or the exception that says why it has none."""
+        """Return a number for each completion, or why it has none."""
         arguments = self.__signature__.bind(*columns, **named).arguments
         return self._model.values(self._encoder.encode_batch(arguments), self._value)
 

@@ -35,6 +35,7 @@ def describe_failure(error: Exception, function: Callable[..., Any]) -> str:
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
     frames = traceback.extract_tb(error.__traceback__)
+    # The first frame is the one that caught the exception.
     entered = [f for f in frames[1:] if not any(Path(f.filename).is_relative_to(path) for path in OWN_FILES)]
     if entered:
         own = [f for f in entered if f.filename == entered[0].filename]
@@ -46,7 +47,6 @@ def describe_failure(error: Exception, function: Callable[..., Any]) -> str:
 
 
 def _definition(function: Any) -> str:
-    """Where a function, a method or a callable object is defined."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)

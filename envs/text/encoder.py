@@ -62,16 +62,14 @@ class TextEncoder:
         return [*before, *message, *after]
 
     def completion(self, text: str) -> list[int]:
-        """Return the ids of a completion, end token included.
-
-        After a plain prompt it begins with the space that separates words.
+        """Return the ids of a completion, end token included; after a plain prompt it begins with a space.
 
         Raises: DataError if it would hold another special token.
         """
         return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), self.end]
 
     def reply(self, text: str, *, closed: bool = True) -> list[int]:
-        """Return the ids of a reply; with `chat`, as the user's next message after the end of the policy's.
+        """Return the ids of a reply; with `chat`, it is the user's next message.
 
         If the policy's turn is not `closed` by its own end token, the one of the template comes first.
 
@@ -98,7 +96,6 @@ class TextEncoder:
         return ids
 
     def _first_frame(self, system: str) -> Frame:
-        """The ids around the user's first message."""
         if not system:
             before, after = chat_pieces(self.tokenizer, "user")
             return before, after

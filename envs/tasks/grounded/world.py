@@ -181,7 +181,7 @@ def names_of(split: str) -> Names:
 
 
 def _split_of(name: str) -> str:
-    bucket = zlib.crc32(name.encode()) % 10
+    bucket = zlib.crc32(name.encode()) % 10  # Python's own hash of a text differs between processes
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
