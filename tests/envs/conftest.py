@@ -48,7 +48,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tokenizer on disk, beside a model's config."""
+    """The tokenizer on disk, next to a model's config."""
     path: Path = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(path)
     LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(path)

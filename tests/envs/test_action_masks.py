@@ -1,4 +1,4 @@
-"""A task's mask as the environments tell it: each row its own, the same in every view, as MaskablePPO reads it."""
+"""A task's mask as the environments show it: each row has its own, the same in every view, as MaskablePPO takes it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_mask_says_what_the_row_so_far_allows() -> None:
     assert env.action_masks().all(), "a text that has ended allows anything"
 
 
-def test_every_view_tells_each_rows_own_mask() -> None:
+def test_every_view_shows_each_rows_own_mask() -> None:
     rng, t = np.random.default_rng(0), task()
     vector, vec = TextVectorEnv(t, num_envs=3, autoreset_mode="SameStep"), TextVecEnv(t, num_envs=3)
     dummy = DummyVecEnv([lambda: TextGenerationEnv(t)] * 3)

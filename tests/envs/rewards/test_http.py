@@ -1,4 +1,4 @@
-"""Served rewards: what a real server on 127.0.0.1 does wrong costs its samples, is told, and is never a number.
+"""Served rewards: an error of a real server on 127.0.0.1 costs its samples, is reported, and is never a number.
 
 The server does what a completion says: `good 7` earns 7, `drop 7` closes the connection, and so on.
 """
@@ -146,7 +146,7 @@ def test_a_server_is_sent_lists_in_chunks_and_answers_in_the_order_of_the_batch(
         Grader(rewards.served(server.url, columns=["grade"]))(items(1), ["good 1"])
 
 
-def test_of_a_thousand_faults_none_is_a_number_and_none_stops_the_run_below_the_set_share(server: Server) -> None:
+def test_none_of_a_thousand_faults_becomes_a_number_or_stops_the_run_below_the_set_share(server: Server) -> None:
     rng = random.Random(0)
     reward = rewards.served(server.url, batch_size=1, timeout=20, retries=1, backoff=0.001, concurrency=8)
     kinds = [*FAULTS * 48, *["good", "once"] * 200]

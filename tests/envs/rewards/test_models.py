@@ -281,7 +281,7 @@ def test_the_embedded_classifier_gives_what_grounded_summary_gives() -> None:
     entailment = rewards.Entailment("embedded:grounded-nli", device="cpu", batch_size=1)
     passages = [str(item.columns["passage"]) for item in items]
     assert entailment(passages, texts) == pytest.approx(own, abs=1e-5)
-    # And by hand: the prompt, the summary behind a space, the end token.
+    # And by hand: the prompt, the summary after a space, the end token.
     model = load("embedded:grounded-nli", auto_class=type(entailment._model.module))
     for item, text, value in zip(items[:5], texts, own, strict=False):
         ids = [*task.encode_prompt(item), *task.encode_completion(text)]

@@ -35,7 +35,7 @@ SCAN_ELSEWHERE = (
 
 @pytest.fixture(scope="module")
 def words() -> PreTrainedTokenizerFast:
-    """A word is a token; the template puts one before and two behind the message."""
+    """A word is a token; the template puts one before and two after the message."""
     tokenizer = word_tokenizer("<user>", "<bot>", "?", unknown="?")
     tokenizer.chat_template = "<user> {{ messages[0]['content'] }} <end> <bot>"
     return tokenizer
@@ -102,7 +102,7 @@ def test_the_reference_earns_1_and_an_unrelated_text_next_to_nothing(task: TextT
     assert max(s.reward for s in unrelated) < 0.3
 
 
-def test_quality_tells_the_reference_from_a_copy_of_the_body(task: TextTask) -> None:
+def test_quality_distinguishes_the_reference_from_a_copy_of_the_body(task: TextTask) -> None:
     tested = items(task, "test")
     gold = task.quality(tested, [i.reference for i in tested])
     copies = task.quality(tested, [str(i.columns["body"]) for i in tested])
@@ -112,7 +112,7 @@ def test_quality_tells_the_reference_from_a_copy_of_the_body(task: TextTask) -> 
     assert task.quality(tested[:1], [""]) == [{"rouge2": 0.0, "copied": 0.0, "sentence": 0.0}]
 
 
-def test_what_is_over_the_limits_is_dropped_and_counted(words: PreTrainedTokenizerFast) -> None:
+def test_items_over_the_limits_are_dropped_and_counted(words: PreTrainedTokenizerFast) -> None:
     whole, short = (docstring_summary(tokenizer=words, packages=FEW, max_prompt_tokens=n) for n in (112, 40))
     for split in SPLITS:
         assert 0 < short.size(split) < whole.size(split)
@@ -204,7 +204,7 @@ def test_every_style_gives_the_first_line_and_the_prose(text: str) -> None:
     r"Return the mean of the values.\n\nThe mean is :math:`\frac{1}{n} \sum_i x_i` of all the values that there are.",
     "Return the mean of the values.\n\nArgs:\n    values: The numbers, as many as you like but not none at all.",
 ])  # fmt: skip
-def test_what_is_not_fit_is_left_out(text: str) -> None:
+def test_an_unfit_docstring_is_left_out(text: str) -> None:
     assert parse_docstring(text) is None
 
 

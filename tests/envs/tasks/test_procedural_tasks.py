@@ -1,4 +1,4 @@
-"""Arithmetic and Translate prove themselves without a model: gold earns everything, wrong nothing, items repeat."""
+"""Arithmetic, Translate and Guess without a model: gold earns everything, wrong nothing, items repeat."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_every_step_of_a_solution_is_right_and_the_last_is_the_answer():
             a, b, result = int(a), int(b), int(result)
             assert result == {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[symbol] and result > 0
             assert symbol != "/" or a % b == 0
-        told = set(re.findall(r"\d+", item.prompt))
-        known = {2} | {int(number) for number in told} | {int(step[3]) for step in steps}
+        given = set(re.findall(r"\d+", item.prompt))
+        known = {2} | {int(number) for number in given} | {int(step[3]) for step in steps}
         assert all(int(number) in known for step in steps for number in (step[0], step[2]))
     assert lengths == set(range(1, 7))
     halves = task.quality(some[:1], ["1 + 1 = 2. 2 + 2 = 5."])
