@@ -28,9 +28,14 @@ def grammar():
 
 def task(mask=None, **settings) -> TextTask:
     return TextTask(
-        prompts=["A :", "B C :", ":"], reward=lambda completions: [float(text == "B C") for text in completions],
-        tokenizer=TOKENIZER, max_prompt_tokens=3, max_new_tokens=4, mask=mask or grammar(), **settings,
-    )  # fmt: skip
+        prompts=["A :", "B C :", ":"],
+        reward=lambda completions: [float(text == "B C") for text in completions],
+        tokenizer=TOKENIZER,
+        max_prompt_tokens=3,
+        max_new_tokens=4,
+        mask=mask or grammar(),
+        **settings,
+    )
 
 
 def test_a_mask_says_what_the_row_so_far_allows() -> None:
@@ -115,9 +120,10 @@ def test_maskable_ppo_keeps_to_the_mask_and_learns() -> None:
 
 def test_masks_pass_through_gymnasiums_wrappers_and_ids() -> None:
     gym.register(
-        id="tiny/Masked-v0", entry_point="rlgkd.envs.text_env:TextGenerationEnv",
+        id="tiny/Masked-v0",
+        entry_point="rlgkd.envs.text_env:TextGenerationEnv",
         kwargs={"task": task(allowed([A], vocabulary=5, end=END))},
-    )  # fmt: skip
+    )
     env = gym.make("tiny/Masked-v0")
     env.reset(seed=0)
     assert np.flatnonzero(env.get_wrapper_attr("action_masks")()).tolist() == [END, A]

@@ -15,8 +15,6 @@ from rlgkd.envs.task import build_task
 from rlgkd.errors import DataError, SettingError
 
 MakeTask = Callable[..., TextTask]
-
-
 TINY: dict[str, Any] = {"prompts": ["see"], "reward": "exact", "tokenizer": "embedded:grounded-student"}
 
 

@@ -127,9 +127,11 @@ except ValueError as error:
 
 
 def test_clashing_and_broken_rewards_are_reported_and_ours_stay(
-    installed: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    installed: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     from rlgkd.envs.rewards import registry
     from rlgkd.errors import SettingError
 

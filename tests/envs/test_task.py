@@ -13,8 +13,6 @@ from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.types import Item, Task
 
 MakeTask = Callable[..., TextTask]
-
-
 TINY: dict[str, Any] = {"prompts": ["see"], "reward": "exact", "tokenizer": "embedded:grounded-student"}
 
 

@@ -69,9 +69,11 @@ def test_the_registered_ids_are_there() -> None:
 
 def test_an_environment_is_made_from_prompts_a_function_and_a_tokenizer(folder: str) -> None:
     env = TextGenerationEnv(
-        prompts=["see a dog"], reward=lambda completions: [len(text) for text in completions],
-        tokenizer=folder, max_new_tokens=64,
-    )  # fmt: skip
+        prompts=["see a dog"],
+        reward=lambda completions: [len(text) for text in completions],
+        tokenizer=folder,
+        max_new_tokens=64,
+    )
     env.reset(seed=0)
     *_, last = [env.step(action) for action in actions_of(env, "a cat")]
     assert last[1:4] == (5.0, True, False) and last[4]["text"] == "a cat"

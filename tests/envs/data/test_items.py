@@ -22,11 +22,7 @@ from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": 2 * n, "level": n % 3} for n in range(60)]
-
-
 ASKED: dict[str, Any] = {"prompt": "Q: {question}\nA:", "reference": "answer"}
-
-
 SPLITS = ("train", "validation", "test")
 
 
@@ -71,8 +67,9 @@ def test_an_items_key_is_its_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('prompt,x\n"two\nlines",1\n\nafter,2\n')
     items = read_items(tmp_path / "rows.csv", split_shares=None)
     assert [(item.key, item.prompt) for item in all_of(items)["test"]] == [
-        ("rows.csv:2", "two\nlines"), ("rows.csv:5", "after"),
-    ]  # fmt: skip
+        ("rows.csv:2", "two\nlines"),
+        ("rows.csv:5", "after"),
+    ]
 
 
 def test_a_list_is_whole_in_each_split_and_strings_are_rows_of_one_column() -> None:

@@ -18,8 +18,6 @@ from rlgkd.errors import DataError, DependencyError, RlgkdError
 from rlgkd.types import Item
 
 MILLION = 1_000_000
-
-
 EMBEDDED = "embedded:grounded-teacher"
 
 

@@ -14,8 +14,6 @@ from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": 2 * n, "level": n % 3} for n in range(60)]
-
-
 SPLITS = ("train", "validation", "test")
 
 
@@ -54,9 +52,7 @@ def test_values_and_the_text_around_them_are_not_changed(name: str, value: str, 
 
 def test_a_column_in_doubled_braces_is_pointed_out_once(caplog: pytest.LogCaptureFixture) -> None:
     fill = template("prompt", "{{question}} {{other}} {{{question}}}")
-    assert [fill("x:1", {"question": text}) for text in "ab"] == [
-        "{question} {other} {a}", "{question} {other} {b}"
-    ]  # fmt: skip
+    assert [fill("x:1", {"question": text}) for text in "ab"] == ["{question} {other} {a}", "{question} {other} {b}"]
     (record,) = caplog.records
     assert "writes {question} as it stands: for the column, do not double the braces" in record.getMessage()
 

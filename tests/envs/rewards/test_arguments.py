@@ -17,8 +17,6 @@ ITEMS = [
     Item(key="a", prompt="p0", reference="r0", columns={"answer": 3, "level": 1}),
     Item(key="b", prompt="p1", reference="r1", columns={"answer": 5}),
 ]
-
-
 TEXTS = ["three", "five!"]
 
 

@@ -16,8 +16,6 @@ ITEMS = [
     Item(key="a", prompt="p0", reference="r0", columns={"answer": 3, "level": 1}),
     Item(key="b", prompt="p1", reference="r1", columns={"answer": 5}),
 ]
-
-
 TEXTS = ["three", "five!"]
 
 
@@ -26,11 +24,13 @@ def graded(reward: Any, **settings: Any) -> list[Score]:
 
 
 def test_a_weighted_sum_logs_its_parts_and_fails_where_one_of_them_does() -> None:
-    both = rewards.Weighted({
-        "size": (2.0, lambda completions: [len(text) for text in completions]),
-        "odd": (1.0, lambda completion: 1 / (completion != "three")),
-        "answer": (0.5, lambda answer: answer),
-    })  # fmt: skip
+    both = rewards.Weighted(
+        {
+            "size": (2.0, lambda completions: [len(text) for text in completions]),
+            "odd": (1.0, lambda completion: 1 / (completion != "three")),
+            "answer": (0.5, lambda answer: answer),
+        }
+    )
     first, second = graded(both)
     assert math.isnan(first.reward) and first.parts["size"] == 5.0 and math.isnan(first.parts["odd"])
     assert second == Score(reward=10 + 1 + 2.5, parts={"size": 5.0, "odd": 1.0, "answer": 5.0})

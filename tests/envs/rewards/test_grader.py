@@ -25,8 +25,6 @@ ITEMS = [
     Item(key="a", prompt="p0", reference="r0", columns={"answer": 3, "level": 1}),
     Item(key="b", prompt="p1", reference="r1", columns={"answer": 5}),
 ]
-
-
 TEXTS = ["three", "five!"]
 
 
@@ -118,9 +116,14 @@ def test_a_reward_that_hangs_is_stopped_and_leaves_nothing_running() -> None:
 def test_none_of_a_thousand_faults_is_scored_as_a_number_or_stops_the_run() -> None:
     rng, threads = random.Random(0), threading.active_count()
     faults = {
-        "raises": lambda: 1 / 0, "hangs": lambda: time.sleep(9), "nan": lambda: [math.nan] * 2, "few": lambda: [1.0],
-        "garbage": lambda: "one, two", "none": lambda: None, "inf": lambda: [math.inf, -math.inf],
-    }  # fmt: skip
+        "raises": lambda: 1 / 0,
+        "hangs": lambda: time.sleep(9),
+        "nan": lambda: [math.nan] * 2,
+        "few": lambda: [1.0],
+        "garbage": lambda: "one, two",
+        "none": lambda: None,
+        "inf": lambda: [math.inf, -math.inf],
+    }
     expected: list[bool] = []
 
     def reward(completions: list[str]) -> Any:

@@ -25,13 +25,24 @@ from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item
 
 ANSWERS = {
-    "garbage": b"\xff\xfe not json", "empty": b"", "page": b"<html>502</html>", "few": b'{"rewards": []}',
-    "many": b'{"rewards": [1.0, 2.0]}', "bare": b"[1.0]", "number": b"1.0", "nan": b'{"rewards": [NaN]}',
-    "infinite": b'{"rewards": [-Infinity]}', "huge": b'{"rewards": [1' + b"0" * 400 + b"]}",
-    "null": b'{"rewards": [null]}', "text": b'{"rewards": ["1.0"]}', "true": b'{"rewards": [true]}',
-    "list": b'{"rewards": [[1.0]]}', "object": b'{"rewards": {"0": 1.0}}', "other": b'{"scores": [1.0]}',
+    "garbage": b"\xff\xfe not json",
+    "empty": b"",
+    "page": b"<html>502</html>",
+    "few": b'{"rewards": []}',
+    "many": b'{"rewards": [1.0, 2.0]}',
+    "bare": b"[1.0]",
+    "number": b"1.0",
+    "nan": b'{"rewards": [NaN]}',
+    "infinite": b'{"rewards": [-Infinity]}',
+    "huge": b'{"rewards": [1' + b"0" * 400 + b"]}",
+    "null": b'{"rewards": [null]}',
+    "text": b'{"rewards": ["1.0"]}',
+    "true": b'{"rewards": [true]}',
+    "list": b'{"rewards": [[1.0]]}',
+    "object": b'{"rewards": {"0": 1.0}}',
+    "other": b'{"scores": [1.0]}',
     "deep": b"[" * 100_000,
-}  # fmt: skip
+}
 STATUSES = {"broken": 500, "away": 503, "busy": 429, "unknown": 404, "moved": 302}
 CUT = ("drop", "half")
 FAULTS = (*ANSWERS, *STATUSES, *CUT)
@@ -139,9 +150,17 @@ def test_a_server_is_sent_lists_in_chunks_and_answers_in_the_order_of_the_batch(
     assert [score.reward for score in grader(items(5, level=3), completions)] == [0.0, 0.25, 0.5, 0.75, 1.0]
     sent = sorted((body["prompts"][0], path, headers["X-Run"], body) for path, headers, body in server.asked)
     assert len(sent) == 3
-    assert sent[1] == ("p2", "/r", "7", {
-        "prompts": ["p2", "p3"], "completions": completions[2:4], "references": ["r2", "r3"], "level": [3, 3],
-    })  # fmt: skip
+    assert sent[1] == (
+        "p2",
+        "/r",
+        "7",
+        {
+            "prompts": ["p2", "p3"],
+            "completions": completions[2:4],
+            "references": ["r2", "r3"],
+            "level": [3, 3],
+        },
+    )
     with pytest.raises(SettingError, match="'grade' does not work"):
         Grader(rewards.served(server.url, columns=["grade"]))(items(1), ["good 1"])
 
@@ -236,7 +255,7 @@ def test_a_judge_grades_each_sample_and_what_cannot_be_read_is_no_grade(server: 
     server.verdicts = {text: said for text, (said, _) in VERDICTS.items()}
     reward = rewards.judge(
         server.url + "/v1/", "tiny", api_key_env="JUDGE_KEY", options={"seed": 3}, backoff=0.001, concurrency=4
-    )  # fmt: skip
+    )
     given = rewards_of(reward, list(VERDICTS))
     assert given == pytest.approx([value for _, value in VERDICTS.values()], nan_ok=True)
     path, headers, body = server.asked[0]
@@ -250,7 +269,7 @@ def test_a_judges_question_pattern_and_scale_are_settings(server: Server, monkey
     server.verdicts = {"5 {dog} p0 r0": "grade=<2>", "5 cat p1 r1": "grade=<4>"}
     reward = rewards.judge(
         server.url, "m", template="{level} {completion} {prompt} {reference} {{}}", pattern=r"<(\d)>", scale=(1, 5)
-    )  # fmt: skip
+    )
     grader = Grader(reward)
     assert [score.reward for score in grader(items(2, level=5), ["{dog}", "cat"])] == [0.25, 0.75]
     assert {body["messages"][0]["content"] for *_, body in server.asked} == {"5 {dog} p0 r0 {}", "5 cat p1 r1 {}"}

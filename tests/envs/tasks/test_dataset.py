@@ -18,8 +18,6 @@ from rlgkd.envs.data.procedural import prompt_tenth
 from rlgkd.errors import DataError
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": 2 * n, "level": n % 3} for n in range(60)]
-
-
 ASKED: dict[str, Any] = {"prompt": "Q: {question}\nA:", "reference": "answer"}
 
 
@@ -63,16 +61,25 @@ def test_a_file_is_trained_on_by_settings_alone(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "mine.yaml").write_text(
         yaml.safe_dump(
             {
-                "env": "rlgkd/Dataset-v0", "tokens": 150, "prompts_per_update": 2, "group_size": 2, "eval_prompts": 2,
-                "threads": 1, "student": "embedded:grounded-student", "alpha": 0,
+                "env": "rlgkd/Dataset-v0",
+                "tokens": 150,
+                "prompts_per_update": 2,
+                "group_size": 2,
+                "eval_prompts": 2,
+                "threads": 1,
+                "student": "embedded:grounded-student",
+                "alpha": 0,
                 "env_settings": {
-                    "data": "questions.jsonl", "prompt": "Q: {question}\nA:", "reference": "answer",
+                    "data": "questions.jsonl",
+                    "prompt": "Q: {question}\nA:",
+                    "reference": "answer",
                     "reward": ["exact", {"name": "length", "words": 2, "weight": 0.5}],
-                    "max_prompt_tokens": 32, "max_new_tokens": 8,
+                    "max_prompt_tokens": 32,
+                    "max_new_tokens": 8,
                 },
             }
         )
-    )  # fmt: skip
+    )
     main_returns(main, ["train", "mine.yaml", "--out", "run", "--quiet"])
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     assert rows and all(row["key"].startswith("questions.jsonl:") for row in rows)

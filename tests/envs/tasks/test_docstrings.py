@@ -177,33 +177,40 @@ PROSE = "The values are added up with extended precision and then divided by how
 TWO_LINES = PROSE.replace(" precision", "\nprecision")
 
 
-@pytest.mark.parametrize("text", [
-    f"Return the mean of `values`.\n\n{TWO_LINES}\n\nParameters\n----------\nvalues : list\n    The numbers.",
-    f"Return the mean of `values`.\n\n{TWO_LINES}\n\nArgs:\n    values: The numbers.",
-    f"Return the mean of `values`.\n\n{TWO_LINES}\n\n:param values: the numbers\n:returns: the mean",
-    f"Return the mean of ``values``\n\n{TWO_LINES} [1]_\n\n>>> mean([1, 2])\n1.5",
-    f"mean(values, /) -> float\n\nReturn the mean of :obj:`values`.\n\n{TWO_LINES}",
-    f"Return the mean\nof *values*. {PROSE}",
-    f"Return the mean of `values <https://example.org>`_.\n{PROSE}\n\nSee the code::\n\n    mean([1, 2])",
-    f"Return the mean of values.\n\n.. versionadded:: 3.4\n\n{TWO_LINES}\n\n- one\n- two",
-    f"Return the mean of values.\n\nExplanation\n===========\n\n{TWO_LINES}\n\nExamples\n========\n\nNone.",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Return the mean of `values`.\n\n{TWO_LINES}\n\nParameters\n----------\nvalues : list\n    The numbers.",
+        f"Return the mean of `values`.\n\n{TWO_LINES}\n\nArgs:\n    values: The numbers.",
+        f"Return the mean of `values`.\n\n{TWO_LINES}\n\n:param values: the numbers\n:returns: the mean",
+        f"Return the mean of ``values``\n\n{TWO_LINES} [1]_\n\n>>> mean([1, 2])\n1.5",
+        f"mean(values, /) -> float\n\nReturn the mean of :obj:`values`.\n\n{TWO_LINES}",
+        f"Return the mean\nof *values*. {PROSE}",
+        f"Return the mean of `values <https://example.org>`_.\n{PROSE}\n\nSee the code::\n\n    mean([1, 2])",
+        f"Return the mean of values.\n\n.. versionadded:: 3.4\n\n{TWO_LINES}\n\n- one\n- two",
+        f"Return the mean of values.\n\nExplanation\n===========\n\n{TWO_LINES}\n\nExamples\n========\n\nNone.",
+    ],
+)
 def test_every_style_gives_the_first_line_and_the_prose(text: str) -> None:
     assert parse_docstring(text) == ("Return the mean of values.", PROSE)
 
 
-@pytest.mark.parametrize("text", [
-    "",
-    "Return the mean.",
-    f"Mean.\n\n{PROSE}",  # too few words
-    f"return the mean of values\n\n{PROSE}",  # no sentence
-    f"Return the mean {{of}} <values>.\n\n{PROSE}",
-    "Return the mean of the values.\n\nToo short.",
-    f"Return the mean of the values.\n\n{PROSE * 5}",
-    f"Return the mean of the values.\n\nThis will return the mean of the values. {PROSE}",  # the answer stands there
-    r"Return the mean of the values.\n\nThe mean is :math:`\frac{1}{n} \sum_i x_i` of all the values that there are.",
-    "Return the mean of the values.\n\nArgs:\n    values: The numbers, as many as you like but not none at all.",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Return the mean.",
+        f"Mean.\n\n{PROSE}",  # too few words
+        f"return the mean of values\n\n{PROSE}",  # no sentence
+        f"Return the mean {{of}} <values>.\n\n{PROSE}",
+        "Return the mean of the values.\n\nToo short.",
+        f"Return the mean of the values.\n\n{PROSE * 5}",
+        f"Return the mean of the values.\n\nThis will return the mean of the values. {PROSE}",  # holds the answer
+        r"Return the mean of the values.\n\n"
+        r"The mean is :math:`\frac{1}{n} \sum_i x_i` of all the values that there are.",
+        "Return the mean of the values.\n\nArgs:\n    values: The numbers, as many as you like but not none at all.",
+    ],
+)
 def test_an_unfit_docstring_is_left_out(text: str) -> None:
     assert parse_docstring(text) is None
 

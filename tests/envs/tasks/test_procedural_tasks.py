@@ -91,10 +91,13 @@ def test_another_translation_earns_less_and_none_of_it_nothing():
         (1001, "one thousand and one", "eintausendeins"),
         (2350, "two thousand three hundred and fifty", "zweitausenddreihundertfünfzig"),
         (101_000, "one hundred and one thousand", "einhunderteintausend"),
-        (316_212, "three hundred and sixteen thousand two hundred and twelve",
-         "dreihundertsechzehntausendzweihundertzwölf"),
+        (
+            316_212,
+            "three hundred and sixteen thousand two hundred and twelve",
+            "dreihundertsechzehntausendzweihundertzwölf",
+        ),
     ],
-)  # fmt: skip
+)
 def test_numbers_in_words(number, en, de):
     assert (english_number(number), german_number(number)) == (en, de)
 
@@ -105,11 +108,20 @@ def test_numbers_in_words_are_all_different_and_so_are_the_days():
     for ordinal in (english_ordinal, german_ordinal):
         assert len({ordinal(n) for n in range(1, 32)}) == 31
     assert [english_ordinal(n) for n in (1, 12, 20, 21, 30)] == [
-        "first", "twelfth", "twentieth", "twenty-first", "thirtieth"
-    ]  # fmt: skip
+        "first",
+        "twelfth",
+        "twentieth",
+        "twenty-first",
+        "thirtieth",
+    ]
     assert [german_ordinal(n) for n in (1, 3, 7, 19, 20, 21)] == [
-        "erste", "dritte", "siebte", "neunzehnte", "zwanzigste", "einundzwanzigste"
-    ]  # fmt: skip
+        "erste",
+        "dritte",
+        "siebte",
+        "neunzehnte",
+        "zwanzigste",
+        "einundzwanzigste",
+    ]
 
 
 @pytest.mark.parametrize("name", [*TASKS, "guess"])
