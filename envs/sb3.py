@@ -55,7 +55,7 @@ class TextVecEnv(VecEnv):
         self.reset_infos = [self._episodes.reset(row, self._options[row]) for row in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        return self._episodes.tokens_NT.copy()
+        return self._episodes.tokens_NT.copy()  # a copy: rollout buffers keep it
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take one token for each row."""

@@ -82,7 +82,7 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             infos = self._add_info(infos, self._episodes.reset(row, options), row)
         self._seeded_N |= mask_N
         self._waiting_N &= ~mask_N
-        return self._episodes.tokens_NT.copy(), infos
+        return self._episodes.tokens_NT.copy(), infos  # a copy: the caller may keep it
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Append one token to every row that is not reset in this step.
@@ -130,5 +130,5 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             if len(seed) != self.num_envs:
                 raise SettingError("seed", list(seed), f"give one for each of the {self.num_envs} rows")
             return list(seed)
-        super().reset(seed=int(seed))
+        super().reset(seed=int(seed))  # seeds `np_random`, which seeds rows that get none
         return [int(seed) + row for row in range(self.num_envs)]

@@ -42,7 +42,7 @@ def read_items(
     Raises: SettingError for a malformed template; DataError for data that cannot be read, with its file and line.
     """
     shares = _split_tenths(split_shares)
-    if isinstance(data, Items) and callable(data.size):
+    if isinstance(data, Items) and callable(data.size):  # arrays have `item` and `size` too, but a size is no method
         if (prompt, reference, split_shares) != ("prompt", None, "auto"):
             raise SettingError("prompt", prompt, "a source of items has prompts and splits of its own; leave it out")
         return data

@@ -51,7 +51,7 @@ class ProceduralItems:
         """
         self.size(split)
         key = f"{split}/{seed}/{index}"
-        rng = random.Random(f"rlgkd-{self._name}:{key}")
+        rng = random.Random(f"rlgkd-{self._name}:{key}")  # a text seeds it the same way in every process
         for _ in range(MAX_DRAWS):
             item = self._draw(rng, key)
             if prompt_tenth(item.prompt) in self._shares[split]:

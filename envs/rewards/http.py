@@ -141,7 +141,7 @@ def judge(
 
     async def reward(*given: Sequence[object], **named: Sequence[object]) -> list[Value]:
         batch = signature.bind(*given, **named).arguments
-        key = os.environ.get(api_key_env, "").strip()
+        key = os.environ.get(api_key_env, "").strip()  # a key that was read from a file may end with a line break
 
         async with server.open({"Authorization": f"Bearer {key}"} if key else {}) as post:
 

@@ -111,7 +111,8 @@ def _maker(name: str) -> Callable[..., Any]:
         raise SettingError("reward", name, f"say which function of the file: {name}:FUNCTION")
     if name not in plugins:
         raise SettingError("reward", name, unknown_remedy(name, [*SHIPPED, *plugins]))
-    return cast(Callable[..., Any], import_object("reward", plugins[name].value.partition("[")[0]))
+    path = plugins[name].value.partition("[")[0]  # without the extras that an entry point may list after its path
+    return cast(Callable[..., Any], import_object("reward", path))
 
 
 def _named_parts(given: Sequence[Any]) -> dict[str, Any]:

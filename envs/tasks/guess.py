@@ -94,4 +94,5 @@ def quality(items: Sequence[Item], completions: Sequence[str]) -> list[dict[str,
 
 
 def _whole_number(text: str) -> int | None:
+    # isdigit() alone is also true for digits that int() refuses, such as superscripts.
     return int(text) if text.strip().isascii() and text.strip().isdigit() else None

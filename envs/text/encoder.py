@@ -35,6 +35,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.end = end_token(tokenizer)
+        # The unknown token may occur, because it stands for any character that the tokenizer does not know.
         self._special = {
             id_: text
             for id_, text in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
