@@ -11,16 +11,21 @@ ratio="sequence", CISPO (arXiv 2506.13585) policy_loss="clipped_weight", policy_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
+from rlgkd.objective import POLICY_LOSS, Objective
+
+
+class GRPOConfig(AlgorithmConfig):
+    """What makes GRPO of Reinforce."""
+
+    owner = "GRPO"
+
+    reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("group_normalised"))
+    objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), policy_reduction="sequence_mean")
 
 
 class GRPO(TextAlgorithm):
     """Rewards normalised within each prompt's group, and a clipped ratio to the policy that sampled."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {
-        **TextAlgorithm.defaults,
-        "advantage": "group_normalised", "policy_loss": "clipped", "policy_reduction": "sequence_mean",
-    }  # fmt: skip
+    Config = GRPOConfig

@@ -26,7 +26,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rlgkd.dialogue import Dialogue, grade, stops_of
+from rlgkd import scoring
+from rlgkd.dialogue import Dialogue, stop_strings
 from rlgkd.errors import SettingError
 from rlgkd.lm.model import end_token
 from rlgkd.ops.token_masks import allowed_tokens
@@ -62,7 +63,7 @@ class Episodes:
         self.width = task.max_prompt_tokens + task.max_new_tokens
         self.vocabulary = len(task.tokenizer)
         self.end = end_token(task.tokenizer)
-        self.stops = stops_of(task)
+        self.stops = stop_strings(task)
         self.tokens_NT = np.full((num, self.width), PAD, dtype=np.int64)
         self.action_NT = np.zeros((num, self.width), dtype=bool)
         self.length_N = np.zeros(num, dtype=np.int64)
@@ -122,7 +123,7 @@ class Episodes:
         at_limit_R = self.length_N[rows_R] - self.prompt_N[rows_R] >= self.task.max_new_tokens
         turn_over_R = (actions_R == self.end) | at_limit_R
         if self.stops is not None:
-            turn_over_R |= [self.stops.end(self.turn(row)) for row in rows]
+            turn_over_R |= [self.stops.should_stop(self.turn(row)) for row in rows]
         over: dict[int, Dialogue] = {}
         for row in rows_R[turn_over_R].tolist():
             dialogue = self._end_turn(row)
@@ -131,7 +132,7 @@ class Episodes:
                 self.dialogues[row] = None
         if not over:
             return {}
-        scores = grade([*over.values()], [self.actions(row) for row in over])
+        scores = scoring.score(self.task, [self._ended(row, dialogue) for row, dialogue in over.items()])
         return {row: _outcome(dialogue, score) for (row, dialogue), score in zip(over.items(), scores, strict=True)}
 
     def turn(self, row: int) -> list[int]:
@@ -172,11 +173,16 @@ class Episodes:
         """Give the policy's turn to the row's dialogue, and append the environment's answer."""
         dialogue = self.dialogues[row]
         assert dialogue is not None
-        answer = dialogue.take(self.turn(row))
+        answer = dialogue.take_turn(self.turn(row))
         self.turn_N[row] = self.length_N[row] + len(answer)
         self.tokens_NT[row, self.length_N[row] : self.turn_N[row]] = answer
         self.length_N[row] = self.turn_N[row]
         return dialogue
+
+    def _ended(self, row: int, dialogue: Dialogue) -> scoring.Ended:
+        """The parts of an ended episode that its task needs to score it."""
+        assert dialogue.stop is not None
+        return scoring.Ended(dialogue.item, dialogue.text, dialogue.turns, self.actions(row), dialogue.stop)
 
 
 def _outcome(dialogue: Dialogue, score: Score) -> Outcome:
@@ -186,7 +192,7 @@ def _outcome(dialogue: Dialogue, score: Score) -> Outcome:
         "stop": str(dialogue.stop),
         "parts": dict(score.parts),
     }
-    if dialogue.several:
+    if dialogue.all_turns:
         info["turns"] = dialogue.turns
     unscored = math.isnan(score.reward)
     if unscored and dialogue.stop is not StopReason.TRUNCATED:

@@ -149,7 +149,7 @@ class TextTask:
     def decode_completion(self, ids: Sequence[int]) -> str:
         """See `Task.decode_completion`: the text before a stop string, without special tokens and outer white space."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        return (text if self.stops is None else self.stops.before(text)).strip()
+        return (text if self.stops is None else self.stops.text_before_stop(text)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
         """See `Task.reply`.

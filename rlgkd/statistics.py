@@ -38,26 +38,26 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean with its interval; NaN where nothing is known."""
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% interval; NaN where it is not known."""
 
-    mean: float
-    low: float
-    high: float
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     @property
     def sign(self) -> int:
         """+1 or -1 where the interval excludes zero on that side, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
-    def within(self, low: float, high: float) -> Estimate:
+    def within(self, low: float, high: float) -> Interval:
         """The same with its ends inside [low, high], where the mean must be: what is cut off was never possible."""
         ends = np.clip((self.low, self.high), low, high)
-        return Estimate(mean=self.mean, low=float(ends[0]), high=float(ends[1]))
+        return Interval(mean=self.mean, low=float(ends[0]), high=float(ends[1]))
 
 
-def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The table's mean with its interval. Prompts at which a value is NaN are left out.
 
     Raises: SettingError unless the table has two dimensions.
@@ -66,20 +66,34 @@ def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RE
         raise SettingError("values_SP", values_SP.shape, "give a table of seeds and prompts")
     values_SP = values_SP[:, np.isfinite(values_SP).all(axis=0)]
     if values_SP.size == 0:
-        return Estimate(mean=math.nan, low=math.nan, high=math.nan)
+        return Interval()
     mean = float(values_SP.mean())
     variance, freedom = _variance(values_SP)
     # A difference of equal numbers is a rounding error, not an effect.
     if not variance > (1e-12 * max(1.0, abs(mean))) ** 2:
-        return Estimate(mean=mean, low=mean, high=mean)
+        return Interval(mean=mean, low=mean, high=mean)
     deviations = _resampled(values_SP, resamples, seed) - mean
     tail = (1 - level) / 2
     wider = math.sqrt(variance) / deviations.std() * stats.t.isf(tail, freedom) / stats.norm.isf(tail)
     half = float(np.quantile(np.abs(deviations), level)) * wider
-    return Estimate(mean=mean, low=mean - half, high=mean + half)
+    return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
-def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Estimate:
+def prompt_interval(values_P: Floats) -> Interval:
+    """The mean of one value per prompt with its 95% percentile bootstrap interval. NaN values are left out."""
+    values_P = values_P[np.isfinite(values_P)]
+    if len(values_P) == 0:
+        return Interval()
+    mean = float(values_P.mean())
+    if len(values_P) == 1 or np.ptp(values_P) == 0:
+        return Interval(mean, mean, mean)
+    result = stats.bootstrap(
+        (values_P,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=256, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Interval(mean, float(result.low), float(result.high))
+
+
+def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Interval:
     """Probability that a run of ours does better than one of theirs on a prompt, ties counted half.
 
         mean over prompts p and pairs of seeds (s, s') of [ours_sp > theirs_s'p] + [ours_sp = theirs_s'p] / 2

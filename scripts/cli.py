@@ -1,15 +1,12 @@
-"""The command line: `rlgkd COMMAND` and `python scripts/COMMAND.py` are the same.
+"""The command line: `rlgkd COMMAND`; `python scripts/COMMAND.py` does the same from a checkout.
 
-An error that is the user's to mend is one line on stderr and exit code 2, with where a traceback of the user's own code
-was written to; anything else keeps its traceback.
+Each command imports what it runs when it runs, so that `rlgkd --help` imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from rlgkd.errors import RewardError, RlgkdError, SettingError
+from rlgkd.errors import SettingError
+from rlgkd.scripts._errors import one_line_errors
 
 app = typer.Typer(
     help="Reinforcement learning for text generation with distillation inside the objective.",
@@ -26,64 +24,74 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-TopK = Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens alone.")]
+DEFAULT_ALPHAS = "0,0.25,0.5,1"
+
+RecipeArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from this many of the likeliest tokens alone.")]
 TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this mass alone.")]
 MinP = Annotated[float | None, typer.Option(help="Sample from tokens of this share of the likeliest's probability.")]
+SamplingSeed = Annotated[int, typer.Option(min=0, help="Seed of the samples.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a live one.")]
 
 
 @app.command()
 def train(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")
-    ] = None,
+    arguments: RecipeArguments = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/NAME-TIME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run's folder exactly.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
-    from rlgkd.scripts.config import run as run_settings
+    from rlgkd.scripts.config import run as run_config
     from rlgkd.scripts.runs import train as training
 
     if resume is not None:
         if arguments or out is not None:
             raise SettingError("--resume", str(resume), "a run goes on with its own settings; leave the others out")
-        page = training.resume(resume, quiet=quiet)
+        report = training.resume(resume, quiet=quiet)
     else:
-        settings = run_settings.read(*_named(arguments, "quickstart"))
+        recipe, overrides = _split_name(arguments, "quickstart")
+        settings = run_config.read(recipe, overrides)
         folder = out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        page = training.start(settings, folder, quiet=quiet)
-    typer.echo(page)
+        report = training.start(settings, folder, quiet=quiet)
+    typer.echo(report)
 
 
 @app.command()
 def compare(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")
-    ] = None,
-    alphas: Annotated[str, typer.Option(help="Values of alpha; 0,0.25,0.5,1 where nothing is varied.")] = "",
+    arguments: RecipeArguments = None,
+    alphas: Annotated[str, typer.Option(help=f"Values of alpha; {DEFAULT_ALPHAS} where nothing is varied.")] = "",
     vary: Annotated[
         list[str] | None, typer.Option(metavar="KEY=a,b,c", help="Values of any setting; repeat for combinations.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="How many, or which with commas between them.")] = "3",
-    samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt of the evaluation.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, help="Completions for each prompt of the evaluation.")] = 4,
     baseline: Annotated[str, typer.Option(help="Cell to measure against; by default the first and the last.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder to begin or go on with; runs/compare-NAME.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side; by default one for each core.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to begin or to continue; runs/compare-NAME.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time; by default one for each core.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Compare runs over the values of some settings and seeds: how much teacher, and does it help?"""
-    from rlgkd.scripts.comparison import compare as comparing
-    from rlgkd.scripts.comparison.grid import grid, seeds_of, values_of
-    from rlgkd.scripts.config import run as run_settings
+    from rlgkd.scripts.comparison import compare as comparison
+    from rlgkd.scripts.comparison.grid import grid, parse_seeds, parse_variation
+    from rlgkd.scripts.config import run as run_config
 
-    varied = [*([f"alpha={alphas or '0,0.25,0.5,1'}"] if alphas or not vary else []), *(vary or [])]
-    base = run_settings.read(*_named(arguments, "compare"))
-    if twice := [key for key, _ in map(values_of, varied) if sum(v.startswith(f"{key}=") for v in varied) > 1]:
-        raise SettingError("vary", twice[0], "name each setting once, with all its values")
-    cells = grid(base, dict(map(values_of, varied)), seeds_of(seeds), samples=samples, baseline=baseline)
-    page, failed = comparing.compare(cells, out or Path("runs") / f"compare-{base.name}", jobs=jobs, quiet=quiet)
-    typer.echo(page)
+    variations = list(vary or [])
+    if alphas or not variations:
+        variations.insert(0, f"alpha={alphas or DEFAULT_ALPHAS}")
+    recipe, overrides = _split_name(arguments, "compare")
+    base = run_config.read(recipe, overrides)
+    varied: dict[str, list[object]] = {}
+    for variation in variations:
+        key, values = parse_variation(variation)
+        if key in varied:
+            raise SettingError("vary", key, "name each setting once, with all its values")
+        varied[key] = values
+    cells = grid(base, varied, parse_seeds(seeds), samples=samples, baseline=baseline)
+    report, failed = comparison.compare(cells, out or Path("runs") / f"compare-{base.name}", jobs=jobs, quiet=quiet)
+    typer.echo(report)
     if failed:
         raise typer.Exit(1)
 
@@ -96,14 +104,14 @@ def evaluate(
         typer.Argument(metavar="[env_settings.NAME=value ...]", help="Settings of the environment, over the run's."),
     ] = None,
     env: Annotated[
-        str, typer.Option(help="Registered id of the environment; a run's own, else rlgkd/GroundedSummary-v0.")
+        str, typer.Option(help="Registered id of the environment; the run's own, else rlgkd/GroundedSummary-v0.")
     ] = "",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    prompts: Annotated[int, typer.Option(min=1, help="How many.")] = 256,
-    teacher: Annotated[str, typer.Option(help="To measure the divergence to.")] = "",
-    temperature: Annotated[float | None, typer.Option(help="Of the model; a run's own, else 1.")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 256,
+    teacher: Annotated[str, typer.Option(help="Model that the divergence is measured to.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="The model's temperature; the run's own, else 1.")] = None,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    seed: SamplingSeed = 0,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
@@ -112,9 +120,19 @@ def evaluate(
     from rlgkd.scripts.runs import evaluate as evaluation
 
     evaluation.show(
-        model, overrides or [], env=env, split=split, prompts=prompts, teacher=teacher, temperature=temperature,
-        greedy=greedy, seed=seed, top_k=top_k, top_p=top_p, min_p=min_p,
-    )  # fmt: skip
+        model,
+        overrides or [],
+        env=env,
+        split=split,
+        prompts=prompts,
+        teacher=teacher,
+        temperature=temperature,
+        greedy=greedy,
+        seed=seed,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
 
 
 @app.command()
@@ -122,10 +140,10 @@ def generate(
     model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
     prompts: Annotated[list[str], typer.Argument(help="Texts to complete.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(help="Of the samples; ignored with --greedy.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of the samples; ignored with --greedy.")] = 1.0,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    seed: SamplingSeed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeat for others. A new line is $'\\n'.")
     ] = None,
@@ -137,11 +155,19 @@ def generate(
     from rlgkd.ops.logit_filters import Filters
     from rlgkd.scripts.runs import generate as generation
 
-    for text in generation.complete(
-        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, chat=chat, seed=seed,
-        stop=stop or (), filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
-    ):  # fmt: skip
-        typer.echo(text)
+    completions = generation.complete(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        greedy=greedy,
+        chat=chat,
+        seed=seed,
+        stop=stop or (),
+        filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
+    )
+    for completion in completions:
+        typer.echo(completion)
 
 
 @app.command("list")
@@ -162,45 +188,33 @@ def benchmark(
         list[str] | None,
         typer.Argument(metavar="[WORKLOAD] [key=value ...]", help="See docs/performance.md; all by default."),
     ] = None,
-    peer: Annotated[str, typer.Option(help="trl: the same work by it, in turns; pip install 'rlgkd[trl]'.")] = "",
-    pairs: Annotated[int, typer.Option(min=1, help="Runs of each, in turns.")] = 3,
+    peer: Annotated[str, typer.Option(help="trl: the same work by it, alternating; pip install 'rlgkd[trl]'.")] = "",
+    pairs: Annotated[int, typer.Option(min=1, help="Runs of each, alternating.")] = 3,
 ) -> None:
     """Measure speed; one line of JSON for each workload."""
-    from rlgkd.scripts.benchmarks import command as benchmarks
+    from rlgkd.scripts.benchmarks import command
 
-    benchmarks.show(*_named(arguments, ""), peer=peer, pairs=pairs)
+    workload, overrides = _split_name(arguments, "")
+    command.show(workload, overrides, peer=peer, pairs=pairs)
 
 
-def _named(arguments: Sequence[str] | None, default: str) -> tuple[str, Sequence[str]]:
-    """The name that may stand before `key=value` arguments, and these."""
+def _split_name(arguments: Sequence[str] | None, default: str) -> tuple[str, Sequence[str]]:
+    """Separate the optional name in front from the `key=value` arguments after it."""
     given = arguments or []
-    return (given[0], given[1:]) if given and "=" not in given[0] else (default, given)
+    if given and "=" not in given[0]:
+        return given[0], given[1:]
+    return default, given
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; errors that are the user's to mend are one line and exit code 2."""
+    """Run a command; an error that the user can fix is one line and exit code 2."""
     # transformers draws a bar for every file it opens, over the command's own line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
+    with one_line_errors():
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
-    except RlgkdError as error:
-        print(f"rlgkd: {error}{_traceback(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("rlgkd: stopped", file=sys.stderr)
-        sys.exit(130)
-
-
-def _traceback(error: RlgkdError) -> str:
-    """Where the traceback of a reward's failure was written to; empty for other errors."""
-    if not isinstance(error, RewardError) or error.__cause__ is None:
-        return ""
-    with tempfile.NamedTemporaryFile("w", prefix="rlgkd-reward-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error.__cause__, file=file)
-    return f"; its traceback: {file.name}"
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
-    """`main` for a script that is one command."""
+    """Run `main` for a script that is one command."""
     main([command, *(sys.argv[1:] if arguments is None else arguments)])

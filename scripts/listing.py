@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -10,17 +11,30 @@ from rich.table import Table
 
 import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.errors import SettingError
+from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config import docs
-from rlgkd.scripts.config.run import RECIPES, nearest, read, recipe_names
+from rlgkd.scripts.config.run import RECIPES, read, recipe_names
+
+METHOD_COORDINATES = (
+    "agent",
+    "alpha",
+    "divergence",
+    "student_fraction",
+    "estimator",
+    "horizon",
+    "advantage",
+    "policy_loss",
+)
+"""Settings that say where a recipe stands in the space of methods."""
 
 
 def show(what: str = "") -> None:
-    """Print one kind, or all of them.
+    """Print one kind of name, or all kinds.
 
     Raises: SettingError for an unknown kind.
     """
     if what and what not in KINDS:
-        raise SettingError("what", what, nearest(what, list(KINDS)))
+        raise SettingError("what", what, unknown_remedy(what, list(KINDS)))
     for kind in [what] if what else KINDS:
         Console().print(KINDS[kind]())
 
@@ -33,64 +47,76 @@ def _envs() -> Table:
 
 
 def _settings() -> Group:
-    tables = []
-    for title, rows in {
+    groups = {
         "settings of a run": docs.run_settings(),
-        "settings of an environment, behind `env_settings.`": docs.environment_settings(),
-    }.items():
-        tables.append(Table("setting", "default", "what it is", title=title))
-        for row in rows:
-            tables[-1].add_row(*map(escape, row))
+        "settings of an environment, as `env_settings.NAME`": docs.environment_settings(),
+    }
+    tables = []
+    for title, settings in groups.items():
+        table = Table("setting", "default", "what it is", title=title)
+        for setting in settings:
+            table.add_row(*map(escape, setting))
+        tables.append(table)
     return Group(*tables)
 
 
 def _recipes() -> Table:
-    """Each recipe by its coordinates in the space of methods."""
-    from rlgkd import agents
-
-    columns = ("agent", "alpha", "divergence", "student_fraction", "estimator", "horizon", "advantage", "policy_loss")
+    """List each recipe with its coordinates in the space of methods."""
     table = Table("recipe", "what it is, and where it stands", title="recipes", show_lines=True)
     for name in recipe_names():
-        settings, lines = read(name), (RECIPES / f"{name}.yaml").read_text().splitlines()
-        text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-        agent = getattr(agents, settings.agent)
-        own = {**agent.defaults, **agent.preset}
-        values = {column: getattr(settings, column) for column in columns}
-        row = {column: own.get(column) if value is None else value for column, value in values.items()}
-        if settings.alpha_end is not None:
-            row["alpha"] = f"{settings.alpha} to {settings.alpha_end}"
-        if settings.student_fraction_end is not None:
-            row["student_fraction"] = f"{settings.student_fraction} to {settings.student_fraction_end}"
-        place = ", ".join(f"{column} {value}" for column, value in row.items())
-        table.add_row(name, f"{text.partition(' Deviates')[0]}\n[dim]{place}[/dim]")
+        lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+        comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+        about = comment.partition(" Deviates")[0]
+        coordinates = ", ".join(f"{key} {value}" for key, value in _coordinates(name).items())
+        table.add_row(name, f"{about}\n[dim]{coordinates}[/dim]")
     return table
 
 
-def _functions() -> list[Table]:
-    """What is one function in a table of rlgkd.ops."""
-    from rlgkd.ops import behaviour_policy, divergence, returns
+def _coordinates(recipe: str) -> dict[str, Any]:
+    """Return METHOD_COORDINATES of a recipe."""
+    settings = read(recipe).flat()
+    coordinates = {key: settings[key] for key in METHOD_COORDINATES}
+    for key in ("alpha", "student_fraction"):
+        end = settings[f"{key}_end"]
+        if end is not None:
+            coordinates[key] = f"{settings[key]} to {end}"
+    return coordinates
 
-    tables = []
-    known = {
-        "divergences": divergence.DIVERGENCES,
-        "advantages": returns.ADVANTAGES,
-        "behaviours": behaviour_policy.BEHAVIOURS,
-    }
-    for kind, functions in known.items():
-        tables.append(Table("name", "definition", title=kind))
-        for name, function in functions.items():
-            tables[-1].add_row(name, (function.__doc__ or "").splitlines()[0])
-    return tables
+
+def _divergences() -> Table:
+    from rlgkd.ops.divergence import DIVERGENCES
+
+    return _functions("divergences", DIVERGENCES)
+
+
+def _advantages() -> Table:
+    from rlgkd.ops.returns import ADVANTAGES
+
+    return _functions("advantages", ADVANTAGES)
+
+
+def _behaviours() -> Table:
+    from rlgkd.ops.behaviour_policy import BEHAVIOURS
+
+    return _functions("behaviours", BEHAVIOURS)
+
+
+def _functions(title: str, functions: Mapping[str, Callable[..., Any]]) -> Table:
+    """List the functions of a table of rlgkd.ops, each with the first line of its docstring."""
+    table = Table("name", "definition", title=title)
+    for name, function in functions.items():
+        table.add_row(name, (function.__doc__ or "").splitlines()[0])
+    return table
 
 
 def _rewards() -> Table:
     from rlgkd.envs.rewards.registry import plugin_rewards, shipped_rewards
 
     table = Table("reward", "what it is", title="rewards by name")
-    for name, made in shipped_rewards().items():
-        table.add_row(name, (made.__doc__ or "").splitlines()[0])
-    for name, entry in plugin_rewards().items():
-        table.add_row(name, entry.value)
+    for name, reward in shipped_rewards().items():
+        table.add_row(name, (reward.__doc__ or "").splitlines()[0])
+    for name, entry_point in plugin_rewards().items():
+        table.add_row(name, entry_point.value)
     table.add_row("{part: {name, weight}}", "A sum of rewards, each logged under its name.")
     return table
 
@@ -108,9 +134,9 @@ KINDS: dict[str, Callable[[], RenderableType]] = {
     "settings": _settings,
     "envs": _envs,
     "recipes": _recipes,
-    "divergences": lambda: _functions()[0],
-    "advantages": lambda: _functions()[1],
-    "behaviours": lambda: _functions()[2],
+    "divergences": _divergences,
+    "advantages": _advantages,
+    "behaviours": _behaviours,
     "rewards": _rewards,
     "models": _models,
 }

@@ -21,6 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("envs", "agents", "scripts")
 NOT_PACKAGED = {"rlgkd/scripts/test", "rlgkd/scripts/quickstart", "rlgkd/scripts/_venv.sh"}  # for a checkout only
+MAINTAINERS = ("rlgkd/scripts/assets/", "rlgkd/scripts/paper/")  # in the repository only
 
 
 class Built(NamedTuple):
@@ -44,10 +45,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_file_of_the_four_rooms_and_nothing_beside_them(built: Built) -> None:
+def test_the_wheel_holds_every_shipped_file_of_the_four_rooms_and_nothing_else(built: Built) -> None:
     there = _files_in_wheel(built.wheel_of_tree)
     metadata = {name for name in there if ".dist-info/" in name}
     assert there - metadata == _files_of_the_rooms()
+    assert not [name for name in there if name.startswith(MAINTAINERS)]
+
+
+def test_what_maintainers_need_is_in_the_repository() -> None:
+    for folder in MAINTAINERS:
+        assert list((ROOT / folder).glob("*.py"))
 
 
 @pytest.mark.slow
@@ -125,10 +132,10 @@ def _files_in_wheel(wheel: Path) -> set[str]:
 
 
 def _files_of_the_rooms() -> set[str]:
-    """Every file of this tree's rooms, by the name it has in a wheel."""
+    """Every file of this tree's rooms that is shipped, by the name it has in a wheel."""
     files = {path.relative_to(ROOT) for room in ("rlgkd", *ROOMS) for path in _files_under(ROOT / room)}
     names = {f"{'' if file.parts[0] == 'rlgkd' else 'rlgkd/'}{file.as_posix()}" for file in files}
-    return names - NOT_PACKAGED
+    return {name for name in names - NOT_PACKAGED if not name.startswith(MAINTAINERS)}
 
 
 def _files_under(folder: Path) -> list[Path]:

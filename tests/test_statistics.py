@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from rlgkd.errors import SettingError
-from rlgkd.statistics import improvement, mean_interval
+from rlgkd.statistics import Interval, improvement, mean_interval, prompt_interval
 
 TRIALS = 600
 
@@ -137,3 +137,17 @@ def test_the_interval_of_the_probability_of_improvement_is_as_wide_as_chance_mak
     assert one.high - one.low == pytest.approx((bare := mean_interval(table)).high - bare.low, rel=0.05), (
         "one seed each: the interval of the table of wins"
     )
+
+
+def test_the_interval_over_prompts_covers_the_true_mean_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        found = prompt_interval(rng.exponential(1.0, 200))
+        covered += found.low <= 1.0 <= found.high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_values_that_failed_are_left_out_and_equal_ones_have_no_width() -> None:
+    assert prompt_interval(np.array([1.0, np.nan, 1.0])) == Interval(1.0, 1.0, 1.0)
+    assert np.isnan(prompt_interval(np.array([np.nan])).mean)

@@ -107,11 +107,11 @@ class LanguageModelActorCritic(ActorCriticPolicy):
         """Dropout stays off. SB3 sets the mode before each update, behind which what was read no longer holds."""
         super().set_training_mode(False)
         if mode:
-            self.reader.forget()
+            self.reader.clear()
 
     def load_state_dict(self, *arguments: Any, **settings: Any) -> Any:
         """As torch has it."""
-        self.reader.forget()
+        self.reader.clear()
         return super().load_state_dict(*arguments, **settings)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from transformers import (
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import load, load_config, load_tokenizer
-from rlgkd.lm.shared_prefix import together
+from rlgkd.lm.shared_prefix import order_by_prefix
 
 Model = str | Path | PreTrainedModel
 Tokenizer = str | Path | PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ class BatchedModel:
         fitting = [number for number, row in enumerate(rows) if 0 < len(row["input_ids"]) <= self.max_length]
         ids = [rows[number]["input_ids"] for number in fitting]
         # The longest come first, so that a lack of memory shows at once.
-        order = together([len(row) for row in ids], [tuple(row[:PREFIX_TOKENS]) for row in ids])
+        order = order_by_prefix([len(row) for row in ids], [tuple(row[:PREFIX_TOKENS]) for row in ids])
         fitting = [fitting[position] for position in order]
         for start in range(0, len(fitting), self.batch_size):
             numbers = fitting[start : start + self.batch_size]

@@ -23,7 +23,7 @@ from rlgkd.envs.rewards.batched_model import (
 )
 from rlgkd.envs.rewards.prompts import ModelInput, Template, argument_names, first_tokens, pair_encoder, text_encoder
 from rlgkd.errors import SettingError
-from rlgkd.lm.shared_prefix import places_of_ends, share, shares
+from rlgkd.lm.shared_prefix import last_token_layouts, pack_shared_prefixes, supports_shared_prefix
 
 SEQ2SEQ_TEMPLATE = "premise: {premise} hypothesis: {hypothesis}"
 """The input of the TRUE models, which answer 1 or 0 (Honovich et al., 2022, arXiv:2204.04991)."""
@@ -122,13 +122,15 @@ class Entailment:
         """[B, labels]; a causal classifier runs over a premise once for all its hypotheses."""
         module = self._model.module
         tokens_BT = inputs["input_ids"]
-        if not (shares(module.config) and hasattr(module, "score")):
+        if not (supports_shared_prefix(module.config) and hasattr(module, "score")):
             return cast(Tensor, module(**inputs).logits)
         body, score = cast(Any, module.base_model), cast(Any, module).score
         lengths_B = inputs["attention_mask"].sum(1).tolist()
         rows = [row[:length] for row, length in zip(tokens_BT.tolist(), lengths_B, strict=True)]
         hidden = module.config.hidden_size
-        shared = share(places_of_ends(rows), tokens_BT.shape[1], hidden=hidden, device=tokens_BT.device)
+        shared = pack_shared_prefixes(
+            last_token_layouts(rows), tokens_BT.shape[1], hidden=hidden, device=tokens_BT.device
+        )
         if shared is not None:
             return cast(Tensor, score(shared.states(body, tokens_BT)))
         # The model's own forward takes the last token that is not the padding token, which is wrong where the end

@@ -18,7 +18,7 @@ from typing import Any
 from rlgkd.errors import SettingError
 from rlgkd.scripts.benchmarks import workloads as runs
 from rlgkd.scripts.benchmarks.env_stepping import stepping
-from rlgkd.scripts.config.run import check, override, taken_apart
+from rlgkd.scripts.config.run import check, override
 
 OTHERS: dict[str, Callable[[], dict[str, Any]]] = {
     "stepping": stepping, "growth": runs.growth, "ragged": runs.ragged, "memory": runs.memory
@@ -38,15 +38,14 @@ def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs:
     if workload and workload not in WORKLOADS:
         raise SettingError("workload", workload, f"choose one of {', '.join(WORKLOADS)}")
     trains = runs.WORKLOADS.get(workload, {}).get("kind") in TRAINS
-    given = taken_apart(override({}, overrides))
+    given = override({}, overrides)
     settings = check(given)
-    taken = set(settings.agent_settings()).difference(OF_THE_WORK) if trains else set()
+    taken = set(settings.agent_arguments()).difference(OF_THE_WORK) if trains else set()
     for key in sorted(set(given) - taken):
         remedy = f"{workload or 'no workload'} does not take it; a training step takes what leaves its work the same"
         raise SettingError("setting", key, remedy)
-    chosen = settings.model_dump(include=set(given))
     if peer and peer not in runs.PEERS:
         raise SettingError("peer", peer, f"choose one of {', '.join(runs.PEERS)}")
     for name in [workload] if workload else WORKLOADS:
-        found = OTHERS[name]() if name in OTHERS else runs.step(name, settings=chosen, peer=peer, pairs=pairs)
+        found = OTHERS[name]() if name in OTHERS else runs.step(name, settings=given, peer=peer, pairs=pairs)
         print(json.dumps({"workload": name, **found}), flush=True)

@@ -24,7 +24,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from rlgkd.errors import DependencyError, RlgkdError, SettingError
+from rlgkd.errors import DependencyError, SettingError
+from rlgkd.scripts._errors import one_line_errors
 from rlgkd.scripts.benchmarks.job import Job, peak_mb
 
 
@@ -223,12 +224,8 @@ def _model(folder: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the job of a file; stdout gets the line of JSON and nothing else."""
     (file,) = sys.argv[1:] if arguments is None else arguments
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # the trainers print their losses
-            measured = measure(Job(**json.loads(Path(file).read_text())))
-    except RlgkdError as error:
-        print(f"rlgkd: {error}", file=sys.stderr)
-        sys.exit(2)
+    with one_line_errors(), contextlib.redirect_stdout(sys.stderr):  # the trainers print their losses
+        measured = measure(Job(**json.loads(Path(file).read_text())))
     print(json.dumps(measured))
 
 

@@ -24,9 +24,8 @@ from rlgkd.agents import GRPO, Distill
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
-from rlgkd.lm import LanguageModel, decode, open_by_name
-from rlgkd.lm.fast.linear import cast_once, multiplied, of_weights, thin
-from rlgkd.lm.fast.llama import readable
+from rlgkd.lm import LanguageModel, decode, fast, open_by_name
+from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
 from rlgkd.scripts.benchmarks.job import Job, peak_mb
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 
@@ -77,7 +76,7 @@ def _train(job: Job) -> dict[str, Any]:
 
 def _bound(agent: TextAlgorithm, job: Job, read: int, written: int) -> float:
     """Seconds of the bare products of an update that reads so many tokens of prompts and writes so many."""
-    bound = _writing(agent.student, read // agent.group_size, job.batch, job.new_tokens)
+    bound = _writing(agent.student, read // agent.config.sampling.group_size, job.batch, job.new_tokens)
     bound += bare(agent.student, read + written, written, backward=True)
     return bound + (0.0 if agent.teacher is None else bare(agent.teacher, read + written, written))
 
@@ -151,7 +150,7 @@ class _Clock(BaseCallback):
         written = self.agent.trajectories
         self.tokens.append(sum(t.length for t in written))
         self.read.append(sum(len(t.tokens_T) - t.length for t in written))
-        self.losses.append(float(self.agent.latest["train/loss"]))
+        self.losses.append(float(self.agent.last_metrics["train/loss"]))
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*given: Any, **named: Any) -> Any:
@@ -175,7 +174,7 @@ class _Clock(BaseCallback):
 
 def _writing(lm: LanguageModel, read: int, rows: int, steps: int) -> float:
     """Seconds of the bare products of decoding: the prompts at once, then so many steps of so many rows."""
-    products = [thin([part.weight], [None], rows) for part in _linears(lm)]
+    products = [prepacked_linear([part.weight], [None], rows) for part in _linears(lm)]
     inputs = [torch.randn(rows, part.in_features) for part in _linears(lm)]
     return bare(lm, read, rows) + (steps - 1) * _best(lambda: [run(x) for run, x in zip(products, inputs, strict=True)])
 
@@ -187,16 +186,17 @@ def bare(lm: LanguageModel, tokens: int, actions: int, *, backward: bool = False
     weights too.
     """
     work = [
-        (cast_once(part.weight.detach(), None)[0], actions if few else tokens) for part, few in _linears(lm).items()
+        (autocast_weights(part.weight.detach(), None)[0], actions if few else tokens)
+        for part, few in _linears(lm).items()
     ]
 
     def run() -> None:
         for weight, rows in work:
             x, made = inputs[rows, weight.shape[1]], inputs[rows, weight.shape[0]]
-            multiplied(x, weight)
+            linear_without_grad(x, weight)
             if backward:
-                multiplied(made, weight.T)
-                of_weights([made], x)
+                linear_without_grad(made, weight.T)
+                weight_gradients([made], x)
 
     sizes = {(rows, size) for weight, rows in work for size in weight.shape}
     inputs: dict[tuple[int, int], Tensor] = {
@@ -209,7 +209,7 @@ def _linears(lm: LanguageModel) -> dict[nn.Linear, bool]:
     """The linear layers, and whether only tokens whose states are asked for pass through them."""
     of_all = [part for part in lm.body.modules() if isinstance(part, nn.Linear)]
     found = dict.fromkeys(of_all, False)
-    if readable(lm.body):
+    if fast.supported(lm.body, "forward"):
         last = lm.body.layers[-1]
         parts = [part for part in last.modules() if isinstance(part, nn.Linear)]
         found |= {part: part not in (last.self_attn.k_proj, last.self_attn.v_proj) for part in parts}

@@ -1,6 +1,7 @@
-"""What a comparison says, in sentences: which cell is best on what, which beats both ends, who exploits the reward.
+"""What a comparison shows, in sentences: which cell beats both ends, which exploits the reward, which is best on what.
 
-A claim rests on a paired 95% interval that excludes zero, and gives it. The intervals are 95% one by one, not jointly.
+A finding rests on a paired 95% interval that excludes zero, and its sentence gives the interval. The intervals are 95%
+one by one, not jointly.
 """
 
 from __future__ import annotations
@@ -10,214 +11,238 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
+from rlgkd.scripts.comparison.cell_statistics import paired_change
+from rlgkd.scripts.report.lenient import to_interval
 from rlgkd.scripts.report.metrics import metric_of
-from rlgkd.statistics import Estimate, mean_interval
+from rlgkd.statistics import Interval
 
 UNSEEN: Final = ("truth", "exact", "coverage", "rouge2", "chrf", "steps")
 """Measures of quality that training never sees."""
 DISTANCE: Final = "reverse_kl"
 JUDGED: Final = ("reward", *UNSEEN, DISTANCE)
 
+Cell = Mapping[str, Any]
+"""An entry of `results.json`; see rlgkd.scripts.comparison.cell_statistics."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sentence:
-    """One sentence, with what to read first."""
+class Finding:
+    """One finding as data, and as a sentence."""
 
+    kind: str
+    """exploits, beats_both, level_with_both, none_beats_both, trades, best or none_best."""
+    cell: str = ""
+    """The cell that it is about."""
+    others: tuple[str, ...] = ()
+    """The cells that it is compared with."""
+    measures: tuple[Any, ...] = ()
+    """The measures that it rests on; pairs of them for beats_both and level_with_both."""
     strong: str
+    """The beginning of the sentence, which is to be read first."""
     text: str
+    """The rest of the sentence."""
 
     def __str__(self) -> str:
-        """As plain text."""
+        """Return the sentence as plain text."""
         return f"{self.strong} {self.text}"
 
 
-def answer(results: Mapping[str, Any]) -> list[Sentence]:
-    """The sentences, the most telling first."""
+def findings(results: Mapping[str, Any]) -> list[Finding]:
+    """Return the findings of a `results.json`, the most important first."""
     cells = [cell for cell in results["cells"] if cell["runs"]]
-    sentences = [*_exploiting(cells), *_dominating(results, cells), *_trading(cells)]
-    sentences += [_best(cells, name) for name in _common(cells)]
-    return sentences
+    return [
+        *_exploiting_reward(cells),
+        *_beating_both_ends(cells, results["baselines"]),
+        *_trading_quality(cells),
+        *(_best(cells, measure) for measure in _common_measures(cells)),
+    ]
 
 
 def title(name: str) -> str:
-    """A cell's name for a reader."""
+    """Return a cell's name for a reader."""
     return name.replace("alpha=", "\N{GREEK SMALL LETTER ALPHA} = ").replace("beta=", "\N{GREEK SMALL LETTER BETA} = ")
 
 
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], measure: str) -> Estimate:
-    """Ours minus theirs, paired by seed and prompt, over the seeds that both have; cut to what it can be."""
-    by_seed = [{run["seed"]: run["measures"][measure] for run in cell["runs"]} for cell in (ours, theirs)]
-    common = [seed for seed in by_seed[0] if seed in by_seed[1]]
-    mine, other = (np.array([seeds[seed] for seed in common], dtype=np.float64) for seeds in by_seed)
-    found = mean_interval(mine - other) if common else mean_interval(np.zeros((0, 0)))
-    return found.within(*metric_of(measure).change_range)
-
-
-def clearly_best(cells: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The cell that is clearly better than every other on a measure that has a direction; empty where none is."""
-    scored = [cell for cell in cells if (cell["scores"].get(name) or {}).get("mean") is not None]
-    better = metric_of(name).better
+def clearly_best(cells: Sequence[Cell], measure: str) -> str:
+    """Return the cell that is clearly better than every other; empty if none is, or no direction is better."""
+    scored = [cell for cell in cells if _is_scored(cell, measure)]
+    better = metric_of(measure).better
     if not better or len(scored) < 2:
         return ""
-    best, others = _leading(scored, name)
-    return best["name"] if all(difference(best, other, name).sign == better for other in others) else ""
+    best, *others = _best_first(scored, measure)
+    is_clear = all(paired_change(best, other, measure).sign == better for other in others)
+    return str(best["name"]) if is_clear else ""
 
 
-def _leading(cells: Sequence[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
-    """The cell with the best mean, and the others, the next first."""
-    better = metric_of(name).better
-    best, *others = sorted(cells, key=lambda cell: -better * cell["scores"][name]["mean"])
-    return best, others
+def _exploiting_reward(cells: Sequence[Cell]) -> Iterator[Finding]:
+    """Find cells whose reward rose since the start while a quality that it does not see fell."""
+    for cell in cells:
+        for other, changes in cell["against"].items():
+            intervals = {name: to_interval(change.get("change")) for name, change in changes.items()}
+            if not other.startswith("start") or intervals.get("reward", Interval()).sign <= 0:
+                continue
+            fell = {name: intervals[name] for name in UNSEEN if name in intervals and intervals[name].sign < 0}
+            if not fell:
+                continue
+            rose = metric_of("reward").change_with_bounds(intervals["reward"])
+            yield Finding(
+                kind="exploits",
+                cell=cell["name"],
+                others=(other,),
+                measures=tuple(fell),
+                strong=f"{title(cell['name'])} exploits the reward:",
+                text=f"since the start it rose by {rose}, while what it does not see fell: {_changes(fell, '; ')}.",
+            )
 
 
-def _best(cells: Sequence[Mapping[str, Any]], name: str) -> Sentence:
-    """Which cell is best on a measure, if it clearly beats all others; else which come first, and whom that beats."""
-    metric = metric_of(name)
-    best, others = _leading(cells, name)
-    changes = [(cell, difference(best, cell, name)) for cell in others]
-    clear = [(cell, change) for cell, change in changes if change.sign == metric.better]
-    level = [cell for cell, change in changes if change.sign != metric.better]
-    word, label = "lowest" if metric.better < 0 else "best", _label(name)
-    told = "; ".join(f"{title(cell['name'])} by {_size(name, change)}" for cell, change in clear)
-    if not level:
-        text = f"{_scored(best, name)}." + (f" Clearly better than {told}." if told else "")
-        return Sentence(strong=f"{word.capitalize()} {label}: {title(best['name'])},", text=text)
-    near = ", ".join(f"{title(cell['name'])} ({metric.value(cell['scores'][name]['mean'])})" for cell in level)
-    text = f"{title(best['name'])} has {_scored(best, name)}, not clearly better than {near}"
-    text += f"; clearly better than {told}." if told else "."
-    return Sentence(strong=f"{word.capitalize()} {label}: none is clearly {word}.", text=text)
-
-
-def _scored(cell: Mapping[str, Any], name: str) -> str:
-    """Its mean with unit and interval."""
-    metric, score = metric_of(name), cell["scores"][name]
-    unit = f" {metric.unit}" if metric.unit else ""
-    bounds = metric.bounds(score["low"], score["high"], between=" to ")
-    return f"{metric.value(score['mean'])}{unit} (95% interval {bounds})"
-
-
-def _dominating(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
-    """Which cells beat both ends on a pair of axes; the strictest form that holds."""
-    ends = [cell for cell in cells if cell["name"] in results["baselines"]]
+def _beating_both_ends(cells: Sequence[Cell], baselines: Sequence[str]) -> Iterator[Finding]:
+    """Find cells that beat both ends on a pair of measures, or else are level with them; or say that none is."""
+    ends = [cell for cell in cells if cell["name"] in baselines]
     inner = [cell for cell in cells if cell not in ends]
     if len(ends) < 2 or not inner:
         return
-    axes = _common(cells)
-    pairs = list(itertools.combinations(axes, 2))
-    changes = {
-        (cell["name"], end["name"], name): _toward(cell, end, name)
-        for cell, end, name in itertools.product(inner, ends, axes)
-    }
-    where = " and ".join(title(end["name"]) for end in ends)
-
-    def clear(cell: Mapping[str, Any], pair: Sequence[str]) -> list[bool]:
-        return [changes[cell["name"], end["name"], name].sign > 0 for end in ends for name in pair]
-
-    def level(cell: Mapping[str, Any], pair: Sequence[str]) -> bool:
-        return all(changes[cell["name"], end["name"], name].mean >= 0 for end in ends for name in pair) and all(
-            any(changes[cell["name"], end["name"], name].sign > 0 for name in pair) for end in ends
-        )
-
-    strict = [(cell, pair) for cell in inner for pair in pairs if all(clear(cell, pair))]
-    weak = [(cell, pair) for cell in inner for pair in pairs if level(cell, pair) and not all(clear(cell, pair))]
+    beating: list[tuple[Cell, list[tuple[str, str]]]] = []
+    level: list[tuple[Cell, list[tuple[str, str]]]] = []
+    measures = _common_measures(cells)
     for cell in inner:
-        told = [pair for found, pair in strict if found is cell]
-        if told:
-            named = "; ".join(f"{_label(a)} and {_label(b)}" for a, b in told)
-            names = list(dict.fromkeys(name for pair in told for name in pair))
-            sizes = "; ".join(
-                f"{_label(name)} {_size(name, difference(cell, end, name))} against {title(end['name'])}"
-                for name, end in itertools.product(names, ends)
+        gains = {measure: [_gain(cell, end, measure) for end in ends] for measure in measures}
+        clear_pairs = []
+        level_pairs = []
+        for pair in itertools.combinations(measures, 2):
+            by_end = list(zip(*(gains[measure] for measure in pair), strict=True))
+            if all(gain.sign > 0 for both in by_end for gain in both):
+                clear_pairs.append(pair)
+            elif all(_is_level(both) for both in by_end):
+                level_pairs.append(pair)
+        if clear_pairs:
+            beating.append((cell, clear_pairs))
+        if level_pairs:
+            level.append((cell, level_pairs))
+    names = tuple(str(end["name"]) for end in ends)
+    where = " and ".join(map(title, names))
+    if beating:
+        yield from (_beats_both(cell, ends, pairs, where) for cell, pairs in beating)
+    elif level:
+        for cell, pairs in level:
+            yield Finding(
+                kind="level_with_both",
+                cell=cell["name"],
+                others=names,
+                measures=tuple(pairs),
+                strong=f"{title(cell['name'])} is at least level with both {where}",
+                text=f"on both axes, and clearly better on one against each, on these pairs: {_pairs(pairs)}.",
             )
-            yield Sentence(
-                strong=f"{title(cell['name'])} beats both {where}",
-                text=f"on both axes of each of these pairs, every interval clear of zero: {named}. {_upper(sizes)}.",
-            )
-    if not strict and weak:
-        for cell in inner:
-            told = [pair for found, pair in weak if found is cell]
-            if told:
-                named = "; ".join(f"{_label(a)} and {_label(b)}" for a, b in told)
-                yield Sentence(
-                    strong=f"{title(cell['name'])} is at least level with both {where}",
-                    text=f"on both axes, and clearly better on one against each, on these pairs: {named}.",
-                )
-    if not strict and not weak:
-        yield Sentence(
+    else:
+        yield Finding(
+            kind="none_beats_both",
+            others=names,
             strong="No cell in between beats both ends:",
             text=f"none is at least level with {where} on two axes and clearly better on one of them against each.",
         )
 
 
-def _exploiting(cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
-    """Where the reward rose since the start and what it does not see fell."""
+def _gain(ours: Cell, theirs: Cell, measure: str) -> Interval:
+    """Return how much better ours is: the paired change with its sign such that more is better."""
+    if metric_of(measure).better > 0:
+        return paired_change(ours, theirs, measure)
+    return paired_change(theirs, ours, measure)
+
+
+def _is_level(gains: Sequence[Interval]) -> bool:
+    """Return whether no mean is worse and at least one measure is clearly better."""
+    return all(gain.mean >= 0 for gain in gains) and any(gain.sign > 0 for gain in gains)
+
+
+def _beats_both(cell: Cell, ends: Sequence[Cell], pairs: Sequence[tuple[str, str]], where: str) -> Finding:
+    sizes = []
+    for measure in dict.fromkeys(measure for pair in pairs for measure in pair):
+        for end in ends:
+            change = metric_of(measure).change_with_bounds(paired_change(cell, end, measure))
+            sizes.append(f"{metric_of(measure).label_in_text} {change} against {title(end['name'])}")
+    text = "; ".join(sizes)
+    return Finding(
+        kind="beats_both",
+        cell=cell["name"],
+        others=tuple(end["name"] for end in ends),
+        measures=tuple(pairs),
+        strong=f"{title(cell['name'])} beats both {where}",
+        text=f"on both axes of each of these pairs, every interval clear of zero: {_pairs(pairs)}. "
+        f"{text[:1].upper()}{text[1:]}.",
+    )
+
+
+def _trading_quality(cells: Sequence[Cell]) -> Iterator[Finding]:
+    """Find cells that earn clearly more reward than others and are clearly worse on what the reward does not see."""
     for cell in cells:
-        for other, changes in cell["against"].items():
-            if not other.startswith("start") or not _sign(changes, "reward") > 0:
+        losses: dict[str, dict[str, Interval]] = {}
+        for other in cells:
+            if other is cell or paired_change(cell, other, "reward").sign <= 0:
                 continue
-            if fell := [name for name in UNSEEN if _sign(changes, name) < 0]:
-                told = "; ".join(f"{_label(name)} {_written(name, changes[name]['change'])}" for name in fell)
-                rose = _written("reward", changes["reward"]["change"])
-                yield Sentence(
-                    strong=f"{title(cell['name'])} exploits the reward:",
-                    text=f"since the start it rose by {rose}, while what it does not see fell: {told}.",
-                )
-
-
-def _trading(cells: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
-    """Which cells earn more of the reward than others, and are worse by what it does not see."""
-    for high in cells:
-        told = []
-        for low in cells:
-            if low is high or difference(high, low, "reward").sign <= 0:
-                continue
-            changes = {name: difference(high, low, name) for name in UNSEEN if name in high["scores"]}
-            lost = [f"{_label(name)} {_size(name, change)}" for name, change in changes.items() if change.sign < 0]
+            changes = {name: paired_change(cell, other, name) for name in UNSEEN if name in cell["scores"]}
+            lost = {name: change for name, change in changes.items() if change.sign < 0}
             if lost:
-                told.append(f"against {title(low['name'])} {', '.join(lost)}")
-        if told:
-            yield Sentence(
-                strong=f"{title(high['name'])} earns more reward than others and is worse by what it does not see:",
-                text=f"{'; '.join(told)}.",
+                losses[other["name"]] = lost
+        if losses:
+            yield Finding(
+                kind="trades",
+                cell=cell["name"],
+                others=tuple(losses),
+                measures=tuple(dict.fromkeys(name for lost in losses.values() for name in lost)),
+                strong=f"{title(cell['name'])} earns more reward than others and is worse by what it does not see:",
+                text="; ".join(f"against {title(name)} {_changes(lost, ', ')}" for name, lost in losses.items()) + ".",
             )
 
 
-def _common(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The judged measures that every cell has."""
-    return [name for name in JUDGED if all((c["scores"].get(name) or {}).get("mean") is not None for c in cells)]
+def _best(cells: Sequence[Cell], measure: str) -> Finding:
+    """Return which cell is clearly best on a measure; if none is, which has the best mean and which are level."""
+    metric = metric_of(measure)
+    first, *others = _best_first(cells, measure)
+    changes = {other["name"]: paired_change(first, other, measure) for other in others}
+    clear = {name: change for name, change in changes.items() if change.sign == metric.better}
+    level = [other for other in others if other["name"] not in clear]
+    beaten = "; ".join(f"{title(name)} by {metric.change_with_bounds(change)}" for name, change in clear.items())
+    word = "lowest" if metric.better < 0 else "best"
+    score = to_interval(first["scores"][measure])
+    unit = f" {metric.unit}" if metric.unit else ""
+    bounds = metric.bounds(score.low, score.high, between=" to ")
+    scored = f"{metric.value(score.mean)}{unit} (95% interval {bounds})"
+    if not level:
+        text = f"{scored}." + (f" Clearly better than {beaten}." if beaten else "")
+        strong = f"{word.capitalize()} {metric.label_in_text}: {title(first['name'])},"
+        return Finding(kind="best", cell=first["name"], measures=(measure,), strong=strong, text=text)
+    near = ", ".join(f"{title(o['name'])} ({metric.value(o['scores'][measure]['mean'])})" for o in level)
+    text = f"{title(first['name'])} has {scored}, not clearly better than {near}"
+    text += f"; clearly better than {beaten}." if beaten else "."
+    return Finding(
+        kind="none_best",
+        cell=first["name"],
+        others=tuple(other["name"] for other in level),
+        measures=(measure,),
+        strong=f"{word.capitalize()} {metric.label_in_text}: none is clearly {word}.",
+        text=text,
+    )
 
 
-def _sign(changes: Mapping[str, Any], name: str) -> int:
-    """+1 or -1 where the change of a measure is clear, else 0."""
-    change = changes.get(name, {}).get("change") or {}
-    if change.get("low") is None or change.get("high") is None:
-        return 0
-    return int(change["low"] > 0) - int(change["high"] < 0)
+def _common_measures(cells: Sequence[Cell]) -> list[str]:
+    """Return the judged measures that every cell has."""
+    return [name for name in JUDGED if all(_is_scored(cell, name) for cell in cells)]
 
 
-def _toward(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Estimate:
-    """The difference, turned so that more is better."""
-    found = difference(ours, theirs, name)
-    if metric_of(name).better > 0:
-        return found
-    return Estimate(mean=-found.mean, low=-found.high, high=-found.low)
+def _is_scored(cell: Cell, measure: str) -> bool:
+    return (cell["scores"].get(measure) or {}).get("mean") is not None
 
 
-def _size(name: str, change: Estimate) -> str:
-    return _written(name, {"mean": change.mean, "low": change.low, "high": change.high})
+def _best_first(cells: Sequence[Cell], measure: str) -> list[Cell]:
+    better = metric_of(measure).better
+    return sorted(cells, key=lambda cell: -better * cell["scores"][measure]["mean"])
 
 
-def _written(name: str, change: Mapping[str, float]) -> str:
-    metric = metric_of(name)
-    return f"{metric.change(change['mean'])} ({metric.bounds(change['low'], change['high'], between=' to ')})"
+def _changes(changes: Mapping[str, Interval], separator: str) -> str:
+    return separator.join(
+        f"{metric_of(name).label_in_text} {metric_of(name).change_with_bounds(change)}"
+        for name, change in changes.items()
+    )
 
 
-def _label(name: str) -> str:
-    label = metric_of(name).label
-    return label if label.isupper() or "-" in label or "KL" in label else label.lower()
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(" and ".join(metric_of(name).label_in_text for name in pair) for pair in pairs)

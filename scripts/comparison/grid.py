@@ -1,7 +1,7 @@
-"""Which runs a comparison is made of: the values of some settings, all combinations of them, and seeds.
+"""Which runs a comparison is made of: all combinations of the values of some settings, times seeds.
 
 The evaluation is the same for all: its prompts, its samples, and the teacher that divergences are measured to, which is
-the recipe's also where a cell trains with another or with none. So every cell and seed answers the same prompts with
+the recipe's even for a cell that trains with another or with none. So every cell and seed answers the same prompts with
 the same random numbers, and differences are paired.
 """
 
@@ -16,11 +16,10 @@ from typing import Any
 
 import yaml
 
-from rlgkd import agents
-from rlgkd.agents.config import resolve
 from rlgkd.errors import SettingError
+from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config.paths import settled
-from rlgkd.scripts.config.run import RunSettings, check, nearest, over
+from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
 """Settings that all cells share."""
@@ -33,16 +32,20 @@ class Cell:
     name: str
     """`alpha=0.25`, or `alpha=0.25 beta=0.5`."""
     values: Mapping[str, Any]
-    settings: RunSettings
-    """With the first seed."""
+    settings: RunConfig
+    """Its settings with the first seed."""
 
     @property
     def folder(self) -> str:
-        """Its name as one of a folder."""
+        """The name with characters that a folder's name may have."""
         return re.sub(r"[^\w.=+-]+", "-", self.name)
 
-    def seeded(self, seed: int) -> RunSettings:
-        """The run with this seed."""
+    def run_folder(self, seed: int) -> str:
+        """The folder of the run with this seed, inside the comparison's."""
+        return f"cells/{self.folder}/seed-{seed}"
+
+    def seeded(self, seed: int) -> RunConfig:
+        """Return the settings of the run with this seed."""
         return self.settings.model_copy(update={"seed": seed})
 
 
@@ -50,21 +53,21 @@ class Cell:
 class Grid:
     """Cells, seeds, and how they are evaluated."""
 
-    base: RunSettings
-    """What is not varied."""
+    base: RunConfig
+    """The settings before any is varied."""
     vary: Mapping[str, Sequence[Any]]
     cells: Sequence[Cell]
     seeds: Sequence[int]
     samples: int
-    """Texts for each prompt of the evaluation."""
+    """Completions for each prompt of the evaluation."""
     baselines: Sequence[Cell]
-    """What the others are measured against: the first and the last cell, or the one that was named."""
+    """The cells to measure the others against: the first and the last, or the one that was named."""
 
 
 def grid(
-    base: RunSettings, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
+    base: RunConfig, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
 ) -> Grid:
-    """All combinations, checked before anything runs.
+    """Return all combinations, checked before anything runs.
 
     Raises: SettingError for a setting that is unknown, out of range or in contradiction, for a grid without cells or
     seeds, for fewer than two prompts, and for a baseline that is no cell.
@@ -84,37 +87,32 @@ def grid(
         raise SettingError("samples", samples, "give at least 1 text for each prompt")
     # Results depend on the number of threads: one for each cell unless a number is given.
     base = base.model_copy(update={"threads": base.threads or 1, "seed": seeds[0]})
-    cells = []
-    for values in itertools.product(*vary.values()):
-        chosen = dict(zip(vary, values, strict=True))
-        settings = check(over(base.model_dump(), {k: settled(k, v, [Path()]) for k, v in chosen.items()}))
-        _check_agent(settings)
-        cells.append(
-            Cell(name=" ".join(f"{k}={_plain(v)}" for k, v in chosen.items()), values=chosen, settings=settings)
-        )
-    if len({cell.folder for cell in cells}) < len(cells):
-        raise SettingError("vary", sorted({cell.folder for cell in cells}), "two cells would share a folder")
-    named = {cell.name: cell for cell in cells}
-    if baseline and baseline not in named:
-        raise SettingError("baseline", baseline, nearest(baseline, list(named)))
-    ends = [named[baseline]] if baseline else [cells[0], *cells[1:][-1:]]
-    return Grid(base=base, vary=vary, cells=cells, seeds=seeds, samples=samples, baselines=ends)
+    cells = [_cell(base, dict(zip(vary, values, strict=True))) for values in itertools.product(*vary.values())]
+    folders = sorted({cell.folder for cell in cells})
+    if len(folders) < len(cells):
+        raise SettingError("vary", folders, "two cells would share a folder")
+    by_name = {cell.name: cell for cell in cells}
+    if baseline and baseline not in by_name:
+        raise SettingError("baseline", baseline, unknown_remedy(baseline, list(by_name)))
+    # One cell alone is its own baseline, once.
+    baselines = [by_name[baseline]] if baseline else [cells[0], *cells[1:][-1:]]
+    return Grid(base=base, vary=vary, cells=cells, seeds=seeds, samples=samples, baselines=baselines)
 
 
-def values_of(argument: str) -> tuple[str, list[Any]]:
-    """`KEY=a,b,c` as the key and its values, read as YAML.
+def parse_variation(argument: str) -> tuple[str, list[Any]]:
+    """Return the key and the values, read as YAML, of `KEY=a,b,c`.
 
     Raises: SettingError if it is not of that form, or has no values.
 
     Example:
-        >>> values_of("student_layers=[0, 1],[0]"), values_of("beta=0.1,0.5")
+        >>> parse_variation("student_layers=[0, 1],[0]"), parse_variation("beta=0.1,0.5")
         (('student_layers', [[0, 1], [0]]), ('beta', [0.1, 0.5]))
     """
     key, equals, text = argument.partition("=")
     if not equals or not key:
         raise SettingError("vary", argument, "write KEY=a,b,c")
-    if key not in RunSettings.model_fields:
-        raise SettingError("vary", key, nearest(key, list(RunSettings.model_fields)))
+    if key not in setting_names():
+        raise SettingError("vary", key, unknown_remedy(key, setting_names()))
     try:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
@@ -124,13 +122,13 @@ def values_of(argument: str) -> tuple[str, list[Any]]:
     return key, values
 
 
-def seeds_of(text: str) -> list[int]:
-    """`3` is 0, 1, 2; `4,7` is these two; `4,` is 4 alone.
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds: `3` is 0, 1, 2; `4,7` is these two; `4,` is 4 alone.
 
     Raises: SettingError for anything else.
 
     Example:
-        >>> seeds_of("3"), seeds_of("4,7"), seeds_of("4,")
+        >>> parse_seeds("3"), parse_seeds("4,7"), parse_seeds("4,")
         ([0, 1, 2], [4, 7], [4])
     """
     parts = [part.strip() for part in text.split(",")]
@@ -139,14 +137,17 @@ def seeds_of(text: str) -> list[int]:
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts if part]
 
 
-def _check_agent(settings: RunSettings) -> None:
-    """What the agent's constructor would refuse, before any model is opened."""
-    algorithm = getattr(agents, settings.agent)
-    resolve(
-        {"ratio": None, **settings.agent_settings()},
-        agent=settings.agent, preset=algorithm.preset, defaults=algorithm.defaults,
-    )  # fmt: skip
+def _cell(base: RunConfig, values: Mapping[str, Any]) -> Cell:
+    """Return the cell of these values.
+
+    Raises: SettingError for values that the settings or the agent refuse.
+    """
+    absolute = {key: settled(key, value, [Path()]) for key, value in values.items()}
+    settings = check(put_over(base.flat(), absolute))
+    settings.algorithm.check_teacher(settings.teacher or None)
+    name = " ".join(f"{key}={_value_text(value)}" for key, value in values.items())
+    return Cell(name=name, values=values, settings=settings)
 
 
-def _plain(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return str(value).removeprefix("embedded:") if isinstance(value, str) else f"{value}"

@@ -1,4 +1,4 @@
-"""Which plots a comparison shows: panels of label, unit and SVG, from what `results.json` and `timing.json` hold."""
+"""Which plots a comparison shows, by section, from what `results.json` and `timing.json` hold."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from typing import Any, Final
 
 import numpy as np
 
-from rlgkd.scripts.comparison.findings import DISTANCE, UNSEEN, title
-from rlgkd.scripts.comparison.plots import Line, Look, Point, frontier, lines, over_seeds, path
-from rlgkd.scripts.report.html import DIVERGENCES
-from rlgkd.scripts.report.metrics import METRICS, Metric, Score, metric_of, to_float
-from rlgkd.scripts.report.plots import style
+from rlgkd.scripts.comparison.findings import DISTANCE, UNSEEN, Cell, title
+from rlgkd.scripts.comparison.plots import (
+    Line,
+    Look,
+    Point,
+    average_over_seeds,
+    draw_frontier,
+    draw_lines,
+    draw_path,
+)
+from rlgkd.scripts.report.lenient import to_float, to_interval
+from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, METRICS, Metric, metric_of
+from rlgkd.scripts.report.svg import Panel, style
 
 UNITS: Final = {"sequence_mean": "nats/token", "token_mean": "nats/token", "sequence_sum": "nats/text"}
-"""Of a divergence, by how it was averaged."""
+"""Reduction of a divergence -> its unit."""
 CURVES: Final = {
     "reward": METRICS["reward"],
     **{name: METRICS[name] for name in UNSEEN},
@@ -24,17 +32,26 @@ CURVES: Final = {
     "entropy": METRICS["entropy"],
 }
 """What is drawn over training."""
-LABEL: Final = 20
+TIMED: Final = ("reward", *UNSEEN[:2])
+"""What is drawn over seconds too."""
+PATH_MEASURES: Final = 3
+"""Most unseen measures in one path plot."""
+POSITION_LABELS: Final = {"reverse_kl": "Behind its own words", "reverse_kl_data": "Behind the references' words"}
+LEAST_FALL: Final = 0.01
+"""A measure that fell by less since its best value has not parted from the reward."""
+
+Looks = Mapping[str, Look]
+"""Name of a cell -> how it is drawn."""
 
 
 def panels(
-    results: Mapping[str, Any], timing: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
-) -> dict[str, list[dict[str, Any]]]:
-    """All plots, by section."""
+    results: Mapping[str, Any], timing: Mapping[str, Any], cells: Sequence[Cell], looks: Looks
+) -> dict[str, list[Panel]]:
+    """Draw all plots, by section."""
     with style():
         return {
             "frontier": _frontiers(results, cells, looks),
-            "curves": _curves(results, cells, looks, None),
+            "curves": _curves(results, cells, looks),
             "timed": _curves(results, cells, looks, timing),
             "gap": _gaps(cells, looks),
             "paths": _paths(results, cells, looks),
@@ -43,199 +60,195 @@ def panels(
         }
 
 
-def _frontiers(
-    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
-) -> list[dict[str, Any]]:
-    """Reward against the divergence to the teacher, and against each quality that training never saw."""
-    names = [name for name in (DISTANCE, *UNSEEN) if all(name in cell["scores"] for cell in cells)]
+def _frontiers(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) -> list[Panel]:
+    """Draw reward against the divergence to the teacher, and against each quality that training never saw."""
     panels = []
-    for name in names:
-        points = [
-            Point(
-                label=_short(cell["values"]),
-                x=_triple(cell["scores"][name]), y=_triple(cell["scores"]["reward"]), look=looks[cell["name"]],
-            )
-            for cell in cells
-        ]  # fmt: skip
+    for name in (DISTANCE, *UNSEEN):
+        if not all(name in cell["scores"] for cell in cells):
+            continue
+        points = [_point(cell["name"], cell, name, looks[cell["name"]]) for cell in cells]
         points += [
-            Point(label=other, x=_triple(found["scores"][name]), y=_triple(found["scores"]["reward"]), look=None)
-            for other, found in results["references"].items()
+            _point(model, found, name, None)
+            for model, found in results["references"].items()
             if name in found["scores"]
         ]
         metric = metric_of(name)
-        svg = frontier(points, metric, METRICS["reward"], f"frontier-{name}")
-        panels.append({"label": f"Reward against {metric.label}", "unit": metric.note, "svg": svg})
+        svg = draw_frontier(points, metric, METRICS["reward"], f"frontier-{name}")
+        panels.append(Panel(label=f"Reward against {metric.label}", unit=metric.note, svg=svg))
     return panels
 
 
-def _short(values: Mapping[str, Any]) -> str:
-    """A cell's values as a label of at most LABEL letters."""
-    text = ", ".join(str(value).removeprefix("embedded:") for value in values.values())
-    return text if len(text) <= LABEL else f"{text[: LABEL - 3]}..."
+def _point(label: str, cell: Cell, measure: str, look: Look | None) -> Point:
+    scores = cell["scores"]
+    return Point(label=label, x=to_interval(scores[measure]), y=to_interval(scores["reward"]), look=look)
 
 
 def _curves(
-    results: Mapping[str, Any],
-    cells: Sequence[Mapping[str, Any]],
-    looks: Mapping[str, Look],
-    timing: Mapping[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """Each measure over tokens, or over seconds where times are given."""
+    results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks, timing: Mapping[str, Any] | None = None
+) -> list[Panel]:
+    """Draw each measure over tokens, or over seconds if times are given."""
     panels = []
     for name, metric in CURVES.items():
+        if timing is not None and name not in TIMED:
+            continue
         if name == "divergence":
-            if "divergence" in results["vary"]:  # they have no common scale
+            if "divergence" in results["vary"]:  # different divergences have no common scale
                 continue
             metric = replace(metric, unit=UNITS.get(results["settings"]["divergence_reduction"], "nats"))
-        drawn = []
+        lines = []
         for cell in cells:
-            seconds = None if timing is None else timing.get(cell["name"], {})
-            runs = [
-                (run["training"]["tokens"] if seconds is None else seconds.get(str(run["seed"]), []), values)
-                for run in cell["runs"]
-                if (values := run["training"].get(name))
-            ]
-            if line := over_seeds(looks[cell["name"]].label, looks[cell["name"]], runs):
-                drawn.append(line)
-        if _has_course(drawn) and (timing is None or name in ("reward", *UNSEEN[:2])):
+            runs = []
+            for run in cell["runs"]:
+                x = run["training"]["tokens"]
+                if timing is not None:
+                    x = timing.get(cell["name"], {}).get(str(run["seed"]), [])
+                if run["training"].get(name):
+                    runs.append((x, run["training"][name]))
+            line = _average(cell, looks, runs)
+            if line is not None:
+                lines.append(line)
+        if _has_course(lines):
             axis = "tokens" if timing is None else "seconds of training"
-            svg = lines(drawn, axis, metric, f"{'curve' if timing is None else 'timed'}-{name}")
+            svg = draw_lines(lines, axis, metric, f"{'curve' if timing is None else 'timed'}-{name}")
             unit = metric.unit or ("%" if metric.share else "per text" if name == "reward" else "")
-            panels.append({"label": metric.label, "unit": unit, "svg": svg})
+            panels.append(Panel(label=metric.label, unit=unit, svg=svg))
     return panels
 
 
-def _gaps(cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> list[dict[str, Any]]:
-    """What the learned reward says more than each measure of quality does, over tokens."""
+def _gaps(cells: Sequence[Cell], looks: Looks) -> list[Panel]:
+    """Draw the learned reward minus each measure of quality, over tokens."""
     panels = []
     for name in UNSEEN:
         if not all(name in run["training"] for cell in cells for run in cell["runs"]):
             continue
-        found = [
-            over_seeds(looks[cell["name"]].label, looks[cell["name"]], [
-                (run["training"]["tokens"], _minus(run["training"]["reward"], run["training"][name]))
+        lines = []
+        for cell in cells:
+            runs = [
+                (run["training"]["tokens"], _difference(run["training"]["reward"], run["training"][name]))
                 for run in cell["runs"]
-            ])
-            for cell in cells
-        ]  # fmt: skip
-        drawn = [line for line in found if line]
-        if not _has_course(drawn):
+            ]
+            line = _average(cell, looks, runs)
+            if line is not None:
+                lines.append(line)
+        if not _has_course(lines):
             continue
         label = f"Reward minus {metric_of(name).label}"
-        metric = Metric(key=name, label=label)
-        svg = lines(drawn, "tokens", metric, f"gap-{name}")
-        panels.append({"label": label, "unit": "both from 0 to 1", "svg": svg})
+        svg = draw_lines(lines, "tokens", Metric(key=name, label=label), f"gap-{name}")
+        panels.append(Panel(label=label, unit="both from 0 to 1", svg=svg))
     return panels
 
 
-def _paths(
-    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
-) -> list[dict[str, Any]]:
-    """Reward and unseen quality of each cell along its divergence in training, the mean over its seeds."""
+def _paths(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) -> list[Panel]:
+    """Draw reward and unseen quality of each cell along its divergence in training, the mean over its seeds."""
     panels = []
     for cell in cells:
         settings = {**results["settings"], **cell["values"]}
-        divergence, unit = settings["divergence"], UNITS.get(settings["divergence_reduction"], "nats")
-        axis = f"{DIVERGENCES.get(divergence, divergence)} to the teacher, {unit}"
-        found = {}
-        unseen = [name for name in UNSEEN if all(name in run["training"] for run in cell["runs"])][:3]
-        for name in ("divergence", "reward", *unseen):
-            line = over_seeds("", None, [(r["training"]["tokens"], r["training"].get(name, [])) for r in cell["runs"]])
+        divergence = settings["divergence"]
+        unit = UNITS.get(settings["divergence_reduction"], "nats")
+        axis = f"{DIVERGENCE_LABELS.get(divergence, divergence)} to the teacher, {unit}"
+        unseen = [name for name in UNSEEN if all(name in run["training"] for run in cell["runs"])]
+        means = {}
+        for name in ("divergence", "reward", *unseen[:PATH_MEASURES]):
+            runs = [(run["training"]["tokens"], run["training"].get(name, [])) for run in cell["runs"]]
+            line = _average(cell, looks, runs)
             if line is not None:
-                found[name] = line.y
-        x = found.pop("divergence", None)
-        if x is None or len(x) < 2 or len(found) < 2:
+                means[name] = line.y
+        x = means.pop("divergence", None)
+        if x is None or len(x) < 2 or len(means) < 2:
             continue
         look = looks[cell["name"]]
-        series = {metric_of(name).label: y for name, y in found.items()}
-        told = _parting(found)
-        svg = path(x, series, look, f"path-{look.number}", axis)
-        panels.append({"label": look.label, "unit": told, "svg": svg, "look": look})
+        series = {metric_of(name).label: y for name, y in means.items()}
+        svg = draw_path(x, series, look, f"path-{look.number}", axis)
+        panels.append(Panel(label=look.label, unit=parting(means), svg=svg))
     return panels
 
 
-def _parting(found: Mapping[str, np.ndarray]) -> str:
-    """Where a measure of quality was best, if it fell since while the reward rose."""
-    told = []
-    for name, y in found.items():
+def parting(means: Mapping[str, np.ndarray]) -> str:
+    """Say where a measure of quality was best, if it fell since while the reward rose; empty if none did.
+
+    `means` holds `reward` and some unseen measures, each as its curve over training.
+    """
+    reward = means["reward"]
+    clauses = []
+    for name, y in means.items():
         top = int(np.nanargmax(y))
-        reward = found["reward"]
-        if name != "reward" and y[top] - y[-1] > 0.01 and reward[-1] > reward[top]:
+        if name != "reward" and y[top] - y[-1] > LEAST_FALL and reward[-1] > reward[top]:
             metric = metric_of(name)
             share = 100 * top / max(len(y) - 1, 1)
-            told.append(
+            clauses.append(
                 f"{metric.label} peaked at {metric.value(y[top])} after {share:.0f}% of the tokens and ended at "
                 f"{metric.value(y[-1])}, while reward rose from {reward[top]:.3f} to {reward[-1]:.3f}"
             )
-    return "; ".join(told)
+    return "; ".join(clauses)
 
 
-def _passes(
-    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
-) -> list[dict[str, Any]]:
-    """pass@k over k for each measure that decides whether a text is right."""
+def _passes(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) -> list[Panel]:
+    """Draw pass@k over k for each measure that decides whether a completion is right."""
     panels = []
-    keys = [name for name in cells[0]["scores"] if "@" in name]
+    keys = [key for key in cells[0]["scores"] if "@" in key]
     for name in dict.fromkeys(key.partition("@")[0] for key in keys):
-        ks = [1, *(int(key.partition("@")[2]) for key in keys if key.startswith(f"{name}@"))]
-        drawn = [
-            _with_bounds(looks.get(other), title(other), ks, [
-                found["scores"].get(name if k == 1 else f"{name}@{k}") for k in ks
-            ])
-            for other, found in _with_start(results, cells)
-        ]  # fmt: skip
+        by_k = {1: name} | {int(key.partition("@")[2]): key for key in keys if key.startswith(f"{name}@")}
+        lines = [
+            _line_with_bounds(looks.get(model), title(model), by_k, found["scores"])
+            for model, found in _with_start(results, cells)
+        ]
         metric = Metric(key=name, label=f"pass@k by {metric_of(name).label.lower()}", share=True)
-        svg = lines(drawn, "k texts", metric, f"pass-{name}", steps=lambda value: f"{value:.3g}")
-        panels.append({"label": metric.label, "unit": "% of prompts with at least one right of k", "svg": svg})
+        svg = draw_lines(lines, "k texts", metric, f"pass-{name}", tick=_three_digits)
+        panels.append(Panel(label=metric.label, unit="% of prompts with at least one right of k", svg=svg))
     return panels
 
 
-def _positions(
-    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]
-) -> list[dict[str, Any]]:
-    """The divergence at each token position, behind the student's own words and behind the references'."""
+def _positions(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) -> list[Panel]:
+    """Draw the divergence at each token position, on the student's own prefixes and on the references'."""
     panels = []
-    kinds = {"reverse_kl": "Behind its own words", "reverse_kl_data": "Behind the references' words"}
-    for name, label in kinds.items():
-        drawn = []
-        for other, found in _with_start(results, cells):
+    metric = Metric(key=DISTANCE, label="Reverse KL to the teacher", unit="nats")
+    for name, label in POSITION_LABELS.items():
+        lines = []
+        for model, found in _with_start(results, cells):
             runs = found.get("runs") or [found]
             rows = [run["by_position"][name] for run in runs if name in run["by_position"]]
-            line = over_seeds(title(other), looks.get(other), [(range(1, len(r) + 1), r) for r in rows], smooth=False)
-            if line:
-                drawn.append(line)
-        if drawn:
-            metric = Metric(key=name, label="Reverse KL to the teacher", unit="nats")
-            svg = lines(drawn, "token position", metric, f"position-{name}", steps=lambda value: f"{value:.3g}")
-            panels.append({"label": label, "unit": "reverse KL at the token, nats", "svg": svg})
+            curves = [(range(1, len(row) + 1), row) for row in rows]
+            line = average_over_seeds(title(model), looks.get(model), curves, smooth=False)
+            if line is not None:
+                lines.append(line)
+        if lines:
+            svg = draw_lines(lines, "token position", metric, f"position-{name}", tick=_three_digits)
+            panels.append(Panel(label=label, unit="reverse KL at the token, nats", svg=svg))
     return panels
 
 
-def _with_start(
-    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _average(cell: Cell, looks: Looks, runs: Sequence[tuple[Any, Any]]) -> Line | None:
+    look = looks[cell["name"]]
+    return average_over_seeds(look.label, look, runs)
+
+
+def _with_start(results: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and content of the students before training, then of the cells."""
     yield from ((name, found) for name, found in results["references"].items() if name != "teacher")
     yield from ((cell["name"], cell) for cell in cells)
 
 
-def _with_bounds(look: Look | None, label: str, ks: Sequence[int], scores: Sequence[Any]) -> Line:
-    found = [Score.of(score) for score in scores]
-    x, y, low, high = (
-        np.array(values, dtype=np.float64)
-        for values in (ks, [s.mean for s in found], [s.low for s in found], [s.high for s in found])
+def _line_with_bounds(look: Look | None, label: str, by_k: Mapping[int, str], scores: Mapping[str, Any]) -> Line:
+    """Return the line of a measure over k, with its intervals as the band."""
+    intervals = [to_interval(scores.get(key)) for key in by_k.values()]
+    return Line(
+        look=look,
+        label=label,
+        x=np.array(list(by_k), dtype=np.float64),
+        y=np.array([found.mean for found in intervals]),
+        low=np.array([found.low for found in intervals]),
+        high=np.array([found.high for found in intervals]),
     )
-    return Line(look=look, label=label, x=x, y=y, low=low, high=high)
 
 
-def _has_course(drawn: Sequence[Line]) -> bool:
-    """Whether a line has two points: an update makes one, and one alone shows no course."""
-    return any(len(line.x) > 1 for line in drawn)
+def _has_course(lines: Sequence[Line]) -> bool:
+    """Return whether a line has two points: one update makes one, and that shows no course."""
+    return any(len(line.x) > 1 for line in lines)
 
 
-def _minus(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
+def _difference(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
     return [to_float(a) - to_float(b) for a, b in zip(ours, theirs, strict=True)]
 
 
-def _triple(score: Mapping[str, Any]) -> tuple[float, float, float]:
-    found = Score.of(score)
-    return found.mean, found.low, found.high
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"

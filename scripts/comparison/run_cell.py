@@ -1,14 +1,15 @@
-"""One run of a comparison, trained into its folder as `rlgkd train` would and then measured; and its references.
+"""One run of a comparison: trained into its folder as `rlgkd train` would, then measured. And the untrained models.
 
 `measured.json` in the run's folder holds all that a comparison reads: each measure's value for each prompt, the
-divergence at each position, some texts, and how training went, with the measures that training did not see computed
-afterwards on the texts that it sampled. No times and no paths: the same run gives the same bytes.
+divergence at each position, some completions, and how training went, with the measures that training did not see
+computed afterwards on the completions that it sampled. No times and no paths: the same run gives the same bytes.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,159 +20,180 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.models import open_teacher
+from rlgkd.agents.build import open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.config.run import RunSettings, dump, read
+from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
 from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
-TEXTS = 24
-"""Prompts whose texts are kept for reading side by side."""
-POINTS = 200
-"""Of a curve, at most: a longer one is averaged in blocks."""
-OF_EVALUATION = ("eval_split", "eval_prompts", "eval_seed")
+SHOWN_TEXTS = 24
+"""Prompts whose completions are kept for the report."""
+CURVE_POINTS = 200
+"""Most points of a curve; a longer one is averaged in blocks."""
+EVALUATION_SETTINGS = ("eval_split", "eval_prompts", "eval_seed")
+CURVES = {
+    "tokens": "time/total_timesteps",
+    "reward": "rollout/ep_rew_mean",
+    "divergence": "train/divergence",
+    "length": "rollout/ep_len_mean",
+    "entropy": "train/entropy",
+    "ended": "rollout/ended",
+    "alpha": "train/alpha",
+}
+"""Name of a curve -> its column in progress.csv."""
 
 
-def run(settings: RunSettings, base: RunSettings, samples: int, out: Path) -> None:
-    """Train into `out`, from where that has come, and measure.
+def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: Path) -> None:
+    """Train into `out`, from wherever an earlier call came to, and measure.
 
     Raises: CheckpointError if the folder holds another run; SettingError, ModelError, DataError, RewardError.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out, wait=True):  # a comparison that was killed may not have let go yet
+    with locked(out, wait=True):  # the process of a comparison that was killed may still hold it
         check_same(settings, out)
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
-        guide = _teacher(base, agent)
+        teacher = _comparison_teacher(base, agent)
         rewind(agent, out)
         fit(settings, agent, out, quiet=True, console=Console(stderr=True))
-        found = measure(agent.student, guide, agent.task, base, samples)
-        found |= {"tokens": agent.num_timesteps, "updates": agent.counters["updates"]}
-        found["training"] = training(settings, agent, out)
-        write(found, base, samples, out)
+        measured = measure(agent.student, teacher, agent.task, base, samples)
+        measured["tokens"] = agent.num_timesteps
+        measured["updates"] = agent.state.updates
+        measured["training"] = training_curves(settings, agent, out)
+        write(measured, base, samples, out)
 
 
-def run_reference(settings: RunSettings, base: RunSettings, samples: int, out: Path, *, teacher: bool) -> None:
-    """Measure what is not trained: the teacher, or the student's start."""
+def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: Path, *, teacher: bool) -> None:
+    """Measure a model that the comparison does not train: its teacher, or the student before training."""
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=True):
         agent = build_agent(settings)
-        guide = _teacher(base, agent)
-        policy = guide if teacher and guide is not None else agent.student
-        write(measure(policy, guide, agent.task, base, samples), base, samples, out)
+        teacher_model = _comparison_teacher(base, agent)
+        policy = teacher_model if teacher and teacher_model is not None else agent.student
+        write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
 
-def is_measured(base: RunSettings, samples: int, out: Path) -> bool:
-    """Whether the folder has been measured as this comparison does it."""
+def is_measured(base: RunConfig, samples: int, out: Path) -> bool:
+    """Return whether the folder has been measured in the way of this comparison."""
     try:
-        return bool(json.loads((out / MEASURED).read_text())["by"] == _by(base, samples))
+        return bool(json.loads((out / MEASURED).read_text())["by"] == _fingerprint(base, samples))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def check_same(settings: RunSettings, out: Path) -> None:
+def check_same(settings: RunConfig, out: Path) -> None:
     """Raise CheckpointError if the folder holds the run of other settings."""
     if not (out / CONFIG).is_file():
         return
-    theirs, ours = (given.model_dump(exclude=set(OF_EVALUATION)) for given in (read(out / CONFIG), settings))
+    theirs, ours = read(out / CONFIG).flat(), settings.flat()
     for name, value in theirs.items():
-        if value != ours[name]:
-            remedy = f"its {name} is {value!r}, not {ours[name]!r}; give another --out"
+        if name not in EVALUATION_SETTINGS and value != ours.get(name):
+            remedy = f"its {name} is {value!r}, not {ours.get(name)!r}; give another --out"
             raise CheckpointError("out", str(out), remedy)
 
 
 def measure(
-    policy: LanguageModel, guide: LanguageModel | None, task: Task, base: RunSettings, samples: int
+    policy: LanguageModel, teacher: LanguageModel | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
-    """The evaluation as plain numbers."""
-    found = evaluate(
-        policy, guide, task,
-        split=base.eval_split, prompts=base.eval_prompts, seed=base.eval_seed, group=samples,
-    )  # fmt: skip
+    """Return the evaluation as plain numbers and texts."""
+    evaluation = evaluate(
+        policy,
+        teacher,
+        task,
+        split=base.eval_split,
+        prompts=base.eval_prompts,
+        seed=base.eval_seed,
+        group=samples,
+    )
+    first_rows = range(0, len(evaluation.trajectories), samples)
     return {
-        "prompts": [t.item.key for t in found.trajectories[::samples]],
-        "measures": {name: numbers(values) for name, values in found.measures.items()},
-        "by_position": {name: [numbers(row) for row in rows] for name, rows in found.by_position.items()},
-        "texts": [_text(found, row) for row in range(0, len(found.trajectories), samples)][:TEXTS],
+        "prompts": [evaluation.trajectories[row].item.key for row in first_rows],
+        "measures": {name: rounded(values) for name, values in evaluation.measures.items()},
+        "by_position": {name: [rounded(row) for row in rows] for name, rows in evaluation.by_position.items()},
+        "texts": [_text_record(evaluation, row) for row in first_rows[:SHOWN_TEXTS]],
     }
 
 
-def training(settings: RunSettings, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
-    """How training went, update by update: progress.csv, and the unseen measures of the texts that were sampled."""
+def training_curves(settings: RunConfig, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
+    """Return how training went: curves of progress.csv, and the unseen measures of the completions it sampled."""
     with (out / PROGRESS).open() as file:
         rows = list(csv.DictReader(file))
-    names = {
-        "tokens": "time/total_timesteps", "reward": "rollout/ep_rew_mean", "divergence": "train/divergence",
-        "length": "rollout/ep_len_mean", "entropy": "train/entropy", "ended": "rollout/ended", "alpha": "train/alpha",
-    }  # fmt: skip
     curves = {
-        name: [float(row[column] or "nan") for row in rows] for name, column in names.items() if column in rows[0]
+        name: [float(row[column] or "nan") for row in rows] for name, column in CURVES.items() if column in rows[0]
     }
-    unseen = _unseen(settings, agent, out, len(rows))
-    return {name: numbers(thinned(values)) for name, values in {**curves, **unseen}.items()}
+    curves |= _unseen_measures(settings, agent, out, len(rows))
+    return {name: rounded(block_means(values)) for name, values in curves.items()}
 
 
-def thinned(values: Sequence[float]) -> np.ndarray:
-    """At most POINTS means of blocks."""
+def block_means(values: Sequence[float]) -> np.ndarray:
+    """Average a curve in at most CURVE_POINTS blocks; NaN values are left out, and a block of them alone is NaN."""
     if not len(values):
         return np.array([])
-    blocks = np.array_split(np.array(values, dtype=np.float64), min(POINTS, len(values)))
+    blocks = np.array_split(np.array(values, dtype=np.float64), min(CURVE_POINTS, len(values)))
     return np.array([block[np.isfinite(block)].mean() if np.isfinite(block).any() else np.nan for block in blocks])
 
 
-def numbers(values: Any) -> list[float | None]:
-    """Six significant digits; null for what is not a number."""
+def rounded(values: Any) -> list[float | None]:
+    """Round to six significant digits; null for what is not a number."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.asarray(values).tolist()]
 
 
-def write(found: Mapping[str, Any], base: RunSettings, samples: int, out: Path) -> None:
+def write(measured: Mapping[str, Any], base: RunConfig, samples: int, out: Path) -> None:
     """Write `measured.json`, whole or not at all."""
-    checkpoint.atomic_write(out / MEASURED, json.dumps({"by": _by(base, samples), **found}) + "\n")
+    checkpoint.atomic_write(out / MEASURED, json.dumps({"by": _fingerprint(base, samples), **measured}) + "\n")
 
 
-def _by(base: RunSettings, samples: int) -> dict[str, Any]:
-    """How it was measured: a change of this makes it necessary anew."""
-    names = ("env", "env_settings", "teacher", "teacher_temperature", *OF_EVALUATION)
-    return {"samples": samples, **{name: getattr(base, name) for name in names}}
+def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
+    """Return all that decides the evaluation: a change of it makes a measurement out of date."""
+    names = ("env", "env_settings", "teacher", "teacher_temperature", *EVALUATION_SETTINGS)
+    return {"samples": samples, **{name: base.flat()[name] for name in names}}
 
 
-def _teacher(base: RunSettings, agent: TextAlgorithm) -> LanguageModel | None:
-    """The comparison's teacher, as it is before any training."""
+def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:
+    """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
     if not base.teacher:
         return None
     return open_teacher(
-        agent.task, base.teacher, agent.student.tokenizer, temperature=base.teacher_temperature, device=agent.device
+        agent.task,
+        base.teacher,
+        agent.student.tokenizer,
+        temperature=base.algorithm.sampling.teacher_temperature,
+        device=agent.device,
     )
 
 
-def _text(found: Evaluation, row: int) -> dict[str, Any]:
-    written = found.trajectories[row]
-    measures = {"reward": written.score.reward, **found.qualities[row]}
+def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:
+    trajectory = evaluation.trajectories[row]
+    measures = {"reward": trajectory.score.reward, **evaluation.qualities[row]}
     return {
-        "prompt": written.item.prompt, "reference": written.item.reference, "text": written.transcript,
-        "measures": dict(zip(measures, numbers(list(measures.values())), strict=True)), "stop": str(written.stop),
-    }  # fmt: skip
+        "prompt": trajectory.item.prompt,
+        "reference": trajectory.item.reference,
+        "text": trajectory.transcript,
+        "measures": dict(zip(measures, rounded(list(measures.values())), strict=True)),
+        "stop": str(trajectory.stop),
+    }
 
 
-def _unseen(settings: RunSettings, agent: TextAlgorithm, out: Path, updates: int) -> dict[str, list[float]]:
-    """Measure -> its mean over the texts of each update that the student sampled."""
-    places = range(updates * settings.prompts_per_update)
-    items = {item.key: item for item in (agent.task.item(agent.split, settings.seed, place) for place in places)}
-    written: dict[int, list[tuple[str, str]]] = defaultdict(list)
+def _unseen_measures(settings: RunConfig, agent: TextAlgorithm, out: Path, updates: int) -> dict[str, list[float]]:
+    """Return each measure's mean over the on-policy completions of each update; NaN for updates without any."""
+    stream = range(updates * settings.algorithm.sampling.prompts_per_update)
+    items = {item.key: item for item in (agent.task.item(agent.split, settings.seed, index) for index in stream)}
+    completions: dict[int, list[tuple[str, str]]] = defaultdict(list)  # update -> (key of the item, text)
     with (out / ROLLOUTS).open() as file:
         for line in file:
-            row = json.loads(line)
-            if row["source"] in ON_POLICY:
-                written[row["step"]].append((row["key"], row["completion"]))
+            record = json.loads(line)
+            if record["source"] in ON_POLICY:
+                completions[record["step"]].append((record["key"], record["completion"]))
     means: dict[str, list[float]] = {}
-    for step in range(updates):
-        texts = written[step]
-        qualities = agent.task.quality([items[key] for key, _ in texts], [text for _, text in texts])
+    for update in range(updates):
+        keys = [key for key, _ in completions[update]]
+        texts = [text for _, text in completions[update]]
+        qualities = agent.task.quality([items[key] for key in keys], texts)
         for name in dict.fromkeys(name for quality in qualities for name in quality):
             values = [quality[name] for quality in qualities if name in quality]
-            means.setdefault(name, [float("nan")] * updates)[step] = float(np.mean(values))
+            means.setdefault(name, [math.nan] * updates)[update] = float(np.mean(values))
     return means

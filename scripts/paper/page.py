@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from rlgkd import checkpoint
-from rlgkd.scripts.comparison.compare import tables
+from rlgkd.scripts.comparison.cell_statistics import tables
 from rlgkd.scripts.paper import plots
 from rlgkd.scripts.paper.cells import ALPHAS, BASELINES, FRACTIONS, TASKS, mixed, mixture, on_policy
-from rlgkd.statistics import Estimate, mean_interval
+from rlgkd.statistics import Interval, mean_interval
 
 BEST = on_policy("JSD(0.9)")
 SHOWN = (
@@ -109,7 +109,7 @@ def judge(results: Results) -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
 
 
-def _told(estimate: Estimate) -> dict[str, Any]:
+def _told(estimate: Interval) -> dict[str, Any]:
     verdict = {1: "shown", 0: "not shown", -1: "the reverse is shown"}[estimate.sign]
     return {"difference": [round(v, 4) for v in (estimate.mean, estimate.low, estimate.high)], "verdict": verdict}
 

@@ -23,12 +23,13 @@ from rich.console import Console
 
 from rlgkd.lm import open_by_name
 from rlgkd.scripts.comparison import run_cell as runs
-from rlgkd.scripts.comparison.compare import RESULTS, compare
+from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
+from rlgkd.scripts.comparison.results import RESULTS
 from rlgkd.scripts.paper.cells import DIVERGENCES, TASKS, PaperTask, grid, on_policy
 from rlgkd.scripts.paper.page import write_page
 from rlgkd.scripts.runs.train import make_env
-from rlgkd.scripts.runs.workers import Job, side_by_side
+from rlgkd.scripts.runs.workers import Job, run_jobs
 
 TEMPERATURES = (0.3, 0.6)
 """At which on-policy students are sampled too, beside 1."""
@@ -60,7 +61,7 @@ def _sample_colder(cells: Grid, out: Path, *, jobs: int, quiet: bool) -> list[st
         for name in map(on_policy, DIVERGENCES) for seed in cells.seeds for temperature in TEMPERATURES
         if not runs.is_measured(cells.base, cells.samples, folder := _folder(out, name, seed, temperature))
     ]  # fmt: skip
-    return [*side_by_side(open_, most=jobs or os.cpu_count() or 1, console=Console(stderr=True), quiet=quiet)]
+    return [*run_jobs(open_, most=jobs or os.cpu_count() or 1, console=Console(stderr=True), quiet=quiet)]
 
 
 def _evaluate(run: Path, cells: Grid, temperature: float, folder: Path) -> None:

@@ -12,56 +12,75 @@ from rich.table import Table
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, open_by_name
-from rlgkd.scripts.config.run import RunSettings, override, read
+from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.train import CONFIG, make_env
 
 
 def show(
-    model: str, overrides: Sequence[str] = (), *, env: str, split: str, prompts: int, teacher: str,
-    temperature: float | None, greedy: bool, seed: int, top_k: int | None, top_p: float | None, min_p: float | None,
-) -> None:  # fmt: skip
+    model: str,
+    overrides: Sequence[str] = (),
+    *,
+    env: str,
+    split: str,
+    prompts: int,
+    teacher: str,
+    temperature: float | None,
+    greedy: bool,
+    seed: int,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> None:
     """Print a table of the model's scores with their 95% intervals.
 
-    A run is measured on its own environment, at its own temperature, where no other is given.
+    A run is measured on its own environment and at its own temperature where no other is given.
 
     Raises: SettingError; ModelError for a model whose vocabulary is not the environment's; what the environment raises.
     """
     run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).is_file() else None
     if temperature is None:
-        temperature = run.temperature if run else 1.0
+        temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])
     policy = open_by_name(model, temperature=temperature)
     task = make_env(env, env_settings, student=model, seed=seed).task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
-    guide = open_by_name(teacher) if teacher else None
-    if guide is not None:
-        check_same_vocabulary(policy.tokenizer, guide.tokenizer, owner="model", name=teacher)
-    result = evaluate(
-        policy, guide, task, split=split, prompts=prompts, seed=seed, greedy=greedy, top_k=top_k, top_p=top_p,
+    teacher_model = open_by_name(teacher) if teacher else None
+    if teacher_model is not None:
+        check_same_vocabulary(policy.tokenizer, teacher_model.tokenizer, owner="model", name=teacher)
+    evaluation = evaluate(
+        policy,
+        teacher_model,
+        task,
+        split=split,
+        prompts=prompts,
+        seed=seed,
+        greedy=greedy,
+        top_k=top_k,
+        top_p=top_p,
         min_p=min_p,
-    )  # fmt: skip
-    where = env if task.name in env else f"{env} ({task.name})"
+    )
     table = Table("measure", "mean", "95% interval")
-    for name, score in result.scores().items():
+    for name, score in evaluation.scores().items():
         table.add_row(name, f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}")
-    told = f"{model} on {len(result.trajectories)} {split} prompts of {where}"
-    Console().print(told, highlight=False, markup=False, soft_wrap=True)
+    task_name = env if task.name in env else f"{env} ({task.name})"
+    heading = f"{model} on {len(evaluation.trajectories)} {split} prompts of {task_name}"
+    Console().print(heading, highlight=False, markup=False, soft_wrap=True)
     Console().print(table)
 
 
-def environment(run: RunSettings | None, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The environment's id and its settings: the run's, or the default, with the overrides in their places.
+def environment(run: RunConfig | None, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the environment's id and settings: the run's or the default, with the overrides applied.
 
-    On another environment than its own, the run's settings of the environment fall away.
+    The run's settings of the environment are dropped if the overrides name another environment.
 
     Raises: SettingError for any other override.
     """
-    own = run.env if run else str(RunSettings.model_fields["env"].default)
-    chosen = override({"env": own, "env_settings": {}}, overrides)
+    own_env = run.env if run else str(RunConfig.model_fields["env"].default)
+    chosen = override({"env": own_env, "env_settings": {}}, overrides)
     for key in chosen.keys() - {"env", "env_settings"}:
         raise SettingError("argument", key, "only env and env_settings.NAME are set so; see rlgkd evaluate --help")
-    if run and chosen["env"] == own:
-        chosen = override({"env": own, "env_settings": run.env_settings}, overrides)
+    if run and chosen["env"] == own_env:
+        chosen = override({"env": own_env, "env_settings": run.env_settings}, overrides)
     if not isinstance(chosen["env_settings"], dict):
         raise SettingError("env_settings", chosen["env_settings"], "write env_settings.NAME=value")
     return str(chosen["env"]), chosen["env_settings"]

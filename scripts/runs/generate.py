@@ -12,17 +12,30 @@ from rlgkd.rollout import rollout
 
 
 def complete(
-    model: str, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, greedy: bool, chat: bool, seed: int,
-    stop: Sequence[str], filters: Filters,
-) -> list[str]:  # fmt: skip
-    """One completion for each prompt.
+    model: str,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    greedy: bool,
+    chat: bool,
+    seed: int,
+    stop: Sequence[str],
+    filters: Filters,
+) -> list[str]:
+    """Return one completion for each prompt.
 
     Raises: ModelError, SettingError; DataError for an empty prompt or one that exceeds the model's context.
     """
     lm = open_by_name(model, temperature=temperature)
     task = TextTask(
-        prompts=list(prompts), reward=no_reward, tokenizer=lm.tokenizer, max_new_tokens=max_new_tokens,
-        max_prompt_tokens=lm.context, chat=chat, stop=stop,
-    )  # fmt: skip
+        prompts=list(prompts),
+        reward=no_reward,
+        tokenizer=lm.tokenizer,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=lm.context,
+        chat=chat,
+        stop=stop,
+    )
     items = [task.item("test", seed, index) for index in range(len(prompts))]
     return [t.text for t in rollout(lm, task, items, seed=seed, greedy=greedy, filters=filters)]

@@ -1,4 +1,4 @@
-"""One live line in a terminal: how far, how much longer, then what matters most, as much of it as has room."""
+"""One live line in a terminal: how far, how much longer, then the most important numbers, as many as have room."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-BAR = 6
-BESIDE = BAR + len(" 100% 12:34:56 ")
-"""Columns of a line that its words do not have."""
+BAR_WIDTH = 6
+RESERVED = BAR_WIDTH + len(" 100% 12:34:56 ")
+"""Terminal columns that the bar, the percentage and the remaining time take."""
 
 
-def bar(console: Console, *, quiet: bool) -> Progress:
-    """The line; with `quiet` there is none."""
+def live_line(console: Console, *, quiet: bool) -> Progress:
+    """Return the line, not yet started; with `quiet` it shows nothing."""
     return Progress(
-        BarColumn(bar_width=BAR), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False), console=console, disable=quiet,
-    )  # fmt: skip
+        BarColumn(bar_width=BAR_WIDTH),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        disable=quiet,
+    )
 
 
-def fitting(pieces: Sequence[str], console: Console, between: str = "  ") -> str:
-    """As many of the pieces, in their order, as a line has room for beside its bar; the first one always.
+def cut_to_width(pieces: Sequence[str], console: Console, separator: str = "  ") -> str:
+    """Join as many of the pieces, in order, as the line has room for; the first one always.
 
     Example:
-        >>> fitting(["reward 0.512", "length 13.2"], Console(width=40))
+        >>> cut_to_width(["reward 0.512", "length 13.2"], Console(width=40))
         'reward 0.512'
     """
-    room, text = console.width - BESIDE, "".join(pieces[:1])
+    room = console.width - RESERVED
+    text = "".join(pieces[:1])
     for piece in pieces[1:]:
-        if len(text) + len(between) + len(piece) > room:
+        if len(text) + len(separator) + len(piece) > room:
             break
-        text += between + piece
+        text += separator + piece
     return text

@@ -1,8 +1,9 @@
-"""What a run writes while it trains: progress.csv, times.csv, rollouts.jsonl, checkpoints, a live line."""
+"""What a run writes while it trains: progress.csv, times.csv, rollouts.jsonl, checkpoints; and its live line."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,16 +14,22 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.scripts.config.run import RunSettings
-from rlgkd.scripts.runs.progress_line import bar, fitting
+from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.types import Trajectory
 
 PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
 GROWING = (PROGRESS, TIMES, ROLLOUTS)
+"""Files that are appended to; a checkpoint stores their sizes, and resuming cuts them to these."""
+SLOW_REWARD_SECONDS = 0.1
+"""The live line shows the time that an update's reward takes if it is longer than this."""
 
 
 class ProgressCsv(KVWriter):
-    """SB3's csv, but appended to and never rewritten: the header is the first row's keys."""
+    """SB3's CSV writer, but append-only: the first row's keys are the header, and later keys are dropped.
+
+    SB3's own rewrites the whole file when a new key appears; a resumed run could then not cut it to a known size.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -42,46 +49,51 @@ class ProgressCsv(KVWriter):
         self.file.flush()
 
     def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
-        """Whether a value belongs into this file."""
+        """Return whether a value belongs into this file."""
         return "csv" not in excluded
 
     def close(self) -> None:
-        """The file belongs to the run."""
+        """Leave the file open: the run owns it."""
 
 
 class TimesCsv(ProgressCsv):
-    """What differs from one run to the next, beside the tokens: seconds of each update."""
+    """The seconds of each update, in a file of their own: they differ from run to run, progress.csv does not."""
 
     def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
-        """The names that begin with time/."""
+        """Keep the names that begin with time/."""
         return name.startswith("time/")
 
 
 class Recorder(BaseCallback):
-    """Writes checkpoints and rollouts, and shows how it goes."""
+    """Writes checkpoints and rollouts, and shows the progress."""
 
     def __init__(
-        self, settings: RunSettings, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
+        self, settings: RunConfig, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
     ) -> None:
         super().__init__()
-        self.settings, self.out, self.files, self.quiet, self.console = settings, out, files, quiet, console
+        self.settings = settings
+        self.out = out
+        self.files = files
+        self.quiet = quiet
+        self.console = console
         self.model: TextAlgorithm
-        self._saved = -1
-        self._bar = bar(console, quiet=quiet)
-        self._row = self._bar.add_task("sampling", total=settings.tokens)
+        self._saved_update = -1
+        """The update of the newest checkpoint, which a resumed run must not write again."""
+        self._line = live_line(console, quiet=quiet)
+        self._task = self._line.add_task("sampling", total=settings.tokens)
 
     def _on_training_start(self) -> None:
-        self._saved = self.model.counters["updates"]
-        self._bar.start()
+        self._saved_update = self.model.state.updates
+        self._line.start()
 
     def _on_step(self) -> bool:
-        self._bar.update(self._row, completed=self.model.num_timesteps)
+        self._line.update(self._task, completed=self.model.num_timesteps)
         return True
 
     def _on_rollout_start(self) -> None:
-        """Between two updates everything is at rest: this is where a run can be continued from."""
-        updates = self.model.counters["updates"]
-        if updates > self._saved:
+        # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
+        updates = self.model.state.updates
+        if updates > self._saved_update:
             self._show(updates)
             if updates % self.settings.checkpoint_every == 0:
                 self._checkpoint(updates)
@@ -92,41 +104,58 @@ class Recorder(BaseCallback):
         self.files[ROLLOUTS].flush()
 
     def _on_training_end(self) -> None:
-        self._bar.stop()
-        self._checkpoint(self.model.counters["updates"])
+        self._line.stop()
+        self._checkpoint(self.model.state.updates)
 
     def _record(self, t: Trajectory) -> dict[str, Any]:
+        """Return a trajectory's line of rollouts.jsonl."""
+        record: dict[str, Any] = {
+            "step": self.model.state.updates,
+            "key": t.item.key,
+            "sample": t.sample,
+            "source": str(t.source),
+            "prompt": t.item.prompt,
+            "completion": t.text,
+        }
+        if t.turns:
+            record["turns"] = t.turns
+        record["reward"] = t.score.reward
+        record["parts"] = dict(t.score.parts)
+        if t.score.failure:
+            record["failure"] = t.score.failure
         return {
-            "step": self.model.counters["updates"], "key": t.item.key, "sample": t.sample, "source": str(t.source),
-            "prompt": t.item.prompt, "completion": t.text,
-            **({"turns": t.turns} if t.turns else {}), "reward": t.score.reward, "parts": dict(t.score.parts),
-            **({"failure": t.score.failure} if t.score.failure else {}),
-            "length": t.length, "logp": float(t.logp_T.sum()),
-            "entropy": float(t.entropy_T.sum()) / t.length, "stop": str(t.stop),
-        }  # fmt: skip
+            **record,
+            "length": t.length,
+            "logp": float(t.logp_T.sum()),
+            "entropy": float(t.entropy_T.sum()) / t.length,
+            "stop": str(t.stop),
+        }
 
     def _show(self, updates: int) -> None:
-        shown = self.model.latest
-        told = [
-            f"reward {shown.get('rollout/ep_rew_mean', float('nan')):.3f}",
-            f"divergence {shown.get('train/divergence', float('nan')):.3f}",
+        metrics = self.model.last_metrics
+        pieces = [
+            f"reward {metrics.get('rollout/ep_rew_mean', math.nan):.3f}",
+            f"divergence {metrics.get('train/divergence', math.nan):.3f}",
             f"update {updates}",
-            f"{shown.get('time/tokens_per_second', 0):.0f} tokens/s",
-            f"length {shown.get('rollout/ep_len_mean', 0):.1f}",
+            f"{metrics.get('time/tokens_per_second', 0):.0f} tokens/s",
+            f"length {metrics.get('rollout/ep_len_mean', 0):.1f}",
         ]
-        if (seconds := shown.get("time/reward", 0.0)) > 0.1:
-            told.append(f"scoring {seconds:.1f} s")
-        self._bar.update(self._row, description=fitting(told, self.console))
+        reward_seconds = metrics.get("time/reward", 0.0)
+        if reward_seconds > SLOW_REWARD_SECONDS:
+            pieces.append(f"scoring {reward_seconds:.1f} s")
+        self._line.update(self._task, description=cut_to_width(pieces, self.console))
         if self.quiet and updates % 10 == 0:
-            self.console.print("  ".join(told), highlight=False, soft_wrap=True)
+            self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
 
     def _checkpoint(self, updates: int) -> None:
         sizes = {name: file.tell() for name, file in self.files.items()}
         folder = self.out / CHECKPOINTS
         folder.mkdir(exist_ok=True)
         checkpoint.save(
-            folder / f"step-{updates}", model=self.model.modules, optimizer=self.model.policy.optimizer,
-            state={"counters": self.model.counters, "sizes": sizes, "settings": self.settings.model_dump()},
-        )  # fmt: skip
+            folder / f"step-{updates}",
+            model=self.model.modules,
+            optimizer=self.model.policy.optimizer,
+            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": self.settings.flat()},
+        )
         checkpoint.prune(folder)
-        self._saved = updates
+        self._saved_update = updates

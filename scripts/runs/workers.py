@@ -1,8 +1,8 @@
-"""Runs jobs side by side, each in a process of its own, and says how far they are on one live line.
+"""Runs jobs at the same time, each in a process of its own, and shows on one live line how far they are.
 
-A process is forked from a server that has the libraries imported, so starting one costs little. What it prints goes to
-`log.txt` in the job's folder. It ends when the main process does, however that ends: what a job leaves must then be
-enough to go on from. A job that fails, or is killed, does not stop the others.
+Processes are forked from a server that has imported the jobs' modules, so starting one costs little. A job prints to
+`log.txt` in its folder. Its process ends when the main process does, however that ends: what a job leaves on disk must
+then be enough to continue from. A job that fails, or is killed, does not stop the others.
 """
 
 from __future__ import annotations
@@ -20,57 +20,59 @@ from typing import Any
 
 from rich.console import Console
 
-from rlgkd.scripts.runs.progress_line import bar, fitting
+from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 
 LOG = "log.txt"
-PRELOADED = ["rlgkd.scripts.comparison.run_cell"]
-GLANCE = 0.5
-"""Seconds between two looks at how far the jobs are."""
+POLL_SECONDS = 0.5
+"""Time between two looks at how far the jobs are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to call, in which folder its log goes, and how far it is."""
+    """A function to call in a process of its own, and how far the call has come."""
 
     name: str
     folder: Path
+    """Where its log goes."""
     function: Callable[..., None]
     arguments: Sequence[Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     size: int = 1
-    """Of the whole."""
+    """Units of work, as `done` counts them."""
     done: Callable[[Path], int] | None = None
-    """How far it is, from its folder."""
+    """Reads from the folder how many units are done."""
 
     @property
     def reached(self) -> int:
-        """Of `size`."""
+        """Units of `size` that are done; 0 if the job does not say."""
         return self.done(self.folder) if self.done else 0
 
 
-def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -> dict[str, str]:
-    """Run all jobs, `most` at a time; returns the last line of each that failed, by name.
+def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -> dict[str, str]:
+    """Run all jobs, at most `most` at a time; return the last line of each that failed, by name.
 
-    KeyboardInterrupt ends the processes and is raised.
+    KeyboardInterrupt kills the processes and is raised again.
     """
     if not jobs:
         return {}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    waiting, failed, finished = list(jobs), {}, 0
-    running: dict[Any, tuple[Job, Any]] = {}
-    line = bar(console, quiet=quiet)
-    row = line.add_task("starting", total=sum(job.size for job in jobs))
+    context.set_forkserver_preload(sorted({job.function.__module__ for job in jobs}))
+    waiting = list(jobs)
+    running: dict[Any, tuple[Job, Any]] = {}  # by the process's sentinel
+    failed: dict[str, str] = {}
+    finished = 0
+    line = live_line(console, quiet=quiet)
+    task = line.add_task("starting", total=sum(job.size for job in jobs))
     try:
         with line:
             while waiting or running:
                 while waiting and len(running) < most:
                     job = waiting.pop(0)
                     job.folder.mkdir(parents=True, exist_ok=True)
-                    process = context.Process(target=_entered, args=(job,))
+                    process = context.Process(target=_run_job, args=(job,))
                     process.start()
                     running[process.sentinel] = (job, process)
-                for sentinel in wait(list(running), timeout=GLANCE):
+                for sentinel in wait(list(running), timeout=POLL_SECONDS):
                     job, process = running.pop(sentinel)
                     process.join()
                     finished += job.size
@@ -79,11 +81,16 @@ def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: boo
                         console.print(f"{job.name} failed: {failed[job.name]}", highlight=False, markup=False)
                     elif quiet:
                         console.print(f"{job.name} done", highlight=False, markup=False)
-                now = [(job, job.reached) for job, _ in running.values()]
-                told = [f"{len(now)} running", *([f"{len(waiting)} to come"] if waiting else [])]
-                told += [f"{job.name} {min(100, 100 * done // job.size)}%" for job, done in now]
-                shown = fitting(told, console, between=", ")
-                line.update(row, completed=finished + sum(done for _, done in now), description=shown)
+                reached = [(job, job.reached) for job, _ in running.values()]
+                pieces = [f"{len(running)} running"]
+                if waiting:
+                    pieces.append(f"{len(waiting)} to come")
+                pieces += [f"{job.name} {min(100, 100 * done // job.size)}%" for job, done in reached]
+                line.update(
+                    task,
+                    completed=finished + sum(done for _, done in reached),
+                    description=cut_to_width(pieces, console, separator=", "),
+                )
     finally:
         for _, process in running.values():
             process.kill()
@@ -91,28 +98,30 @@ def side_by_side(jobs: Sequence[Job], *, most: int, console: Console, quiet: boo
     return failed
 
 
-def last_line(log: Path, code: int) -> str:
-    """What a process said last, or how it was ended."""
-    if code < 0:
-        return f"ended by signal {-code}"
+def last_line(log: Path, exit_code: int) -> str:
+    """Return the last line that a failed process printed, or which signal ended it."""
+    if exit_code < 0:
+        return f"ended by signal {-exit_code}"
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1].removeprefix("rlgkd.errors.") if lines else f"exit code {code}"
+    return lines[-1].removeprefix("rlgkd.errors.") if lines else f"exit code {exit_code}"
 
 
-def _entered(job: Job) -> None:
-    """A job's process: its log, its end with the main process, its work. Ctrl-C is the main process's to handle."""
+def _run_job(job: Job) -> None:
+    """Be the job's process: write to its log, end with the main process, do the work."""
+    # The terminal sends Ctrl-C to the whole group of processes; the main process handles it and kills this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
     with (job.folder / LOG).open("w") as file:
         sys.stdout.flush()
         sys.stderr.flush()
+        # File descriptors and not sys.stdout, so that what C libraries print is caught as well.
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     job.function(*job.arguments, **job.options)
 
 
-def _end_with(sentinel: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
     wait([sentinel])
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread alone

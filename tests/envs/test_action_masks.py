@@ -23,7 +23,7 @@ TABLE = {"letter": {A: "same", B: "same"}, "same": {A: "letter", C: "done"}, "do
 
 
 def grammar():
-    return transitions(TABLE, start="letter", accepting=["done"], behind=COLON, vocabulary=5, end=END)
+    return transitions(TABLE, start="letter", accepting=["done"], prompt_end=COLON, vocabulary=5, end=END)
 
 
 def task(mask=None, **settings) -> TextTask:
@@ -87,7 +87,7 @@ def test_without_a_mask_everything_is_allowed_and_one_that_allows_nothing_is_an_
     assert env.action_masks().all()
     none = TextGenerationEnv(task(lambda tokens: torch.zeros(len(tokens), 5, dtype=torch.bool)))
     none.reset(seed=0)
-    with pytest.raises(SettingError, match="allows nothing behind these tokens"):
+    with pytest.raises(SettingError, match="allows nothing after these tokens"):
         none.action_masks()
 
 

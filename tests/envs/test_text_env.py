@@ -67,7 +67,7 @@ def test_the_registered_ids_are_there() -> None:
     assert {"rlgkd/GroundedSummary-v0", "rlgkd/DocstringSummary-v0"} <= gym.registry.keys()
 
 
-def test_an_environment_is_made_from_prompts_a_function_and_a_tokenizer(folder: str) -> None:
+def test_an_environment_of_prompts_and_a_reward_function_works_without_registration(folder: str) -> None:
     env = TextGenerationEnv(
         prompts=["see a dog"],
         reward=lambda completions: [len(text) for text in completions],

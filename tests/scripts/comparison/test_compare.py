@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import assert_valid_and_self_contained, browse, needs_browser
 
 from rlgkd.scripts.cli import main
-from rlgkd.scripts.comparison.findings import answer, clearly_best
 from rlgkd.scripts.comparison.html import write_report
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 SMALL = (
-    "tokens=300", "prompts_per_update=2", "group_size=2", "eval_prompts=4", "checkpoint_every=1", "learning_rate=0.001",
-)  # fmt: skip
+    "tokens=300",
+    "prompts_per_update=2",
+    "group_size=2",
+    "eval_prompts=4",
+    "checkpoint_every=1",
+    "learning_rate=0.001",
+)
 GRID = ("quickstart", "--alphas", "0,1", "--seeds", "2", "--samples", "2", "--jobs", "2", "--quiet", *SMALL)
 
 
@@ -81,9 +84,11 @@ def test_a_comparison_killed_in_the_middle_and_begun_again_ends_with_the_same_by
     command = [sys.executable, "-m", "rlgkd.scripts", "compare", "--out", str(out), *GRID]
     for blow, wanted in ((signal.SIGINT, "step-1"), (signal.SIGKILL, "step-3")):
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
-        )  # fmt: skip
+        )
         deadline = time.monotonic() + 200
         while not list(out.glob(f"cells/*/*/checkpoints/{wanted}")) and time.monotonic() < deadline:
             assert process.poll() is None
@@ -96,7 +101,7 @@ def test_a_comparison_killed_in_the_middle_and_begun_again_ends_with_the_same_by
     assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vary = "teacher=embedded:grounded-student,/no/such/model"
     code = compare(tmp_path / "out", "quickstart", "--vary", vary, "--seeds", "1", "--samples", "1", "--quiet", *SMALL)
     assert code == 1
@@ -141,87 +146,19 @@ def test_a_folder_with_other_runs_is_refused(finished: Path, capsys: pytest.Capt
     assert "its horizon is 0.0, not 0.5; give another --out" in capsys.readouterr().err
 
 
-# What it says
+# In a browser
 
 
-def cell(name: str, against: dict[str, object], **measures: float) -> dict[str, object]:
-    """A cell whose two seeds have these values at each of four prompts, with little chance in them."""
-    noise = (0.0, 0.01, -0.01, 0.005)
-    runs = [
-        {"seed": s, "measures": {m: [v + n + 0.002 * s for n in noise] for m, v in measures.items()}} for s in range(2)
-    ]
-    scores = {m: {"mean": v, "low": v - 0.01, "high": v + 0.01} for m, v in measures.items()}
-    return {"name": name, "runs": runs, "scores": scores, "against": against}
-
-
-def sentences(cells: list[dict[str, object]]) -> list[str]:
-    """The answer, as a keyboard has it."""
-    found = answer({"cells": cells, "baselines": ["alpha=0", "alpha=1"]})
-    return [str(sentence).replace("\N{GREEK SMALL LETTER ALPHA}", "alpha") for sentence in found]
-
-
-def test_the_answer_names_what_beats_both_ends_and_who_exploits_the_reward() -> None:
-    fell = {"reward": {"change": {"mean": 0.3, "low": 0.2, "high": 0.4}}}
-    fell["coverage"] = {"change": {"mean": -0.2, "low": -0.3, "high": -0.1}}
-    cells = [
-        cell("alpha=0", {"start": fell}, reward=0.95, truth=0.5, coverage=0.3, reverse_kl=2.0),
-        cell("alpha=0.5", {}, reward=0.90, truth=0.9, coverage=0.8, reverse_kl=0.1),
-        cell("alpha=1", {}, reward=0.60, truth=0.6, coverage=0.5, reverse_kl=0.2),
-    ]
-    told = sentences(cells)
-    assert told[0].startswith("alpha = 0 exploits the reward") and "coverage" in told[0]
-    assert told[1].startswith("alpha = 0.5 beats both alpha = 0 and alpha = 1 on both axes")
-    assert "truth and coverage" in told[1] and "reward and truth" not in told[1]
-    assert told[2].startswith("alpha = 0 earns more reward than others") and "against alpha = 0.5 truth" in told[2]
-    assert any(line.startswith("Best reward: alpha = 0,") for line in told)
-    assert any(line.startswith("Lowest Reverse KL: alpha = 0.5,") for line in told)
-
-
-def test_the_answer_names_no_best_where_the_next_may_be_as_good() -> None:
-    cells = [cell("alpha=0", {}, reward=0.5, reverse_kl=0.9)]
-    cells += [cell(f"alpha={a}", {}, reward=0.8, reverse_kl=k) for a, k in ((0.5, 0.2), (1, 0.1))]
-    told = sentences(cells)
-    best, lowest = told[-2:]
-    assert best.startswith("Best reward: none is clearly best. alpha = 0.5 has 0.800 (95% interval 0.790 to 0.810)")
-    assert "not clearly better than alpha = 1 (0.800); clearly better than alpha = 0 by +0.300" in best
-    assert lowest.startswith("Lowest Reverse KL: alpha = 1, 0.100 nats/token") and "none" not in lowest
-    assert [clearly_best(cells, name) for name in ("reward", "reverse_kl", "length")] == ["", "alpha=1", ""]
-
-
-def test_the_answer_says_so_where_nothing_beats_both_ends() -> None:
-    cells = [cell(f"alpha={a}", {}, reward=a, truth=1 - a) for a in (0, 0.5, 1)]
-    told = sentences(cells)
-    assert told[0].startswith("No cell in between beats both ends")
-
-
-# How it behaves in a browser
-
-
-def browse(page: Path, profile: Path, fragment: str = "") -> tuple[str, list[str]]:
-    """The document after the scripts ran, and what was written to the console."""
-    assert BROWSER is not None
-    done = subprocess.run(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr",
-            "--virtual-time-budget=3000", "--dump-dom", f"{page.as_uri()}{fragment}",
-        ],
-        capture_output=True, check=True, timeout=250, encoding="utf-8", errors="replace",
-    )  # fmt: skip
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
+@needs_browser
 def test_the_report_renders_and_filters_cells_and_prompts(finished: Path, tmp_path: Path) -> None:
     page = write_report(finished)
-    text = page.read_text()
-    assert "http://" not in text.replace("http://www.w3.org/", "") and "https://" not in text
-    assert text.count("<svg") >= 15 and not re.search(r"<svg[^>]*>(?:(?!</svg>).)*\bnan\b", text, re.DOTALL)
+    assert_valid_and_self_contained(page.read_text())
+    assert page.read_text().count("<svg") >= 15
     results = json.loads((finished / "results.json").read_text())
     word = results["references"]["start"]["texts"][1]["prompt"].split()[0]
     document, console = browse(page, tmp_path / "profile", f"#cells=1,2&q={word}")
     assert console == []
-    shown = [a for a in re.findall(r"<article[^>]*>", document) if "hidden" not in a]
+    shown = [tag for tag in re.findall(r"<article[^>]*>", document) if "hidden" not in tag]
     assert 1 <= len(shown) < 4
     writers = re.findall(r'<div data-writer="([^"]+)"[^>]*?( hidden="")?>', document)
     assert {name for name, hidden in writers if not hidden} == {"alpha=0", "alpha=1"}

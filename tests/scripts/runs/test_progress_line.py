@@ -1,4 +1,4 @@
-"""The live line of a terminal: what matters most stands on it whole, however narrow it is."""
+"""The live line of a terminal: the most important numbers stand on it whole, however narrow it is."""
 
 from __future__ import annotations
 
@@ -8,36 +8,41 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from rlgkd.scripts.runs.progress_line import bar, fitting
+from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.recorder import Recorder
 
-TOLD = ["reward -12.345", "divergence 12.345", "update 1200", "12345 tokens/s", "length 123.4"]
+PIECES = ["reward -12.345", "divergence 12.345", "update 1200", "12345 tokens/s", "length 123.4"]
 
 
 @pytest.mark.parametrize(("width", "shown"), [(60, 2), (80, 3), (100, 5)])
 def test_the_line_is_cut_between_its_pieces_and_fits_the_terminal(width: int, shown: int) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width)
-    line = fitting(TOLD, console)
-    assert line == "  ".join(TOLD[:shown])
-    progress = bar(console, quiet=False)
-    progress.add_task(line, total=100, completed=34)
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=width)
+    text = cut_to_width(PIECES, console)
+    assert text == "  ".join(PIECES[:shown])
+    progress = live_line(console, quiet=False)
+    progress.add_task(text, total=100, completed=34)
     console.print(progress)
-    assert line in console.file.getvalue() and "34%" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert text in output.getvalue() and "34%" in output.getvalue()
 
 
-def test_a_training_tells_reward_and_divergence_first_and_in_a_log_all_of_it() -> None:
-    latest = {"rollout/ep_rew_mean": 0.5124, "train/divergence": 0.3456, "rollout/ep_len_mean": 13.21,
-              "time/tokens_per_second": 1234.0, "time/reward": 2.0}  # fmt: skip
-    told = []
-    for quiet in (False, True):
-        console = Console(file=io.StringIO(), force_terminal=not quiet, width=80)
-        recorder = Recorder(SimpleNamespace(tokens=100), None, {}, quiet=quiet, console=console)  # type: ignore[arg-type]
-        recorder.model = SimpleNamespace(latest=latest)  # type: ignore[assignment]
-        recorder._show(120)
-        console.print(recorder._bar)
-        told.append(console.file.getvalue())  # type: ignore[attr-defined]
-    assert (
-        "reward 0.512  divergence 0.346  update 120  1234 tokens/s" in told[0]
-        and "\N{HORIZONTAL ELLIPSIS}" not in told[0]
-    )
-    assert "1234 tokens/s  length 13.2  scoring 2.0 s\n" in told[1]
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_training_shows_reward_and_divergence_first_and_in_a_log_all_of_it(quiet: bool) -> None:
+    metrics = {
+        "rollout/ep_rew_mean": 0.5124,
+        "train/divergence": 0.3456,
+        "rollout/ep_len_mean": 13.21,
+        "time/tokens_per_second": 1234.0,
+        "time/reward": 2.0,
+    }
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=not quiet, width=80)
+    recorder = Recorder(SimpleNamespace(tokens=100), None, {}, quiet=quiet, console=console)  # type: ignore[arg-type]
+    recorder.model = SimpleNamespace(latest=metrics)  # type: ignore[assignment]
+    recorder._show(120)
+    console.print(recorder._line)
+    if quiet:
+        assert "1234 tokens/s  length 13.2  scoring 2.0 s\n" in output.getvalue()
+    else:
+        assert "reward 0.512  divergence 0.346  update 120  1234 tokens/s" in output.getvalue()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in output.getvalue()

@@ -1,0 +1,37 @@
+"""The one place where an error that the user can fix becomes one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rlgkd.errors import RewardError, RlgkdError
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Exit with `rlgkd: field: value does not work; remedy` for an RlgkdError; any other error keeps its traceback.
+
+    Ctrl-C exits with 130, as the shell expects of a command that SIGINT ended.
+    """
+    try:
+        yield
+    except RlgkdError as error:
+        print(f"rlgkd: {error}{_traceback_note(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rlgkd: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _traceback_note(error: RlgkdError) -> str:
+    """Write the traceback of a failed reward function to a file and name it; empty for other errors."""
+    # A reward is the user's own code: the one line says what failed, but only the traceback says where.
+    if not isinstance(error, RewardError) or error.__cause__ is None:
+        return ""
+    with tempfile.NamedTemporaryFile("w", prefix="rlgkd-reward-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error.__cause__, file=file)
+    return f"; its traceback: {file.name}"

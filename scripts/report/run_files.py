@@ -1,0 +1,87 @@
+"""The files of a run that its report reads: each may be missing, damaged or have gaps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rlgkd.scripts.report.lenient import to_float, to_mapping
+from rlgkd.statistics import Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What a run's folder holds, as far as it can be read."""
+
+    name: str
+    """The folder's name."""
+    config_text: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    progress: Mapping[str, Floats]
+    """Column -> its values, one for each update; NaN where a value is missing or no number."""
+    problems: list[str]
+    """One line for each file that could not be read."""
+
+
+def read_run(run: Path) -> RunFiles:
+    """Read config.yaml, summary.json and progress.csv of a run's folder."""
+    problems: list[str] = []
+    config_text = _text(run / "config.yaml", problems)
+    return RunFiles(
+        name=run.resolve().name,
+        config_text=config_text,
+        config=_config(config_text, problems),
+        summary=_summary(_text(run / "summary.json", problems), problems),
+        progress=_progress(_text(run / "progress.csv", problems), problems),
+        problems=problems,
+    )
+
+
+def _text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        problems.append(f"{path.name} is not there (yet)")
+    except OSError as error:
+        problems.append(f"{path.name} could not be read: {error.strerror}")
+    return ""
+
+
+def _config(text: str, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        return to_mapping(yaml.safe_load(text))
+    except yaml.YAMLError:
+        problems.append("config.yaml is not YAML")
+        return {}
+
+
+def _summary(text: str, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        return to_mapping(json.loads(text)) if text.strip() else {}
+    except (json.JSONDecodeError, RecursionError):
+        problems.append("summary.json is not JSON")
+        return {}
+
+
+def _progress(text: str, problems: list[str]) -> dict[str, Floats]:
+    try:
+        lines = list(csv.reader(io.StringIO(text.replace("\0", ""))))
+    except csv.Error:
+        problems.append("progress.csv is not CSV")
+        return {}
+    header, *body = lines or [[]]
+    columns = {}
+    for number, name in enumerate(header):
+        values = [to_float(line[number]) if number < len(line) else math.nan for line in body]
+        columns[name] = np.array(values, dtype=np.float64)
+    return columns

@@ -1,0 +1,131 @@
+"""What the page of a run shows, as data: facts, measures, headlines, remarks, plots, examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from rlgkd.scripts.report.examples import Example, read_example
+from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
+from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
+from rlgkd.scripts.report.plots import dumbbells, training_curves
+from rlgkd.scripts.report.run_files import RunFiles
+from rlgkd.statistics import Floats
+
+HEADLINES: Final = ("truth", "reward", "rouge2", "reverse_kl")
+"""Measures of the headline, the first that is known first: the oracle, which cannot be exploited, before the reward."""
+UNSEEN_BY_REWARD: Final = ("truth", "parsable", "coverage", "rouge2")
+"""Measures whose fall, while the reward rises, says that the reward is exploited."""
+
+
+def run_view(files: RunFiles) -> dict[str, Any]:
+    """Return what the template `report.html` shows of a run."""
+    summary = files.summary
+    rows = measure_rows(summary)
+    examples = read_examples(summary)
+    return {
+        "title": str(summary.get("name") or files.config.get("name") or files.name),
+        "facts": facts(summary, files.config, files.progress),
+        "rows": rows,
+        "headlines": headlines(rows, summary),
+        "exploited": exploited(rows),
+        "remarks": remarks(summary),
+        "marks": MARKS,
+        "curves": training_curves(files.progress),
+        "dumbbells": dumbbells(rows),
+        "examples": examples,
+        "judged_by": "truth" if any(example.judged_by == "truth" for example in examples) else "reward",
+        "config": files.config_text,
+        "problems": files.problems,
+    }
+
+
+def read_examples(summary: Mapping[str, Any]) -> list[Example]:
+    """Return the examples of a `summary.json`; entries that are none are left out."""
+    return [read_example(entry) for entry in to_list(summary.get("examples")) if isinstance(entry, Mapping)]
+
+
+def facts(
+    summary: Mapping[str, Any], config: Mapping[str, Any], progress: Mapping[str, Floats]
+) -> dict[str, str | float | None]:
+    """Say what was trained and how, from the summary, else the config, else the progress; None if unknown."""
+
+    def text(key: str) -> str | None:
+        for source in (summary, config):
+            value = source.get(key)
+            if isinstance(value, Mapping):
+                value = value.get("name") or value.get("id")
+            if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value):
+                return str(value)
+        return None
+
+    def count(key: str, column: str = "") -> str | None:
+        number = to_float(summary.get(key))
+        if not math.isfinite(number):
+            values = progress.get(column, np.empty(0))
+            number = float(np.nanmax(values)) if np.isfinite(values).any() else math.nan
+        return _whole(number)
+
+    alpha = to_float(text("alpha"))
+    alpha_end = to_float(summary.get("alpha_end"))
+    divergence = text("divergence")
+    seconds = to_float(summary.get("seconds"))
+    return {
+        **{key: text(key) for key in ("env", "student", "teacher", "agent", "split")},
+        "alpha": alpha if math.isfinite(alpha) else None,
+        "alpha_end": alpha_end if math.isfinite(alpha_end) else alpha,
+        "divergence": DIVERGENCE_LABELS.get(divergence, divergence.replace("_", " ")) if divergence else None,
+        "beta": text("beta") if divergence == "jsd" else None,
+        "updates": count("updates", "time/iterations"),
+        "tokens": count("tokens", "time/total_timesteps"),
+        "tokens_requested": _whole(to_float(config.get("tokens"))),
+        "prompts": count("prompts"),
+        "time": _duration(seconds) if math.isfinite(seconds) else None,
+    }
+
+
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if the reward never differed while training, and one if it failed."""
+    rewards = to_mapping(summary.get("rewards"))
+    always, scored, failed = (to_float(rewards.get(name)) for name in ("always", "scored", "failed"))
+    sentences = []
+    if math.isfinite(always):
+        sentences.append(
+            f"The reward was the same, {always:.3f}, for all samples: nothing to learn from; look at rollouts.jsonl."
+        )
+    if failed > 0:
+        reason = str(rewards.get("first_failure") or "it returned NaN")
+        sentences.append(
+            f"The reward failed for {failed:,.0f} of {scored:,.0f} samples, which were left out. First: {reason}"
+        )
+    return sentences
+
+
+def headlines(rows: Sequence[MeasureRow], summary: Mapping[str, Any]) -> list[MeasureRow]:
+    """Return the rows of the headline: those of HEADLINES whose value after training is known."""
+    known = {row.metric.key: row for row in rows if math.isfinite(row.after.mean)}
+    if math.isfinite(to_float(to_mapping(summary.get("rewards")).get("always"))):
+        known.pop("reward", None)  # a constant reward taught nothing, so a change of it is no result
+    return [known[key] for key in HEADLINES if key in known]
+
+
+def exploited(rows: Sequence[MeasureRow]) -> list[str]:
+    """Return the labels of the measures that clearly fell while the reward clearly rose."""
+    marks = {row.metric.key: row.mark for row in rows}
+    if marks.get("reward") != "better":
+        return []
+    return [METRICS[key].label for key in UNSEEN_BY_REWARD if marks.get(key) == "worse"]
+
+
+def _whole(number: float) -> str | None:
+    return f"{number:,.0f}" if math.isfinite(number) else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 1 else f"{hours:.1f} h"
