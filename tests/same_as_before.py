@@ -97,6 +97,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="how the names begin")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all differences there")
     given = parser.parse_args()
+    for checkout in given.sides[:1] if given.record else given.sides:
+        if not (checkout / "rlgkd").is_dir() and not (checkout == given.sides[0] and checkout.is_file()):
+            parser.error(f"{checkout} is no checkout")
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
     for library in LIBRARIES:
         with suppress(ImportError):
@@ -137,9 +140,10 @@ def compared(old: Path, new: Path, *, only: tuple[str, ...]) -> Told:
         # A setting that one side leaves open or out (null, or another variant's parameter) is not compared.
         unset = {where for where, *pair in found if SETTING.search(where) and {ABSENT, None} & {*map(_plain, pair)}}
         found = [difference for difference in found if difference[0] not in unset]
-        line = f"same, with settings of one side alone: {', '.join(sorted(unset))}"[:300] if unset else "same"
+        names_of_unset = dict.fromkeys(where.rpartition("/")[2] for where in sorted(unset))
+        line = f"same, with settings of one side alone: {', '.join(names_of_unset)}" if unset else "same"
         if found:
-            line = "{}: {} -> {}".format(*(str(part)[-160:] for part in found[0]))
+            line = "{}: {} -> {}".format(*(str(part)[-200:] for part in found[0]))
             line += f", and {len(found) - 1} more" if found[1:] else ""
         yield name, found, line, not found
 
@@ -152,7 +156,7 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any,
     """Where the two differ, and both values there."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{where}/{key}".removeprefix("/"))
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), "/".join(filter(None, (where, key))))
     elif isinstance(old, list) and isinstance(new, list):
         for number, (was, is_) in enumerate(zip_longest(old, new, fillvalue=ABSENT)):
             yield from differences(was, is_, f"{where}/{number}")
@@ -234,7 +238,9 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (setti
 
 def train(checkout: Path, out: Path, recipe: str, *changes: str) -> list[str]:
     """The arguments of a small run, with groups of two at most."""
-    group = yaml.safe_load(recipe_files(checkout)[recipe].read_text()).get("group_size", 4)
+    if (file := recipe_files(checkout).get(recipe)) is None:
+        raise RunError(f"it has no recipe {recipe}")
+    group = yaml.safe_load(file.read_text()).get("group_size", 4)
     return ["train", recipe, "--out", str(out), "--quiet", *SMALL, f"group_size={min(2, group)}", *changes]
 
 
@@ -250,7 +256,7 @@ def rlgkd(checkout: Path, *arguments: str, until: Callable[[], bool] | None = No
         process.join()
         printed = log.read()
     if process.exitcode != (-signal.SIGKILL if until else 0):
-        raise RunError(f"rlgkd {' '.join(arguments)}: {printed.strip()[-300:] or process.exitcode}")
+        raise RunError(f"rlgkd {' '.join(arguments)}: {' '.join(printed.split())[-200:] or process.exitcode}")
     return printed
 
 
