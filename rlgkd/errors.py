@@ -39,3 +39,8 @@ class CheckpointError(RlgkdError, RuntimeError):
 
 class DependencyError(RlgkdError, RuntimeError):
     """An optional package that is not installed."""
+
+
+def one_line(text: object, longest: int | None = None) -> str:
+    """Return a text, or the message of an exception, on one line; cut at `longest` characters if that is given."""
+    return " ".join(str(text).split())[:longest]

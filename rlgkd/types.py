@@ -64,6 +64,15 @@ class Item:
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
+REWARD_ARGUMENTS: Mapping[str, str] = {
+    "prompt": "prompts",
+    "completion": "completions",
+    "reference": "references",
+    "item": "items",
+}
+"""A reward's own arguments: the name for one sample -> the name for a batch. No column of the data may hide them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """The task reward of one completion and its named parts. A NaN reward marks a failure."""

@@ -131,16 +131,21 @@ def compared(old: Path, new: Path, *, only: tuple[str, ...]) -> Told:
     for name in before or names(old):
         if not name.startswith(only):
             continue
-        was, is_ = before[name] if before else outcome(old, name), outcome(new, name)
+        was, is_ = _renamed(before[name] if before else outcome(old, name)), outcome(new, name)
         found = [*differences(was, is_), *([("failed", was["failed"], "as well")] if "failed" in was else [])]
         found.sort(key=lambda difference: difference[0] != "failed")  # it tells most
-        added = [where for where, was, _ in found if was == ABSENT and re.search(r"config\.yaml/|/settings/", where)]
-        found = [difference for difference in found if difference[0] not in added]
-        line = f"same, beside new settings: {', '.join(added)}" if added else "same"
+        # A setting that one side leaves open or out (null, or another variant's parameter) is not compared.
+        unset = {where for where, *pair in found if SETTING.search(where) and {ABSENT, None} & {*map(_plain, pair)}}
+        found = [difference for difference in found if difference[0] not in unset]
+        line = f"same, with settings of one side alone: {', '.join(sorted(unset))}"[:300] if unset else "same"
         if found:
             line = "{}: {} -> {}".format(*(str(part)[-160:] for part in found[0]))
             line += f", and {len(found) - 1} more" if found[1:] else ""
         yield name, found, line, not found
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else "a value"
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -283,14 +288,31 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _renamed(value: Any) -> Any:
+    """What OLD did, with the names of today, and without an alpha that is not steered."""
+    if isinstance(value, list):
+        return [_renamed(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {RENAMED.get(name, name): _renamed(part) for name, part in value.items()}
+
+
+def _without_times(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    kept = ((name, value) for name, value in pairs if name not in OF_TIME and (name, value) != ("alpha", None))
+    return {RENAMED.get(name, name): value for name, value in kept}
+
+
 def fields(text: str) -> Any:
     """JSON without what tells of times; its numbers as they are written."""
     return json.loads(
         text, parse_float=str, parse_constant=str,
-        object_pairs_hook=lambda pairs: {key: value for key, value in pairs if key not in OF_TIME},
+        object_pairs_hook=_without_times,
     )  # fmt: skip
 
 
+RENAMED = {"counters": "state", "training": "state", "cursor": "next_prompt", "rewards_seen": "rewards"}
+"""Names in a run's files that have changed, old -> new."""
+SETTING = re.compile(r"config\.yaml/|/settings/")
 READ: dict[str, Callable[[str], Any]] = {
     ".json": fields,
     ".jsonl": lambda text: [fields(line) for line in text.splitlines()],

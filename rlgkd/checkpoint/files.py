@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlgkd.errors import CheckpointError
+from rlgkd.errors import CheckpointError, one_line
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)")
 
@@ -130,7 +130,7 @@ def restore_replaced(replaced: Path, name: str) -> bool:
 def reason(error: Exception) -> str:
     """Return the reason of a failed system call on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())
+    return one_line(text)
 
 
 def dump_json(value: Any) -> str:

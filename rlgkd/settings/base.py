@@ -50,16 +50,19 @@ class Settings(BaseModel):
     def flat(self) -> dict[str, Any]:
         """All settings under their flat names, as the constructor takes them."""
         found: dict[str, Any] = {}
+        groups: list[Settings] = []
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if isinstance(value, Settings):  # its names that this class has too are this class's
-                found = {**value.flat(), **found}
+            if isinstance(value, Settings):
+                groups.append(value)
             elif isinstance(value, Variant):
                 found |= {name: value.name, **dict(value.parameters)}
             elif isinstance(value, Schedule) and isinstance(mark_of(info), Scheduled):
                 found |= {name: value.start, f"{name}_end": value.end, f"{name}_shape": value.shape}
             else:
                 found[name] = value
+        for group in groups:  # a name that both have is this class's
+            found |= {name: value for name, value in group.flat().items() if name not in found}
         return found
 
     @classmethod

@@ -74,7 +74,7 @@ def environment_settings() -> list[Setting]:
 
 def environments() -> list[Setting]:
     """The registered ids, the names of their settings in the place of a default, and a sentence about each."""
-    from rlgkd.envs.rewards.registry import text_env_ids
+    from rlgkd.envs.registry import text_env_ids
     from rlgkd.errors import SettingError
     from rlgkd.imports import import_object
     from rlgkd.ops._registry import keywords, takes_any

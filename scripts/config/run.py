@@ -16,8 +16,8 @@ from pydantic import Field
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig, Count
-from rlgkd.envs.rewards.registry import text_env_ids
-from rlgkd.errors import SettingError
+from rlgkd.envs.registry import text_env_ids
+from rlgkd.errors import SettingError, one_line
 from rlgkd.objective import Fraction
 from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config.paths import settled
@@ -154,7 +154,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError("settings", str(source), f"it could not be read: {_one_line(error)}") from error
+        raise SettingError("settings", str(source), f"it could not be read: {one_line(error, 200)}") from error
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
     values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
@@ -252,7 +252,3 @@ def _with_models(given: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingError("env", env, unknown_remedy(env, text_env_ids()))
     remedy = f"{env} brings no models: name one with student=..., and set teacher=... or alpha=0"
     raise SettingError("student", "", remedy)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

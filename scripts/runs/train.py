@@ -28,7 +28,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.state import TrainingState
-from rlgkd.envs.rewards.registry import takes_tokenizer, text_env_ids
+from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate

@@ -1,4 +1,4 @@
-"""Arithmetic and Translate prove themselves without a model: gold earns everything, wrong nothing, items repeat."""
+"""Arithmetic, Translate and Guess without a model: gold earns everything, wrong nothing, items repeat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from rlgkd.envs.tasks.arithmetic import MARKER, STEP, arithmetic
 from rlgkd.envs.tasks.guess import guess
-from rlgkd.envs.tasks.translate import english, english_ordinal, german, german_ordinal, translate
+from rlgkd.envs.tasks.translate import english_number, english_ordinal, german_number, german_ordinal, translate
 from rlgkd.errors import DataError, SettingError
 
 NUMBER = 1000
@@ -59,8 +59,8 @@ def test_every_step_of_a_solution_is_right_and_the_last_is_the_answer():
             a, b, result = int(a), int(b), int(result)
             assert result == {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[symbol] and result > 0
             assert symbol != "/" or a % b == 0
-        told = set(re.findall(r"\d+", item.prompt))
-        known = {2} | {int(number) for number in told} | {int(step[3]) for step in steps}
+        given = set(re.findall(r"\d+", item.prompt))
+        known = {2} | {int(number) for number in given} | {int(step[3]) for step in steps}
         assert all(int(number) in known for step in steps for number in (step[0], step[2]))
     assert lengths == set(range(1, 7))
     halves = task.quality(some[:1], ["1 + 1 = 2. 2 + 2 = 5."])
@@ -91,32 +91,44 @@ def test_another_translation_earns_less_and_none_of_it_nothing():
         (1001, "one thousand and one", "eintausendeins"),
         (2350, "two thousand three hundred and fifty", "zweitausenddreihundertfünfzig"),
         (101_000, "one hundred and one thousand", "einhunderteintausend"),
-        (316_212, "three hundred and sixteen thousand two hundred and twelve",
-         "dreihundertsechzehntausendzweihundertzwölf"),
+        (
+            316_212,
+            "three hundred and sixteen thousand two hundred and twelve",
+            "dreihundertsechzehntausendzweihundertzwölf",
+        ),
     ],
-)  # fmt: skip
+)
 def test_numbers_in_words(number, en, de):
-    assert (english(number), german(number)) == (en, de)
+    assert (english_number(number), german_number(number)) == (en, de)
 
 
 def test_numbers_in_words_are_all_different_and_so_are_the_days():
-    for words in (english, german):
+    for words in (english_number, german_number):
         assert len({words(n) for n in range(20_000)}) == 20_000
     for ordinal in (english_ordinal, german_ordinal):
         assert len({ordinal(n) for n in range(1, 32)}) == 31
     assert [english_ordinal(n) for n in (1, 12, 20, 21, 30)] == [
-        "first", "twelfth", "twentieth", "twenty-first", "thirtieth"
-    ]  # fmt: skip
+        "first",
+        "twelfth",
+        "twentieth",
+        "twenty-first",
+        "thirtieth",
+    ]
     assert [german_ordinal(n) for n in (1, 3, 7, 19, 20, 21)] == [
-        "erste", "dritte", "siebte", "neunzehnte", "zwanzigste", "einundzwanzigste"
-    ]  # fmt: skip
+        "erste",
+        "dritte",
+        "siebte",
+        "neunzehnte",
+        "zwanzigste",
+        "einundzwanzigste",
+    ]
 
 
 @pytest.mark.parametrize("name", [*TASKS, "guess"])
 def test_items_repeat_in_another_process_and_no_two_splits_share_a_prompt(name):
     task = {**TASKS, "guess": guess}[name]()
     code = (
-        f"from rlgkd.envs.{name} import {name} as make; import hashlib; task = make(); "
+        f"from rlgkd.envs.tasks.{name} import {name} as make; import hashlib; task = make(); "
         "text = repr([task.item(split, 3, n) for split in ('train', 'test') for n in range(200)]); "
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )
