@@ -336,7 +336,7 @@ class TextAlgorithm(TokenAlgorithm):
     def save(  # type: ignore[override]
         self, path: str | Path, exclude: Any = None, include: Any = None
     ) -> None:
-        """Write a Hugging Face folder with the agent's settings beside the model. SB3's `.zip` ending is dropped.
+        """Write a Hugging Face folder with the model and the agent's settings. SB3's `.zip` ending is dropped.
 
         It holds no optimizer: to go on exactly, use a checkpoint (`rlgkd.checkpoint`; `rlgkd train` writes them).
         """

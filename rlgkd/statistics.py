@@ -1,7 +1,7 @@
 """Intervals for means over seeds and prompts, and the probability of improvement.
 
 Every seed answers the same prompts, so values are a table [S seeds, P prompts] with chance in its rows (how training
-went), its columns (how hard a prompt is) and its fields (the samples). `mean_interval` draws rows and columns anew,
+went), its columns (how hard a prompt is) and its fields (the samples). `mean_interval` redraws rows and columns,
 each with replacement and both at once: the pigeonhole bootstrap (Owen 2007, arXiv 0712.1111).
 Left as it is, that is wrong in two known ways, and the distribution is therefore widened or narrowed to
 
@@ -137,7 +137,7 @@ def _variance(values_SP: Floats) -> tuple[float, float]:
 
 
 def _resampled(values_SP: Floats, resamples: int, seed: int) -> Floats:
-    """Means of the table with its seeds and its prompts drawn anew."""
+    """Means of the table with its seeds and its prompts redrawn."""
 
     def mean(rows: Any, columns: Any, axis: int = -1) -> Any:
         return values_SP[rows[..., :, None], columns[..., None, :]].mean(axis=(-2, -1))
