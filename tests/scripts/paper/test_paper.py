@@ -16,8 +16,8 @@ from rlgkd.scripts.paper.reproduce import main
 def test_all_cells_share_what_makes_them_comparable(task):
     made = grid(task, 5)
     same = ("env", "student", "tokens", "eval_prompts", "eval_seed", "threads", "temperature")
-    assert all(len({str(getattr(cell.settings, name)) for cell in made.cells}) == 1 for name in same)
-    rates = {(cell.settings.agent, cell.settings.learning_rate) for cell in made.cells}
+    assert all(len({str(cell.settings.flat()[name]) for cell in made.cells}) == 1 for name in same)
+    rates = {(cell.settings.agent, cell.settings.algorithm.optimizer.learning_rate) for cell in made.cells}
     rate = task.settings["learning_rate"]
     assert rates == {("Distill", rate), ("Reinforce", RL_RATE * rate)}
     assert list(made.seeds) == [0, 1, 2, 3, 4]
