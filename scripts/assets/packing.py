@@ -1,4 +1,4 @@
-"""What the embedded models learn from: passages, each packed with several sentences that do not attend to one another.
+"""The training data of the embedded models: passages packed with sentences that do not attend to one another.
 
 A row is a passage followed by its sentences. Each sentence takes the positions right after the passage and attends to
 the passage and to itself, so that its hidden states are those of the sentence alone after the passage, and one forward

@@ -42,7 +42,7 @@ TOKENIZER_ITEMS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Procedural:
-    """What the stages of one task differ in."""
+    """The settings of one task's stages."""
 
     make: Callable[..., TextTask]
     hardest: dict[str, int]
@@ -116,7 +116,7 @@ def build_tokenizer(recipe: Procedural) -> PreTrainedTokenizerFast:
     bare = _tokenizer(recipe, [])
     pre_tokenizer = bare.backend_tokenizer.pre_tokenizer
     task = recipe.make(**recipe.hardest, tokenizer=bare)
-    pieces = set()
+    pieces: set[str] = set()
     for index in range(TOKENIZER_ITEMS):
         item = task.item("train", SEED, index)
         pieces.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(f"{item.prompt} {item.reference}"))

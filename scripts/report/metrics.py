@@ -1,4 +1,4 @@
-"""The measures of the reports: what each is called, how it is written, which direction is better."""
+"""The measures of the reports: the name of each, how it is written, which direction is better."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POSITIVE: Final = (0.0, math.inf)
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a measure is called, how it is written, which direction is better."""
+    """A measure's name, how it is written, and which direction is better."""
 
     key: str
     label: str
@@ -180,7 +180,7 @@ MARKS: Final = {
     "unclear": "\N{WHITE CIRCLE} not clear",
     "": DASH,
 }
-"""How a verdict is shown. The first three: the 95% interval of the change excludes zero."""
+"""Verdict -> how it is shown. The first three: the 95% interval of the change excludes zero."""
 
 
 def metric_of(key: str) -> Metric:
