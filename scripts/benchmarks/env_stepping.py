@@ -6,7 +6,7 @@ Tokens are drawn at random. The best of several repeats counts, since a busy mac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.task import TextTask
 from rlgkd.envs.vector_env import TextVectorEnv
 from rlgkd.errors import SettingError
+from rlgkd.scripts.runs.generate import zero_reward
 
 
 def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str, float]:
@@ -27,7 +28,7 @@ def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str
             raise SettingError(field, value, "give 1 or more")
     task = TextTask(
         prompts=["The quick brown fox"],
-        reward=_zero_reward,
+        reward=zero_reward,
         tokenizer="embedded:grounded-student",
         max_prompt_tokens=32,
         max_new_tokens=tokens,
@@ -58,8 +59,3 @@ def _best_microseconds(
             step(actions_N)
         seconds.append(time.perf_counter() - start)
     return round(min(seconds) / actions_TN.size * 1e6, 3)
-
-
-def _zero_reward(completions: Sequence[str]) -> list[float]:
-    """Return no reward: what it costs is the task's."""
-    return [0.0 for _ in completions]

@@ -29,7 +29,7 @@ def complete(
     lm = open_by_name(model, temperature=temperature)
     task = TextTask(
         prompts=list(prompts),
-        reward=_zero_reward,
+        reward=zero_reward,
         tokenizer=lm.tokenizer,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=lm.context,
@@ -40,6 +40,6 @@ def complete(
     return [t.text for t in rollout(lm, task, items, seed=seed, greedy=greedy, filters=filters)]
 
 
-def _zero_reward(completions: Sequence[str]) -> list[float]:
-    """Score nothing: a task must have a reward, and here nobody reads it."""
+def zero_reward(completions: Sequence[str]) -> list[float]:
+    """Return 0 for every completion: a task must have a reward, also where nobody reads it."""
     return [0.0 for _ in completions]
