@@ -36,7 +36,7 @@ TIMED: Final = ("reward", *UNSEEN[:2])
 """Measures that are drawn over seconds too."""
 PATH_MEASURES: Final = 3
 """Most unseen measures in one path plot."""
-POSITION_LABELS: Final = {"reverse_kl": "Behind its own words", "reverse_kl_data": "Behind the references' words"}
+POSITION_LABELS: Final = {"reverse_kl": "On its own prefixes", "reverse_kl_data": "On the references' prefixes"}
 LEAST_FALL: Final = 0.01
 """A measure that fell by less since its best value has not parted from the reward."""
 
