@@ -1,96 +1,133 @@
-"""From scores to credit: what each action of a rollout earned, and what the advantages make of it.
+"""From scores to advantages: what each action of a rollout earned, and how much better that was than expected.
 
-The mathematics of rewards alone is in rlgkd.ops.returns. Left out: PPO's values and generalised advantages (ppo.py).
+The mathematics of rewards alone is in rlgkd.ops.returns. PPO has advantages of its own (ppo.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rlgkd.ops.returns import ADVANTAGES, UNSCALED, overlong_penalty
-from rlgkd.types import ON_POLICY, Trajectory
+from rlgkd.agents.config import RewardSettings
+from rlgkd.agents.micro_batch import MicroBatch
+from rlgkd.agents.rollout import Rollout
+from rlgkd.ops.returns import UNSCALED, overlong_penalty
+from rlgkd.types import Trajectory
 
 
-def rewards_of_actions(
-    trajectories: Sequence[Trajectory],
-    settings: Mapping[str, Any],
-    *,
-    alpha: float,
-    deviation: float,
-    max_new_tokens: int,
-) -> Tensor:
-    """[B, L], what each action of the rollout's own texts earned; NaN at the last one where the reward failed.
+class AuxiliaryLoss(Protocol):
+    """A loss besides Eq. 5's that needs the student's states, such as that of a value head."""
 
-    All of it is the last one's where the reward does not tell. The penalty of `overlong_buffer` is in it.
+    def __call__(self, states_NH: Tensor, policy_weight_N: Tensor, part: MicroBatch) -> Tensor:
+        """Return the scalar loss of a micro-batch, weighted as the policy term is."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What to log of the losses since the last call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What the task reward makes of each trajectory or action."""
+
+    advantages_BL: Tensor
+    """[B, 1] of each trajectory or [B, L] of each action, finite; 0 where the reward has no say."""
+    valid_B: Tensor
+    """bool [B]: False for a trajectory without policy term: its reward failed, or its group is dropped."""
+    auxiliary: AuxiliaryLoss | None = None
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Rewards of the actions of on-policy trajectories."""
+
+    values_BL: Tensor
+    """float64 [B, L]; 0 where a reward failed. A reward without per-action parts is the last action's."""
+    valid_B: Tensor
+    """bool [B]: whether the trajectory's reward is known."""
+
+
+def rewards_of(
+    trajectories: Sequence[Trajectory], settings: RewardSettings, *, deviation: float, max_new_tokens: int
+) -> Rewards:
+    """Collect the rewards of on-policy trajectories, with the penalty of `overlong_buffer`.
 
     Args:
-        trajectories: The rollout; those that the student did not sample have no row.
-        settings: The agent's.
-        alpha: Of now.
+        trajectories: On-policy ones.
+        settings: How rewards become advantages.
         deviation: What `normalise_rewards` divides by.
         max_new_tokens: The length limit.
     """
-    own = [t for t in trajectories if t.source in ON_POLICY]
-    lengths_B = torch.tensor([t.length for t in own], dtype=torch.int64, device="cpu")
-    longest = max((t.length for t in own), default=0)
-    rewards_BL = torch.zeros(len(own), longest, dtype=torch.float64, device="cpu")
-    for row, t in enumerate(own):
-        if t.score.steps is None or math.isnan(t.score.reward):
-            rewards_BL[row, t.length - 1] = t.score.reward
+    lengths_B = torch.tensor([t.length for t in trajectories], dtype=torch.int64, device="cpu")
+    longest = max((t.length for t in trajectories), default=0)
+    values_BL = torch.zeros(len(trajectories), longest, dtype=torch.float64, device="cpu")
+    valid_B = torch.tensor([not math.isnan(t.score.reward) for t in trajectories], dtype=torch.bool, device="cpu")
+    for row, t in enumerate(trajectories):
+        if not valid_B[row]:
+            continue
+        if t.score.steps is None:
+            values_BL[row, t.length - 1] = t.score.reward
         else:
-            rewards_BL[row, : t.length] = torch.tensor(t.score.steps, dtype=torch.float64, device="cpu")
-    if settings["normalise_rewards"]:
-        rewards_BL = rewards_BL / deviation
-    if buffer := settings["overlong_buffer"]:
+            values_BL[row, : t.length] = torch.tensor(t.score.steps, dtype=torch.float64, device="cpu")
+    if settings.normalise_rewards:
+        values_BL = values_BL / deviation
+    if settings.overlong_buffer:
         last_BL = torch.arange(longest, device="cpu") == lengths_B[:, None] - 1
-        rewards_BL = rewards_BL + last_BL * overlong_penalty(lengths_B, max_new_tokens, buffer)[:, None]
-    return (1 - alpha) * rewards_BL if settings["combination"] == "in_reward" else rewards_BL
+        penalty_B = overlong_penalty(lengths_B, max_new_tokens, settings.overlong_buffer)
+        values_BL = values_BL + last_BL * penalty_B[:, None]
+    return Rewards(values_BL, valid_B)
 
 
-def advantages(
-    trajectories: Sequence[Trajectory],
-    earned_BL: Tensor,
-    costs_BL: Tensor | None,
-    settings: Mapping[str, Any],
-    *,
-    alpha: float,
-) -> Tensor:
-    """[B, 1], what the task reward makes of each trajectory, or [B, L] of each action where it tells them apart.
+def credit_of(
+    rollout: Rollout, rewards: Rewards, settings: RewardSettings, *, group_size: int, costs_BL: Tensor | None
+) -> Credit:
+    """Compare each trajectory's return with others, as the advantage of the settings does.
 
-    Then an action answers for what came after it alone: what was earned before is taken off (which changes no
-    expectation; advantages that are divided by a deviation stay those of whole texts).
-
-    NaN where it makes nothing: a reward that failed, a group to be dropped. 0 where it has no say: alpha 1, a text
-    that the student did not sample.
+    If rewards have per-action parts, an action answers for what came after it alone: what was earned before is
+    subtracted, which changes no expectation. Advantages that are divided by a deviation stay those of whole texts.
 
     Args:
-        trajectories: The rollout, its own texts first.
-        earned_BL: As `rewards_of_actions` gives it.
+        rollout: The texts, on-policy ones first.
+        rewards: Those of its on-policy trajectories.
+        settings: How rewards become advantages.
+        group_size: Samples of each prompt.
         costs_BL: What `in_reward` charges each action of the whole rollout; else None.
-        settings: The agent's.
-        alpha: Of now.
     """
-    rewards_PG = earned_BL.sum(1).view(-1, settings["group_size"])
-    others = len(trajectories) - len(earned_BL)
+    on_policy = rollout.on_policy
+    off_policy = len(rollout.trajectories) - len(on_policy)
+    valid_PG = rewards.valid_B.view(-1, group_size)
+    return_PG = rewards.values_BL.sum(1).view(-1, group_size)
     if costs_BL is not None:
-        rewards_PG = rewards_PG - costs_BL.sum(1).view(rewards_PG.shape)
-    advantages_PG = torch.zeros_like(rewards_PG)
-    if (alpha < 1 or costs_BL is not None) and len(rewards_PG):
-        advantages_PG = ADVANTAGES[settings["advantage"]](rewards_PG).masked_fill(rewards_PG.isnan(), math.nan)
-        if settings["drop_even_groups"]:
-            told_PG = np.array([t.score.reward for t in trajectories[: rewards_PG.numel()]])
-            told_PG = np.ma.masked_invalid(told_PG.reshape(rewards_PG.shape))
-            even_P = torch.from_numpy(np.ma.filled(told_PG.max(axis=1) == told_PG.min(axis=1), True))
-            advantages_PG = advantages_PG.masked_fill(even_P[:, None], math.nan)
-        if settings["advantage"] in UNSCALED and any(t.score.steps for t in trajectories):
-            before_BL = earned_BL.nan_to_num(nan=0.0)
-            advantages_BL = advantages_PG.flatten()[:, None] - (before_BL.cumsum(1) - before_BL)
-            longest = max(t.length for t in trajectories)
-            return torch.nn.functional.pad(advantages_BL, (0, longest - advantages_BL.shape[1], 0, others))
-    return torch.cat([advantages_PG.flatten(), advantages_PG.new_zeros(others)])[:, None]
+        return_PG = return_PG - costs_BL.sum(1).view(return_PG.shape)
+    advantage_PG: Tensor = settings.advantage.function(return_PG, valid_PG)
+    if settings.drop_even_groups:
+        valid_PG = valid_PG & ~_even(on_policy, valid_PG)[:, None]
+    advantages_BL = advantage_PG.flatten()[:, None]
+    if settings.advantage.name in UNSCALED and any(t.score.steps for t in on_policy):
+        before_BL = rewards.values_BL.cumsum(1) - rewards.values_BL
+        advantages_BL = advantages_BL - before_BL
+        missing = rollout.longest - advantages_BL.shape[1]
+        advantages_BL = torch.nn.functional.pad(advantages_BL, (0, missing))
+    valid_B = torch.cat([valid_PG.flatten(), valid_PG.new_ones(off_policy)])
+    return Credit(torch.nn.functional.pad(advantages_BL, (0, 0, 0, off_policy)), valid_B)
+
+
+def no_credit(trajectories: Sequence[Trajectory]) -> Credit:
+    """The credit of a rollout whose rewards do not count."""
+    zeros_B1 = torch.zeros(len(trajectories), 1, dtype=torch.float64, device="cpu")
+    return Credit(zeros_B1, torch.ones(len(trajectories), dtype=torch.bool, device="cpu"))
+
+
+def _even(trajectories: Sequence[Trajectory], valid_PG: Tensor) -> Tensor:
+    """bool [P]: groups whose valid rewards, the task's own, are all the same; a group without any is one."""
+    rewards = [t.score.reward for t in trajectories]
+    reward_PG = torch.tensor(rewards, dtype=torch.float64, device="cpu").view(valid_PG.shape)
+    highest_P = reward_PG.masked_fill(~valid_PG, -math.inf).amax(1)
+    lowest_P = reward_PG.masked_fill(~valid_PG, math.inf).amin(1)
+    return highest_P <= lowest_P

@@ -1,71 +1,63 @@
-"""A reward that waits (an async one: served, a judge) is asked for aside, while there is something else to compute.
+"""Scores the batches of a rollout; those of an asynchronous reward in the background.
 
-It is asked for as soon as a batch is written. Meanwhile the next texts of the update are written and the teacher reads;
-the scores are put in their places before anyone sees the rollout. Batches are asked for one by one, in their order, so
-nothing changes but the time. Any other reward is called at once, where it always was.
+An asynchronous reward (served, a judge) is submitted as soon as a batch is sampled. Meanwhile the next batch is sampled
+and the teacher runs; the scores are joined by index before anyone sees the rollout. Batches are submitted one at a
+time, in their order, so only the time changes. Any other reward is called at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Self, cast
 
-from rlgkd.types import AsyncTask, Item, PendingScores, Score, Task, Trajectory
+from rlgkd import scoring
+from rlgkd.rollout import ended
+from rlgkd.types import AsyncTask, Episode, Score, Task, Trajectory
 
 
-class Later:
-    """The task, for rollouts whose scores may come later; a block that is left by an error calls the reward off."""
+class Scoring:
+    """The scores of one rollout; leaving the block by an error cancels what is pending."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._asked: PendingScores | None = None
-        self._marks: list[Score] = []
-        """What stands in the trajectories for the scores that are asked for: each is an object of its own."""
-        self._known: dict[int, tuple[Score, Score]] = {}
+        self._episodes: list[Episode] = []
+        self._scores: list[Score] = []
+        self._submission: scoring.Submission | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_task":  # of a copy in the making
-            raise AttributeError(name)
-        return getattr(self._task, name)
-
-    def __enter__(self) -> Later:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._asked is not None:
-            self._asked.cancel()
-        self._asked, self._known = None, {}
+        if self._submission is not None:
+            self._submission.cancel()
 
     @property
-    def waiting(self) -> bool:
-        """Whether there are scores still to come."""
-        return self._asked is not None and not self._asked.done()
+    def pending(self) -> bool:
+        """Whether scores are still to come."""
+        return self._submission is not None and not self._submission.done()
 
-    def score(self, items: Sequence[Item], completions: Sequence[str], **more: Any) -> list[Score]:
-        """As the task's, or what stands for it until `settled`."""
-        if not (isinstance(self._task, AsyncTask) and self._task.is_async):
-            return self._task.score(items, completions, **more)
-        self._take()
-        self._marks = [Score(reward=math.nan) for _ in completions]
-        self._asked = self._task.submit(items, completions, **more)
-        return self._marks
-
-    def settled(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        """The trajectories with their scores, waited for.
+    def submit(self, episodes: Sequence[Episode]) -> None:
+        """Score a batch, or begin to; waits for the batch before it.
 
         Raises: what the reward raises.
         """
-        self._take()
-        return [
-            dataclasses.replace(t, score=self._known[id(t.score)][1]) if id(t.score) in self._known else t
-            for t in trajectories
-        ]
+        self._resolve()
+        batch = [ended(episode) for episode in episodes]
+        self._episodes += episodes
+        if scoring.is_async(self._task):
+            self._submission = scoring.Submission(cast(AsyncTask, self._task), batch)
+        else:
+            self._scores += scoring.score(self._task, batch)
 
-    def _take(self) -> None:
-        if self._asked is None:
-            return
-        asked, self._asked = self._asked, None
-        scores = asked.result()
-        self._known |= {id(mark): (mark, score) for mark, score in zip(self._marks, scores, strict=True)}
+    def trajectories(self) -> list[Trajectory]:
+        """All submitted episodes with their scores, which are waited for.
+
+        Raises: what the reward raises.
+        """
+        self._resolve()
+        return [episode.scored(score) for episode, score in zip(self._episodes, self._scores, strict=True)]
+
+    def _resolve(self) -> None:
+        if self._submission is not None:
+            submission, self._submission = self._submission, None
+            self._scores += submission.result()

@@ -1,131 +1,246 @@
-"""The agents' settings: what an algorithm fixes and chooses, what contradicts itself, Eq. 5's knobs along schedules."""
+"""Every setting of the agents, once: its type and range, its default, and the sentence under it.
+
+From these classes follow the constructors' signatures and `Args:` (agents/_signature.py), docs/settings.md, and what a
+YAML file and the command line take. An algorithm's own defaults are in its own file (grpo.py, ppo.py, ...).
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, Self
+from warnings import warn
 
-import numpy as np
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, model_validator
 
 from rlgkd.errors import SettingError
 from rlgkd.objective import Objective
-from rlgkd.ops.returns import check_advantage
-
-PRECISIONS = ("float32", "bfloat16")
-MIXTURES = ("batch", "prompt")
-COMBINATIONS = ("in_loss", "in_reward")
-OF_THE_SESSION = {
-    "self", "__class__", "env", "tokenizer", "student_layers", "device", "verbose", "tensorboard_log",
-    "stats_window_size",
-}  # fmt: skip
-"""Arguments of the agents' constructor that are not saved: they belong to the machine, or to the model once built."""
+from rlgkd.ops import behaviour_policy
+from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
+from rlgkd.ops.schedule import Schedule
+from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
 
 
-def resolve(
-    arguments: Mapping[str, Any], *, agent: str, preset: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All settings of an agent from its constructor's arguments, in range and free of contradictions.
-
-    Raises: SettingError, which names the first that is not.
-    """
-    settings: dict[str, Any] = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in arguments.items()
-        if name not in OF_THE_SESSION
-    }
-    for name, fixed in preset.items():
-        if settings[name] not in (fixed, None):
-            raise SettingError(name, settings[name], f"{agent} fixes it at {fixed}; leave it out")
-    own = {**defaults, **preset}
-    settings |= {name: value for name, value in own.items() if settings[name] is None}
-    rate = settings["learning_rate"]
-    if not callable(rate) and not (math.isfinite(rate) and rate > 0):
-        raise SettingError("learning_rate", rate, "give a number above 0, or a schedule")
-    for name in ("prompts_per_update", "train_prompts", "group_size", "epochs", "token_budget", "rows_at_once"):
-        if settings[name] is not None and settings[name] < 1:
-            raise SettingError(name, settings[name], "give 1 or more")
-    for name, known in (("precision", PRECISIONS), ("mixture", MIXTURES), ("combination", COMBINATIONS)):
-        if settings[name] not in known:
-            raise SettingError(name, settings[name], f"choose one of {', '.join(known)}")
-    _check(settings)
-    return settings
+def _advantage(name: str) -> Advantage:
+    return ADVANTAGES[name]
 
 
-def objective_at(settings: Mapping[str, Any], remaining: float) -> Objective:
-    """Eq. 5's knobs at this remaining progress, 1 at the start and 0 at the end."""
-    knobs = {field.name: settings[field.name] for field in dataclasses.fields(Objective)}
-    return Objective(**{name: value(remaining) if callable(value) else value for name, value in knobs.items()})
+ADVANTAGE = Registered("advantage", ADVANTAGES, _advantage)
+BEHAVIOUR = Registered("behaviour", behaviour_policy.BEHAVIOURS, behaviour_policy.get)
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+PathText = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)]
 
 
-def least_student_fraction(settings: Mapping[str, Any]) -> float:
-    """At any point of its schedule."""
-    return min(objective.student_fraction for objective in _along(settings))
+class SamplingSettings(Settings):
+    """Which texts an update is made of, and how they are decoded."""
+
+    prompts_per_update: Count = 16
+    """Prompts of one update."""
+    group_size: Count = 4
+    """Samples of each prompt."""
+    train_prompts: Count | None = None
+    """Train on this many prompts alone, again and again; null takes as many as come."""
+    temperature: Positive = 1.0
+    """The student's, in sampling and scoring alike."""
+    teacher_temperature: Positive = 1.0
+    """The teacher's, in scoring and where it generates."""
+    mixture: Literal["batch", "prompt"] = "batch"
+    """Granularity at which on-policy or off-policy texts are drawn: for each batch (the paper's) or each prompt."""
+    off_policy: Literal["references", "teacher"] = "references"
+    """What the off-policy texts are: the references, or texts that the teacher generates."""
+    teacher_texts: (
+        Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)] | None
+    ) = None
+    """File that keeps the teacher's texts, one for each prompt; null generates them again each time."""
+    behaviour: Annotated[Variant | None, BEHAVIOUR] = None
+    """Who samples together with the student (rlgkd list behaviours); null is the student alone."""
+    rows_at_once: Count | None = None
+    """Texts that are decoded at a time: bounds the KV cache and changes nothing else; null is all of an update."""
+    compile_decoding: bool = False
+    """Compile the decode step of the Llama family's models with torch.compile, on CUDA as a graph."""
 
 
-def _along(settings: Mapping[str, Any]) -> list[Objective]:
-    return [objective_at(settings, remaining) for remaining in np.linspace(1, 0, 101).tolist()]
+class RewardSettings(Settings):
+    """How task rewards become advantages."""
+
+    advantage: Annotated[Variant, ADVANTAGE] = ADVANTAGE("leave_one_out")
+    """What rewards become (rlgkd list advantages)."""
+    drop_even_groups: bool = False
+    """Leave a prompt whose samples all earned the same out of the policy term's mean."""
+    overlong_buffer: Annotated[int, Ge(0)] = 0
+    """Last tokens before the length limit, over which a penalty grows to 1; 0 is none."""
+    normalise_rewards: bool = False
+    """Divide rewards by the standard deviation of all that were seen so far."""
+    combination: Literal["in_loss", "in_reward"] = "in_loss"
+    """Where the divergence joins the reward: as a term of the loss, or as a cost in the reward, as RLHF has it."""
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse what contradicts itself or would be ignored, at any point of the schedules."""
-    objectives = _along(settings)
-    alphas = [objective.alpha for objective in objectives]
-    fractions = [objective.student_fraction for objective in objectives]
-    teacher, behaviour, estimator = settings["teacher"], settings["behaviour"], settings["estimator"]
-    in_reward, target, decay = (
-        settings["combination"] == "in_reward", settings["divergence_target"], settings["teacher_decay"]
-    )  # fmt: skip
-    if teacher is None and max(alphas) > 0 and not objectives[0].cross_entropy:
-        without = ", or alpha=0" if min(alphas) < 1 else ""  # at 1 nothing else is trained on
-        raise SettingError("teacher", None, f"alpha is {max(alphas):g}: set teacher=...{without}")
-    if min(alphas) < 1 or in_reward:
-        check_advantage(settings["advantage"], settings["prompts_per_update"], settings["group_size"])
-    positive = (("divergence_target", target), *((name, settings[name]) for name in ("alpha_rate", "lora_alpha")))
-    for name, value in positive:
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise SettingError(name, value, "give a number above 0")
-    if settings["lora_rank"] < 0:
-        raise SettingError("lora_rank", settings["lora_rank"], "give 1 or more, or 0 to train the whole model")
-    if decay is not None and not 0 <= decay <= 1:
-        raise SettingError("teacher_decay", decay, "give a number in [0, 1]")
+class TeacherSettings(Settings):
+    """How the teacher and its weight change by themselves."""
 
-    rewarded = min(alphas) < 1 or in_reward
-    weighed = rewarded or settings["horizon"] > 0 or estimator in ("sampled", "sampled_centred")
-    again = settings["epochs"] > 1
-    for name, unwanted, where, remedy in (
-        ("behaviour", behaviour is not None, max(fractions) == 0, "the student writes nothing; leave it out"),
-        ("behaviour", behaviour is not None, weighed and settings["policy_loss"] != "clipped_weight",
-         "its texts need importance weights; set policy_loss to clipped_weight"),
-        ("estimator", estimator in ("k2", "k3"), again or behaviour is not None,
-         "it has no importance weights; set epochs to 1 and leave behaviour out, or use sampled"),
-        ("epochs", again, weighed and settings["policy_loss"] == "reinforce",
-         "after the first step the texts are another policy's; set policy_loss to clipped, or epochs to 1"),
-        ("combination", in_reward, settings["divergence"] != "reverse_kl" or estimator != "sampled",
-         "it charges the sampled reverse KL: set divergence to reverse_kl and estimator to sampled"),
-        ("combination", in_reward, settings["horizon"] > 0 or behaviour is not None,
-         "it charges whole texts of the student's: leave out horizon and behaviour"),
-        ("divergence_target", target is not None, callable(settings["alpha"]) or not 0 < alphas[0] < 1,
-         "it steers alpha: give alpha a number between 0 and 1"),
-        ("divergence_target", target is not None, settings["mixture"] == "prompt",
-         "it is held on the student's own batches; set mixture to batch"),
-        ("alpha_rate", settings["alpha_rate"] != 0.1, target is None, "set divergence_target too"),
-        ("teacher_decay", decay is not None, teacher is None, "give a teacher; the student itself would do"),
-        ("lora_alpha", settings["lora_alpha"] is not None, settings["lora_rank"] == 0, "set lora_rank too"),
-        ("teacher_decay", decay is not None, settings["lora_rank"] > 0,
-         "the student has adapters and the teacher none, so there is nothing to average; leave one of them out"),
-        ("teacher_decay", decay is not None, settings["teacher_texts"] is not None,
-         "the file would keep texts of teachers that are gone; leave one of them out"),
-        ("off_policy", settings["off_policy"] != "references", min(fractions) == 1, "set student_fraction below 1"),
-        ("mixture", settings["mixture"] != "batch", min(fractions) == 1, "set student_fraction below 1"),
-        ("drop_even_groups", settings["drop_even_groups"], not rewarded, "alpha is 1, so no reward counts"),
-        ("overlong_buffer", settings["overlong_buffer"], not rewarded, "alpha is 1, so no reward counts"),
-        ("normalise_rewards", settings["normalise_rewards"], not rewarded, "alpha is 1, so no reward counts"),
-    ):  # fmt: skip
-        if unwanted and where:
-            raise SettingError(name, settings[name], remedy)
-    if estimator == "k3":
-        warnings.warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=4)
+    divergence_target: Positive | None = None
+    """Nats at which the divergence is held by steering alpha; null leaves alpha alone."""
+    alpha_rate: Positive = 0.1
+    """The most that the log-odds of a steered alpha move at an update."""
+    teacher_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+
+
+class OptimizerSettings(Settings):
+    """The steps of AdamW."""
+
+    learning_rate: Positive | Callable[[float], float] = 1e-4
+    """The learning rate of AdamW; in Python also a function of the remaining progress."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Weight decay of matrices; biases and norms have none."""
+    max_grad_norm: Positive = 1.0
+    """The gradient is scaled down to this norm."""
+    epochs: Count = 1
+    """Steps of the optimizer on each rollout."""
+    token_budget: Count = 16384
+    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is mixed precision."""
+
+
+class ModelSettings(Settings):
+    """Which weights of the student are trained."""
+
+    student_layers: tuple[Annotated[int, Ge(0)], ...] = ()
+    """Keep only these layers of the student; all where empty."""
+    lora_rank: Annotated[int, Ge(0)] = 0
+    """Train LoRA adapters of this rank and leave the model frozen; 0 trains the whole student."""
+    lora_alpha: Count | None = None
+    """The adapters are scaled by lora_alpha / lora_rank; null is twice the rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: a third more work in an update, for much less memory."""
+
+
+class AlgorithmConfig(Settings):
+    """What every agent takes."""
+
+    owner = "TextAlgorithm"
+
+    alpha: Annotated[Moving, Scheduled()] = Schedule(Objective.model_fields["alpha"].default)
+    """Weight of the divergence in Eq. 5: 0 is pure reinforcement learning, 1 pure distillation."""
+    student_fraction: Annotated[Moving, Scheduled()] = Schedule(Objective.model_fields["student_fraction"].default)
+    """The paper's lambda: probability that a batch is sampled from the student; else it comes from data."""
+    objective: Objective = Objective()
+    reward: RewardSettings = RewardSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    model: ModelSettings = ModelSettings()
+
+    def objective_at(
+        self, remaining: float, *, alpha: float | None = None, student_fraction: float | None = None
+    ) -> Objective:
+        """Eq. 5 at this remaining progress, 1 at the start and 0 at the end; what is given replaces the schedule's."""
+        now = {
+            "alpha": self.alpha(remaining) if alpha is None else alpha,
+            "student_fraction": self.student_fraction(remaining) if student_fraction is None else student_fraction,
+        }
+        return self.objective.model_copy(update=now)
+
+    def loss_objective(self, objective: Objective) -> Objective:
+        """The objective used in the loss: with `in_reward` the divergence is in the reward, so alpha is 0 here."""
+        in_reward = self.reward.combination == "in_reward"
+        return objective.model_copy(update={"alpha": 0.0}) if in_reward else objective
+
+    @property
+    def recomputes_log_probabilities(self) -> bool:
+        """Whether log-probabilities are computed again as training forms them.
+
+        In bfloat16 those of sampling differ by its rounding, which a tight clip range would mistake for a policy that
+        has moved.
+        """
+        mixed = self.optimizer.precision == "bfloat16"
+        return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the task's reward counts at any time."""
+        return span(self.alpha)[0] < 1 or self.reward.combination == "in_reward"
+
+    def check_teacher(self, teacher: object) -> None:
+        """Refuse None for a teacher where these settings need one.
+
+        Raises: SettingError.
+        """
+        if teacher is not None:
+            return
+        least, most = span(self.alpha)
+        if most > 0 and not self.objective.cross_entropy:
+            without = ", or alpha=0" if least < 1 else ""  # at alpha 1 nothing else is trained on
+            raise SettingError("teacher", None, f"alpha is {most:g}: set teacher=...{without}")
+        if self.teacher.teacher_decay is not None:
+            remedy = "give a teacher; the student itself would do"
+            raise SettingError("teacher_decay", self.teacher.teacher_decay, remedy)
+        for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
+            if wanted not in ("references", None):
+                raise SettingError(name, getattr(wanted, "name", wanted), "give a teacher, who generates these texts")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        """Refuse what contradicts itself or would be ignored, at any point of the schedules."""
+        moving = not (isinstance(self.alpha, Schedule) and isinstance(self.student_fraction, Schedule))
+        for step in range(101) if moving else (100, 0):  # a Schedule moves in one direction, so its ends tell
+            now = self.objective_at(step / 100)
+            Objective(**now.flat())
+        objective, sampling, reward, teacher, model = (
+            self.objective, self.sampling, self.reward, self.teacher, self.model
+        )  # fmt: skip
+        lowest_fraction, highest_fraction = span(self.student_fraction)
+        if self.rewarded:
+            check_advantage(reward.advantage.name, sampling.prompts_per_update, sampling.group_size)
+
+        estimator, policy_loss = objective.estimator, objective.policy_loss.name
+        on_policy_only = lowest_fraction == 1
+        mixed = sampling.behaviour is not None
+        several_epochs = self.optimizer.epochs > 1
+        in_reward = reward.combination == "in_reward"
+        steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
+        weighs_actions = self.rewarded or objective.horizon > 0 or estimator in ("sampled", "sampled_centred")
+        ignored = "alpha is 1, so no reward counts"
+        for name, wrong, remedy in (
+            ("teacher_texts", sampling.teacher_texts is not None and sampling.off_policy != "teacher",
+             "nothing is drawn for it; set off_policy to teacher"),
+            ("behaviour", mixed and highest_fraction == 0, "the student generates nothing; leave it out"),
+            ("behaviour", mixed and weighs_actions and policy_loss != "clipped_weight",
+             "its texts need importance weights; set policy_loss to clipped_weight"),
+            ("estimator", estimator in ("k2", "k3") and (several_epochs or mixed),
+             "it has no importance weights; set epochs to 1 and leave behaviour out, or use sampled"),
+            ("epochs", several_epochs and weighs_actions and policy_loss == "reinforce",
+             "after the first step the texts are another policy's; set policy_loss to clipped, or epochs to 1"),
+            ("combination", in_reward and (objective.divergence.name != "reverse_kl" or estimator != "sampled"),
+             "it charges the sampled reverse KL: set divergence to reverse_kl and estimator to sampled"),
+            ("combination", in_reward and (objective.horizon > 0 or mixed),
+             "it charges whole texts of the student's: leave out horizon and behaviour"),
+            ("divergence_target", steered and not self._constant_between_0_and_1(),
+             "it steers alpha: give alpha a number between 0 and 1"),
+            ("divergence_target", steered and sampling.mixture == "prompt",
+             "it is held on the student's own batches; set mixture to batch"),
+            ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
+             "set divergence_target too"),
+            ("lora_alpha", model.lora_alpha is not None and model.lora_rank == 0, "set lora_rank too"),
+            ("teacher_decay", averaged and model.lora_rank > 0,
+             "the student has adapters and the teacher none, so there is nothing to average; leave one of them out"),
+            ("teacher_decay", averaged and sampling.teacher_texts is not None,
+             "the file would keep texts of teachers that are gone; leave one of them out"),
+            ("off_policy", sampling.off_policy != "references" and on_policy_only, "set student_fraction below 1"),
+            ("mixture", sampling.mixture != "batch" and on_policy_only, "set student_fraction below 1"),
+            ("drop_even_groups", reward.drop_even_groups and not self.rewarded, ignored),
+            ("overlong_buffer", reward.overlong_buffer and not self.rewarded, ignored),
+            ("normalise_rewards", reward.normalise_rewards and not self.rewarded, ignored),
+        ):  # fmt: skip
+            if wrong:
+                value = self.flat()[name]
+                raise SettingError(name, value, remedy)
+        if estimator == "k3":
+            warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=2)
+        return self
+
+    def _constant_between_0_and_1(self) -> bool:
+        return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1

@@ -1,8 +1,8 @@
 """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), with a teacher in the objective.
 
 Deviates from the paper: the divergence to the teacher (for the paper's own, give the student's start as teacher) is
-Eq. 5's, exact over the vocabulary, and weighed by alpha against 1 - alpha, instead of the sampled k3 with a beta beside
-a weight of 1.
+Eq. 5's, exact over the vocabulary, and weighed by alpha against 1 - alpha, instead of the sampled k3 with a beta and a
+reward of weight 1.
 
 Dr. GRPO (arXiv 2503.20783) is advantage="mean_baseline", policy_reduction="constant". DAPO (arXiv 2503.14476) is
 policy_reduction="token_mean", clip_high=0.28, drop_even_groups=True and an overlong_buffer. GSPO (arXiv 2507.18071) is
@@ -11,16 +11,21 @@ ratio="sequence", CISPO (arXiv 2506.13585) policy_loss="clipped_weight", policy_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
+from rlgkd.objective import POLICY_LOSS, Objective
+
+
+class GRPOConfig(AlgorithmConfig):
+    """What makes GRPO of Reinforce."""
+
+    owner = "GRPO"
+
+    reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("group_normalised"))
+    objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), policy_reduction="sequence_mean")
 
 
 class GRPO(TextAlgorithm):
     """Rewards normalised within each prompt's group, and a clipped ratio to the policy that sampled."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {
-        **TextAlgorithm.defaults,
-        "advantage": "group_normalised", "policy_loss": "clipped", "policy_reduction": "sequence_mean",
-    }  # fmt: skip
+    Config = GRPOConfig

@@ -1,45 +1,78 @@
-"""The file beside a saved agent's model: which agent it is, its settings, and how far training had come."""
+"""A saved agent: a Hugging Face folder with a file that has the agent's kind, its settings and its training state."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.lm.loading import save
+from rlgkd.lm.model import LanguageModel
+from rlgkd.settings import Settings, layered
 
 SETTINGS_FILE = "rlgkd_agent.json"
-TEACHER = "teacher"
+TEACHER_FOLDER = "teacher"
 """Folder in it for a teacher that training has moved."""
+OF_THE_START = ("student_layers",)
+"""Settings that have done their work once a model is opened: what is saved is what they made of it."""
+SCHEDULES = ("alpha", "student_fraction")
 
 
 def agent_folder(path: str | Path) -> Path:
-    """Where an agent of this path lies: SB3's callbacks add `.zip` to it, which is dropped."""
+    """The folder of an agent of this path: SB3's callbacks append `.zip`, which is dropped."""
     return Path(str(path).removesuffix(".zip"))
 
 
-def write_settings(folder: Path, agent: str, settings: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
-    """Write what can be written as JSON: models and schedules given as objects are left out."""
-    plain = {name: value for name, value in settings.items() if not callable(value)}  # models are callable too
-    text = json.dumps({"agent": agent, "settings": plain, "counters": counters}, indent=2)
+def write_agent(
+    path: str | Path,
+    agent: str,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    settings: Mapping[str, Any],
+    state: TrainingState,
+) -> None:
+    """Write the student, a teacher that training has moved, and what can be written of the settings as JSON.
+
+    Models and schedules that were given as functions are left out.
+    """
+    folder = agent_folder(path)
+    save(student.module, student.tokenizer, folder)
+    shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
+    if teacher is not None:
+        save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER)
+    kept = {name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START}
+    text = json.dumps({"agent": agent, "settings": kept, "state": state.to_json()}, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n")
 
 
-def read_settings(folder: Path, agent: str, *, given: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and counters of a saved `agent`; `given` names those that will be overridden.
+def read_agent(
+    path: str | Path, agent: str, config: type[Settings], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], TrainingState]:
+    """The constructor's arguments of a saved `agent`, with those given on top, and its state.
 
-    Raises: CheckpointError if the folder is not such an agent's; SettingError for what was left out and is not given.
+    Raises: CheckpointError if the folder is not such an agent's; SettingError for a setting that could not be saved and
+    is not given.
     """
+    folder = agent_folder(path)
     try:
         saved = json.loads((folder / SETTINGS_FILE).read_text())
-        name, settings, counters = saved["agent"], saved["settings"], saved["counters"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        name, settings = saved["agent"], saved["settings"]
+        state = TrainingState.from_json(saved["state"] if "state" in saved else saved["counters"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")
-    there = {*settings, *given, *([TEACHER] if settings.get("teacher_decay") is not None else [])}
-    for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
-        if field not in there:
+    if settings.get("teacher_decay") is not None and "teacher" not in given:
+        settings["teacher"] = str(folder / TEACHER_FOLDER)
+    for field in ("teacher", *SCHEDULES, "learning_rate"):
+        if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
-    return settings, counters
+    for field in SCHEDULES:  # another schedule replaces all of the saved one
+        if field in given:
+            replaced = (f"{field}_end", f"{field}_shape")
+            settings = {name: value for name, value in settings.items() if name not in replaced}
+    return layered(config, {**settings, "policy": str(folder)}, given), state

@@ -5,17 +5,30 @@ Williams 1992; the baseline is by default that of Kool et al. 2019 and RLOO (Ahm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.config import AlgorithmConfig
+
+
+class ReinforceConfig(AlgorithmConfig):
+    """The defaults of all agents: the leave-one-out baseline, no ratio, Eq. 5's own reductions."""
+
+    owner = "Reinforce"
+
+
+class RLOOConfig(AlgorithmConfig):
+    """The baseline is always the mean reward of the prompt's other samples."""
+
+    owner = "RLOO"
+    fixed = frozenset({"advantage", "policy_loss"})
 
 
 class Reinforce(TextAlgorithm):
     """Policy gradient on (1-alpha) E[r] - alpha E[D]: alpha 0 is pure RL, alpha 1 is GKD, in between is RL + GKD."""
 
+    Config = ReinforceConfig
+
 
 class RLOO(TextAlgorithm):
     """Reinforce whose baseline is always the mean reward of the prompt's other samples."""
 
-    preset: ClassVar[Mapping[str, Any]] = {"advantage": "leave_one_out", "policy_loss": "reinforce"}
+    Config = RLOOConfig

@@ -10,19 +10,17 @@ from typing import Any
 
 import torch
 
-from rlgkd.dialogue import stops_of
-from rlgkd.errors import DataError, SettingError
+from rlgkd.agents.config import SamplingSettings
+from rlgkd.dialogue import stop_strings
+from rlgkd.errors import DataError
 from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.model import LanguageModel
-from rlgkd.ops.behaviour_policy import get as get_behaviour
-from rlgkd.rollout import references, rollout, written
-from rlgkd.types import Item, Source, Task, Trajectory
-
-OFF_POLICY = ("references", "teacher")
+from rlgkd.rollout import reference_episodes, replay_episodes, sample_episodes
+from rlgkd.types import Episode, Item, Source, Task
 
 
 class Sources:
-    """The student's texts and those it is shown instead."""
+    """On-policy and off-policy texts of the items of an update."""
 
     def __init__(
         self,
@@ -31,113 +29,119 @@ class Sources:
         task: Task,
         *,
         seed: int,
-        off_policy: str = "references",
-        teacher_texts: str | None = None,
-        behaviour: str | None = None,
-        teacher_share: float | None = None,
-        kept_top_k: int | None = None,
+        sampling: SamplingSettings,
     ) -> None:
-        """Take the models, and the settings as the agents' constructor has them.
+        """Take the models, and the settings, whose need of a teacher has been checked.
 
-        Raises: SettingError for an unknown name, a setting that is not taken, or a teacher that is missing.
+        Raises: DataError for a file of teacher's texts that holds something else.
         """
-        if off_policy not in OFF_POLICY:
-            raise SettingError("off_policy", off_policy, f"choose one of {', '.join(OFF_POLICY)}")
-        if teacher_texts is not None and off_policy != "teacher":
-            raise SettingError("teacher_texts", teacher_texts, "nothing is drawn for it; set off_policy to teacher")
-        for field, writer in (("off_policy", off_policy), ("behaviour", behaviour)):
-            if teacher is None and writer not in ("references", None):
-                raise SettingError(field, writer, "give a teacher, who writes these texts")
-        self.student, self.teacher, self.task, self.seed, self.off_policy = student, teacher, task, seed, off_policy
+        self.student, self.teacher, self.task, self.seed = student, teacher, task, seed
+        self.off_policy_source = sampling.off_policy
         self.co_sampler = None
-        settings = {"teacher_share": teacher_share, "kept_top_k": kept_top_k}
-        given = {name: value for name, value in settings.items() if value is not None}
-        if behaviour is None:
-            for name, value in given.items():
-                raise SettingError(name, value, "set the behaviour that takes it, or leave it out")
-        elif teacher is not None:
-            self.co_sampler = CoSampler(teacher, get_behaviour(behaviour, **given))
-        self.texts = None
-        if teacher_texts is not None:
-            self.texts = TeacherTexts(Path(teacher_texts), self._about_teacher())
+        if sampling.behaviour is not None and teacher is not None:
+            self.co_sampler = CoSampler(teacher, sampling.behaviour.function)
+        self.teacher_texts = None
+        if sampling.teacher_texts is not None:
+            self.teacher_texts = TeacherTexts(Path(sampling.teacher_texts), self._teacher_fingerprint())
 
-    def own(self, items: Sequence[Item], places: Sequence[int], group: int, on_step: OnStep) -> list[Trajectory]:
-        """The student's texts, `group` for each item, or those of student and teacher together."""
-        source = Source.STUDENT if self.co_sampler is None else Source.MIXED
-        return rollout(
-            self.student, self.task, items, group=group, seed=self.seed, places=places, on_step=on_step, source=source,
+    def on_policy(
+        self, items: Sequence[Item], stream_indices: Sequence[int], group: int, on_step: OnStep
+    ) -> list[Episode]:
+        """Sample `group` texts for each item, from the student or from student and teacher together."""
+        return sample_episodes(
+            self.student,
+            self.task,
+            items,
+            group=group,
+            seed=self.seed,
+            stream_indices=stream_indices,
+            on_step=on_step,
+            source=Source.STUDENT if self.co_sampler is None else Source.MIXED,
             co_sampler=self.co_sampler,
-        )  # fmt: skip
+        )
 
-    def given(self, items: Sequence[Item], places: Sequence[int], copies: int = 1) -> list[Trajectory]:
-        """Texts that are not the student's: for each item one, as often as it shall count.
+    def off_policy(self, items: Sequence[Item], stream_indices: Sequence[int], copies: int = 1) -> list[Episode]:
+        """One text for each item from the references or the teacher, `copies` times.
 
-        A teacher without `teacher_texts` writes anew each time an item comes round, and so many different ones.
+        A teacher without `teacher_texts` generates again each time an item comes, and so many different texts.
         """
-        if self.off_policy == "teacher" and self.teacher is not None and self.texts is None:
-            return rollout(
-                self.teacher, self.task, items, group=copies, seed=self.seed, places=places, source=Source.TEACHER
+        if self.off_policy_source == "teacher" and self.teacher is not None and self.teacher_texts is None:
+            return sample_episodes(
+                self.teacher,
+                self.task,
+                items,
+                group=copies,
+                seed=self.seed,
+                stream_indices=stream_indices,
+                source=Source.TEACHER,
             )
         items = [item for item in items for _ in range(copies)]
-        if self.texts is None:
-            return references(self.student, self.task, items)
-        ids = self.texts.of([item.key for item in items], lambda rows: self._draw([items[row] for row in rows]))
-        return written(self.student, self.task, items, ids, source=Source.TEACHER)
+        if self.teacher_texts is None:
+            return reference_episodes(self.student, self.task, items)
+        ids = self.teacher_texts.ids_for(
+            [item.key for item in items], lambda rows: self._draw([items[r] for r in rows])
+        )
+        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER)
 
     def _draw(self, items: Sequence[Item]) -> list[list[int]]:
         assert self.teacher is not None
-        drawn = rollout(self.teacher, self.task, items, seed=self.seed, source=Source.TEACHER)
-        return [t.tokens_T[t.action_mask_T].tolist() for t in drawn]
+        episodes = sample_episodes(self.teacher, self.task, items, seed=self.seed, source=Source.TEACHER)
+        return [episode.tokens_T[episode.action_mask_T].tolist() for episode in episodes]
 
-    def _about_teacher(self) -> dict[str, Any]:
+    def _teacher_fingerprint(self) -> dict[str, Any]:
+        """What a file of the teacher's texts is valid for."""
         assert self.teacher is not None
-        stops = stops_of(self.task)
+        stops = stop_strings(self.task)
         weights = hashlib.sha256()
         for parameter in self.teacher.module.parameters():
             weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return {
-            "teacher": weights.hexdigest(), "temperature": self.teacher.temperature, "task": self.task.name,
-            "max_prompt_tokens": self.task.max_prompt_tokens, "max_new_tokens": self.task.max_new_tokens,
-            "seed": self.seed, **({"stop": list(stops.strings)} if stops else {}),
-        }  # fmt: skip
+            "teacher": weights.hexdigest(),
+            "temperature": self.teacher.temperature,
+            "task": self.task.name,
+            "max_prompt_tokens": self.task.max_prompt_tokens,
+            "max_new_tokens": self.task.max_new_tokens,
+            "seed": self.seed,
+            **({"stop": list(stops.strings)} if stops else {}),
+        }
 
 
 class TeacherTexts:
-    """Texts that a teacher has written, in a file: each is drawn when it is first asked for, and then kept.
+    """Texts of a teacher in a file: each is drawn when it is first needed, and then kept.
 
-    The file's first line says what they are texts of; each other line is one item's key and token ids.
+    The file's first line says what the texts are valid for; each other line is one item's key and token ids.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
         """Open or begin the file.
 
-        Raises: DataError if it holds texts of something else, or a line that is no such text.
+        Raises: DataError if it holds texts of something else, or a line that is not such a text.
         """
-        self.path, self.ids = path, dict[str, list[int]]()
+        self.path = path
+        self.ids: dict[str, list[int]] = {}
         if not path.exists() or not path.stat().st_size:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(about) + "\n")
+            path.write_text(json.dumps(fingerprint) + "\n")
             return
         first, *lines = path.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # whoever wrote it was stopped in the middle of a line
+        if lines and not lines[-1].endswith("\n"):  # the process was stopped in the middle of a line
             path.write_text(first + "".join(lines[:-1]))
             lines = lines[:-1]
         try:
             found = json.loads(first)
             self.ids = {entry["key"]: list(map(int, entry["ids"])) for entry in map(json.loads, lines)}
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                "teacher_texts", str(path), f"it has a line that is no text ({error}); delete it"
-            ) from error
-        if found != about:
-            other = next(name for name in {**about, **found} if found.get(name) != about.get(name))
-            remedy = (
-                f"its texts have {other} {found.get(other)!r}, these would have {about.get(other)!r}; name another file"
-            )
+            remedy = f"it has a line that is no text ({error}); delete it"
+            raise DataError("teacher_texts", str(path), remedy) from error
+        if found != fingerprint:
+            names = {**fingerprint, **found}
+            other = next(name for name in names if found.get(name) != fingerprint.get(name))
+            theirs, ours = found.get(other), fingerprint.get(other)
+            remedy = f"its texts have {other} {theirs!r}, these would have {ours!r}; name another file"
             raise DataError("teacher_texts", str(path), remedy)
 
-    def of(self, keys: Sequence[str], draw: Callable[[list[int]], list[list[int]]]) -> list[list[int]]:
-        """The ids for each key; `draw` writes those of the numbers it is given, which are then in the file too."""
+    def ids_for(self, keys: Sequence[str], draw: Callable[[list[int]], list[list[int]]]) -> list[list[int]]:
+        """The ids for each key; `draw` generates those at the indices it is given, which are then kept in the file."""
         missing = [n for n, key in enumerate(keys) if key not in self.ids and key not in keys[:n]]
         if missing:
             fresh = dict(zip((keys[n] for n in missing), draw(missing), strict=True))

@@ -1,4 +1,4 @@
-"""Gymnasium environments whose state is a text so far and whose action is one token; rewards and prompt data."""
+"""Gymnasium environments in which the state is a text so far and an action is one token; rewards and prompt data."""
 
 if __name__ != "rlgkd.envs":  # someone wrote `import envs` with a checkout's root on sys.path
     raise ImportError(f"this is the package rlgkd.envs: write `import rlgkd.envs`, not `import {__name__}`")
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import Stable-Baselines3 when something of it is first asked for, and not before."""
+    """Import Stable-Baselines3 when a name that needs it is first used."""
     if name in ("TextVecEnv", "make_sb3_vec_env"):
         from rlgkd.envs import sb3
 

@@ -1,8 +1,8 @@
 """rlgkd: reinforcement learning for text generation with distillation inside the objective.
 
-Importing it registers the environments with Gymnasium and imports neither torch nor transformers. Other packages bring
-environments along by entry points in the group `rlgkd.envs`: the name is the environment's id, the value the import
-path of a function that returns its task; nothing of theirs is imported until the environment is made.
+Importing it registers the environments with Gymnasium and imports neither torch nor transformers. Other packages add
+environments by entry points in the group `rlgkd.envs`: the name is the environment's id, the value the import path of a
+function that returns its task. Nothing of such a package is imported until the environment is made.
 """
 
 from __future__ import annotations
@@ -15,14 +15,26 @@ import gymnasium as gym
 __version__ = "0.1.0"
 _log = logging.getLogger(__name__)
 
+_TASKS = {
+    "GroundedSummary": "rlgkd.envs.tasks.grounded.env:grounded_summary",
+    "Arithmetic": "rlgkd.envs.tasks.arithmetic:arithmetic",
+    "Translate": "rlgkd.envs.tasks.translate:translate",
+    "Guess": "rlgkd.envs.tasks.guess:guess",
+    "DocstringSummary": "rlgkd.envs.tasks.docstrings:docstring_summary",
+    "Dataset": "rlgkd.envs.tasks.dataset:dataset",
+    "ReasoningGym": "rlgkd.envs.tasks.reasoning_gym:reasoning_gym",
+}
+_packages: dict[str, str] = {}
+"""The package that each id comes from."""
+
 
 def _register(id_: str, task: str, package: str) -> None:
-    """Register a task as environments, scalar and vector; one that cannot be is left out with a warning."""
-    there = gym.registry.get(id_)
-    if there is not None and there.kwargs.get("task") == task:  # rlgkd was imported anew
+    """Register a task as environments, scalar and vector; an id that cannot be registered is skipped with a warning."""
+    registered = gym.registry.get(id_)
+    if registered is not None and registered.kwargs.get("task") == task:  # rlgkd was imported before, and reloaded
         return
-    if there is not None:
-        owner = _packages.get(id_, str(there.entry_point))
+    if registered is not None:
+        owner = _packages.get(id_, str(registered.entry_point))
         _log.warning("environment %r of %s is left out: %s has one of that id", id_, package, owner)
         return
     try:
@@ -36,20 +48,12 @@ def _register(id_: str, task: str, package: str) -> None:
     except gym.error.Error:
         _log.warning(
             "environment %r of %s is left out: its id does not register; name the entry point like namespace/Name-v0",
-            id_, package,
-        )  # fmt: skip
+            id_,
+            package,
+        )
 
 
-_packages: dict[str, str] = {}
-for _id, _task in {
-    "GroundedSummary": "rlgkd.envs.tasks.grounded.env:grounded_summary",
-    "Arithmetic": "rlgkd.envs.tasks.arithmetic:arithmetic",
-    "Translate": "rlgkd.envs.tasks.translate:translate",
-    "Guess": "rlgkd.envs.tasks.guess:guess",
-    "DocstringSummary": "rlgkd.envs.tasks.docstrings:docstring_summary",
-    "Dataset": "rlgkd.envs.tasks.dataset:dataset",
-    "ReasoningGym": "rlgkd.envs.tasks.reasoning_gym:reasoning_gym",
-}.items():
-    _register(f"rlgkd/{_id}-v0", _task, "rlgkd")
+for _name, _task in _TASKS.items():
+    _register(f"rlgkd/{_name}-v0", _task, "rlgkd")
 for _entry in entry_points(group="rlgkd.envs"):
     _register(_entry.name, _entry.value.partition("[")[0].strip(), _entry.dist.name if _entry.dist else _entry.value)

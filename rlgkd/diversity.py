@@ -1,6 +1,6 @@
-"""How different the texts for one prompt are, and how likely one of several is right.
+"""Diversity of the completions of one prompt, and the probability that one of several is correct.
 
-Words are what white space parts. Left out: characters, embeddings, and any comparison across prompts.
+Words are separated by white space. Not here: characters, embeddings, and any comparison across prompts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import reduce
 from rlgkd.errors import SettingError
 
 ORDER = 4
-"""Of self-BLEU: n-grams of 1 to 4 words."""
+"""The longest n-grams that self-BLEU counts, in words."""
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Share of different n-grams among all of the texts: 1 if none occurs twice; NaN where no text has n words.
+    """Share of distinct n-grams among all n-grams of the texts: 1 if none occurs twice; NaN if no text has n words.
 
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function", arXiv 1510.03055, section 5.2.
 
@@ -30,10 +30,10 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str]) -> float:
-    """Mean BLEU-4 of each text against the others as references, in [0, 1]: 1 if all are the same.
+    """Mean BLEU-4 of each text with the others as references, in [0, 1]: 1 if all are the same.
 
-    Precisions of 2 to 4 words are smoothed by adding 1 to both counts, since short texts often share no four words
-    (Lin and Och 2004). The brevity penalty takes the reference nearest in length, the shorter of two.
+    The precisions of 2 to 4 words are smoothed by adding 1 to both counts, since short texts often share no four words
+    (Lin and Och 2004). The brevity penalty uses the reference nearest in length, of two the shorter.
 
     Source: Zhu et al. 2018, "Texygen", arXiv 1802.01886.
 
@@ -46,11 +46,11 @@ def self_bleu(texts: Sequence[str]) -> float:
     if len(texts) < 2:
         raise SettingError("texts", len(texts), "give at least two: each is compared with the others")
     words = [text.split() for text in texts]
-    return sum(_bleu(own, words[:row] + words[row + 1 :]) for row, own in enumerate(words)) / len(words)
+    return sum(_bleu(text, words[:row] + words[row + 1 :]) for row, text in enumerate(words)) / len(words)
 
 
 def pass_at(k: int, *, right: int, samples: int) -> float:
-    """Probability that at least one of k texts is right, estimated without bias from `right` of `samples`.
+    """Probability that at least one of k texts is correct: the unbiased estimate from `right` of `samples`.
 
         1 - C(samples - right, k) / C(samples, k)
 
@@ -67,21 +67,21 @@ def pass_at(k: int, *, right: int, samples: int) -> float:
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def _bleu(own: Sequence[str], others: Sequence[Sequence[str]]) -> float:
-    if not own:
+def _bleu(text: Sequence[str], others: Sequence[Sequence[str]]) -> float:
+    if not text:
         return 0.0
-    logs = []
-    for n in range(1, min(ORDER, len(own)) + 1):
-        mine = _grams(own, n)
-        most = reduce(Counter.__or__, (_grams(other, n) for other in others))
-        smooth = int(n > 1)
-        right = (mine & most).total() + smooth
-        if right == 0:
+    log_precisions = []
+    for n in range(1, min(ORDER, len(text)) + 1):
+        grams = _grams(text, n)
+        reference_grams = reduce(Counter.__or__, (_grams(other, n) for other in others))
+        smoothing = int(n > 1)
+        matches = (grams & reference_grams).total() + smoothing
+        if matches == 0:
             return 0.0
-        logs.append(math.log(right / (mine.total() + smooth)))
-    nearest = min((abs(len(other) - len(own)), len(other)) for other in others)[1]
-    brevity = min(0.0, 1 - nearest / len(own))
-    return math.exp(brevity + sum(logs) / len(logs))
+        log_precisions.append(math.log(matches / (grams.total() + smoothing)))
+    nearest_length = min((abs(len(other) - len(text)), len(other)) for other in others)[1]
+    brevity = min(0.0, 1 - nearest_length / len(text))
+    return math.exp(brevity + sum(log_precisions) / len(log_precisions))
 
 
 def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -1,26 +1,28 @@
-"""The errors rlgkd raises on purpose: each names the field, the value and the remedy in one line.
+"""The errors that rlgkd raises on purpose: each names the field, the value and the remedy in one line.
 
-Every kind is also the standard type a caller would expect, so `except ValueError` keeps working. The command line
-prints these as one line and exits with 2; anything else is a bug and keeps its traceback.
+Every kind is also the standard type that a caller would expect, so `except ValueError` works. The command line prints
+these errors as one line and exits with 2; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class RlgkdError(Exception):
-    """Base of every error that is the user's to mend: one line that names the field, the value and the remedy."""
+    """Base of every error that the user can fix: one line that names the field, the value and the remedy."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        self.field, self.value, self.remedy = field, value, remedy
+        self.field = field
+        self.value = value
+        self.remedy = remedy
         super().__init__(f"{field}: {value!r} does not work; {remedy}")
 
 
 class SettingError(RlgkdError, ValueError):
-    """A setting outside its range, unknown, or in contradiction to another."""
+    """A setting that is unknown, outside its range, or contradicts another."""
 
 
 class ModelError(RlgkdError, ValueError):
-    """A model that is missing, damaged, or does not fit its partner (another vocabulary, too short a context)."""
+    """A model that is missing, damaged, or does not fit the other models (another vocabulary, too short a context)."""
 
 
 class DataError(RlgkdError, ValueError):
@@ -28,12 +30,17 @@ class DataError(RlgkdError, ValueError):
 
 
 class RewardError(RlgkdError, RuntimeError):
-    """A reward that fails for too many samples; its cause is the first failure."""
+    """A reward that fails for too many samples; `__cause__` is the first failure."""
 
 
 class CheckpointError(RlgkdError, RuntimeError):
-    """A checkpoint or run folder that is missing, damaged, in use or could not be written."""
+    """A checkpoint or run folder that is missing, damaged, in use, or could not be written."""
 
 
 class DependencyError(RlgkdError, RuntimeError):
     """An optional package that is not installed."""
+
+
+def one_line(text: object, longest: int | None = None) -> str:
+    """Return a text, or the message of an exception, on one line; cut at `longest` characters if that is given."""
+    return " ".join(str(text).split())[:longest]

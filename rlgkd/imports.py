@@ -1,4 +1,4 @@
-"""Objects named by an import path, `package.module:name` or `folder/file.py:name`, as settings name them."""
+"""Objects named by an import path, `package.module:name` or `folder/file.py:name`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rlgkd.errors import SettingError
 
 
 def import_object(field: str, path: str) -> Any:
-    """What `package.module:name` or `folder/file.py:name` names; a file's folder is put on Python's path first.
+    """Return the object that an import path names; `field` is the setting that holds the path.
+
+    A file is imported under the name that Python would give it: its folder, or the folder of its package, is put first
+    on Python's path.
 
     Raises: SettingError if it cannot be imported.
     """
@@ -32,7 +35,7 @@ def is_import_path(text: str) -> bool:
 
 
 def _import_file(file: Path) -> ModuleType:
-    """The file as the module that Python would import, so that what lies beside it and in its package is found too."""
+    """The file as a module, so that imports of other modules in its folder and in its package work."""
     file = file.expanduser().resolve()
     if not file.is_file():
         raise ImportError(f"there is no file {file}")

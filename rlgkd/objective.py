@@ -37,127 +37,120 @@ normalisation by length). Texts that the student did not sample have no such par
 
 from __future__ import annotations
 
-import functools
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, Self
 
 import torch
+from annotated_types import Ge, Le
+from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops import divergence, policy_loss, reduction, top_k_bucket
-from rlgkd.ops.divergence import Divergence
+from rlgkd.ops import divergence, policy_loss, top_k_bucket
+from rlgkd.ops.reduction import Reduction
+from rlgkd.settings import Registered, Settings, Variant
 
-ESTIMATORS = ("exact", "sampled", "sampled_centred", "k2", "k3")
-RATIOS = ("token", "sequence")
-POLICY_LOSSES = ("reinforce", "clipped", "clipped_weight")
+Estimator = Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
+Fraction = Annotated[float, Ge(0), Le(1)]
+DIVERGENCE = Registered("divergence", divergence.DIVERGENCES, divergence.get)
+POLICY_LOSS = Registered("policy_loss", policy_loss.POLICY_LOSSES, policy_loss.get)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
-    """The knobs of Eq. 5."""
+class Actions:
+    """N actions and what the loss needs to know of each, in the notation of the module's docstring."""
 
-    alpha: float = 0.5
-    """Weight of the divergence, in [0, 1]: 0 is pure reinforcement learning, 1 pure distillation."""
-    divergence: str = "reverse_kl"
-    """D, by its name in rlgkd.ops.divergence."""
-    beta: float | None = None
-    """JSD's beta in (0, 1), or [0, 1] if normalized; only for divergences that take it."""
-    normalized: bool = False
-    """Divide JSD by beta (1 - beta), so that its scale does not depend on beta."""
-    skew: float | None = None
-    """Of the skew KLs, in [0, 1)."""
-    teacher_top_k: int | None = None
-    """D over the teacher's k most probable tokens and a bucket for all others; None is over all (ops/truncation)."""
-    student_fraction: float = 1.0
-    """The paper's lambda, in [0, 1]: probability that a batch is sampled from the student; else it comes from data."""
-    estimator: str = "exact"
-    """What stands for D, by its name in the module's docstring."""
-    horizon: float = 0.0
-    """gamma in [0, 1]: how much of the divergence at later tokens a token answers for."""
-    policy_loss: str = "reinforce"
-    """The policy term, by its name in rlgkd.ops.policy_loss; the others differ from it where a batch is used again."""
-    clip_low: float | None = None
-    """Of `clipped`: how far below 1 the ratio to the sampling policy still has a gradient; None: 0.2."""
-    clip_high: float | None = None
-    """Of `clipped` and `clipped_weight`: how far above 1; None: 0.2 and 4."""
-    ratio: str = "token"
-    """What `clipped` and `clipped_weight` hold: each token's ratio to the sampling policy, or the geometric mean of a
-    sequence's (`sequence`: Zheng et al. 2025, arXiv 2507.18071, GSPO)."""
-    entropy_bonus: float = 0.0
-    """Added to J: this times the entropy at each of the student's tokens, in nats, averaged as the policy term is."""
-    policy_reduction: str = "sequence_sum"
-    """How the policy term averages over tokens, by its name in rlgkd.ops.reduction."""
-    divergence_reduction: str = "sequence_mean"
+    token_N: Tensor
+    """y_n, the chosen tokens."""
+    old_logp_N: Tensor
+    """Log-probability with which each was sampled, in nats."""
+    advantage_N: Tensor
+    """A_n, any finite number where the policy term does not apply."""
+    policy_weight_N: Tensor
+    """w_n, 0 where the policy term does not apply."""
+    divergence_weight_N: Tensor
+    """v_n, 0 where the divergence does not apply."""
+    future_N: Tensor
+    """F_n, in nats."""
+
+    def __getitem__(self, chunk: slice) -> Actions:
+        """A run of the actions."""
+        return Actions(**{field.name: getattr(self, field.name)[chunk] for field in fields(self)})
+
+
+class Objective(Settings):
+    """The knobs of Eq. 5, and the loss that descends it."""
+
+    owner = "Objective"
+
+    alpha: Fraction = 0.5
+    """Weight of the divergence in Eq. 5: 0 is pure reinforcement learning, 1 pure distillation."""
+    divergence: Annotated[Variant, DIVERGENCE] = DIVERGENCE("reverse_kl")
+    """How the student differs from the teacher (rlgkd list divergences); jsd(0.9) is jsd with beta 0.9."""
+    teacher_top_k: Annotated[int, Ge(1)] | None = None
+    """How many of the teacher's most probable tokens the divergence sees, the rest as one more; null is all."""
+    student_fraction: Fraction = 1.0
+    """The paper's lambda: probability that a batch is sampled from the student; else it comes from data."""
+    estimator: Estimator = "exact"
+    """What stands for the divergence in the loss: itself, or an estimate by the sampled token."""
+    horizon: Fraction = 0.0
+    """How much of the divergence at later tokens a token answers for, per token of distance (gamma)."""
+    policy_loss: Annotated[Variant, POLICY_LOSS] = POLICY_LOSS("reinforce")
+    """The policy term; reinforce, clipped and clipped_weight differ where a batch is used again."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What the clipped losses bound: each token's ratio to the sampling policy, or the sequence's geometric mean."""
+    entropy_bonus: Annotated[float, Ge(0)] = 0.0
+    """Weight of the policy's entropy at each of the student's tokens, in reward per nat."""
+    policy_reduction: Reduction = "sequence_sum"
+    """How the policy term averages over tokens."""
+    divergence_reduction: Reduction = "sequence_mean"
     """How the divergence averages over tokens."""
 
-    def __post_init__(self) -> None:
-        """Refuse settings out of range or in contradiction."""
-        for name in ("alpha", "student_fraction", "horizon"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
-                raise SettingError(name, value, "give a number in [0, 1]")
-        if self.estimator == "k1":
+    @field_validator("estimator", mode="before")
+    @classmethod
+    def _refuse_k1(cls, value: object) -> object:
+        if value == "k1":
             raise SettingError("estimator", "k1", "as a loss its expected gradient is 0; use sampled, or k2")
-        if self.estimator not in ESTIMATORS:
-            raise SettingError("estimator", self.estimator, f"choose one of {', '.join(ESTIMATORS)}")
-        if not (math.isfinite(self.entropy_bonus) and self.entropy_bonus >= 0):
-            raise SettingError("entropy_bonus", self.entropy_bonus, "give a number of 0 or more")
-        if self.cross_entropy and self.student_fraction > 0:
-            raise SettingError(
-                "estimator", self.estimator, "for forward_kl it needs others' texts; set student_fraction to 0"
-            )
-        if self.estimator != "exact" and not self.cross_entropy:
-            for field, needed in (("divergence", "reverse_kl"), ("student_fraction", 1), ("teacher_top_k", None)):
-                if getattr(self, field) != needed:
-                    remedy = f"it sees the student's own token alone: set {field} to {needed}, or use exact"
-                    raise SettingError("estimator", self.estimator, remedy)
-        if self.alpha == 0 and self.student_fraction < 1:
-            raise SettingError(
-                "student_fraction", self.student_fraction,
-                "alpha is 0, so batches from data would teach nothing; set student_fraction to 1 or alpha above 0",
-            )  # fmt: skip
-        for field in ("policy_reduction", "divergence_reduction"):
-            if getattr(self, field) not in reduction.REDUCTIONS:
-                raise SettingError(field, getattr(self, field), f"choose one of {', '.join(reduction.REDUCTIONS)}")
-        if self.alpha < 1 and self.student_fraction == 0:
-            raise SettingError("alpha", self.alpha, "texts from data have no reward term; set it to 1, or sample some")
-        if self.horizon > 0 and self.student_fraction == 0:
-            raise SettingError(
-                "horizon", self.horizon, "texts from data were not sampled; set student_fraction above 0"
-            )
-        if self.teacher_top_k is not None and self.teacher_top_k < 1:
-            raise SettingError("teacher_top_k", self.teacher_top_k, "give 1 or more, or None for all tokens")
-        if self.policy_loss not in POLICY_LOSSES:
-            raise SettingError("policy_loss", self.policy_loss, f"choose one of {', '.join(POLICY_LOSSES)}")
-        if self.ratio not in RATIOS:
-            raise SettingError("ratio", self.ratio, f"choose one of {', '.join(RATIOS)}")
-        if self.ratio != "token" and self.policy_loss == "reinforce":
-            raise SettingError("ratio", self.ratio, "reinforce holds no ratio; set policy_loss to clipped")
-        for field, takers, most in (("clip_low", POLICY_LOSSES[1:2], 1.0), ("clip_high", POLICY_LOSSES[1:], math.inf)):
-            value = getattr(self, field)
-            if value is not None and self.policy_loss not in takers:
-                raise SettingError(field, value, f"{self.policy_loss} does not take it; {' and '.join(takers)} would")
-            if value is not None and not 0 <= value <= most:
-                raise SettingError(field, value, "give a number of 0 or more" + (", at most 1" if most == 1 else ""))
-        _ = self.pointwise  # its settings are checked now
+        return value
 
-    @functools.cached_property
-    def pointwise(self) -> Divergence:
-        """D as a function (teacher_logits, student_logits) -> nats; built once, for it is called for every chunk."""
-        settings = {"beta": self.beta, "skew": self.skew, "normalized": self.normalized or None}
-        whole = divergence.get(self.divergence, **{k: value for k, value in settings.items() if value is not None})
-        if self.teacher_top_k is None:
-            return whole
-        k = self.teacher_top_k
-        return lambda teacher_logits, student_logits: whole(
-            *top_k_bucket.top_k_with_bucket(teacher_logits, student_logits, k)
-        )
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        sampled_token = self.estimator != "exact" and not self.cross_entropy
+        for name, wrong, remedy in (
+            ("estimator", self.cross_entropy and self.student_fraction > 0,
+             "for forward_kl it needs off-policy texts; set student_fraction to 0"),
+            ("estimator", sampled_token and self.divergence.name != "reverse_kl",
+             "it sees the sampled token alone: set divergence to reverse_kl, or use exact"),
+            ("estimator", sampled_token and self.student_fraction != 1,
+             "it sees the sampled token alone: set student_fraction to 1, or use exact"),
+            ("estimator", sampled_token and self.teacher_top_k is not None,
+             "it sees the sampled token alone: set teacher_top_k to None, or use exact"),
+            ("student_fraction", self.alpha == 0 and self.student_fraction < 1,
+             "alpha is 0, so batches from data would teach nothing; set student_fraction to 1 or alpha above 0"),
+            ("alpha", self.alpha < 1 and self.student_fraction == 0,
+             "texts from data have no reward term; set it to 1, or sample some"),
+            ("horizon", self.horizon > 0 and self.student_fraction == 0,
+             "texts from data were not sampled; set student_fraction above 0"),
+            ("ratio", self.ratio != "token" and self.policy_loss.name == "reinforce",
+             "reinforce holds no ratio; set policy_loss to clipped"),
+        ):  # fmt: skip
+            if wrong:
+                value = getattr(self, name)
+                raise SettingError(name, getattr(value, "name", value), remedy)
+        return self
+
+    def pointwise(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """D at each position: [..., V], [..., V] -> [...], in nats."""
+        if self.teacher_top_k is not None:
+            pair = top_k_bucket.top_k_with_bucket(teacher_logits, student_logits, self.teacher_top_k)
+            teacher_logits, student_logits = pair
+        divergence_N: Tensor = self.divergence.function(teacher_logits, student_logits)
+        return divergence_N
 
     @property
     def cross_entropy(self) -> bool:
         """Whether D is estimated by the texts alone, so that there need be no teacher."""
-        return self.estimator == "sampled" and self.divergence == "forward_kl"
+        return self.estimator == "sampled" and self.divergence.name == "forward_kl"
 
     @property
     def looks_ahead(self) -> bool:
@@ -171,72 +164,64 @@ class Objective:
 
     def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
         """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
-        if self.policy_loss == "reinforce":
-            return policy_loss.reinforce(logp_N, advantages_N)
-        loss = policy_loss.clipped if self.policy_loss == "clipped" else policy_loss.clipped_weight
-        clips = {"low": self.clip_low, "high": self.clip_high}
-        return loss(logp_N, old_logp_N, advantages_N, **{k: clip for k, clip in clips.items() if clip is not None})
+        loss_N: Tensor = self.policy_loss.function(logp_N, old_logp_N, advantages_N)
+        return loss_N
 
     def loss(
-        self,
-        student_logits_NV: Tensor,
-        teacher_logits_NV: Tensor | None,
-        actions_N: Tensor,
-        old_logp_N: Tensor,
-        advantages_N: Tensor,
-        policy_weights_N: Tensor,
-        divergence_weights_N: Tensor,
-        futures_N: Tensor,
-        *,
-        sampled: bool = False,
+        self, student_logits_NV: Tensor, teacher_logits_NV: Tensor | None, actions: Actions, *, recorded: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L of the module's docstring, summed over N actions; weights are zero where a term does not apply.
+        """L of the module's docstring, summed over N actions.
 
-        `old_logp_N` is the log-probability that each action was sampled with, `futures_N` the F_n of the module's
-        docstring, both in nats.
+        Args:
+            student_logits_NV: Logits of the policy, with their gradient.
+            teacher_logits_NV: The teacher's; None if alpha is 0 or the estimator needs no teacher.
+            actions: What else is known of each action.
+            recorded: Whether the policy's log-probability and entropy at these actions are on record from sampling, so
+                that they need not be formed for the record.
 
-        Returns the scalar and what to record, each [N] in nats: `logp`, `entropy` and, if it is known, `divergence`.
-        Of actions that the student has `sampled`, the first two are known and left out where no term needs them.
+        Returns the scalar and what to record, each [N] in nats: `logp` and `entropy`, left out if they are on record
+        and no term needs them, and `divergence` if it is known.
         """
         logits_NV = student_logits_NV if self.weighs_actions or self.entropy_bonus else student_logits_NV.detach()
         record: dict[str, Tensor] = {}
-        if self.entropy_bonus or not sampled:
+        if self.entropy_bonus or not recorded:
             record["logp"], record["entropy"] = policy_loss.log_probability_and_entropy(
-                logits_NV, actions_N, entropy_gradient=self.entropy_bonus > 0
+                logits_NV, actions.token_N, entropy_gradient=self.entropy_bonus > 0
             )
         elif self.weighs_actions:
-            record["logp"] = policy_loss.log_probability(logits_NV, actions_N)
-        student_logp_N = record.get("logp", old_logp_N)  # the latter where no term reads it
+            record["logp"] = policy_loss.log_probability(logits_NV, actions.token_N)
+        student_logp_N = record.get("logp", actions.old_logp_N)  # the latter where no term reads it
         loss = student_logits_NV.new_zeros(())
         if self.entropy_bonus:
-            loss = loss - self.entropy_bonus * (policy_weights_N * record["entropy"]).sum()
+            loss = loss - self.entropy_bonus * (actions.policy_weight_N * record["entropy"]).sum()
         if self.alpha < 1:
-            policy_N = self.surrogate(student_logp_N, old_logp_N, advantages_N)
-            loss = loss + (1 - self.alpha) * (policy_weights_N * policy_N).sum()
+            policy_N = self.surrogate(student_logp_N, actions.old_logp_N, actions.advantage_N)
+            loss = loss + (1 - self.alpha) * (actions.policy_weight_N * policy_N).sum()
         if teacher_logits_NV is not None or self.cross_entropy:
             divergence_N, distillation_N = self.distillation(
-                teacher_logits_NV, student_logits_NV, student_logp_N, actions_N, old_logp_N
+                student_logits_NV, teacher_logits_NV, actions, student_logp_N
             )
             if self.alpha > 0:
                 if self.horizon > 0:
-                    distillation_N = distillation_N + self.surrogate(student_logp_N, old_logp_N, -futures_N)
-                loss = loss + self.alpha * (divergence_weights_N * distillation_N).sum()
+                    distillation_N = distillation_N + self.surrogate(
+                        student_logp_N, actions.old_logp_N, -actions.future_N
+                    )
+                loss = loss + self.alpha * (actions.divergence_weight_N * distillation_N).sum()
             record["divergence"] = divergence_N
         return loss, record
 
     def distillation(
         self,
-        teacher_logits_NV: Tensor | None,
         student_logits_NV: Tensor,
+        teacher_logits_NV: Tensor | None,
+        actions: Actions,
         student_logp_N: Tensor,
-        actions_N: Tensor,
-        old_logp_N: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return D_n to be recorded, and what stands for it in the loss: two [N], in nats; arguments as of `loss`."""
-        if self.cross_entropy:  # without a teacher, less the entropy of whoever wrote the texts
+        if self.cross_entropy:  # without a teacher, less the entropy of the texts' author
             cross_N = -student_logp_N
             if teacher_logits_NV is not None:
-                cross_N = policy_loss.log_probability(teacher_logits_NV, actions_N) - student_logp_N
+                cross_N = policy_loss.log_probability(teacher_logits_NV, actions.token_N) - student_logp_N
             return cross_N.detach(), cross_N
         assert teacher_logits_NV is not None
         if self.estimator == "exact":
@@ -244,13 +229,13 @@ class Objective:
             logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
             divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
             return divergence_N, divergence_N
-        log_ratio_N = student_logp_N - policy_loss.log_probability(teacher_logits_NV, actions_N)
+        log_ratio_N = student_logp_N - policy_loss.log_probability(teacher_logits_NV, actions.token_N)
         cost_N = log_ratio_N.detach()
         if self.estimator == "k2":
             return cost_N, 0.5 * log_ratio_N.square()
         if self.estimator == "k3":
             return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
         if self.estimator == "sampled":
-            return cost_N, self.surrogate(student_logp_N, old_logp_N, -cost_N)
+            return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, -cost_N)
         divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())
-        return divergence_N, self.surrogate(student_logp_N, old_logp_N, divergence_N - cost_N)
+        return divergence_N, self.surrogate(student_logp_N, actions.old_logp_N, divergence_N - cost_N)

@@ -1,18 +1,20 @@
-"""What flows between the rooms: items, scores, trajectories, batches, and the protocols at the seams.
+"""The data that rooms exchange: items, scores, trajectories, batches, and the protocols between them.
 
-Dimensions, as suffixes of tensor names everywhere:
+The letters at the end of a tensor's name are its dimensions, everywhere:
 
-    P prompt    G sample of one prompt's group    B sequence    T token    N action (a flat run of tokens that were
-    chosen, over all sequences of a batch)    V vocabulary    H hidden
+    P  prompt                       B  sequence (row)     V  vocabulary
+    G  sample of a prompt's group   T  token (column)     H  hidden
+    N  action: the sampled tokens of all sequences of a batch, flattened
+    L  action of one sequence: [B, L] holds one value per action, padded to the longest sequence
 
-A trajectory is one token sequence with an action mask. Nothing assumes that the actions form one block behind one
-prompt: an environment may put tokens of its own in between, unmasked.
+A trajectory is one token sequence with an action mask. Its actions need not be one block after one prompt: an
+environment may insert tokens of its own, which the mask leaves out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -30,68 +32,77 @@ class StopReason(StrEnum):
     """Why a completion ended."""
 
     END = "end"
-    """It wrote the end token or a stop string."""
+    """The completion ended with the end token or a stop string."""
     LENGTH = "length"
-    """It reached the length limit, and is scored as it stands."""
+    """It reached the length limit and is scored as it is."""
     TRUNCATED = "truncated"
-    """It was cut at the length limit, which is no end: it is not scored (a task's `at_limit`)."""
+    """It was cut at the length limit and is not scored, since it is unfinished (a task's `at_limit`)."""
 
 
 class Source(StrEnum):
-    """Who wrote a completion."""
+    """Where a completion comes from."""
 
     STUDENT = "student"
     DATA = "data"
     TEACHER = "teacher"
     MIXED = "mixed"
-    """Student and teacher together (rlgkd.ops.behaviour_policy)."""
+    """Sampled by student and teacher together (rlgkd.ops.behaviour_policy)."""
 
 
 ON_POLICY = (Source.STUDENT, Source.MIXED)
-"""Sources whose texts were sampled, by log-probabilities that are recorded: the policy term applies to them."""
+"""Sources sampled with the student, with recorded log-probabilities: the policy term applies to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing to write: a prompt, its reference (empty where there is none), and what rewards may ask for by name."""
+    """A prompt, its reference (empty if there is none), and further columns that a reward may ask for by name."""
 
     key: str
-    """Unique and stable, such as `train/0/17`; the sampling stream belongs to it."""
+    """Unique and stable, such as `train/0/17`; the stream of random numbers for sampling depends on it."""
     prompt: str
     reference: str = ""
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
+REWARD_ARGUMENTS: Mapping[str, str] = {
+    "prompt": "prompts",
+    "completion": "completions",
+    "reference": "references",
+    "item": "items",
+}
+"""A reward's own arguments: the name for one sample -> the name for a batch. No column of the data may hide them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The task reward of one completion and the parts it is made of. NaN marks a reward that failed."""
+    """The task reward of one completion and its named parts. A NaN reward marks a failure."""
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[float, ...] | None = field(default=None, repr=False)
-    """What each action earned, which sums to the reward; None where all of it is the last one's."""
+    """The reward of each action, which sum to `reward`; None if all of it belongs to the last action."""
     failure: str = field(default="", repr=False)
-    """Why the reward failed, in one line; empty where it did not, or nobody asked for it."""
+    """Why the reward failed, in one line; empty if it did not fail or was not evaluated."""
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What an environment offers to the fast path: its items, its tokens, its reward. `rlgkd.envs` implements it."""
+    """The interface of an environment to the agents: its items, tokenization and reward. `rlgkd.envs` implements it."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
     max_new_tokens: int
-    """Of all that stands behind the prompt, the environment's own tokens included."""
+    """The limit on all tokens after the prompt, the environment's own included."""
     at_limit: str
-    """`terminate`: a text that reaches the limit is scored as it stands; `truncate`: it is not scored."""
+    """`terminate`: a completion that reaches the limit is scored as it is; `truncate`: it is not scored."""
 
     def size(self, split: Split) -> int:
-        """How many distinct items the split has."""
+        """The number of distinct items in the split."""
         ...
 
     def item(self, split: Split, seed: int, index: int) -> Item:
-        """The item at `index` of the stream that `seed` orders; any index >= 0, a function of the arguments alone."""
+        """The item at stream index `index` (any >= 0) in the order of `seed`; a function of the arguments alone."""
         ...
 
     def encode_prompt(self, item: Item) -> list[int]:
@@ -99,19 +110,19 @@ class Task(Protocol):
         ...
 
     def encode_completion(self, text: str) -> list[int]:
-        """The ids of a completion given as text, end token included."""
+        """The token ids of a completion given as text, end token included."""
         ...
 
     def decode_completion(self, ids: Sequence[int]) -> str:
-        """The text of a completion, end token left out."""
+        """The text of a completion without its end token."""
         ...
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
-        """What the environment says behind the last of `turns` (the policy's and its own by turns); None: no more."""
+        """The environment's message after `turns` (policy and environment alternating); None ends the episode."""
         ...
 
     def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:
-        """The ids of a reply, as they stand behind an end token, or, not `closed`, behind a stop string without one."""
+        """The token ids of a reply that follows an end token or, if not `closed`, a stop string without one."""
         ...
 
     def score(
@@ -122,43 +133,43 @@ class Task(Protocol):
         turns: Sequence[Sequence[str]] = (),
         ids: Sequence[Sequence[int]] = (),
     ) -> list[Score]:
-        """The task reward, once per batch of finished episodes.
+        """The task reward, called once per batch of finished episodes.
 
         Args:
-            items: What was to be written.
-            completions: What was written in the last turn.
-            turns: All turns of each, the policy's and the environment's by turns; empty where each has but one.
-            ids: The actions of each, over all its turns; empty where they are not known.
+            items: The item of each episode.
+            completions: The text of each episode's last turn.
+            turns: All turns of each episode, policy and environment alternating; empty if each has only one.
+            ids: The actions of each episode, over all its turns; empty if they are not known.
         """
         ...
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
-        """Measures that training never sees (an oracle, an overlap with the reference), for evaluation."""
+        """Quality measures for evaluation that training never uses (an oracle, the overlap with the reference)."""
         ...
 
 
 class PendingScores(Protocol):
-    """Scores that a reward has been asked for and that may still be on their way."""
+    """Pending scores of an asynchronous reward (a future)."""
 
     def done(self) -> bool:
-        """Whether they are there."""
+        """Whether the scores are available."""
         ...
 
     def result(self) -> list[Score]:
-        """Wait for them."""
+        """Wait for the scores and return them."""
         ...
 
     def cancel(self) -> None:
-        """Do without them."""
+        """Give the scores up."""
         ...
 
 
 @runtime_checkable
 class AsyncTask(Protocol):
-    """What a task offers beside `Task` if its reward may wait for others and compute nothing meanwhile."""
+    """Optional protocol of tasks whose reward is I/O-bound, in addition to `Task`."""
 
     is_async: bool
-    """Whether it does."""
+    """Whether this task's reward is asynchronous."""
 
     def submit(
         self,
@@ -168,13 +179,13 @@ class AsyncTask(Protocol):
         turns: Sequence[Sequence[str]] = (),
         ids: Sequence[Sequence[int]] = (),
     ) -> PendingScores:
-        """As `score`, without waiting. Batches are asked for one at a time."""
+        """Start scoring as `score` would, without waiting. Batches are submitted one at a time."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """One finished episode: a token sequence, which tokens were actions, and what they earned."""
+class Episode:
+    """One finished text: a token sequence, and which of its tokens were actions."""
 
     item: Item
     tokens_T: np.ndarray
@@ -182,42 +193,53 @@ class Trajectory:
     action_mask_T: np.ndarray
     """bool: True where the token was chosen as an action (the end token included, padding never)."""
     logp_T: np.ndarray
-    """float32, nats: log-probability with which an action was sampled; 0 elsewhere and for tokens from data."""
+    """float32, nats: the log-probability with which each action was sampled; 0 elsewhere and for tokens from data."""
     entropy_T: np.ndarray
-    """float32, nats: of the distribution from which an action was sampled; 0 as `logp_T`."""
+    """float32, nats: the entropy of the distribution from which each action was sampled; 0 where `logp_T` is."""
     stop: StopReason
     source: Source
     sample: int
-    """Which of the prompt's group, from 0."""
+    """The index within the prompt's group, from 0."""
     text: str
-    """Of the last turn."""
-    score: Score
+    """The completion; with several turns, the policy's last one."""
     turns: tuple[str, ...] = ()
-    """All of them, the policy's and the environment's by turns; empty where there is but one."""
+    """All turns, the policy's and the environment's alternating; empty if there is only one."""
 
     @cached_property
     def length(self) -> int:
-        """Number of actions."""
+        """The number of actions."""
         return int(self.action_mask_T.sum())
 
     @property
     def transcript(self) -> str:
-        """All that was written behind the prompt, the environment's turns in it, a line each."""
+        """All text after the prompt, the environment's turns included, one line per turn."""
         return "\n".join(self.turns) or self.text
+
+    def scored(self, score: Score) -> Trajectory:
+        """The episode with what it earned."""
+        own = {field.name: getattr(self, field.name) for field in fields(Episode)}
+        return Trajectory(**own, score=score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(Episode):
+    """An episode and what it earned."""
+
+    score: Score
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What stands where in a row of a batch."""
+    """The layout of one row of a batch, known on the host."""
 
     same_prompt: int
-    """The first row of the batch with the same prompt."""
+    """The index of the batch's first row with the same prompt."""
     prompt: int
-    """Tokens before the first action."""
+    """The number of tokens before the first action."""
     length: int
-    """Tokens without padding."""
+    """The number of tokens without padding."""
     actions: np.ndarray
-    """Columns of the actions."""
+    """The columns of the actions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,29 +251,32 @@ class Batch:
     action_mask_BT: Tensor
     logp_BT: Tensor
     layouts_B: tuple[RowLayout, ...] = ()
-    """Of each row, known without asking the device; () where nobody has told."""
+    """Host-side row layouts, to avoid a device sync; empty if unknown."""
 
     @staticmethod
-    def collate(trajectories: Sequence[Trajectory], *, pad: int, device: torch.device | str = "cpu") -> Batch:
-        """Pad to the longest with `pad`; the attention mask tells padding from a token that happens to equal it."""
+    def collate(trajectories: Sequence[Episode], *, pad: int, device: torch.device | str = "cpu") -> Batch:
+        """Pad to the longest with `pad`; the attention mask separates padding from a token that equals `pad`."""
         size = (len(trajectories), max(len(t.tokens_T) for t in trajectories))
-        first: dict[bytes, int] = {}
-        places: list[RowLayout] = []
-        tokens = np.full(size, pad, dtype=np.int64)
-        attention = np.zeros(size, dtype=np.int64)
-        action = np.zeros(size, dtype=bool)
-        logp = np.zeros(size, dtype=np.float32)
+        first_rows: dict[bytes, int] = {}
+        layouts: list[RowLayout] = []
+        tokens_BT = np.full(size, pad, dtype=np.int64)
+        attention_mask_BT = np.zeros(size, dtype=np.int64)
+        action_mask_BT = np.zeros(size, dtype=bool)
+        logp_BT = np.zeros(size, dtype=np.float32)
         for row, t in enumerate(trajectories):
-            n = len(t.tokens_T)
-            tokens[row, :n], attention[row, :n] = t.tokens_T, 1
-            action[row, :n], logp[row, :n] = t.action_mask_T, t.logp_T
+            length = len(t.tokens_T)
+            tokens_BT[row, :length] = t.tokens_T
+            attention_mask_BT[row, :length] = 1
+            action_mask_BT[row, :length] = t.action_mask_T
+            logp_BT[row, :length] = t.logp_T
             actions = np.flatnonzero(t.action_mask_T)
             prompt = t.tokens_T[: actions[0]]
-            places.append(RowLayout(first.setdefault(prompt.tobytes(), row), len(prompt), n, actions))
-        tokens_BT, attention_BT, action_BT, logp_BT = (
-            torch.from_numpy(array).to(device) for array in (tokens, attention, action, logp)
-        )
+            same_prompt = first_rows.setdefault(prompt.tobytes(), row)
+            layouts.append(RowLayout(same_prompt, len(prompt), length, actions))
         return Batch(
-            tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=logp_BT,
-            layouts_B=tuple(places),
-        )  # fmt: skip
+            tokens_BT=torch.from_numpy(tokens_BT).to(device),
+            attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
+            action_mask_BT=torch.from_numpy(action_mask_BT).to(device),
+            logp_BT=torch.from_numpy(logp_BT).to(device),
+            layouts_B=tuple(layouts),
+        )

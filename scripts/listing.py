@@ -11,8 +11,9 @@ from rich.table import Table
 
 import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.errors import SettingError
+from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config import docs
-from rlgkd.scripts.config.run import RECIPES, nearest, read, recipe_names
+from rlgkd.scripts.config.run import RECIPES, read, recipe_names
 
 METHOD_COORDINATES = (
     "agent",
@@ -33,7 +34,7 @@ def show(what: str = "") -> None:
     Raises: SettingError for an unknown kind.
     """
     if what and what not in KINDS:
-        raise SettingError("what", what, nearest(what, list(KINDS)))
+        raise SettingError("what", what, unknown_remedy(what, list(KINDS)))
     for kind in [what] if what else KINDS:
         Console().print(KINDS[kind]())
 
@@ -72,20 +73,13 @@ def _recipes() -> Table:
 
 
 def _coordinates(recipe: str) -> dict[str, Any]:
-    """Return METHOD_COORDINATES of a recipe, with the agent's own value where the recipe leaves one open."""
-    from rlgkd import agents
-
-    settings = read(recipe)
-    agent = getattr(agents, settings.agent)
-    agent_values = {**agent.defaults, **agent.preset}
-    coordinates = {}
-    for key in METHOD_COORDINATES:
-        value = getattr(settings, key)
-        coordinates[key] = agent_values.get(key) if value is None else value
+    """Return METHOD_COORDINATES of a recipe."""
+    settings = read(recipe).flat()
+    coordinates = {key: settings[key] for key in METHOD_COORDINATES}
     for key in ("alpha", "student_fraction"):
-        end = getattr(settings, f"{key}_end")
+        end = settings[f"{key}_end"]
         if end is not None:
-            coordinates[key] = f"{getattr(settings, key)} to {end}"
+            coordinates[key] = f"{settings[key]} to {end}"
     return coordinates
 
 

@@ -1,8 +1,8 @@
-"""CUDA graphs without a GPU: kernels recorded with the memory that they read and write, without the host's code.
+"""CUDA graphs without a GPU: records the kernels with the memory that they read and write, without the host's code.
 
-What replays wrongly there replays wrongly here: a tensor that was put somewhere else, a number of the host's that has
-changed, a result that the next replay overwrites. To ask for the host meanwhile, by the functions of `ASK` or a mask as
-an index, is an error here as well.
+What replays wrongly on a GPU replays wrongly here: a tensor that has moved, a number on the host that has changed, a
+result that the next replay overwrites. To wait for the device in between, by an operation of `WAITING` or a mask as an
+index, is an error here too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlgkd.lm import decoders
-from rlgkd.lm.fast import cuda_graph
+from rlgkd.lm.fast import cuda_graph, llama_decoder
 
 ATEN = torch.ops.aten
-ASK = {
+WAITING = {
     ATEN.item,
     ATEN._local_scalar_dense,
     ATEN.is_nonzero,
@@ -32,7 +31,7 @@ ASK = {
 
 
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """Let writers take `Graph` for torch's; returns the graphs as they are made."""
+    """Let decoders record `Graph`s; returns the list that they are added to as they are made."""
     made: list[Graph] = []
 
     def new() -> Graph:
@@ -45,19 +44,19 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", _Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
-    monkeypatch.setattr(decoders, "replayed", cuda_graph._Replayed)
+    monkeypatch.setattr(llama_decoder, "graphed_step", cuda_graph._GraphedStep)
     return made
 
 
 class Graph:
-    """In the place of torch.cuda.CUDAGraph."""
+    """Stands in for torch.cuda.CUDAGraph."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, Any, Any, Any]] = []
         self.replays = 0
 
     def replay(self) -> None:
-        """All calls once more, their results into the same memory."""
+        """Run all calls again and write their results into the same memory."""
         self.replays += 1
         for function, args, named, results in self.calls:
             for old, new in zip(tree_leaves(results), tree_leaves(function(*args, **named)), strict=True):
@@ -67,7 +66,7 @@ class Graph:
 
 class _Stream:
     def wait_stream(self, other: _Stream) -> None:
-        """There is one alone."""
+        """Do nothing: there is only one stream."""
 
 
 @contextmanager
@@ -77,7 +76,7 @@ def _recording(graph: Graph, *, stream: _Stream, capture_error_mode: str) -> Ite
 
 
 def _indices(func: Any, args: Any) -> list[Tensor]:
-    """Tensors that are an index: whose number of hits a mask would have to tell the host."""
+    """Tensors used as an index; with a mask, the host would have to wait for the number of its hits."""
     indexes = func.overloadpacket in (ATEN.index, ATEN.index_put, ATEN.index_put_)
     return [x for x in args[1] if x is not None] if indexes else []
 
@@ -88,8 +87,8 @@ class _Recording(TorchDispatchMode):
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asks = func.overloadpacket in ASK or any(x.dtype == torch.bool for x in _indices(func, args))
-        assert not asks, f"{func} waits for the device"
+        waits = func.overloadpacket in WAITING or any(x.dtype == torch.bool for x in _indices(func, args))
+        assert not waits, f"{func} waits for the device"
         results = func(*args, **(kwargs or {}))
         self.graph.calls.append((func, args, kwargs or {}, results))
         return results

@@ -2,31 +2,37 @@
 
     python tests/mutants.py [NAME ...]
 
-Each mutant is a replacement in one file. It is applied to a copy of the checkout, where the tests named beside it are
-run; it is killed if one of them fails. `tests/test_mutants.py` runs them all.
+A mutant names a file, a function in it and the expressions that it replaces there, which are found by their syntax
+tree: other code may be renamed, moved and reformatted freely, and a mutant whose expression is no longer there fails.
+It is applied to a copy of the checkout in which its tests run, and is killed if one of them fails.
+`tests/test_mutants.py` runs all mutants.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mutant:
     """A mistake."""
 
     name: str
     file: str
+    function: str
+    """`function`, `Class.method`, or the name of a module's variable."""
     changes: tuple[tuple[str, str], ...]
-    """(what stands there once, what is put in its place)."""
+    """(expression or statement that occurs once in the function, its replacement)."""
     tests: str
 
 
@@ -34,109 +40,218 @@ OBJECTIVE, DIVERGENCE = "tests/test_objective.py", "tests/ops/test_divergence.py
 
 MUTANTS = (
     Mutant(
-        "JSD with its weights swapped", "rlgkd/ops/divergence.py",
-        (("if normalized else (beta, 1.0 - beta)", "if normalized else (1.0 - beta, beta)"),), DIVERGENCE,
+        name="JSD with its weights swapped",
+        file="rlgkd/ops/divergence.py",
+        function="jsd",
+        changes=(("(beta, 1.0 - beta)", "(1.0 - beta, beta)"),),
+        tests=DIVERGENCE,
     ),
     Mutant(
-        "JSD with a geometric mixture", "rlgkd/ops/divergence.py",
-        (
-            ("log_m_q_V = log_u_V.exp().sub_(1.0).mul_(beta).log1p_()", "log_m_q_V = log_u_V.mul(beta)"),
-            ("log_m_p_V = log_u_V.neg().exp_().sub_(1.0).mul_(1.0 - beta).log1p_()",
-             "log_m_p_V = log_u_V.neg().mul(1.0 - beta)"),
-        ), DIVERGENCE,
-    ),
-    Mutant(
-        "forward and reverse KL under each other's name", "rlgkd/ops/divergence.py",
-        (
-            ('"forward_kl": forward_kl,', '"forward_kl": reverse_kl,'),
-            ('"reverse_kl": reverse_kl,', '"reverse_kl": forward_kl,'),
+        name="JSD with a geometric mixture",
+        file="rlgkd/ops/divergence.py",
+        function="jsd",
+        changes=(
+            ("log_u_V.exp().sub_(1.0).mul_(beta).log1p_()", "log_u_V.mul(beta)"),
+            ("log_u_V.neg().exp_().sub_(1.0).mul_(1.0 - beta).log1p_()", "log_u_V.neg().mul(1.0 - beta)"),
         ),
-        DIVERGENCE,
+        tests=DIVERGENCE,
     ),
     Mutant(
-        "teacher and student swapped in the objective", "rlgkd/objective.py",
-        (("divergence_N = self.pointwise(teacher_logits_NV, logits_NV)",
-          "divergence_N = self.pointwise(logits_NV, teacher_logits_NV)"),), OBJECTIVE,
+        name="forward and reverse KL under each other's name",
+        file="rlgkd/ops/divergence.py",
+        function="DIVERGENCES",
+        changes=(("forward_kl", "reverse_kl"), ("reverse_kl", "forward_kl")),
+        tests=DIVERGENCE,
     ),
     Mutant(
-        "lambda inverted", "agents/algorithm.py",
-        (("own_P = coins < self", "own_P = coins >= self"),),
-        "tests/agents/test_learning.py",
+        name="teacher and student swapped in the objective",
+        file="rlgkd/objective.py",
+        function="Objective.distillation",
+        changes=(("self.pointwise(teacher_logits_NV, logits_NV)", "self.pointwise(logits_NV, teacher_logits_NV)"),),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "the prompt in the loss", "rlgkd/rollout.py",
-        (("list(prompt), [False] * len(prompt)", "list(prompt), [False] + [True] * (len(prompt) - 1)"),),
-        "tests/test_rollout.py",
+        name="lambda inverted",
+        file="agents/collect.py",
+        function="Collector.collect",
+        changes=(
+            (
+                "self._coins(update, len(items)) < student_fraction",
+                "self._coins(update, len(items)) >= student_fraction",
+            ),
+        ),
+        tests="tests/agents/test_learning.py",
     ),
     Mutant(
-        "the end token masked because it is the padding too", "rlgkd/types.py",
-        (("action[row, :n], logp[row, :n] = t.action_mask_T, t.logp_T",
-          "action[row, :n], logp[row, :n] = t.action_mask_T & (t.tokens_T != pad), t.logp_T"),), OBJECTIVE,
+        name="the prompt in the loss",
+        file="rlgkd/rollout.py",
+        function="_Row.__init__",
+        changes=(("[False] * len(prompt)", "[False] + [True] * (len(prompt) - 1)"),),
+        tests="tests/test_rollout.py",
     ),
     Mutant(
-        "labels not shifted", "rlgkd/lm/model.py",
-        (("states_BTH[:, :-1][batch.action_mask_BT[:, 1:]]", "states_BTH[:, 1:][batch.action_mask_BT[:, 1:]]"),),
-        "tests/lm/test_model.py tests/lm/test_generate.py",
+        name="the end token masked because it is the padding too",
+        file="rlgkd/types.py",
+        function="Batch.collate",
+        changes=(
+            (
+                "action_mask_BT[row, :length] = t.action_mask_T",
+                "action_mask_BT[row, :length] = t.action_mask_T & (t.tokens_T != pad)",
+            ),
+        ),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "means over the micro-batch", "agents/update.py",
-        (("(policy_B, divergence_B, own_B)",
-          "(policy_B, divergence_B / divergence_B[rows].sum(), own_B)"),), OBJECTIVE,
+        name="labels not shifted",
+        file="rlgkd/lm/model.py",
+        function="LanguageModel.states_and_head",
+        changes=(("states_BTH[:, :-1]", "states_BTH[:, 1:]"),),
+        tests="tests/lm/test_model.py tests/lm/test_generate.py",
     ),
     Mutant(
-        "the sampling temperature left out of the log-probabilities", "rlgkd/lm/model.py",
-        (("return logits if self.temperature == 1.0 else logits / self.temperature", "return logits"),), OBJECTIVE,
+        name="means over the micro-batch",
+        file="agents/update.py",
+        function="accumulate_gradient",
+        changes=(("part.per_row(divergence_B)", "part.per_row(divergence_B / divergence_B[part.rows].sum())"),),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "gradients of one process of two", "agents/update.py", (("backward(loss)", "backward(loss / 2)"),), OBJECTIVE,
+        name="the sampling temperature left out of the log-probabilities",
+        file="rlgkd/lm/model.py",
+        function="LanguageModel.tempered",
+        changes=(("logits / self.temperature", "logits"),),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "the policy term not divided by lambda", "agents/update.py",
-        (("policy_B = policy_B / objective.student_fraction", "pass"),), OBJECTIVE,
+        name="gradients of one process of two",
+        file="agents/update.py",
+        function="accumulate_gradient",
+        changes=(("backward(loss)", "backward(loss / 2)"),),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "a future that counts the present", "agents/update.py",
-        (("(discounted_returns(divergence_BT, horizon, mask_BT) - divergence_BT)[mask_BT]",
-          "discounted_returns(divergence_BT, horizon, mask_BT)[mask_BT]"),), OBJECTIVE,
+        name="the policy term not divided by lambda",
+        file="agents/update.py",
+        function="term_weights",
+        changes=(("policy_B / objective.student_fraction", "policy_B"),),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "a baseline that knows its own reward", "rlgkd/ops/returns.py",
-        (("return excess_PG / (count_P1 - 1.0).clamp(min=1.0)", "return excess_PG / count_P1"),), OBJECTIVE,
+        name="a future that counts the present",
+        file="agents/update.py",
+        function="_futures",
+        changes=(
+            (
+                "discounted_returns(divergence_BT, horizon, part.mask_BT) - divergence_BT",
+                "discounted_returns(divergence_BT, horizon, part.mask_BT)",
+            ),
+        ),
+        tests=OBJECTIVE,
     ),
     Mutant(
-        "a change of more than is possible", "scripts/comparison/cell_statistics.py",
-        ((".within(*metric_of(measure).change_range)", ""),), "tests/scripts/comparison/test_cell_statistics.py",
+        name="a baseline that knows its own reward",
+        file="rlgkd/ops/returns.py",
+        function="leave_one_out",
+        changes=(("(count_P1 - 1.0).clamp(min=1.0)", "count_P1"),),
+        tests=OBJECTIVE,
     ),
-)  # fmt: skip
+    Mutant(
+        name="failed rewards counted in the baseline",
+        file="rlgkd/ops/returns.py",
+        function="_deviation_times_count",
+        changes=(("valid_PG.sum(-1, keepdim=True)", "torch.ones_like(valid_PG).sum(-1, keepdim=True)"),),
+        tests="tests/ops/test_returns.py",
+    ),
+    Mutant(
+        name="a change of more than is possible",
+        file="scripts/comparison/cell_statistics.py",
+        function="_change",
+        changes=(
+            (
+                "mean_interval(ours_SP - theirs_SP).within(*metric_of(measure).change_range)",
+                "mean_interval(ours_SP - theirs_SP)",
+            ),
+        ),
+        tests="tests/scripts/comparison/test_cell_statistics.py",
+    ),
+)
 
 
-def survives(mutant: Mutant) -> bool:
-    """Whether all of its tests pass on a checkout with this mistake.
+def mutated(source: str, mutant: Mutant) -> str:
+    """Return the source with the mutant's changes, all of which are looked up before any is made.
 
-    Raises: ValueError if the code that it changes is not there once: then the mutant must follow the code.
+    Raises:
+        ValueError: The function, or one of the expressions within it, is not there exactly once.
+    """
+    scope = _scope(source, mutant)
+    lines = [line.encode() for line in source.splitlines(keepends=True)]  # ast counts columns in bytes
+    spans = []
+    for old, new in mutant.changes:
+        pattern = ast.dump(_pattern(old))
+        nodes = [node for node in ast.walk(scope) if ast.dump(node) == pattern]
+        if len(nodes) != 1:
+            raise ValueError(f"{mutant.name}: {mutant.function} in {mutant.file} holds {len(nodes)} times {old!r}")
+        (node,) = nodes
+        start, end = _offset(lines, node.lineno, node.col_offset), _offset(lines, node.end_lineno, node.end_col_offset)
+        spans.append((start, end, f"({new})" if isinstance(node, ast.expr) else new))
+    content = source.encode()
+    for start, end, new in sorted(spans, reverse=True):
+        content = content[:start] + new.encode() + content[end:]
+    return content.decode()
+
+
+def survives(mutant: Mutant | None, tests: str) -> bool:
+    """Whether all tests pass on a copy of the checkout with this mistake, or with none.
+
+    Raises: ValueError as `mutated` does.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkout"
         ignored = shutil.ignore_patterns(".*", "__pycache__", "assets", "docs")
         shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
-        file = copy / mutant.file
-        text = file.read_text()
-        for old, new in mutant.changes:
-            if text.count(old) != 1:
-                raise ValueError(f"{mutant.name}: {mutant.file} holds {text.count(old)} times {old!r}")
-            text = text.replace(old, new)
-        file.write_text(text)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+        if mutant is not None:
+            file = copy / mutant.file
+            file.write_text(mutated(file.read_text(), mutant))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-        if result.returncode not in (0, 1):  # 1 is a test that failed; all else is no verdict
-            raise RuntimeError(f"{mutant.name}: pytest could not run:\n{result.stdout}\n{result.stderr}")
+        if result.returncode not in (0, 1):  # 1 is a failed test; every other code is no verdict
+            raise RuntimeError(f"pytest could not run {tests}:\n{result.stdout}\n{result.stderr}")
         return result.returncode == 0
+
+
+def _scope(source: str, mutant: Mutant) -> ast.AST:
+    """Return the syntax tree of the mutant's function."""
+    scopes: list[ast.AST] = [ast.parse(source)]
+    for name in mutant.function.split("."):
+        scopes = [node for scope in scopes for node in ast.iter_child_nodes(scope) if name in _names(node)]
+    if len(scopes) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} holds {len(scopes)} times {mutant.function}")
+    return scopes[0]
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a definition or an assignment binds."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _pattern(code: str) -> ast.AST:
+    """Return the expression or the statement."""
+    (statement,) = ast.parse(code).body
+    return statement.value if isinstance(statement, ast.Expr) else statement
+
+
+def _offset(lines: list[bytes], line: int, column: int) -> int:
+    return sum(map(len, lines[: line - 1])) + column
 
 
 if __name__ == "__main__":
     chosen = [mutant for mutant in MUTANTS if mutant.name in sys.argv[1:] or len(sys.argv) == 1]
-    alive = [mutant.name for mutant in chosen if survives(mutant)]
+    alive = [mutant.name for mutant in chosen if survives(mutant, mutant.tests)]
     for mutant in chosen:
         print("SURVIVES" if mutant.name in alive else "killed  ", mutant.name)
     sys.exit(bool(alive))

@@ -52,7 +52,7 @@ def test_the_classifier_tells_near_misses_from_true_sentences() -> None:
     assert np.mean(right) >= 0.97
 
 
-def test_all_weights_together_stay_under_20_megabytes_and_each_model_has_a_card_and_a_stage_that_builds_it() -> None:
+def test_the_models_stay_under_20_megabytes_and_each_has_a_card_and_a_stage_that_builds_it() -> None:
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
     assert sum(file.stat().st_size for file in files if file.parent.name.startswith(tuple(TASKS))) < 6.5e6
@@ -81,12 +81,15 @@ def test_a_tokenizer_is_rebuilt_as_it_ships(name: str) -> None:
     [
         ("arithmetic", " 45 + 307 = 352. ####", [" 4", "5", " +", " 3", "0", "7", " =", " 3", "5", "2", ".", " ####"]),
         ("translate", " zweihundertdreiundzwanzig Häuser", [" zwei", "hundert", "drei", "und", "zwanzig", " Häuser"]),
-        ("translate", " eintausendfünfzehn und der achtundzwanzigste März",
-         [" ein", "tausend", "fünfzehn", " und", " der", " acht", "und", "zwanzig", "ste", " März"]),
+        (
+            "translate",
+            " eintausendfünfzehn und der achtundzwanzigste März",
+            [" ein", "tausend", "fünfzehn", " und", " der", " acht", "und", "zwanzig", "ste", " März"],
+        ),
         ("translate", " twenty-two", [" twenty", "-two"]),
         ("arithmetic", " é", [" ", "�", "�"]),
     ],
-)  # fmt: skip
+)
 def test_a_digit_and_a_part_of_a_number_is_one_token_and_anything_else_is_spelled(
     name: str, text: str, tokens: list[str]
 ) -> None:

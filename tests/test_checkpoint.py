@@ -1,7 +1,7 @@
 """Checkpoints: exact, whole or absent, and refused in one line when they are not what was written.
 
 The behaviours guarded: bits survive the round trip; a killed process, a full disk or an I/O error at any moment leaves
-the checkpoints before it whole and no temporary behind; nothing is changed in a model before everything was checked.
+the earlier checkpoints whole and no temporary file; nothing is changed in a model before everything was checked.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def test_a_foreign_manifest_is_refused(content: str, tmp_path: Path) -> None:
     model, optimizer = tiny()
     folder = checkpoint.save(tmp_path / "step-1", model=model, optimizer=optimizer, state={})
     (folder / checkpoint.MANIFEST).write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest\.json.*no whole checkpoint lies beside it"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json.*no whole checkpoint is next to it"):
         checkpoint.load(folder, model=model, optimizer=optimizer)
 
 
@@ -459,7 +459,8 @@ print(acknowledged, broken_off)
 """
 
 
-def test_after_kill_9_at_any_moment_the_latest_checkpoint_is_whole_and_the_last_acknowledged(tmp_path: Path) -> None:
+def test_after_kill_9_at_any_moment_the_latest_checkpoint_is_whole(tmp_path: Path) -> None:
+    """And it is the last whose `save` returned, or the next one."""
     command = [sys.executable, "-W", "ignore", "-c", WRITER, str(tmp_path), "12"]
     root = Path(__file__).parents[1]
     done = subprocess.run(

@@ -28,9 +28,10 @@ def test_self_bleu_is_that_of_sacrebleu_with_the_others_as_references() -> None:
         expected = [
             sacrebleu.sentence_bleu(
                 text, texts[:row] + texts[row + 1 :], smooth_method="add-k", smooth_value=1, tokenize="none"
-            ).score / 100
+            ).score
+            / 100
             for row, text in enumerate(texts)
-        ]  # fmt: skip
+        ]
         assert self_bleu(texts) == pytest.approx(sum(expected) / len(expected), abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""What must not change a gradient: how a batch is ordered, padded and cut, and what stands where nothing counts."""
+"""A gradient does not depend on how a batch is ordered, padded and split, nor on values that a mask leaves out."""
 
 from __future__ import annotations
 
@@ -37,12 +37,17 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     logp = draw(st.lists(st.floats(-3, -0.125, width=32), min_size=len(completion), max_size=len(completion)))
     length = len(prompt) + len(completion)
     return Trajectory(
-        item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion]),
+        item=Item(key="", prompt=""),
+        tokens_T=np.array([*prompt, *completion]),
         action_mask_T=np.arange(length) >= len(prompt),
-        logp_T=np.array([0.0] * len(prompt) + logp, dtype=np.float32), entropy_T=np.zeros(length), stop=StopReason.END,
-        source=draw(st.sampled_from([Source.STUDENT, Source.DATA, Source.MIXED])), sample=0, text="",
+        logp_T=np.array([0.0] * len(prompt) + logp, dtype=np.float32),
+        entropy_T=np.zeros(length),
+        stop=StopReason.END,
+        source=draw(st.sampled_from([Source.STUDENT, Source.DATA, Source.MIXED])),
+        sample=0,
+        text="",
         score=Score(reward=0.0),
-    )  # fmt: skip
+    )
 
 
 reductions = st.sampled_from(["sequence_sum", "sequence_mean", "token_mean", "constant"])
@@ -65,15 +70,24 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 
 def gradient(
-    models: tuple[LanguageModel, LanguageModel], objective: Objective, batch: Sequence[Trajectory],
-    advantages_B1: Tensor, token_budget: int = 10**6,
-) -> Tensor:  # fmt: skip
+    models: tuple[LanguageModel, LanguageModel],
+    objective: Objective,
+    batch: Sequence[Trajectory],
+    advantages_B1: Tensor,
+    token_budget: int = 10**6,
+) -> Tensor:
     student, teacher = models
     student.module.zero_grad()
     accumulate_gradient(
-        student, teacher, objective, batch, advantages_B1, token_budget=token_budget, max_new_tokens=LONGEST,
+        student,
+        teacher,
+        objective,
+        batch,
+        advantages_B1,
+        token_budget=token_budget,
+        max_new_tokens=LONGEST,
         backward=lambda loss: loss.backward(),
-    )  # fmt: skip
+    )
     return torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None])
 
 
@@ -101,7 +115,7 @@ def test_the_order_of_the_batch(kind, objective, batch, values, data):
 @quick
 @given(kind=kinds, objective=objectives, batch=batches, values=advantages)
 def test_padding(kind, objective, batch, values):
-    """A batch's gradient is the mean of its texts' own, whatever longer ones stand beside them."""
+    """A batch's gradient is the mean of its completions' own gradients, whatever the batch is padded to."""
     objective = dataclasses.replace(objective, policy_reduction="sequence_mean", divergence_reduction="sequence_sum")
     advantages_B1 = torch.tensor(values[: len(batch)])[:, None].nan_to_num(nan=0.5)
     whole = gradient(MODELS[kind], objective, batch, advantages_B1)
@@ -111,7 +125,7 @@ def test_padding(kind, objective, batch, values):
 
 @quick
 @given(kind=kinds, objective=objectives, batch=batches, values=advantages, pad=token)
-def test_what_stands_under_the_mask(kind, objective, batch, values, pad):
+def test_values_that_the_mask_leaves_out(kind, objective, batch, values, pad):
     class Padded(type(MODELS[kind][0])):
         pad = 0
 

@@ -13,7 +13,10 @@ import tiny
 import torch
 from torch import Tensor
 
-from rlgkd.agents.update import accumulate_gradient, micro_batches
+from rlgkd.agents.advantages import Credit
+from rlgkd.agents.micro_batch import micro_batches
+from rlgkd.agents.rollout import Rollout
+from rlgkd.agents.update import Means, accumulate_gradient
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
@@ -49,6 +52,21 @@ BATCH = [
 ADVANTAGES = torch.tensor([[1.0], [-0.5], [2.0], [0.25]])
 
 
+def accumulate(
+    objective: Objective,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    batch: Sequence[Trajectory] = BATCH,
+    advantages_BL: Tensor = ADVANTAGES,
+    token_budget: int = BUDGET,
+    backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
+) -> Means:
+    """The means of the batch; a row of NaN has no valid reward."""
+    credit = Credit(advantages_BL.nan_to_num(nan=0.0), ~advantages_BL.isnan().any(1))
+    rollout = Rollout(trajectories=list(batch), student_fraction=1.0).split(student, token_budget)
+    return accumulate_gradient(student, teacher, objective, rollout, credit, backward=backward)
+
+
 def gradient(
     objective: Objective,
     student: LanguageModel,
@@ -59,15 +77,7 @@ def gradient(
 ) -> Tensor:
     """The gradient with respect to all parameters, in one vector."""
     student.module.zero_grad()
-    accumulate_gradient(
-        student,
-        teacher,
-        objective,
-        batch,
-        advantages_BL,
-        token_budget=token_budget,
-        backward=lambda loss: loss.backward(),
-    )
+    accumulate(objective, student, teacher, batch, advantages_BL, token_budget)
     return torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None])
 
 
@@ -81,12 +91,9 @@ def test_the_entropy_is_as_sampled_where_the_text_is_the_students_own_and_else_a
             with torch.no_grad():
                 now_NV = student.logits(student.states(batch)).softmax(-1)
             for token_budget in (BUDGET, 1):
-                found = accumulate_gradient(
-                    student, policy(1), objective, [own, rest], ADVANTAGES[:2], token_budget=token_budget,
-                    backward=lambda loss: loss.backward(),
-                )  # fmt: skip
+                found = accumulate(objective, student, policy(1), [own, rest], ADVANTAGES[:2], token_budget)
                 expected = (0.5 * own.length + torch.special.entr(now_NV).sum().item()) / (own.length + rest.length)
-                assert found["entropy"] == pytest.approx(expected)
+                assert found.entropy == pytest.approx(expected)
 
 
 def slow_gradient(
@@ -161,10 +168,8 @@ def test_where_the_student_is_the_teacher_loss_and_gradient_are_zero(name):
     student = policy(0)
     beta = 0.9 if name == "jsd" else None
     objective = Objective(alpha=1.0, divergence=name, beta=beta)
-    means = accumulate_gradient(
-        student, student, objective, BATCH, ADVANTAGES, token_budget=BUDGET, backward=lambda loss: loss.backward()
-    )
-    assert abs(means["loss"]) < 1e-12 and abs(means["divergence"]) < 1e-12
+    means = accumulate(objective, student, student)
+    assert abs(means.loss) < 1e-12 and abs(means.divergence) < 1e-12
     assert all(p.grad.abs().max() < 1e-12 for p in student.module.parameters())
 
 
@@ -184,24 +189,22 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     lengths = [3, 9, 2, 4, 9, 20]
     batch = [trajectory([1], [1] * (length - 1)) for length in lengths]
     groups = list(micro_batches(policy(0), batch, 18))
-    assert sorted(row for rows, _ in groups for row in rows) == list(range(6))
-    assert all(len(rows) == 1 or tensors.tokens_BT.numel() <= 18 for rows, tensors in groups)
+    assert sorted(row for group in groups for row in group.rows) == list(range(6))
+    assert all(len(group.rows) == 1 or group.batch.tokens_BT.numel() <= 18 for group in groups)
     assert len(groups) == 3
-    for rows, tensors in groups:
-        assert tensors.attention_mask_BT.sum(1).tolist() == [lengths[row] for row in rows]
+    for group in groups:
+        assert group.batch.attention_mask_BT.sum(1).tolist() == [lengths[row] for row in group.rows]
 
 
 def test_the_prompt_carries_no_loss():
     student, teacher = policy(0), policy(1)
     prompt = trajectory([1, 2, 3], [2])
     objective = Objective(alpha=1.0, divergence_reduction="sequence_sum")
-    means = accumulate_gradient(
-        student, teacher, objective, [prompt], torch.zeros(1, 1), token_budget=BUDGET, backward=lambda loss: None
-    )
+    means = accumulate(objective, student, teacher, [prompt], torch.zeros(1, 1), backward=lambda loss: None)
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         log_p, log_q = (lm.module(ids).logits[0, -1].log_softmax(-1) for lm in (teacher, student))
-    assert means["loss"] == pytest.approx(reverse_kl(log_p, log_q).item(), abs=1e-9)
+    assert means.loss == pytest.approx(reverse_kl(log_p, log_q).item(), abs=1e-9)
 
 
 def test_the_policy_term_applies_to_the_students_own_texts_alone():
@@ -278,15 +281,16 @@ def test_leaving_one_out_stays_unbiased():
     ]  # of -log p(y)
     pairs = list(itertools.product(range(len(ALL)), repeat=2))
     reward_PG = torch.tensor([[reward(ALL[a]), reward(ALL[b])] for a, b in pairs], dtype=torch.float64)
+    valid_PG = torch.ones_like(reward_PG, dtype=torch.bool)
     weight_Y = torch.zeros(len(ALL), dtype=torch.float64)
-    for (a, b), (of_a, of_b) in zip(pairs, leave_one_out(reward_PG), strict=True):
+    for (a, b), (of_a, of_b) in zip(pairs, leave_one_out(reward_PG, valid_PG), strict=True):
         weight_Y[a] += p_Y[a] * p_Y[b] * of_a / 2
         weight_Y[b] += p_Y[a] * p_Y[b] * of_b / 2
     mean = sum(w * g for w, g in zip(weight_Y, score, strict=True))
     exact = exact_gradient(student)
     torch.testing.assert_close(mean, exact, atol=1e-6, rtol=1e-6)
     # The mean that includes one's own reward shrinks it by (G - 1) / G, and by nothing else.
-    torch.testing.assert_close(mean_baseline(reward_PG), leave_one_out(reward_PG) / 2)
+    torch.testing.assert_close(mean_baseline(reward_PG, valid_PG), leave_one_out(reward_PG, valid_PG) / 2)
 
 
 def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_gradient():
@@ -409,11 +413,10 @@ def test_the_kl_over_texts_is_the_sum_of_the_expected_kls_at_their_prefixes():
     with torch.no_grad():
         for y in ALL:
             probability = log_likelihood(student, y).exp().item()
-            means = accumulate_gradient(
-                student, teacher, objective, [trajectory(PROMPT, y)], torch.zeros(1, 1), token_budget=BUDGET,
-                backward=lambda loss: None,
-            )  # fmt: skip
-            total += probability * means["divergence"]
+            means = accumulate(
+                objective, student, teacher, [trajectory(PROMPT, y)], torch.zeros(1, 1), backward=lambda loss: None
+            )
+            total += probability * means.divergence
         assert total == pytest.approx(sequence_kl(student, teacher).item(), abs=1e-9)
 
 

@@ -47,7 +47,7 @@ def test_the_worked_example_trains(tables):
     torch.testing.assert_close(divergence.get("squared_hellinger")(p.log(), q.log()), by_hand)
 
 
-ON_POLICY = "docs/environments.md"
+ENVIRONMENTS = "docs/environments.md"
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_the_file_of_ones_own_environment_is_trained_on_as_printed(tmp_path, mon
     mine.mkdir()
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    (rows,), (settings, _) = examples(ON_POLICY, "csv"), examples(ON_POLICY, "yaml")
+    (rows,), (settings, _) = examples(ENVIRONMENTS, "csv"), examples(ENVIRONMENTS, "yaml")
     (mine / "capitals.csv").write_text(rows)
     (mine / "capitals.yaml").write_text(settings)
     small = ["tokens=60", "prompts_per_update=2", "group_size=2", "eval_prompts=4", "threads=1", "--out", "run"]
@@ -73,16 +73,16 @@ def test_the_rewards_of_ones_own_environment_are_a_sum_as_printed():
     from rlgkd.envs.rewards.registry import reward_from
     from rlgkd.types import Item
 
-    _, settings = examples(ON_POLICY, "yaml")
+    _, settings = examples(ENVIRONMENTS, "yaml")
     reward = reward_from(yaml.safe_load(settings)["reward"])
     (score,) = reward([Item(key="0", prompt="", reference="5")], ["2 + 3 is #### 5"])
     assert score.parts == {"right": 1.0, "brief": 1.0, "calm": 1.0} and score.reward == pytest.approx(1.3)
 
 
 def test_the_function_of_ones_own_environment_draws_and_scores_as_printed(capsys):
-    function, *_ = examples(ON_POLICY)
+    function, *_ = examples(ENVIRONMENTS)
     names: dict[str, object] = {}
-    exec(compile(function, ON_POLICY, "exec"), names)
+    exec(compile(function, ENVIRONMENTS, "exec"), names)
     info = ast.literal_eval(capsys.readouterr().out)
     a, b = map(int, re.fullmatch(r"What is (\d+) \+ (\d+)\?\nAnswer:", info["prompt"]).groups())
     assert info["reference"] == str(a + b)
@@ -96,10 +96,10 @@ def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
     from gymnasium import registry
     from gymnasium.utils.env_checker import check_env
 
-    _, registered, *_ = examples(ON_POLICY)
+    _, registered, *_ = examples(ENVIRONMENTS)
     names: dict[str, object] = {}
     try:
-        exec(compile(registered, ON_POLICY, "exec"), names)
+        exec(compile(registered, ENVIRONMENTS, "exec"), names)
     finally:
         registry.pop("mine/Shout-v0", None)
     check_env(names["env"].unwrapped, skip_render_check=True)
@@ -111,7 +111,7 @@ def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
 
 def test_the_calculator_of_ones_own_environment_answers_as_printed(capsys):
     names: dict[str, object] = {}
-    exec(compile(examples(ON_POLICY)[-1], ON_POLICY, "exec"), names)
+    exec(compile(examples(ENVIRONMENTS)[-1], ENVIRONMENTS, "exec"), names)
     assert capsys.readouterr().out == " 42\n"
     env = names["env"]
     for reward, text in ((1.0, "42"), (0.0, "41")):

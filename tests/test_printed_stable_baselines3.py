@@ -1,4 +1,4 @@
-"""The blocks of docs/stable-baselines3.md, one behind the other, as printed."""
+"""The code blocks of docs/stable-baselines3.md run one after another, as printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = "docs/stable-baselines3.md"
 
 @pytest.fixture(scope="module")
 def blocks() -> dict[str, str]:
-    """By the first name that each imports."""
+    """Each block by the first name that it imports."""
     return {re.match(r"(?:from|import) ([\w.]+)", block)[1]: block for block in examples(PAGE)}
 
 

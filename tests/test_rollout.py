@@ -9,7 +9,7 @@ import tiny
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.errors import DataError
 from rlgkd.lm import LanguageModel
-from rlgkd.rollout import references, rollout
+from rlgkd.rollout import rollout, sample_episodes
 from rlgkd.types import Source, StopReason
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -56,7 +56,7 @@ def test_a_rollout_that_is_cut_short_leaves_out_what_has_not_begun():
     words, lm = task(max_new_tokens=8), policy()
     whole = rollout(lm, words, items(words), group=2)
     lm.rows_at_once = 2
-    some = rollout(lm, words, items(words), group=2, on_step=lambda _: False)
+    some = sample_episodes(lm, words, items(words), group=2, on_step=lambda _: False)
     assert [(t.item.key, t.sample, t.length) for t in some] == [(t.item.key, t.sample, 1) for t in whole[:2]]
 
 
@@ -74,7 +74,7 @@ def test_a_sample_belongs_to_seed_key_place_and_number():
 def test_an_item_that_comes_twice_is_sampled_anew():
     words, lm = task(max_new_tokens=8), policy()
     item = words.item("train", 0, 0)
-    first, second = rollout(lm, words, [item, item], places=[0, 3])
+    first, second = sample_episodes(lm, words, [item, item], stream_indices=[0, 3])
     assert first.tokens_T.tolist() != second.tokens_T.tolist()
 
 
@@ -89,7 +89,7 @@ def test_the_reward_is_called_once_for_the_batch():
 
 def test_references_are_trajectories_from_data_with_their_end_token():
     words = task(references=("B A", "C", "B B B B B"))
-    first, second, cut = references(policy(), words, items(words))
+    first, second, cut = tiny.references(policy(), words, items(words))
     assert first.tokens_T.tolist() == [1, 2, 1, 0] and first.action_mask_T.tolist() == [False, True, True, True]
     assert first.source is Source.DATA and first.stop is StopReason.END and first.score.reward == 0.25
     assert (first.logp_T == 0).all() and second.length == 2
@@ -100,7 +100,7 @@ def test_references_are_trajectories_from_data_with_their_end_token():
 def test_an_item_without_reference_is_an_error_that_names_it():
     words = task()
     with pytest.raises(DataError, match="'0'"):
-        references(policy(), words, items(words))
+        tiny.references(policy(), words, items(words))
 
 
 def test_a_prompt_that_leaves_no_room_in_the_context_is_an_error():

@@ -14,7 +14,7 @@ from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm import LanguageModel
-from rlgkd.rollout import references, rollout, written
+from rlgkd.rollout import rollout
 from rlgkd.types import Source, StopReason
 
 WORDS = tiny.word_tokenizer("A", "B", "C")
@@ -25,11 +25,17 @@ LIMIT = {"words": 6, "bytes": 12}
 
 def make(kind: str = "bytes", **settings) -> TextTask:
     tokenizer, prompts = (WORDS, ["A", "B C", "C A B"]) if kind == "words" else (BYTES, ["a", "b a", "ab"])
-    return TextTask(**{
-        "prompts": prompts, "tokenizer": tokenizer, "max_new_tokens": LIMIT[kind], "max_prompt_tokens": 4,
-        "stop": STOPS[kind],
-        "reward": lambda turns: [sum(map(len, said)) + said[-1].count("a") / 10 for said in turns], **settings,
-    })  # fmt: skip
+    return TextTask(
+        **{
+            "prompts": prompts,
+            "tokenizer": tokenizer,
+            "max_new_tokens": LIMIT[kind],
+            "max_prompt_tokens": 4,
+            "stop": STOPS[kind],
+            "reward": lambda turns: [sum(map(len, said)) + said[-1].count("a") / 10 for said in turns],
+            **settings,
+        }
+    )
 
 
 def policy(task: TextTask, seed: int = 0) -> LanguageModel:
@@ -41,7 +47,7 @@ def items(task: TextTask) -> list:
 
 
 def again(item, turns) -> str | None:
-    """Say something behind every turn but the third."""
+    """Reply to every turn but the third."""
     return ("A" if item.prompt.isupper() else "a") if len(turns) < 5 else None
 
 
@@ -122,7 +128,7 @@ def test_texts_that_are_there_already_end_their_turns_as_they_did():
     task = make(reply=again)
     lm = policy(task)
     drawn = rollout(lm, task, items(task), group=16)
-    same = written(
+    same = tiny.replayed(
         lm, task, [t.item for t in drawn], [t.tokens_T[t.action_mask_T].tolist() for t in drawn], source=Source.TEACHER
     )
     assert [t.tokens_T.tolist() for t in same] == [t.tokens_T.tolist() for t in drawn]
@@ -131,7 +137,7 @@ def test_texts_that_are_there_already_end_their_turns_as_they_did():
 
 def test_a_reference_is_cut_where_a_text_would_have_ended():
     task = make(prompts=[{"prompt": "a", "reference": "ab\n\nba"}, {"prompt": "b", "reference": "ab"}])
-    cut, whole = references(policy(task), task, [task.item("train", 0, n) for n in range(2)])
+    cut, whole = tiny.references(policy(task), task, [task.item("train", 0, n) for n in range(2)])
     assert {cut.text, whole.text} == {"ab"} and {cut.stop, whole.stop} == {StopReason.END}
     assert sorted(t.tokens_T[-1] for t in (cut, whole)) == [0, *ids_of(b"\n")]
 
@@ -139,7 +145,9 @@ def test_a_reference_is_cut_where_a_text_would_have_ended():
 def test_what_stands_behind_a_stop_string_in_its_token_is_an_action_and_no_text():
     (token,) = [n for n in range(len(BYTES)) if BYTES.decode([n]) == "b\n\nab"]
     task = make(reward=lambda completions, tokens: [[float(len(t)) for t in row] for row in tokens])
-    (t,) = written(policy(task), task, items(task)[:1], [[*ids_of(b"a"), token, *ids_of(b"b")]], source=Source.DATA)
+    (t,) = tiny.replayed(
+        policy(task), task, items(task)[:1], [[*ids_of(b"a"), token, *ids_of(b"b")]], source=Source.DATA
+    )
     assert t.text == "ab" and t.stop is StopReason.END and t.length == 2 and t.tokens_T[-1] == token
     assert t.score.steps == (1.0, 5.0)
 
@@ -167,12 +175,18 @@ def test_in_a_chat_the_end_token_that_a_turn_lacks_is_put_in_front_of_the_answer
         "{% if add_generation_prompt %}bot {% endif %}"
     )
     task = TextTask(
-        prompts=["A"], tokenizer=tokenizer, chat=True, reply=again, reward=lambda completions: [0.0] * len(completions),
-        stop="C", max_new_tokens=16, max_prompt_tokens=8,
-    )  # fmt: skip
+        prompts=["A"],
+        tokenizer=tokenizer,
+        chat=True,
+        reply=again,
+        reward=lambda completions: [0.0] * len(completions),
+        stop="C",
+        max_new_tokens=16,
+        max_prompt_tokens=8,
+    )
     a, b, c, user, bot = range(1, 6)
     said = [user, a, 0, bot]
-    (t,) = written(policy(task), task, [task.item("train", 0, 0)], [[b, c, b, 0, c]], source=Source.TEACHER)
+    (t,) = tiny.replayed(policy(task), task, [task.item("train", 0, 0)], [[b, c, b, 0, c]], source=Source.TEACHER)
     assert task.encode_prompt(t.item) == said
     assert t.tokens_T.tolist() == [*said, b, c, 0, *said, b, 0, *said, c]
     assert t.tokens_T[t.action_mask_T].tolist() == [b, c, b, 0, c]
@@ -181,7 +195,7 @@ def test_in_a_chat_the_end_token_that_a_turn_lacks_is_put_in_front_of_the_answer
 
 def test_a_plain_answer_stands_right_behind_the_stop_string():
     task = make("words", prompts=["A"], reply=again, stop="C", max_new_tokens=12)
-    (t,) = written(policy(task), task, items(task)[:1], [[2, 3, 2, 0, 3]], source=Source.TEACHER)
+    (t,) = tiny.replayed(policy(task), task, items(task)[:1], [[2, 3, 2, 0, 3]], source=Source.TEACHER)
     assert t.tokens_T.tolist() == [1, 2, 3, 1, 2, 0, 1, 3] and t.turns == ("B", "A", "B", "A", "")
 
 
@@ -197,9 +211,14 @@ def test_a_teachers_texts_are_kept_for_the_stop_strings_they_were_written_with(t
     def agent(**settings) -> Distill:
         task = make("words", **settings)
         return Distill(
-            policy(task).module, TextVecEnv(task), teacher=policy(task, 1).module, student_fraction=0.0,
-            off_policy="teacher", teacher_texts=tmp_path / "texts.jsonl", prompts_per_update=3,
-        )  # fmt: skip
+            policy(task).module,
+            TextVecEnv(task),
+            teacher=policy(task, 1).module,
+            student_fraction=0.0,
+            off_policy="teacher",
+            teacher_texts=tmp_path / "texts.jsonl",
+            prompts_per_update=3,
+        )
 
     agent().learn(20)
     assert json.loads((tmp_path / "texts.jsonl").read_text().splitlines()[0])["stop"] == ["B C"]

@@ -14,7 +14,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.tasks.guess import guess
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
-from rlgkd.rollout import rollout, written
+from rlgkd.rollout import rollout
 from rlgkd.types import Source, StopReason
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -84,7 +84,7 @@ def test_a_sample_of_several_turns_does_not_depend_on_its_batch():
 def test_texts_that_are_there_already_are_answered_as_they_were():
     task, lm = talk(), policy()
     drawn = rollout(lm, task, items(task), group=8)
-    again = written(
+    again = tiny.replayed(
         lm, task, [t.item for t in drawn], [t.tokens_T[t.action_mask_T].tolist() for t in drawn], source=Source.TEACHER
     )
     assert [t.tokens_T.tolist() for t in again] == [t.tokens_T.tolist() for t in drawn]
@@ -94,7 +94,7 @@ def test_texts_that_are_there_already_are_answered_as_they_were():
 
 def test_a_reference_is_one_turn_and_nobody_answers_it():
     task = talk()
-    (t,) = written(policy(), task, items(task)[:1], [task.encode_completion("A B")], source=Source.DATA)
+    (t,) = tiny.replayed(policy(), task, items(task)[:1], [task.encode_completion("A B")], source=Source.DATA)
     assert t.stop is StopReason.END and t.text == "A B" and not t.turns
     assert t.tokens_T.tolist() == [*task.encode_prompt(t.item), *task.encode_completion("A B")]
 
@@ -161,8 +161,8 @@ def test_a_text_that_was_cut_has_no_policy_term_and_its_reward_is_not_asked_for(
     assert agent.advantages().isnan()[:, 0].tolist() == cut
     assert task.grader.failed == 0
     agent.dump_logs()
-    assert agent.latest["rollout/reward_failed"] == 0.0
-    assert agent.latest["rollout/truncated"] == pytest.approx(cut.count(True) / len(cut))
+    assert agent.last_metrics["rollout/reward_failed"] == 0.0
+    assert agent.last_metrics["rollout/truncated"] == pytest.approx(cut.count(True) / len(cut))
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,9 @@ def test_distillation_learns_the_teachers_turns():
         student.module, TextVecEnv(task), teacher=teacher.module, prompts_per_update=3, group_size=8, learning_rate=0.01
     )
     agent.learn(300)
-    first = agent.latest["train/divergence"]
+    first = agent.last_metrics["train/divergence"]
     agent.learn(4000, reset_num_timesteps=False)
-    assert any(len(t.turns) > 1 for t in agent.trajectories) and agent.latest["train/divergence"] < 0.3 * first
+    assert any(len(t.turns) > 1 for t in agent.trajectories) and agent.last_metrics["train/divergence"] < 0.3 * first
 
 
 def test_the_game_is_registered():

@@ -1,4 +1,4 @@
-"""Small scripted things that the tests share: a tokenizer of words, random models of two layers, tasks to count out."""
+"""Small scripted fakes that the tests share: tokenizers of words or bytes, random models of two layers, tasks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from rlgkd.lm import LanguageModel
+from rlgkd.rollout import reference_episodes, replay_episodes, score_episodes
 from rlgkd.types import Item, Score
 
 CONTEXT = 64
 
 
 def word_tokenizer(*words: str, unknown: str = "<end>") -> PreTrainedTokenizerFast:
-    """Token 0 is the end token and the padding too, as in GPT-2; then the words in order; others become `unknown`."""
+    """A tokenizer of words: token 0 is end token and padding, as in GPT-2; then the words; others are `unknown`."""
     vocabulary = {word: n for n, word in enumerate(("<end>", *words))}
     core = Tokenizer(WordLevel(vocabulary, unk_token=unknown))
     core.pre_tokenizer = WhitespaceSplit()
@@ -39,7 +40,7 @@ def word_tokenizer(*words: str, unknown: str = "<end>") -> PreTrainedTokenizerFa
 
 
 def byte_tokenizer(*pieces: bytes) -> PreTrainedTokenizerFast:
-    """Byte-level, as GPT-2's; token 0 is the end token, then the pieces in order, which may be halves of characters."""
+    """A byte-level tokenizer, as GPT-2's: token 0 is the end token; pieces may be halves of characters."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     letters = [chr(byte if byte in plain else next(others)) for byte in range(256)]
@@ -52,46 +53,74 @@ def byte_tokenizer(*pieces: bytes) -> PreTrainedTokenizerFast:
 def model(
     kind: str = "llama", *, vocabulary: int, seed: int = 0, layers: int = 2, scale: float = 0.3
 ) -> PreTrainedModel:
-    """A random model; `scale` is the weights' deviation, large enough for distributions that are far from even."""
-    shape = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    wide = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
+    """A random model; `scale` is the weights' standard deviation, large enough for distributions far from uniform."""
+    special = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "gpt2":
             config = GPT2Config(
-                n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **shape
+                n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **special
             )
             return GPT2LMHeadModel(config).eval()
         if kind == "t5":
             config = T5Config(
-                d_model=16, d_kv=8, d_ff=32, num_layers=layers, num_heads=2, initializer_factor=4 * scale,
-                decoder_start_token_id=0, **shape,
-            )  # fmt: skip
+                d_model=16,
+                d_kv=8,
+                d_ff=32,
+                num_layers=layers,
+                num_heads=2,
+                initializer_factor=4 * scale,
+                decoder_start_token_id=0,
+                **special,
+            )
             return T5ForConditionalGeneration(config).eval()
         config_class, model_class = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         }[kind]
         settings = {"num_key_value_heads": 1, "max_position_embeddings": CONTEXT, "initializer_range": scale}
-        return model_class(config_class(**shape, **wide, **settings, tie_word_embeddings=kind == "qwen2")).eval()
+        return model_class(config_class(**special, **sizes, **settings, tie_word_embeddings=kind == "qwen2")).eval()
 
 
-def family(kind: str, tokenizer: PreTrainedTokenizerFast, **settings: object) -> LanguageModel:
-    """A random causal model of any family that transformers names, two query heads to a key head where it can."""
+def family(
+    kind: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    rows_at_once: int | None = None,
+    compile_decoding: bool = False,
+    **settings: object,
+) -> LanguageModel:
+    """A random causal model of any transformers family, with two query heads to a key head where it has such."""
     shape = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
-        "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT,
-        "initializer_range": 0.3, "sliding_window": None, "layer_types": None,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.3,
+        "sliding_window": None,
+        "layer_types": None,
+    }
     if kind == "gpt_neox":
-        shape = {k: v for k, v in shape.items() if k not in ("head_dim", "num_key_value_heads")}
+        del shape["head_dim"], shape["num_key_value_heads"]
     if kind == "gpt2":
-        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "vocab_size": len(tokenizer),
-                 "initializer_range": 0.3}  # fmt: skip
+        shape = {
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": CONTEXT,
+            "vocab_size": len(tokenizer),
+            "initializer_range": 0.3,
+        }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = AutoConfig.for_model(kind, **(shape | settings))
-        return LanguageModel(AutoModelForCausalLM.from_config(config).eval(), tokenizer)
+        module = AutoModelForCausalLM.from_config(config).eval()
+        return LanguageModel(module, tokenizer, rows_at_once=rows_at_once, compile_decoding=compile_decoding)
 
 
 class Rows(KVWriter):
@@ -108,7 +137,7 @@ class Rows(KVWriter):
 
 
 def set_distribution(lm: LanguageModel, prompt: Sequence[int], probabilities: Sequence[float]) -> None:
-    """Set the head so that these are the probabilities of the token behind `prompt`."""
+    """Set the head so that these are the probabilities of the token after `prompt`."""
     with torch.no_grad():
         state_H = lm.body(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
         logp_V = torch.tensor(probabilities, dtype=state_H.dtype).log()
@@ -164,3 +193,13 @@ class WordTask:
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         return [{} for _ in items]
+
+
+def replayed(lm, task, items, ids, *, source):
+    """Existing completions as trajectories."""
+    return score_episodes(task, replay_episodes(lm, task, items, ids, source=source))
+
+
+def references(lm, task, items):
+    """The items' references as trajectories."""
+    return score_episodes(task, reference_episodes(lm, task, items))

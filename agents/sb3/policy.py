@@ -35,7 +35,7 @@ class LanguageModelPolicy(BasePolicy):
 
     def forget(self) -> None:
         """Drop the reader's memo; call it when the weights have changed."""
-        self.reader.forget()
+        self.reader.clear()
 
     def set_training_mode(self, mode: bool) -> None:
         """Dropout stays off in training too: the policy that samples is the policy that is scored."""

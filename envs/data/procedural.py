@@ -1,7 +1,7 @@
-"""Items without end, drawn by a rule, and the rule by which prompts are dealt out to splits.
+"""Endless items drawn by a rule, and the rule that assigns prompts to splits.
 
 An item is a function of (split, seed, index), the same in every process. The splits share no prompt: the hash of a
-prompt decides which split it belongs to, and each draws until it has one of its own.
+prompt decides its split, and the items of a split are drawn until one belongs to it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from rlgkd.errors import DataError
 from rlgkd.types import Item
 
 SHARES: Mapping[str, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
-"""Tenths of all prompts."""
-DRAWS = 2000
-"""After so many draws without a prompt of its own a split has none: chance alone would need 0.9^2000 = 3e-92."""
+"""The tenths of all prompts that belong to each split."""
+MAX_DRAWS = 2000
+"""Draws for one item. That none of them falls to a split of one tenth has the probability 0.9^2000 = 3e-92."""
 
 
-def tenth(prompt: str) -> int:
-    """Which tenth of all prompts this one belongs to."""
+def prompt_tenth(prompt: str) -> int:
+    """Return which tenth of all prompts this one belongs to, in 0..9."""
     return hashlib.blake2b(prompt.encode(), digest_size=8).digest()[0] % 10
 
 
-class SplitItems:
-    """The items that `draw(rng, key)` makes."""
+class ProceduralItems:
+    """The items that a function `draw(rng, key)` returns."""
 
     def __init__(
         self, name: str, draw: Callable[[random.Random, str], Item], shares: Mapping[str, range] = SHARES
     ) -> None:
-        """Name the task, whose random streams are its own, and say how an item is drawn."""
-        self._name, self._draw, self._shares = name, draw, shares
+        """Take the function that draws an item; `name` gives the task random streams of its own."""
+        self._name = name
+        self._draw = draw
+        self._shares = shares
 
     def size(self, split: str) -> int:
-        """As good as endless.
+        """Return 2^31: there is no end of items.
 
         Raises: DataError for an unknown split.
         """
@@ -43,17 +45,17 @@ class SplitItems:
         return 2**31
 
     def item(self, split: str, seed: int, index: int) -> Item:
-        """The item at this index of the stream that `seed` orders.
+        """Return the item at this index of the stream that `seed` orders.
 
-        Raises: DataError where the rule draws so few different prompts that none falls to the split.
+        Raises: DataError if the rule draws so few different prompts that none belongs to the split.
         """
         self.size(split)
         key = f"{split}/{seed}/{index}"
-        rng = random.Random(f"rlgkd-{self._name}:{key}")
-        for _ in range(DRAWS):
-            drawn = self._draw(rng, key)
-            if tenth(drawn.prompt) in self._shares[split]:
-                return drawn
+        rng = random.Random(f"rlgkd-{self._name}:{key}")  # a text seeds it the same way in every process
+        for _ in range(MAX_DRAWS):
+            item = self._draw(rng, key)
+            if prompt_tenth(item.prompt) in self._shares[split]:
+                return item
         raise DataError(
-            "split", split, f"none of {DRAWS} prompts drawn by {self._name} falls to it; let them vary more"
+            "split", split, f"none of {MAX_DRAWS} prompts drawn by {self._name} falls to it; let them vary more"
         )

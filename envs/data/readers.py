@@ -1,7 +1,7 @@
-"""Rows out of files: JSON Lines, CSV and TSV, Parquet, and what `datasets` wrote to disk. Each row knows its place.
+"""Reads rows from files: JSON Lines, CSV and TSV, Parquet, and folders that `datasets` saved.
 
-A row is a mapping of columns to plain Python values. What is wrong with a file is told with its line, at once, for all
-of it is read before anything is trained. Parquet needs pyarrow, a data set's folder needs datasets: `rlgkd[data]`.
+A file is read as a whole before training, so that whatever is wrong with it is reported at once, with its line. Parquet
+needs pyarrow, a data set's folder needs datasets: `rlgkd[data]`.
 """
 
 from __future__ import annotations
@@ -10,124 +10,132 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlgkd.errors import DataError, DependencyError
+from rlgkd.envs.data.rows import Row, Rows
+from rlgkd.errors import DataError, DependencyError, one_line
 
-Row = Mapping[str, Any]
-Rows = list[tuple[str, Row]]
-"""Rows with their places, such as `questions.jsonl:17`."""
-
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
-          "dev": "validation", "test": "test"}  # fmt: skip
-"""What a file's or a folder's name calls a split."""
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""The word in a file's or a folder's name -> the split."""
+MAX_REASON = 200
+"""Characters of another library's error message that are shown."""
 
 
 def read_file(path: Path, name: str = "") -> Rows:
-    """All rows of a file, read as the end of its name says; `name` stands in their places.
+    """Return all rows of a file, whose suffix names its format; their keys begin with `name`, by default the file's.
 
-    Raises: DataError for what cannot be read, with file and line; DependencyError for Parquet without pyarrow.
+    Raises: DataError for a file that cannot be read, with its line; DependencyError for Parquet without pyarrow.
     """
     if path.suffix.lower() not in READERS:
-        raise _bad(str(path), f"give a file that ends in {', '.join(READERS)}, or a folder")
+        raise _unreadable(str(path), f"give a file that ends in {', '.join(READERS)}, or a folder")
     try:
         rows = list(READERS[path.suffix.lower()](path, name or path.name))
     except OSError as error:
-        raise _bad(str(path), f"it could not be read: {error.strerror or error}") from error
+        raise _unreadable(str(path), f"it could not be read: {error.strerror or error}") from error
     if not rows:
-        raise _bad(str(path), "it has no rows; give at least one")
+        raise _unreadable(str(path), "it has no rows; give at least one")
     return rows
 
 
 def read_folder(path: Path) -> Rows | dict[str, Rows]:
-    """The rows of a folder's files, by split where the files' names tell one: `test.csv`, `train-00000-of-2.parquet`.
+    """Return the rows of a folder's files, by split if the names say which: `test.csv`, `train-00000-of-2.parquet`.
 
-    Raises: DataError where there are no files to read, or only some are named after a split.
+    Raises: DataError if there is no file to read, or only some are named after a split.
     """
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        return _saved(path)
+        return _read_saved_dataset(path)
     files = sorted(
-        file for file in path.rglob("*")
+        file
+        for file in path.rglob("*")
         if file.suffix.lower() in READERS and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )  # fmt: skip
+    )
     if not files:
-        raise _bad(str(path), f"it holds no file that ends in {', '.join(READERS)}")
+        raise _unreadable(str(path), f"it holds no file that ends in {', '.join(READERS)}")
     splits: dict[str, Rows] = {}
     for file in files:
         name = file.relative_to(path)
         words = re.split(r"[^a-z]+", name.with_suffix("").as_posix().lower())
-        split = next((SPLITS[word] for word in words if word in SPLITS), "")
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
         splits.setdefault(split, []).extend(read_file(file, name.as_posix()))
     if len(splits) > 1 and "" in splits:
-        place = splits[""][0][0].rpartition(":")[0]
-        raise _bad(f"{path}/{place}", "other files there are named train, validation or test; name this one so too")
+        unnamed = splits[""][0][0].rpartition(":")[0]
+        raise _unreadable(
+            f"{path}/{unnamed}", "other files there are named train, validation or test; name this one so too"
+        )
     return splits.get("", splits)
 
 
-def data_set(rows: Any, name: str) -> Rows:
-    """The rows of a `datasets.Dataset`."""
+def dataset_rows(rows: Any, name: str) -> Rows:
+    """Return the rows of a `datasets.Dataset`; their keys begin with `name`."""
     return [(f"{name}[{n}]", row) for n, row in enumerate(rows.with_format(None))]
 
 
-def _saved(path: Path) -> Rows | dict[str, Rows]:
+def _read_saved_dataset(path: Path) -> Rows | dict[str, Rows]:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
         raise DependencyError("data", str(path), "to read it: pip install 'rlgkd[data]'") from error
     try:
         loaded = load_from_disk(str(path))
-    except Exception as error:  # of many kinds: arrow's, JSON's, the file system's
-        raise _bad(str(path), f"datasets could not read it: {_one_line(error)}") from error
+    except Exception as error:  # of many kinds: Arrow's, JSON's, the file system's
+        raise _unreadable(str(path), f"datasets could not read it: {one_line(error, MAX_REASON)}") from error
     if isinstance(loaded, Dataset):
-        return data_set(loaded, path.name)
-    return {str(split): data_set(rows, str(split)) for split, rows in loaded.items()}
+        return dataset_rows(loaded, path.name)
+    return {str(split): dataset_rows(rows, str(split)) for split, rows in loaded.items()}
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers and their ends."""
+def _decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, line ends included."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if number == 1:
+            if number == 1:  # some programs mark UTF-8 files with it
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 yield number, line.decode()
             except UnicodeDecodeError as error:
                 byte = f"byte {error.start + 1} of the line, 0x{line[error.start]:02x}"
-                raise _bad(f"{name}:{number}", f"{byte}, is not UTF-8; save the file as UTF-8") from error
+                raise _unreadable(f"{name}:{number}", f"{byte}, is not UTF-8; save the file as UTF-8") from error
 
 
-def _json_lines(path: Path, name: str) -> Iterator[tuple[str, Row]]:
-    for number, line in _lines(path, name):
+def _read_json_lines(path: Path, name: str) -> Iterator[tuple[str, Row]]:
+    for number, line in _decoded_lines(path, name):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            row = json.loads(line, object_pairs_hook=partial(_once, where))
-        except DataError:  # is a ValueError too
+            row = json.loads(line, object_pairs_hook=partial(_unique_keys, where))
+        except DataError:  # a ValueError too, which the next clause would hide
             raise
         except (ValueError, RecursionError) as error:
-            raise _bad(where, f'it is no JSON ({error}); write one {{"column": value}} a line') from error
+            raise _unreadable(where, f'it is no JSON ({error}); write one {{"column": value}} a line') from error
         if not isinstance(row, dict):
-            raise _bad(where, f'it holds {_kind(row)}; write one {{"column": value}} a line')
+            raise _unreadable(where, f'it holds {_type_name(row)}; write one {{"column": value}} a line')
         yield where, row
 
 
-def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, where Python's own would keep the last of two that share a key."""
+def _unique_keys(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object with each key once; Python's own parser would keep the last of two silently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _bad(where, f"key {twice!r} stands there twice; keep one")
+        raise _unreadable(where, f"key {twice!r} stands there twice; keep one")
     return found
 
 
-def _csv(path: Path, name: str, delimiter: str) -> Iterator[tuple[str, Row]]:
-    lines = csv.reader((line for _, line in _lines(path, name)), delimiter=delimiter, strict=True)
-    limit = csv.field_size_limit(2**31 - 1)  # Python's own stops at 131072 characters
+def _read_csv(path: Path, name: str, delimiter: str) -> Iterator[tuple[str, Row]]:
+    lines = csv.reader((line for _, line in _decoded_lines(path, name)), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(2**31 - 1)  # by default Python stops at 131072 characters
     try:
         yield from list(_csv_rows(lines, name))
     finally:
@@ -141,24 +149,28 @@ def _csv_rows(lines: Any, name: str) -> Iterator[tuple[str, Row]]:
         try:
             fields = next(lines, None)
         except csv.Error as error:
-            raise _bad(where, f"the row that begins here is malformed: {error}") from error
+            raise _unreadable(where, f"the row that begins here is malformed: {error}") from error
         if fields is None:
             return
         if header is None:
             twice = {column for column in fields if fields.count(column) > 1}
             if twice:
-                raise _bad(where, f"column {min(twice)!r} stands there twice; rename one")
-            if len(fields) == 1 and (other := next((sign for sign in ";\t" if sign in fields[0]), None)):
+                raise _unreadable(where, f"column {min(twice)!r} stands there twice; rename one")
+            others = [sign for sign in ";\t" if sign in fields[0]] if len(fields) == 1 else []
+            if others:
+                other = others[0]
                 remedy = "name it .tsv" if other == "\t" else "save it with commas in a .csv, or with tabs in a .tsv"
-                raise _bad(where, f"its one column is {fields[0]!r}, which holds {other!r}; {remedy}")
+                raise _unreadable(where, f"its one column is {fields[0]!r}, which holds {other!r}; {remedy}")
             header = fields
         elif len(fields) == len(header):
             yield where, dict(zip(header, fields, strict=True))
-        elif fields:  # an empty line is none
-            raise _bad(where, f"it has {len(fields)} fields, the header {len(header)}; quote a field that holds commas")
+        elif fields:  # an empty line is no row
+            raise _unreadable(
+                where, f"it has {len(fields)} fields, the header {len(header)}; quote a field that holds commas"
+            )
 
 
-def _parquet(path: Path, name: str) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -169,29 +181,25 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[str, Row]]:
             columns = file.schema_arrow.names
             twice = {column for column in columns if columns.count(column) > 1}
             if twice:
-                raise _bad(name, f"column {min(twice)!r} is there twice; rename one")
+                raise _unreadable(name, f"column {min(twice)!r} is there twice; rename one")
             rows = [row for batch in file.iter_batches() for row in batch.to_pylist()]
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise _bad(str(path), f"it could not be read as Parquet: {_one_line(error)}") from error
+        raise _unreadable(str(path), f"it could not be read as Parquet: {one_line(error, MAX_REASON)}") from error
     yield from ((f"{name}:{n}", row) for n, row in enumerate(rows, 1))
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Row]]]] = {
-    ".jsonl": _json_lines,
-    ".json": _json_lines,
-    ".csv": lambda path, name: _csv(path, name, ","),
-    ".tsv": lambda path, name: _csv(path, name, "\t"),
-    ".parquet": _parquet,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".csv": lambda path, name: _read_csv(path, name, ","),
+    ".tsv": lambda path, name: _read_csv(path, name, "\t"),
+    ".parquet": _read_parquet,
 }
 
 
-def _bad(where: str, remedy: str) -> DataError:
+def _unreadable(where: str, remedy: str) -> DataError:
     return DataError("data", where, remedy)
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

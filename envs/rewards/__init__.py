@@ -1,8 +1,10 @@
-"""Rewards to choose from. A reward of one's own is any function of what it names (see rlgkd.envs.rewards.grader)."""
+"""Rewards to choose from. A reward of one's own is any function (see rlgkd.envs.rewards.arguments.Reward)."""
 
+from rlgkd.envs.rewards.causal_judge import CausalJudge
 from rlgkd.envs.rewards.combined import Shaped, Weighted
+from rlgkd.envs.rewards.entailment import Entailment
 from rlgkd.envs.rewards.http import judge, served
-from rlgkd.envs.rewards.models import CausalJudge, Entailment, RewardModel
+from rlgkd.envs.rewards.reward_model import RewardModel
 from rlgkd.envs.rewards.text import bleu, chrf, exact, length, numeric, pattern, rouge
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A coroutine in a thread of its own, so that what waits does not hold up what computes."""
+"""Runs a coroutine in a thread of its own, so that waiting for it does not hold up computation."""
 
 from __future__ import annotations
 
@@ -10,41 +10,45 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-Told = TypeVar("Told")
-Made = TypeVar("Made")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-class BackgroundTask(Generic[Told, Made]):
-    """Runs from now on; ends when its result is taken, or it is called off. No thread is left then."""
+class BackgroundTask(Generic[T, R]):
+    """A running coroutine and its result. The thread ends when the result is taken or the task is cancelled."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Told], then: Callable[[Told], Made]) -> None:
-        """Begin; `then` makes the result of what the coroutine returned, in the thread that takes it."""
-        self._then, self._began, self._pool = then, threading.Event(), ThreadPoolExecutor(1)
-        self._future = self._pool.submit(contextvars.copy_context().run, asyncio.run, self._watched(coroutine))
+    def __init__(self, coroutine: Coroutine[Any, Any, T], finish: Callable[[T], R]) -> None:
+        """Start the coroutine; `finish` makes the result of what it returns, in the thread that asks for the result."""
+        self._finish = finish
+        self._started = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        # The coroutine sees the caller's context variables, as it would in the caller's own thread.
+        self._future = self._pool.submit(contextvars.copy_context().run, asyncio.run, self._run(coroutine))
 
     def done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the coroutine has ended."""
         return self._future.done()
 
-    def result(self) -> Made:
-        """Wait for it, and end the thread; whatever breaks the waiting off, such as Ctrl-C, calls it off."""
+    def result(self) -> R:
+        """Wait for the result and end the thread; if the wait is interrupted, by Ctrl-C say, cancel the coroutine."""
         try:
-            told = self._future.result()
+            returned = self._future.result()
         except BaseException:
             self.cancel()
             raise
         self._pool.shutdown()
-        return self._then(told)
+        return self._finish(returned)
 
     def cancel(self) -> None:
-        """Cancel it, and wait until it has ended."""
-        self._began.wait()
-        with suppress(RuntimeError):  # the loop is closed: it has ended by itself
+        """Cancel the coroutine, and wait until it has ended."""
+        self._started.wait()
+        with suppress(RuntimeError):  # the loop is closed: the coroutine has ended already
             self._loop.call_soon_threadsafe(self._task.cancel)
         wait([self._future])
         self._pool.shutdown()
 
-    async def _watched(self, coroutine: Coroutine[Any, Any, Told]) -> Told:
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.ensure_future(coroutine)
-        self._began.set()
+    async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.ensure_future(coroutine)
+        self._started.set()
         return await self._task

@@ -1,4 +1,4 @@
-"""Rewards made of other rewards: weighted sums, and hints on the way that move no optimum."""
+"""Rewards made of other rewards: weighted sums, and potential-based hints along the way."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from rlgkd.envs.rewards.grader import Grader, Reward
+from rlgkd.envs.rewards.arguments import Reward
+from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import SettingError
 from rlgkd.types import Item, Score
 
 
 class Weighted:
-    """A sum of rewards, each logged under its name; where one of them fails, so does the sum."""
+    """A sum of rewards, each logged under its name; a sample for which one of them fails has failed."""
 
     def __init__(self, parts: Mapping[str, tuple[float, Reward]]) -> None:
         """Take {name: (weight, reward)}.
 
-        Raises: SettingError where there are none.
+        Raises: SettingError if there are none.
 
         Example:
             >>> from rlgkd.envs.rewards import length, pattern
@@ -39,44 +40,61 @@ class Weighted:
         """Whether one of the parts has an argument of that name."""
         return any(grader.asks_for(name) for _, grader in self._parts.values())
 
-    def __call__(self, items: Sequence[Item], completions: Sequence[str], **more: Any) -> list[Score]:
-        """One Score for each completion, its parts those of this sum."""
-        columns = {name: grader(items, completions, **more) for name, (_, grader) in self._parts.items()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return [self._sum(row) for row in rows]
+    def __call__(self, items: Sequence[Item], completions: Sequence[str], **extra: Any) -> list[Score]:
+        """Return one Score for each completion, its parts those of this sum."""
+        columns = [grader(items, completions, **extra) for _, grader in self._parts.values()]
+        return [self._sum(row) for row in zip(*columns, strict=True)]
 
-    def _sum(self, row: Mapping[str, Score]) -> Score:
-        weighed = [(self._parts[name][0], score) for name, score in row.items()]
-        reward = sum(weight * score.reward for weight, score in weighed)
-        steps = None
-        if (told := next((s.steps for s in row.values() if s.steps is not None), None)) and math.isfinite(reward):
-            each = [weight * np.array(s.steps or (*[0.0] * (len(told) - 1), s.reward)) for weight, s in weighed]
-            steps = tuple(np.sum(each, axis=0).tolist())
-        parts = {name: score.reward for name, score in row.items()}
-        failure = next((f"{name}: {score.failure}" for name, score in row.items() if score.failure), "")
-        return Score(reward=reward, parts=parts, steps=steps, failure=failure)
+    def _sum(self, scores: Sequence[Score]) -> Score:
+        """The Score of one sample, of the Scores of its parts."""
+        names = list(self._parts)
+        weights = [weight for weight, _ in self._parts.values()]
+        reward = sum(weight * score.reward for weight, score in zip(weights, scores, strict=True))
+        failures = [f"{name}: {score.failure}" for name, score in zip(names, scores, strict=True) if score.failure]
+        return Score(
+            reward=reward,
+            parts={name: score.reward for name, score in zip(names, scores, strict=True)},
+            steps=_weighted_steps(weights, scores) if math.isfinite(reward) else None,
+            failure=failures[0] if failures else "",
+        )
 
 
 class Shaped:
-    """A reward with hints on the way: each action earns what it adds to a potential, which a finished text gives back.
+    """A reward with hints: each action earns what it adds to a potential, and the last one gives the potential back.
 
     The sum of the hints is the same for all texts of a prompt, so no optimum moves; an action's own hint reaches it
     without waiting for the end. Source: Ng, Harada and Russell 1999, "Policy invariance under reward transformations".
     """
 
     def __init__(self, reward: Reward, potential: Callable[[Sequence[str]], Sequence[float]]) -> None:
-        """Take the reward, and the potential of texts so far (begun ones; the empty one among them)."""
-        self._grader, self._potential = Grader(reward, max_failed=1.0), potential
+        """Take the reward, and the potential of unfinished texts (the empty one among them)."""
+        self._grader = Grader(reward, max_failed=1.0)
+        self._potential = potential
 
     def __call__(
-        self, items: Sequence[Item], completions: Sequence[str], tokens: Sequence[Sequence[str]], **more: Any
+        self, items: Sequence[Item], completions: Sequence[str], tokens: Sequence[Sequence[str]], **extra: Any
     ) -> list[Score]:
-        """One Score for each completion: the reward less the empty text's potential, with its steps."""
-        scores = []
-        for score, row in zip(self._grader(items, completions, tokens=tokens, **more), tokens, strict=True):
-            of_each = np.array([*self._potential([*accumulate(("", *row))]), 0.0])
-            steps = np.diff(np.delete(of_each, -2))
+        """Return one Score for each completion: the reward less the empty text's potential, with its steps."""
+        shaped = []
+        for score, row in zip(self._grader(items, completions, tokens=tokens, **extra), tokens, strict=True):
+            prefixes = [*accumulate(("", *row))]
+            potentials = np.array([*self._potential(prefixes), 0.0])
+            # The finished text has no potential: the difference at the last action goes to 0 at once.
+            steps = np.diff(np.delete(potentials, -2))
             steps[-1] += score.reward
-            told = tuple(steps.tolist())
-            scores.append(Score(reward=float(steps.sum()), parts=score.parts, steps=told, failure=score.failure))
-        return scores
+            shaped.append(
+                Score(reward=float(steps.sum()), parts=score.parts, steps=tuple(steps.tolist()), failure=score.failure)
+            )
+        return shaped
+
+
+def _weighted_steps(weights: Sequence[float], scores: Sequence[Score]) -> tuple[float, ...] | None:
+    """The steps of a weighted sum, None if no part has any; a part without steps is earned by the last action."""
+    lengths = [len(score.steps) for score in scores if score.steps is not None]
+    if not lengths:
+        return None
+    total = []
+    for weight, score in zip(weights, scores, strict=True):
+        steps = score.steps or (*[0.0] * (lengths[0] - 1), score.reward)
+        total.append(weight * np.array(steps))
+    return tuple(np.sum(total, axis=0).tolist())

@@ -1,7 +1,7 @@
-"""How a sample becomes a model's input: a text with fields in braces, a pair, or a chat.
+"""How a sample becomes a model's input: a text with fields in braces, a pair of texts, or a chat.
 
-What the data or the policy wrote stays plain text on its way to token ids: a completion that spells out a model's end
-token, or the mark that begins a message, has not written one.
+Text of the data and of the policy stays plain text on its way to token ids: a completion that spells out a model's end
+token, or the mark that begins a message, does not become that token.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from rlgkd.envs.rewards.grader import SINGULAR
 from rlgkd.envs.text.chat_template import chat_pieces
-from rlgkd.envs.text.format_string import Braces
+from rlgkd.envs.text.format_string import FormatString
 from rlgkd.errors import SettingError
+from rlgkd.types import REWARD_ARGUMENTS
 
-Row = Mapping[str, list[int]]
-"""A model's inputs for one sample: `input_ids`, and what else its tokenizer makes."""
+ModelInput = Mapping[str, list[int]]
+"""A model's inputs for one sample: `input_ids`, and what else its tokenizer returns."""
 
 
 class Template:
@@ -27,93 +27,97 @@ class Template:
     def __init__(self, text: str, needs: Sequence[str] = ("completion",)) -> None:
         """Read the fields.
 
-        Raises: SettingError for braces that are no field, or a field of `needs` that is not there.
+        Raises: SettingError for braces that hold no field, or a field of `needs` that is missing.
         """
-        self._braces = Braces("template", text)
-        self.text, self.fields = text, self._braces.names
+        self._format = FormatString("template", text)
+        self.text = text
+        self.fields = self._format.names
         for name in self.fields:
-            if not name.isidentifier():  # a reward asks for its columns by its arguments' names
+            if not name.isidentifier():  # a reward asks for its columns by the names of its arguments
                 raise SettingError("template", text, f"{name!r} can be no argument of a reward; rename the column")
         for name in needs:
             if name not in self.fields:
                 raise SettingError("template", text, f"it lacks the field {{{name}}}")
 
     def __call__(self, **values: object) -> str:
-        """The text with these values."""
-        return self._braces.fill(lambda name: str(values[name]))
+        """Fill in these values."""
+        return self._format.fill(lambda name: str(values[name]))
 
 
 @dataclass(frozen=True)
-class Form:
-    """What of a sample goes into a model, and as which token ids."""
+class SampleEncoder:
+    """Encodes samples as a model's inputs."""
 
     fields: tuple[str, ...]
-    ids: Callable[..., Row]
-    """Takes the fields by name."""
+    """The parts of a sample that are encoded."""
+    encode: Callable[..., ModelInput]
+    """Takes the fields of one sample by name."""
 
-    def rows(self, columns: Mapping[str, Sequence[str]]) -> list[Row]:
-        """One row for each sample of a batch, its columns named as `columns_of` has them."""
-        return [self.ids(**sample) for sample in samples(self.fields, columns)]
-
-
-def columns_of(fields: Sequence[str]) -> tuple[str, ...]:
-    """What a reward takes to fill these fields: `completions` for `completion`, and a column under its own name."""
-    return tuple(SINGULAR.get(name, name) for name in fields)
+    def encode_batch(self, columns: Mapping[str, Sequence[str]]) -> list[ModelInput]:
+        """Encode each sample of a batch, whose columns have the names that `argument_names` gives."""
+        return [self.encode(**sample) for sample in samples_of(self.fields, columns)]
 
 
-def samples(fields: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The batch as one mapping for each sample, by the fields' names."""
-    rows = zip(*(columns[name] for name in columns_of(fields)), strict=True)
+def argument_names(fields: Sequence[str]) -> tuple[str, ...]:
+    """The arguments that fill these fields: `completions` for `completion`; a column keeps its name."""
+    return tuple(REWARD_ARGUMENTS.get(name, name) for name in fields)
+
+
+def samples_of(fields: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return the samples of a batch, each as {field: value}."""
+    rows = zip(*(columns[name] for name in argument_names(fields)), strict=True)
     return [dict(zip(fields, row, strict=True)) for row in rows]
 
 
-def text_form(tokenizer: PreTrainedTokenizerBase, template: Template) -> Form:
-    """One text; a template may end with the tokenizer's end token, which is then meant as such."""
+def text_encoder(tokenizer: PreTrainedTokenizerBase, template: Template) -> SampleEncoder:
+    """Encode one text; a template may end with the tokenizer's end token, which then becomes that token."""
     end = str(tokenizer.eos_token) if tokenizer.eos_token is not None else None
     ends = end is not None and template.text.endswith(end)
     body = Template(template.text.removesuffix(cast(str, end)), ()) if ends else template
 
-    def ids(**values: str) -> Row:
-        row = {name: list(row) for name, row in _plain(tokenizer, body(**values)).items()}
+    def encode(**values: str) -> ModelInput:
+        row = {name: list(ids) for name, ids in _tokenized(tokenizer, body(**values)).items()}
         if ends:
             for name, extra in (("input_ids", tokenizer.eos_token_id), ("attention_mask", 1), ("token_type_ids", 0)):
                 if name in row:
                     row[name].append(cast(int, extra))
         return row
 
-    return Form(template.fields, ids)
+    return SampleEncoder(template.fields, encode)
 
 
-def pair_form(tokenizer: PreTrainedTokenizerBase, first: str, second: str) -> Form:
-    """Two fields, joined as the tokenizer joins a pair."""
-    return Form((first, second), lambda **values: _plain(tokenizer, values[first], values[second]))
+def pair_encoder(tokenizer: PreTrainedTokenizerBase, first: str, second: str) -> SampleEncoder:
+    """Encode two fields as the tokenizer joins a pair."""
+    return SampleEncoder((first, second), lambda **values: _tokenized(tokenizer, values[first], values[second]))
 
 
-def chat_form(tokenizer: PreTrainedTokenizerBase, *messages: tuple[str, Template]) -> Form:
-    """Messages of these roles, by the tokenizer's chat template."""
+def chat_encoder(tokenizer: PreTrainedTokenizerBase, *messages: tuple[str, Template]) -> SampleEncoder:
+    """Encode messages, each a role and its template, by the tokenizer's chat template."""
     first, *others = chat_pieces(tokenizer, *(role for role, _ in messages))
 
-    def ids(**values: str) -> Row:
+    def encode(**values: str) -> ModelInput:
         row = list(first)
         for (_, template), piece in zip(messages, others, strict=True):
             text = template(**{name: values[name] for name in template.fields})
-            row += [*_plain(tokenizer, text, add_special_tokens=False)["input_ids"], *piece]
+            row += _tokenized(tokenizer, text, add_special_tokens=False)["input_ids"]
+            row += piece
         return {"input_ids": row, "attention_mask": [1] * len(row)}
 
-    return Form(tuple(dict.fromkeys(name for _, template in messages for name in template.fields)), ids)
+    fields = dict.fromkeys(name for _, template in messages for name in template.fields)
+    return SampleEncoder(tuple(fields), encode)
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, *answers: str) -> list[int]:
-    """The token that each answer begins with.
+    """Return the token that each answer begins with.
 
-    Raises: SettingError where one is empty, or two begin alike.
+    Raises: SettingError if an answer is empty, or two begin with the same token.
     """
-    ids = [_plain(tokenizer, answer, add_special_tokens=False)["input_ids"][:1] for answer in answers]
+    ids = [_tokenized(tokenizer, answer, add_special_tokens=False)["input_ids"][:1] for answer in answers]
     if [] in ids or len({*map(tuple, ids)}) < len(answers):
         raise SettingError("answers", answers, "give answers that begin with different tokens of this tokenizer")
     return [first for (first,) in ids]
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, *texts: str, **settings: Any) -> Row:
-    """A text or a pair of them, in which nothing is read as a special token."""
-    return cast(Row, tokenizer(*texts, split_special_tokens=True, verbose=False, **settings))
+def _tokenized(tokenizer: PreTrainedTokenizerBase, *texts: str, **settings: Any) -> ModelInput:
+    """A text or a pair of texts, in which nothing becomes a special token."""
+    return cast(ModelInput, tokenizer(*texts, split_special_tokens=True, verbose=False, **settings))

@@ -1,12 +1,13 @@
-"""What settings name instead of holding: objects by import path, rewards by name, what other packages bring along.
+"""Rewards by name: those that are shipped, those of other packages, and functions by import path.
 
 A reward is given as
 - a function;
-- a name: one of rlgkd.envs.rewards, or of another package's entry point in the group `rlgkd.rewards`. It stands for
-  what makes the reward, and is called with the settings beside it: `{"name": "rouge", "kind": "rougeL"}`;
-- an import path of the reward itself, `package.module:function` or `folder/file.py:function`; settings beside it become
-  arguments of each call;
-- a list of these, or a mapping {part: one of these}: their sum, each times its `weight` (1 where none is given).
+- a name: one of rlgkd.envs.rewards, or of another package's entry point in the group `rlgkd.rewards`. It names the
+  function that makes the reward, which is called with the settings given with the name:
+  `{"name": "rouge", "kind": "rougeL"}`;
+- an import path of the reward itself, `package.module:function` or `folder/file.py:function`; settings given with it
+  become arguments of each call;
+- a list of these, or a mapping {part: one of these}: their sum, each times its `weight` (1 if none is given).
 """
 
 from __future__ import annotations
@@ -18,115 +19,116 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-import gymnasium as gym
-
-from rlgkd.envs import rewards
-from rlgkd.envs.rewards.grader import Reward
+from rlgkd.envs.rewards.arguments import Reward
+from rlgkd.envs.rewards.causal_judge import CausalJudge
+from rlgkd.envs.rewards.combined import Weighted
+from rlgkd.envs.rewards.entailment import Entailment
+from rlgkd.envs.rewards.http import judge, served
+from rlgkd.envs.rewards.reward_model import RewardModel
+from rlgkd.envs.rewards.text import bleu, chrf, exact, length, numeric, pattern, rouge
 from rlgkd.errors import SettingError
 from rlgkd.imports import import_object, is_import_path
 from rlgkd.ops._registry import unknown_remedy
 
 _log = logging.getLogger(__name__)
 GROUP = "rlgkd.rewards"
-TEXT_ENV = "rlgkd.envs.text_env:TextGenerationEnv"
-
-
-def text_env_ids() -> list[str]:
-    """The registered ids whose environments are rlgkd's, from whatever package they come."""
-    return sorted(name for name, spec in gym.registry.items() if spec.entry_point == TEXT_ENV)
-
-
-def takes_tokenizer(env: str) -> bool:
-    """Whether the environment of this id, one of rlgkd's, leaves its tokenizer to whoever makes it.
-
-    Raises: SettingError if its task cannot be imported.
-    """
-    spec = gym.registry.get(env)
-    if spec is None or spec.entry_point != TEXT_ENV or "tokenizer" in spec.kwargs:
-        return False
-    task = spec.kwargs.get("task")
-    if isinstance(task, str):
-        task = import_object("task", task)
-    return task is None or (callable(task) and "tokenizer" in inspect.signature(task).parameters)
+"""The entry points by which other packages bring rewards."""
+SHIPPED: Mapping[str, Callable[..., Reward]] = {
+    "CausalJudge": CausalJudge,
+    "Entailment": Entailment,
+    "RewardModel": RewardModel,
+    "bleu": bleu,
+    "chrf": chrf,
+    "exact": exact,
+    "judge": judge,
+    "length": length,
+    "numeric": numeric,
+    "pattern": pattern,
+    "rouge": rouge,
+    "served": served,
+}
+"""Makers of rewards: all of rlgkd.envs.rewards that is not made of other rewards."""
 
 
 def shipped_rewards() -> dict[str, Callable[..., Reward]]:
-    """What makes a reward, by name: all of rlgkd.envs.rewards that is not made of other rewards."""
-    return {name: getattr(rewards, name) for name in rewards.__all__ if name not in ("Shaped", "Weighted")}
+    """Return the makers of the shipped rewards."""
+    return dict(SHIPPED)
 
 
 def plugin_rewards() -> dict[str, EntryPoint]:
-    """What other packages bring along, by name, not yet imported; a name that is taken is left out with a warning."""
+    """Return the rewards of other packages by name, not yet imported; a taken name is left out with a warning."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
-        if entry.name in shipped_rewards() or entry.name in found:
-            owner = origin(found[entry.name]) if entry.name in found else "rlgkd"
-            _log.warning("reward %r of %s is left out: %s has one of that name", entry.name, origin(entry), owner)
+        if entry.name in SHIPPED or entry.name in found:
+            owner = _package(found[entry.name]) if entry.name in found else "rlgkd"
+            _log.warning("reward %r of %s is left out: %s has one of that name", entry.name, _package(entry), owner)
         else:
             found[entry.name] = entry
     return found
 
 
-def origin(entry: EntryPoint) -> str:
-    """The name of the package that an entry point comes from."""
-    return entry.dist.name if entry.dist else entry.value
-
-
 def reward_from(given: Any) -> Reward:
-    """The reward that a setting names (see the head of this file).
+    """Return the reward that a setting names (see the head of this file).
 
     Raises: SettingError for an unknown name, or settings that its maker does not take; DependencyError.
     """
     if callable(given):
         return cast(Reward, given)
     if isinstance(given, str):
-        return _named(given, {})
+        return _named_reward(given, {})
     if isinstance(given, Mapping) and isinstance(given.get("name"), str):
-        return _named(given["name"], {k: v for k, v in given.items() if k != "name"})
+        return _named_reward(given["name"], {key: value for key, value in given.items() if key != "name"})
     if isinstance(given, Mapping):
-        return _sum(dict(given))
+        return _weighted_sum(given)
     if isinstance(given, Sequence):
-        parts: dict[str, Any] = {}
-        for part in given:
-            name = part.get("name") if isinstance(part, Mapping) else getattr(part, "__name__", part)
-            if isinstance(name, str) and is_import_path(name):
-                name = name.rpartition(":")[2]
-            if not isinstance(name, str) or name in parts:
-                raise SettingError("reward", name, "name the parts of the sum, each once: {part: reward}")
-            parts[name] = part
-        return _sum(parts)
+        return _weighted_sum(_named_parts(given))
     raise SettingError("reward", given, "give a function, a name, an import path, or a list or mapping of them")
 
 
-def _named(name: str, settings: dict[str, Any]) -> Reward:
-    shipped = shipped_rewards()
-    if ":" in name and name not in shipped:
+def _named_reward(name: str, settings: dict[str, Any]) -> Reward:
+    if ":" in name and name not in SHIPPED:
         reward = import_object("reward", name)
         if not callable(reward):
             raise SettingError("reward", name, "give the path of a function")
         return cast(Reward, partial(reward, **settings) if settings else reward)
-    make: Callable[..., Any]
-    if name in shipped:
-        make = shipped[name]
-    else:
-        plugins = plugin_rewards()
-        if name.endswith(".py"):
-            raise SettingError("reward", name, f"say which function of the file: {name}:FUNCTION")
-        if name not in plugins:
-            raise SettingError("reward", name, unknown_remedy(name, [*shipped, *plugins]))
-        make = import_object("reward", plugins[name].value.partition("[")[0])
+    maker = _maker(name)
     try:
-        inspect.signature(make).bind(**settings)
+        inspect.signature(maker).bind(**settings)
     except TypeError as error:
-        takes = ", ".join(inspect.signature(make).parameters) or "no settings"
-        raise SettingError("reward", {"name": name, **settings}, f"{error}; {name} takes {takes}") from error
-    made = make(**settings)
-    if not callable(made):
-        raise SettingError("reward", name, f"its maker returned {type(made).__name__}, not a function")
-    return cast(Reward, made)
+        taken = ", ".join(inspect.signature(maker).parameters) or "no settings"
+        raise SettingError("reward", {"name": name, **settings}, f"{error}; {name} takes {taken}") from error
+    reward = maker(**settings)
+    if not callable(reward):
+        raise SettingError("reward", name, f"its maker returned {type(reward).__name__}, not a function")
+    return cast(Reward, reward)
 
 
-def _sum(parts: dict[str, Any]) -> Reward:
+def _maker(name: str) -> Callable[..., Any]:
+    if name in SHIPPED:
+        return SHIPPED[name]
+    plugins = plugin_rewards()
+    if name.endswith(".py"):
+        raise SettingError("reward", name, f"say which function of the file: {name}:FUNCTION")
+    if name not in plugins:
+        raise SettingError("reward", name, unknown_remedy(name, [*SHIPPED, *plugins]))
+    path = plugins[name].value.partition("[")[0]  # without the extras that an entry point may list after its path
+    return cast(Callable[..., Any], import_object("reward", path))
+
+
+def _named_parts(given: Sequence[Any]) -> dict[str, Any]:
+    """The parts of a list of rewards, each under the reward's own name."""
+    parts: dict[str, Any] = {}
+    for part in given:
+        name = part.get("name") if isinstance(part, Mapping) else getattr(part, "__name__", part)
+        if isinstance(name, str) and is_import_path(name):
+            name = name.rpartition(":")[2]
+        if not isinstance(name, str) or name in parts:
+            raise SettingError("reward", name, "name the parts of the sum, each once: {part: reward}")
+        parts[name] = part
+    return parts
+
+
+def _weighted_sum(parts: Mapping[Any, Any]) -> Reward:
     weighted: dict[str, tuple[float, Reward]] = {}
     for part, given in parts.items():
         weight = given.get("weight", 1) if isinstance(given, Mapping) else 1
@@ -137,4 +139,8 @@ def _sum(parts: dict[str, Any]) -> Reward:
             if "name" not in given:
                 raise SettingError("reward", part, "say which reward it is: {part: {name: ..., weight: ...}}")
         weighted[str(part)] = (weight, reward_from(given))
-    return rewards.Weighted(weighted)
+    return Weighted(weighted)
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value

@@ -1,7 +1,7 @@
-"""Rewards by comparing texts: overlap with a reference, exact and numeric match, patterns, length.
+"""Rewards that compare texts: overlap with a reference, exact and numeric match, patterns, length.
 
-Each takes `completions` and `references` (or completions alone), returns one number in [0, 1] for each, and says how a
-policy could exploit it.
+Each takes `completions` and `references` (or completions alone) and returns one number in [0, 1] for each completion;
+its docstring says how a policy could exploit it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rouge(kind: str) -> Matching:
 def bleu() -> Matching:
     """BLEU of each sentence against its reference, as sacrebleu computes it (effective order), divided by 100.
 
-    Exploited by short texts of safe words, as far as the brevity penalty lets them.
+    Exploited by short texts of safe words, as far as the brevity penalty allows.
 
     Raises: DependencyError if the package is not installed.
     """
@@ -72,22 +72,22 @@ def _sacrebleu(name: str) -> Matching:
 
 
 def exact(*, ignore_case: bool = False) -> Matching:
-    """1 where the completion is the reference, white space aside: containing it earns nothing."""
+    """1 if the completion is the reference, except for white space; a longer text that contains it earns nothing."""
 
-    def plain(text: str) -> str:
+    def normalized(text: str) -> str:
         text = " ".join(text.split())
         return text.casefold() if ignore_case else text
 
     def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [float(plain(c) == plain(r)) for c, r in zip(completions, references, strict=True)]
+        return [float(normalized(c) == normalized(r)) for c, r in zip(completions, references, strict=True)]
 
     return score
 
 
 def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> Matching:
-    """1 where the number behind the last marker, at the end of the text, is the reference's.
+    """1 if the number after the last marker, at the end of the text, is the reference's.
 
-    Nothing but the number may stand there, so naming the right number on the way, or several, earns nothing. The
+    Nothing but the number may follow the marker, so naming the right number before, or several, earns nothing. The
     reference is a number, or a text that ends with marker and number too.
 
     Raises: SettingError for an empty marker. ValueError, when called, for a reference without a number.
@@ -97,25 +97,26 @@ def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> Matching:
     ending = re.compile(re.escape(marker) + rf"\s*({NUMBER})\s*\.?\s*")
 
     def answer(text: str) -> float | None:
-        at = text.rfind(marker)
-        match = ending.fullmatch(text[at:].rstrip()) if at >= 0 else None
+        start = text.rfind(marker)
+        match = ending.fullmatch(text[start:].rstrip()) if start >= 0 else None
         return float(match[1].replace(",", "")) if match else None
 
-    def gold(text: str) -> float:
-        value = answer(text)
-        return float(text.replace(",", "")) if value is None else value
+    def right_answer(reference: str) -> float:
+        value = answer(reference)
+        return float(reference.replace(",", "")) if value is None else value
+
+    def is_right(completion: str, reference: str) -> bool:
+        value = answer(completion)
+        return value is not None and abs(value - right_answer(reference)) <= tolerance
 
     def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [
-            float((given := answer(c)) is not None and abs(given - gold(r)) <= tolerance)
-            for c, r in zip(completions, references, strict=True)
-        ]
+        return [float(is_right(c, r)) for c, r in zip(completions, references, strict=True)]
 
     return score
 
 
 def pattern(regular_expression: str) -> Callable[[Sequence[str]], list[float]]:
-    """1 where the whole completion, outer white space aside, matches: a format. Exploited by any text of that form.
+    """1 if the whole completion, without outer white space, matches: a format. Exploited by any text of that form.
 
     Raises: SettingError for an expression that does not compile.
     """
@@ -131,7 +132,7 @@ def pattern(regular_expression: str) -> Callable[[Sequence[str]], list[float]]:
 
 
 def length(words: int) -> Callable[[Sequence[str]], list[float]]:
-    """1 up to so many words, then falling linearly to 0 at twice as many. Exploited by writing nothing.
+    """1 up to so many words, then falling linearly to 0 at twice as many. Exploited by empty texts.
 
     Raises: SettingError for words below 1.
     """

@@ -1,4 +1,4 @@
-"""What went wrong in a function of the user's, as one line: the exception, and where in that function it was raised."""
+"""Describes a failure of a user's function in one line: the exception, and where in that function it came from."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LONGEST = 300
+from rlgkd.errors import one_line
+
+MAX_MESSAGE = 300
 """Characters of an exception's message that are shown."""
-BETWEEN = (Path(__file__).parent / "grader.py", Path(asyncio.__file__).parent)
-"""What stands between rlgkd's call and the function."""
+OWN_FILES = (
+    Path(__file__).with_name("grader.py"),
+    Path(__file__).with_name("returned.py"),
+    Path(__file__).with_name("time_limit.py"),
+    Path(asyncio.__file__).parent,
+)
+"""Files and folders whose frames stand between the call of a user's function and the function itself."""
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
-"""Frames that say nothing by their names."""
+"""Frames whose names say nothing to a reader."""
 
 
 def describe_failure(error: Exception, function: Callable[..., Any]) -> str:
-    """Type, message, and the file, line and name of the function.
+    """Return type and message of the exception with the file, line and name of the function it came from.
 
-    The line is the deepest of the file that was entered first; of an exception that was handed back and not raised, or
-    a result that does not do, it is the function's own.
+    The line is the deepest one in the file that was entered first. An exception without such a line, because it was
+    returned and not raised or because it is about the function's result, gets the function's own first line.
     """
-    message = " ".join(str(error).split())
-    message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+    message = one_line(error)
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]}..."
     frames = traceback.extract_tb(error.__traceback__)
-    entered = [f for f in frames[1:] if not any(Path(f.filename).is_relative_to(path) for path in BETWEEN)]
+    # The first frame is the one that caught the exception.
+    entered = [f for f in frames[1:] if not any(Path(f.filename).is_relative_to(path) for path in OWN_FILES)]
     if entered:
         own = [f for f in entered if f.filename == entered[0].filename]
         named = [f.name for f in own if f.name not in COMPREHENSIONS] or [own[-1].name]
         place = f"{own[-1].filename}:{own[-1].lineno}, in {named[-1]}"
     else:
-        place = _defined(function)
+        place = _definition(function)
     return f"{type(error).__name__}: {message} ({place})" if message else f"{type(error).__name__} ({place})"
 
 
-def _defined(function: Any) -> str:
-    """Where a function, a method, or an object that is called is written down."""
+def _definition(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)

@@ -1,1 +1,1 @@
-"""The tasks behind the registered environments, a file each."""
+"""The tasks of the registered environments, one file each."""

@@ -1,7 +1,7 @@
 """rlgkd/Arithmetic-v0: word problems, answered with a chain of steps and a number that is checked exactly.
 
-A miniature of GSM8K. The reward sees the number behind the last `####` alone; whether the steps are right is measured
-beside it, for evaluation.
+A miniature of GSM8K. The reward is for the number after the last `####` alone; whether the steps are right is measured
+in evaluation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlgkd.envs.data.procedural import SplitItems
+from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards import numeric
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
@@ -35,47 +35,50 @@ class Problem:
 
     @property
     def solution(self) -> str:
-        """Steps and answer, as a reference has them."""
+        """Steps and answer in the form of a reference."""
         return " ".join([*self.steps, f"{MARKER} {self.answer}"])
 
 
-def problem(rng: random.Random, steps: int) -> Problem:
-    """A problem of so many steps; every number on the way is a whole one, from 1 to some hundreds."""
-    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+def draw_problem(rng: random.Random, steps: int) -> Problem:
+    """Draw a problem of so many steps; every intermediate result is a whole number, from 1 to some hundreds."""
+    name = rng.choice(NAMES)
+    thing = rng.choice(THINGS)
     have = rng.randint(5, 60)
-    told, written = [f"{name} has {have} {thing}"], []
+    clauses = [f"{name} has {have} {thing}"]
+    solution: list[str] = []
 
     def step(symbol: str, number: int, result: int) -> None:
         nonlocal have
-        written.append(f"{have} {symbol} {number} = {result}.")
+        solution.append(f"{have} {symbol} {number} = {result}.")
         have = result
 
-    while len(written) < steps:
+    while len(solution) < steps:
         kinds = ["gains", "loses", "boxes", "doubles", "shares"]
-        kind = rng.choice([k for k in kinds if k != "boxes" or len(written) + 2 <= steps])
+        kind = rng.choice([k for k in kinds if k != "boxes" or len(solution) + 2 <= steps])  # boxes take two steps
         if kind == "gains":
             number = rng.randint(2, 40)
-            told.append(f"finds {number} more")
+            clauses.append(f"finds {number} more")
             step("+", number, have + number)
         elif kind == "loses" and have > 4:
             number = rng.randint(2, have - 2)
-            told.append(f"gives {number} away")
+            clauses.append(f"gives {number} away")
             step("-", number, have - number)
         elif kind == "boxes":
-            count, each = rng.randint(2, 9), rng.randint(2, 9)
-            told.append(f"buys {count} {rng.choice(BOXES)} of {each}")
-            written.append(f"{count} * {each} = {count * each}.")
+            count = rng.randint(2, 9)
+            each = rng.randint(2, 9)
+            clauses.append(f"buys {count} {rng.choice(BOXES)} of {each}")
+            solution.append(f"{count} * {each} = {count * each}.")
             step("+", count * each, have + count * each)
         elif kind == "doubles" and have <= 150:
-            told.append("wins as many again")
+            clauses.append("wins as many again")
             step("*", 2, have * 2)
         elif kind == "shares":
             parts = [n for n in range(2, 7) if have % n == 0 and have > n]
             if parts:
                 number = rng.choice(parts)
-                told.append(f"keeps one of {number} shares")
+                clauses.append(f"keeps one of {number} shares")
                 step("/", number, have // number)
-    return Problem(f"{', '.join(told)}. How many {thing} now?", tuple(written), have)
+    return Problem(f"{', '.join(clauses)}. How many {thing} now?", tuple(solution), have)
 
 
 def arithmetic(
@@ -83,7 +86,19 @@ def arithmetic(
 ) -> TextTask:
     """Word problems of 1 to `steps` steps, in [1, 8], written out; the reward is for the right answer.
 
-    The limits fit 3 steps: for each one more, give 12 new tokens and 6 of the prompt.
+    Prompt: A problem in a sentence or two, then `Solution:`.
+
+    Reward: 1 if the number after the last `####`, at the end of the text, is the answer; otherwise 0.
+
+    Episode end: The end token; at the length limit, the text is scored as it stands.
+
+    Splits: Problems are drawn without end; the hash of the prompt decides the split, 8, 1 and 1 tenths.
+
+    Args:
+        steps: Steps of the longest problems.
+        tokenizer: A model's name.
+        max_new_tokens: Length limit of a completion. The default fits 3 steps; each further one takes 12 more.
+        max_prompt_tokens: Length limit of a prompt. The default fits 3 steps; each further one takes 6 more.
 
     Raises: SettingError.
     """
@@ -91,27 +106,37 @@ def arithmetic(
         raise SettingError("steps", steps, "give 1 to 8")
 
     def draw(rng: random.Random, key: str) -> Item:
-        drawn = problem(rng, rng.randint(1, steps))
+        problem = draw_problem(rng, rng.randint(1, steps))
         return Item(
-            key=key, prompt=f" {drawn.question}\nSolution:", reference=drawn.solution, columns={"answer": drawn.answer}
+            key=key,
+            prompt=f" {problem.question}\nSolution:",
+            reference=problem.solution,
+            columns={"answer": problem.answer},
         )
 
     return TextTask(
-        name="Arithmetic", prompts=SplitItems("arithmetic", draw), reward=numeric(marker=MARKER), tokenizer=tokenizer,
-        max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens, quality=quality,
-    )  # fmt: skip
+        name="Arithmetic",
+        prompts=ProceduralItems("arithmetic", draw),
+        reward=numeric(marker=MARKER),
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        quality=quality,
+    )
 
 
 def quality(items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
-    """`steps`: share of the written steps whose result is right (0 where there are none); `exact`: as the reference."""
+    """`steps`: share of a completion's steps whose result is right (0 if it has none); `exact`: 1 for the reference."""
     measures = []
     for item, completion in zip(items, completions, strict=True):
-        done = [
-            {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else float("nan")}[symbol] == result
-            for a, symbol, b, result in (
-                (int(a), symbol, int(b), int(result)) for a, symbol, b, result in STEP.findall(completion)
-            )
-        ]
-        right = sum(done) / len(done) if done else 0.0
-        measures.append({"steps": right, "exact": float(completion.split() == item.reference.split())})
+        right = [_is_right(*step) for step in STEP.findall(completion)]
+        exact = completion.split() == item.reference.split()
+        measures.append({"steps": sum(right) / len(right) if right else 0.0, "exact": float(exact)})
     return measures
+
+
+def _is_right(left: str, symbol: str, right: str, result: str) -> bool:
+    a = int(left)
+    b = int(right)
+    results = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else float("nan")}
+    return results[symbol] == int(result)

@@ -1,4 +1,4 @@
-"""rlgkd/Dataset-v0: a user's file, by settings alone."""
+"""rlgkd/Dataset-v0: a user's own data, by settings alone."""
 
 from __future__ import annotations
 
@@ -11,23 +11,40 @@ EXAMPLE = [
     {"prompt": f"Question: What is {a} + {b}?\nAnswer:", "reference": str(a + b)}
     for a, b in ((1, 1), (2, 3), (4, 5), (7, 2))
 ]
-"""Stands in until data is given, so that the id can be made, looked at and checked as it is."""
+"""Used until data is given, so that the environment can be made, looked at and checked as it is."""
 
 
 def dataset(
-    *, data: Any = EXAMPLE, reward: Any = "exact", tokenizer: Any = "embedded:grounded-teacher", name: str = "",
+    *,
+    data: Any = EXAMPLE,
+    reward: Any = "exact",
+    tokenizer: Any = "embedded:grounded-teacher",
+    name: str = "",
     **settings: Any,
-) -> TextTask:  # fmt: skip
+) -> TextTask:
     """Your own data, from a file, a folder or a list, with a reward by name (see rlgkd.envs.data.items.read_items).
 
-    The tokenizer should be the student's, as it is by `rlgkd train`; the one here stands in, like the example.
+    Prompt: The column `prompt`, or a template with the data's columns. Every prompt is encoded once at the start, so
+    that one that is too long is reported then, and not during training.
 
-    Every prompt is encoded once before anything else, so that one too long is told at the start and not in the midst.
+    Reward: An exact match with the reference, in {0, 1}, or the one that `reward` names.
+
+    Episode end: The end token or a stop string; at the length limit, the text is scored as it stands.
+
+    Splits: Those of the data. A lone file is divided by the hash of the prompt, 8, 1 and 1 tenths.
+
+    Args:
+        data: A file, a folder, a list, a data set, a function of `rng`, or an import path of one of these.
+        reward: A reward's name, with settings or as a sum, an import path, or a function.
+        tokenizer: The student's, as `rlgkd train` sets it; the default is a stand-in, like the example data.
+        name: Shown in reports; by default the path of the data.
+        **settings: Those of `TextTask`.
 
     Raises: SettingError, DataError, ModelError, DependencyError.
     """
-    named = name or ("example" if data is EXAMPLE else data if isinstance(data, str) else "Dataset")
-    task = TextTask(prompts=data, reward=reward, tokenizer=tokenizer, name=named, **settings)
+    if not name:
+        name = "example" if data is EXAMPLE else data if isinstance(data, str) else "Dataset"
+    task = TextTask(prompts=data, reward=reward, tokenizer=tokenizer, name=name, **settings)
     if isinstance(task.items, ListItems):
         for item in task.items.all():
             task.encode_prompt(item)

@@ -1,7 +1,7 @@
-"""rlgkd/Guess-v0: a game of several turns. The policy guesses a number, is told `higher` or `lower`, and guesses again.
+"""rlgkd/Guess-v0: a game of several turns. The policy guesses a number until the hints lead it to the right one.
 
-A miniature of tool use: what the environment says stands between the policy's turns and is no action, and whoever
-halves the range each time needs the fewest turns.
+A miniature of tool use: the environment's replies stand between the policy's turns and are no actions, and a policy
+that halves the range each time needs the fewest turns.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from rlgkd.envs.data.procedural import SplitItems
+from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
 from rlgkd.types import Item
 
 TOKENIZER = "embedded:grounded-teacher"
-FEWEST = 4
-"""Numbers in a range."""
+MIN_RANGE = 4
+"""The fewest numbers in a range."""
 
 
 def guess(
@@ -27,17 +27,24 @@ def guess(
     max_new_tokens: int = 96,
     max_prompt_tokens: int = 48,
 ) -> TextTask:
-    """A game of several turns: guess a number, be told `higher` or `lower`, and guess again.
+    """A game of several turns: guess a number, get `higher` or `lower` as a reply, and guess again.
 
-    The reward is 1 for the right number at once and falls evenly to 1 / guesses for the last guess; 0 for none. Halving
-    the range finds any of n numbers in log2(n + 1) guesses, rounded up. Text that is no whole number ends the game.
+    Prompt: A range of 4 or more numbers. Each wrong guess is answered with `higher` or `lower`.
+
+    Reward: 1 for the right number at once, falling evenly to 1 / guesses for the last guess; 0 if it is not found.
+    Halving the range finds any of n numbers in log2(n + 1) guesses, rounded up.
+
+    Episode end: The right number, the last guess, or a turn that is no whole number; at the length limit of all turns,
+    the game is scored as it stands.
+
+    Splits: Games are drawn without end; the hash of the prompt decides the split, 8, 1 and 1 tenths.
 
     Args:
-        largest: The prompt gives a range of 4 numbers or more within [1, largest]; 16 or more.
-        guesses: Turns; 1 or more.
+        largest: The ranges lie within [1, largest]; 16 or more.
+        guesses: The most guesses; 1 or more.
         tokenizer: A model's name.
-        max_new_tokens: Of all turns together, the environment's included.
-        max_prompt_tokens: Of the prompt.
+        max_new_tokens: Length limit of all turns together, the environment's included.
+        max_prompt_tokens: Length limit of a prompt.
 
     Raises: SettingError.
     """
@@ -47,36 +54,45 @@ def guess(
         raise SettingError("guesses", guesses, "give 1 or more")
 
     def draw(rng: random.Random, key: str) -> Item:
-        low = rng.randint(1, largest - FEWEST + 1)
-        high = rng.randint(low + FEWEST - 1, largest)
+        low = rng.randint(1, largest - MIN_RANGE + 1)
+        high = rng.randint(low + MIN_RANGE - 1, largest)
         number = rng.randint(low, high)
         prompt = f" Guess a number from {low} to {high}."
         return Item(key=key, prompt=prompt, reference=str(number), columns={"number": number})
 
     def reply(item: Item, turns: Sequence[str]) -> str | None:
-        given, number = _number(turns[-1]), item.columns["number"]
-        if given is None or given == number or len(turns[::2]) >= guesses:
+        guessed = _whole_number(turns[-1])
+        number = item.columns["number"]
+        if guessed is None or guessed == number or len(turns[::2]) >= guesses:
             return None
-        return " higher" if given < int(str(number)) else " lower"
+        return " higher" if guessed < int(str(number)) else " lower"
 
     def reward(turns: Sequence[Sequence[str]], number: Sequence[int]) -> list[float]:
         return [
-            (guesses - len(said[::2]) + 1) / guesses if _number(said[-1]) == right else 0.0
-            for said, right in zip(turns, number, strict=True)
+            (guesses - len(game[::2]) + 1) / guesses if _whole_number(game[-1]) == right else 0.0
+            for game, right in zip(turns, number, strict=True)
         ]
 
     return TextTask(
-        name="Guess", prompts=SplitItems("guess", draw), reward=reward, reply=reply, tokenizer=tokenizer,
-        max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens, quality=quality,
-    )  # fmt: skip
+        name="Guess",
+        prompts=ProceduralItems("guess", draw),
+        reward=reward,
+        reply=reply,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        quality=quality,
+    )
 
 
 def quality(items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
-    """`found`: 1 where the last guess is right."""
+    """`found`: 1 if the last guess is right."""
     return [
-        {"found": float(_number(text) == item.columns["number"])} for item, text in zip(items, completions, strict=True)
+        {"found": float(_whole_number(text) == item.columns["number"])}
+        for item, text in zip(items, completions, strict=True)
     ]
 
 
-def _number(text: str) -> int | None:
+def _whole_number(text: str) -> int | None:
+    # isdigit() alone is also true for digits that int() refuses, such as superscripts.
     return int(text) if text.strip().isascii() and text.strip().isdigit() else None

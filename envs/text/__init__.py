@@ -1,1 +1,1 @@
-"""Texts around a prompt: chat templates and format strings."""
+"""Texts and their tokens: format strings, chat templates, and the token ids of prompts, completions and replies."""

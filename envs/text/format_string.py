@@ -1,6 +1,6 @@
-"""A text with names in braces, `Question: {question}`; a brace of the text's own is doubled.
+"""A text with names in braces, `Question: {question}`; doubled braces stand for braces of the text itself.
 
-It knows names and nothing else: it cannot reach an object's attributes, and braces in a value stay what they are.
+Only names are filled in: a format string cannot reach an object's attributes, and braces in a value stay what they are.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from itertools import pairwise
 from rlgkd.errors import SettingError
 
 NAME = r"\w[\w -]*"
-PLACE = re.compile(rf"\{{\{{|\}}\}}|\{{({NAME})\}}|[{{}}]")
+BRACES = re.compile(rf"\{{\{{|\}}\}}|\{{({NAME})\}}|[{{}}]")
+"""A doubled brace, a name in braces, or a brace that is neither."""
 
 
-class Braces:
-    """The text, the names in it, and the names that it only spells out."""
+class FormatString:
+    """The text, the names in it, and the names in doubled braces."""
 
     def __init__(self, field: str, text: str) -> None:
-        """Read the text of this setting.
+        """Read the text of the setting `field`.
 
         Raises: SettingError for a brace that holds no name.
         """
-        places = list(PLACE.finditer(text))
-        for place in places:
-            if place[0] in "{}":
+        found = list(BRACES.finditer(text))
+        for match in found:
+            if match[0] in "{}":
                 raise SettingError(field, text, "write {name} with a plain name in it, and {{ or }} for a brace itself")
         self.text = text
-        self.names = tuple(dict.fromkeys(place[1] for place in places if place[1]))
-        spelt = [
-            text[one.end() : other.start()] for one, other in pairwise(places) if (one[0], other[0]) == ("{{", "}}")
+        self.names = tuple(dict.fromkeys(match[1] for match in found if match[1]))
+        doubled = [
+            text[left.end() : right.start()] for left, right in pairwise(found) if (left[0], right[0]) == ("{{", "}}")
         ]
-        self.spelt = tuple(name for name in spelt if re.fullmatch(NAME, name))
-        """Names in doubled braces: `{{name}}` writes `{name}`."""
+        self.doubled_names = tuple(name for name in doubled if re.fullmatch(NAME, name))
+        """Names in doubled braces, which are not filled in: `{{name}}` gives `{name}`."""
 
     def fill(self, value_of: Callable[[str], str]) -> str:
-        """The text with a value for each name.
+        """Return the text with a value for each name.
 
         Example:
-            >>> Braces("prompt", "Q: {question} {{x}}").fill({"question": "1 + {x}?"}.get)
+            >>> FormatString("prompt", "Q: {question} {{x}}").fill({"question": "1 + {x}?"}.get)
             'Q: 1 + {x}? {x}'
         """
-        return PLACE.sub(lambda place: value_of(place[1]) if place[1] else place[0][0], self.text)
+        return BRACES.sub(lambda match: value_of(match[1]) if match[1] else match[0][0], self.text)

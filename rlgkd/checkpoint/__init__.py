@@ -2,18 +2,19 @@
 
 A checkpoint is a folder, `step-N`, of safetensors and JSON; nothing pickled is written or read:
 
-    model.safetensors, model.json            every tensor of the state dict once; the names that are tied to another's
-    optimizer.safetensors, optimizer.json    its tensors; everything else it holds
+    model.safetensors, model.json            every tensor of the state dict once; the names tied to another's
+    optimizer.safetensors, optimizer.json    the optimizer's tensors; the rest of its state
     random.json                              Python's, NumPy's (the legacy global), torch's CPU and CUDA generators
-    state.json                               the caller's counters, cursors and settings
+    state.json                               the caller's counters, positions in the data and settings
     manifest.json                            size and SHA-256 of each file above; written last
 
-It is filled under a temporary name beside its place, flushed to the disk, and renamed. So a folder that bears its name
-is whole, whatever killed the process or filled the disk; `latest` checks the sums all the same.
+The folder is filled under a temporary name in the same parent, flushed to the disk, and renamed. A folder with a
+checkpoint's name is therefore whole, whatever killed the process or filled the disk; `latest` verifies the checksums
+all the same.
 
-Left out: sharded models (FSDP), and the random states of processes other than the one that saves. One process at a
-time writes into a parent folder. A leftover is told by its process id, so a folder shared between machines may not
-have two writers either.
+Not here: sharded models (FSDP), and the random states of processes other than the one that saves. One process at a
+time may write into a parent folder. A leftover is recognised by the process id in its name, so a folder shared between
+machines may not have two writers either.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from torch.optim import Optimizer
 
 from rlgkd.checkpoint.files import (
     atomic_write,
-    beside,
     dump_json,
     leftovers,
     publish,
-    put_back,
     read_json,
     reason,
     remove_stale,
+    restore_replaced,
     sync,
+    temporary_name,
     write,
 )
-from rlgkd.checkpoint.state import JSON, contents, fitting
+from rlgkd.checkpoint.state import JSON, checked_restore, file_contents
 from rlgkd.errors import CheckpointError, SettingError
 
 __all__ = ["FILES", "FORMAT", "JSON", "MANIFEST", "atomic_write", "latest", "load", "prune", "remove_stale", "save"]
@@ -65,20 +66,21 @@ _STEP = re.compile(r"step-(\d+)")
 def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) -> Path:
     """Write a checkpoint to `folder`, whole or not at all.
 
-    A checkpoint that is already there is replaced and stays until the new one is complete: a run resumed from an
-    earlier step comes past the later ones again. A folder that holds anything else is refused.
+    An existing checkpoint is replaced, and kept until the new one is complete: a run resumed from an earlier step
+    writes the later ones again. A folder that holds anything else is refused.
 
     Args:
-        folder: Where to, `checkpoints/step-N` in a run; missing parents are made.
-        model: All parameters that the optimizer holds must be among its own.
+        folder: The folder to write, `checkpoints/step-N` in a run; missing parents are created.
+        model: The model, which must contain all parameters of the optimizer.
         optimizer: A torch optimizer, or accelerate's wrapper around one.
-        state: What the caller needs to go on. Sequences come back as lists.
+        state: JSON that the caller needs to resume. Sequences come back as lists.
 
     Returns:
         `folder`.
 
     Raises:
-        CheckpointError: It could not be written (the disk is full, say), or something in it is no tensor and no JSON.
+        CheckpointError: The folder could not be written (a full disk, for example), or a value is neither tensor nor
+            JSON.
 
     Example:
         >>> import tempfile, torch
@@ -90,18 +92,18 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         {'step': 7}
     """
     folder = Path(folder)
-    written = contents(model, optimizer, state)
-    temporary = beside(folder, "tmp")
+    files = file_contents(model, optimizer, state)
+    temporary = temporary_name(folder, "tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(folder.parent)
-        if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {*FILES, MANIFEST}):
+        if folder.exists() and not _is_checkpoint(folder):
             raise CheckpointError("checkpoint", str(folder), "it holds something else; save under another name")
         try:
             temporary.mkdir()
-            for name, content in written.items():
+            for name, content in files.items():
                 write(temporary / name, content)
-            write(temporary / MANIFEST, dump_json({"format": FORMAT, "files": _sums(temporary)}))
+            write(temporary / MANIFEST, dump_json({"format": FORMAT, "files": _checksums(temporary)}))
             sync(temporary)
             publish(temporary, folder)
         except BaseException:
@@ -116,47 +118,49 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
 def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Restore model, optimizer and random states exactly, and return the caller's `state`.
 
-    All sums, names, shapes and dtypes are checked before anything is changed. Devices may differ from those saved.
+    All checksums, names, shapes and dtypes are checked before anything changes. Devices may differ from the saved.
 
     Args:
         folder: A checkpoint.
-        model: Built as the saved one was: the same names, shapes, dtypes and ties.
-        optimizer: Of the same class, over the same parameters in the same order; its hyperparameters are replaced.
+        model: A model built as the saved one was: with the same names, shapes, dtypes and ties.
+        optimizer: An optimizer of the same class over the same parameters in the same order; its hyperparameters are
+            replaced.
 
     Raises:
-        CheckpointError: A file is missing, damaged or foreign (names a whole checkpoint beside it, if there is one),
-            or the checkpoint is of another model or optimizer.
+        CheckpointError: A file is missing, damaged or foreign (the message names another whole checkpoint in the
+            same parent, if there is one), or the checkpoint is of another model or optimizer.
     """
     folder = Path(folder)
-    if damage := _damage(folder):
-        file, what = damage
+    damage = _damage(folder)
+    if damage is not None:
+        file, problem = damage
         others = (other for other in _steps(folder.parent) if other.name != folder.name and not _damage(other))
         other = next(others, None)
-        advice = "no whole checkpoint lies beside it; start anew"
+        advice = "no whole checkpoint is next to it; start again"
         if other:
             advice = f"use {'a later' if _number(other) > _number(folder) else 'an earlier'} checkpoint: {other}"
-        raise CheckpointError("checkpoint", str(file), f"it is {what}; {advice}")
-    restore = fitting(folder, model, optimizer)
+        raise CheckpointError("checkpoint", str(file), f"it is {problem}; {advice}")
+    restore = checked_restore(folder, model, optimizer)
     state: dict[str, Any] = read_json(folder / "state.json")
     restore()
     return state
 
 
 def latest(parent: Path) -> Path | None:
-    """The newest whole `step-N` in `parent` by number, or None; temporary and damaged ones are passed over."""
+    """Return the whole `step-N` in `parent` with the highest number, skipping temporary and damaged ones, or None."""
     for path, match in leftovers(parent):
         if match["kind"] == "old":  # a process died between the two renames of `publish`
-            put_back(path, match["name"])
+            restore_replaced(path, match["name"])
     return next((folder for folder in _steps(parent) if not _damage(folder)), None)
 
 
 def prune(parent: Path, keep: int = 2) -> list[Path]:
-    """Delete what is older than the newest `keep` whole checkpoints, and leftovers of dead processes.
+    """Delete checkpoints older than the newest `keep` whole ones, and leftovers of dead processes.
 
-    What is kept is read and verified first, so the last whole one is never deleted on the strength of a damaged one.
+    The kept ones are verified first, so a damaged checkpoint never causes the last whole one to be deleted.
 
     Returns:
-        The checkpoints that were deleted, newest first.
+        The deleted checkpoints, newest first.
     """
     if keep < 1:
         raise SettingError("keep", keep, "keep at least 1 checkpoint")
@@ -167,30 +171,35 @@ def prune(parent: Path, keep: int = 2) -> list[Path]:
             if keep > 0:
                 keep -= not _damage(folder)
                 continue
-            doomed = folder.rename(beside(folder, "tmp"))  # never half a checkpoint under a whole one's name
+            renamed = folder.rename(temporary_name(folder, "tmp"))  # half a checkpoint never has a whole one's name
             removed.append(folder)
-            shutil.rmtree(doomed)
+            shutil.rmtree(renamed)
     except OSError as error:
         remedy = f"old checkpoints could not be deleted ({reason(error)}); delete them by hand"
         raise CheckpointError("checkpoints", str(parent), remedy) from error
     return removed
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds nothing but a checkpoint's files, whole or not."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, MANIFEST}
+
+
 def _number(folder: Path) -> float:
-    """N of `step-N`; a folder by another name counts as later than all."""
+    """Return N of `step-N`; a folder with another name counts as later than all."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else math.inf
 
 
 def _steps(parent: Path) -> list[Path]:
-    """The folders `step-N` in `parent`, highest number first."""
+    """Return the folders `step-N` in `parent`, highest number first."""
     folders = Path(parent).iterdir() if Path(parent).is_dir() else ()
     numbered = [folder for folder in folders if _STEP.fullmatch(folder.name) and folder.is_dir()]
     return sorted(numbered, key=_number, reverse=True)
 
 
-def _sums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of each file."""
+def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size in bytes and SHA-256 of each file."""
     sums = {}
     for name in FILES:
         with (folder / name).open("rb") as file:
@@ -202,7 +211,7 @@ def _sums(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _damage(folder: Path) -> tuple[Path, str] | None:
-    """The first file of a checkpoint that is not as it was written, and what is wrong with it; None if it is whole."""
+    """Return the first file of a checkpoint that is not as written, and the problem; None if all are whole."""
     file = folder / MANIFEST
     try:
         if not folder.is_dir():
@@ -222,6 +231,6 @@ def _damage(folder: Path) -> tuple[Path, str] | None:
         return file, "missing"
     except OSError as error:
         return file, f"unreadable ({reason(error)})"
-    except (ValueError, KeyError, TypeError):  # JSON that is broken, or that says something else
+    except (ValueError, KeyError, TypeError):  # JSON that is malformed, or not a manifest
         return folder / MANIFEST, "damaged (not the manifest of a checkpoint)"
     return None

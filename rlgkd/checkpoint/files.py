@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: temporary names, flushes, renames, and what dead processes leave."""
+"""Files that are written whole or not at all: temporary names, flushes, renames, and leftovers of dead processes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlgkd.errors import CheckpointError
+from rlgkd.errors import CheckpointError, one_line
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)")
 
 
 def remove_stale(parent: Path) -> None:
-    """Delete the temporaries that dead processes left in `parent`, and put back what one died while replacing."""
+    """Delete the temporaries of dead processes in `parent`, and restore a checkpoint that one died while replacing."""
     for path, match in leftovers(parent):
-        if match["kind"] == "old" and put_back(path, match["name"]):
+        if match["kind"] == "old" and restore_replaced(path, match["name"]):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -30,10 +30,10 @@ def remove_stale(parent: Path) -> None:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a small file so that a reader finds the old content or the new, whole, and never a part.
+    """Write a small file so that a reader finds either the old content or the new, each whole.
 
     Raises:
-        CheckpointError: It could not be written; the old content is still there.
+        CheckpointError: The file could not be written; it still has its old content.
 
     Example:
         >>> import tempfile
@@ -43,7 +43,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         '{"reward": 1.0}'
     """
     path = Path(path)
-    temporary = beside(path, "tmp")
+    temporary = temporary_name(path, "tmp")
     try:
         try:
             write(temporary, content)
@@ -68,7 +68,7 @@ def write(path: Path, content: str | bytes | dict[str, Tensor]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,67 +77,67 @@ def sync(path: Path) -> None:
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Give a complete temporary its name. What bore it steps aside first, and returns if anything fails."""
-    aside = beside(folder, "old")
-    replaced = folder.exists()
-    if replaced:
-        folder.rename(aside)
+    """Rename a complete temporary to `folder`, whose old content is restored if that fails and deleted if not."""
+    replaced = temporary_name(folder, "old")
+    exists = folder.exists()
+    if exists:
+        folder.rename(replaced)
     try:
         temporary.rename(folder)
     except BaseException:
-        if replaced:
-            aside.rename(folder)
+        if exists:
+            replaced.rename(folder)
         raise
     sync(folder.parent)
-    if replaced:
-        shutil.rmtree(aside, ignore_errors=True)
+    if exists:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
-def beside(path: Path, kind: str) -> Path:
-    """A name next to `path` that says what it is for (`tmp` or `old`) and whose it is."""
+def temporary_name(path: Path, kind: str) -> Path:
+    """Return a path in the same folder, named after `path`, its kind (`tmp` or `old`) and this process."""
     return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
 
 
 def leftovers(parent: Path) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Temporaries whose writer is dead, or this process: nothing else writes while it asks."""
+    """Yield temporaries whose writer is dead, or is this process, which writes nothing else at the same time."""
     for path in sorted(Path(parent).iterdir()) if Path(parent).is_dir() else ():
         match = _LEFTOVER.fullmatch(path.name)
-        if match and (int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))):
+        if match and (int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))):
             yield path, match
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process is another user's
         return True
     return True
 
 
-def put_back(aside: Path, name: str) -> bool:
-    """Return an aside checkpoint to its name, unless its successor took it."""
-    if aside.with_name(name).exists():
+def restore_replaced(replaced: Path, name: str) -> bool:
+    """Rename a replaced checkpoint back to `name`, unless its successor has that name; return whether it was."""
+    if replaced.with_name(name).exists():
         return False
     try:
-        aside.rename(aside.with_name(name))
-    except OSError:  # a reader without the right to write
+        replaced.rename(replaced.with_name(name))
+    except OSError:  # the reader may have no write permission
         return False
     return True
 
 
 def reason(error: Exception) -> str:
-    """Why the system refused, on one line."""
+    """Return the reason of a failed system call on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())
+    return one_line(text)
 
 
 def dump_json(value: Any) -> str:
-    """JSON that a person can read."""
+    """Return indented JSON."""
     return json.dumps(value, indent=1) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds."""
+    """Return the JSON of a file."""
     return json.loads(path.read_bytes())

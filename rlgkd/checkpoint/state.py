@@ -1,4 +1,4 @@
-"""What a checkpoint holds: model, optimizer and random states as tensors and JSON, to the bit and without a pickle."""
+"""A checkpoint's contents: model, optimizer and random states as tensors and JSON, exact and without pickle."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from rlgkd.errors import CheckpointError
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 
-def contents(model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) -> dict[str, str | dict[str, Tensor]]:
-    """What each file of a checkpoint holds."""
+def file_contents(
+    model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]
+) -> dict[str, str | dict[str, Tensor]]:
+    """Return the content of each file of a checkpoint."""
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                "model", name, "its state is no tensor and would have to be pickled; keep it in state"
+                "model", name, "its state is not a tensor and would have to be pickled; keep it in state"
             )
         weights[name] = value
     ties = _ties(weights)
@@ -38,14 +40,14 @@ def contents(model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) 
     if None in parameters:
         raise CheckpointError("optimizer", f"parameter {parameters.index(None)}", "pass the model that it belongs to")
     tensors: dict[str, Tensor] = {}
-    described = inner.state_dict()
+    optimizer_state = inner.state_dict()
     optimizer_json = {
         "class": type(inner).__name__,
         "parameters": parameters,
-        "groups": [_encode(g, f"group-{i}", tensors) for i, g in enumerate(described["param_groups"])],
+        "groups": [_encode(group, f"group-{i}", tensors) for i, group in enumerate(optimizer_state["param_groups"])],
         "state": {
             str(index): _encode(values, f"{index}/{parameters[index]}", tensors)
-            for index, values in described["state"].items()
+            for index, values in optimizer_state["state"].items()
         },
     }
     return {
@@ -53,16 +55,18 @@ def contents(model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) 
         "model.json": dump_json({"ties": ties}),
         "optimizer.safetensors": _storable(tensors),
         "optimizer.json": dump_json(optimizer_json),
-        "random.json": json.dumps(_encode(_random_states(), "random", {})),  # no indent: one line per number is long
+        "random.json": json.dumps(
+            _encode(_random_states(), "random", {})
+        ),  # without indent, which would give each number a line
         "state.json": dump_json(_plain(state, "state")),
     }
 
 
-def fitting(folder: Path, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
-    """Check that a whole checkpoint's contents fit, changing nothing; returns what then restores them."""
-    weights = _fitting_weights(folder, model)
-    saved = _fitting_optimizer(folder, model, optimizer)
-    random_states = _fitting_random(folder)
+def checked_restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+    """Check that a whole checkpoint fits, changing nothing, and return the function that restores it."""
+    weights = _checked_weights(folder, model)
+    saved = _checked_optimizer(folder, model, optimizer)
+    random_states = _checked_random(folder)
 
     def restore() -> None:
         model.load_state_dict(weights)
@@ -73,82 +77,79 @@ def fitting(folder: Path, model: nn.Module, optimizer: Optimizer) -> Callable[[]
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and no two on one storage, as safetensors asks; values and dtypes are untouched."""
-    storable, seen = {}, set()
+    """Return the tensors on the CPU, contiguous and each with its own storage, as safetensors requires."""
+    storable = {}
+    storages = set()
     for name, value in tensors.items():
         value = value.detach().cpu().contiguous()
-        if value.untyped_storage().data_ptr() in seen:
+        if value.untyped_storage().data_ptr() in storages:
             value = value.clone()
-        seen.add(value.untyped_storage().data_ptr())
+        storages.add(value.untyped_storage().data_ptr())
         storable[name] = value
     return storable
 
 
 def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name whose tensor is the very memory of an earlier one: that one's name."""
+    """Return, for each name whose tensor shares its memory with an earlier one, the earlier name."""
     first: dict[tuple[object, ...], str] = {}
     ties = {}
     for name, value in tensors.items():
         memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and (kept := first.setdefault(memory, name)) != name:
-            ties[name] = kept
+        if value.numel() and first.setdefault(memory, name) != name:
+            ties[name] = first[memory]
     return ties
 
 
-def _fitting_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The checkpoint's state dict, ties included, once it is sure to fit the model."""
+def _checked_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Return the checkpoint's state dict, ties included, after checking that it fits the model."""
     ties: dict[str, str] = read_json(folder / "model.json")["ties"]
     weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     weights |= {name: weights[kept] for name, kept in ties.items()}
-    own: dict[str, Tensor] = model.state_dict()
-    own_ties = _ties(own)
+    current: dict[str, Tensor] = model.state_dict()
+    current_ties = _ties(current)
     remedy = f"build the model as {folder} was: see the run's config.yaml"
-    for name in sorted({*weights, *own}):
-        if name not in weights or name not in own:
+    for name in sorted({*weights, *current}):
+        if name not in weights or name not in current:
             where = "only in the checkpoint" if name in weights else "not in the checkpoint"
             raise CheckpointError("model", name, f"it is {where}; {remedy}")
-        for what, ours, saved in (
-            ("shape", tuple(own[name].shape), tuple(weights[name].shape)),
-            ("dtype", own[name].dtype, weights[name].dtype),
-            ("tie", own_ties.get(name), ties.get(name)),
+        for what, here, saved in (
+            ("shape", tuple(current[name].shape), tuple(weights[name].shape)),
+            ("dtype", current[name].dtype, weights[name].dtype),
+            ("tie", current_ties.get(name), ties.get(name)),
         ):
-            if ours != saved:
-                raise CheckpointError("model", name, f"its {what} is {ours} here, {saved} saved; {remedy}")
+            if here != saved:
+                raise CheckpointError("model", name, f"its {what} is {here} here, {saved} saved; {remedy}")
     return weights
 
 
 def _unwrap(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside accelerate's wrapper."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+    """Return the torch optimizer inside accelerate's wrapper."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrap(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str | None]:
-    """The model's names for the optimizer's parameters, in the order of its state dict's indices."""
+    """Return the model's names of the optimizer's parameters, in the order of its state dict's indices."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _fitting_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The optimizer's state dict, once it is sure to fit; shapes follow from the parameters'."""
+def _checked_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the optimizer's state dict after checking that it fits; its shapes follow from the parameters'."""
     saved = read_json(folder / "optimizer.json")
     inner = _unwrap(optimizer)
-    for what, ours, theirs in (
+    group_sizes = [len(group["params"]) for group in inner.param_groups]
+    saved_group_sizes = [len(group["params"]) for group in saved["groups"]]
+    for what, here, there in (
         ("class", type(inner).__name__, saved["class"]),
-        (
-            "parameter groups",
-            [len(g["params"]) for g in inner.param_groups],
-            [len(g["params"]) for g in saved["groups"]],
-        ),
+        ("parameter groups", group_sizes, saved_group_sizes),
     ):
-        if ours != theirs:
-            raise CheckpointError(
-                "optimizer", ours, f"its {what} in {folder}: {theirs!r}; use the settings of that run"
-            )
-    for name, kept in zip(_parameter_names(model, inner), saved["parameters"], strict=True):
-        if name != kept:
-            raise CheckpointError("optimizer", name, f"{folder} has {kept!r} in its place; keep the parameters' order")
+        if here != there:
+            raise CheckpointError("optimizer", here, f"its {what} in {folder}: {there!r}; use the settings of that run")
+    for name, saved_name in zip(_parameter_names(model, inner), saved["parameters"], strict=True):
+        if name != saved_name:
+            remedy = f"{folder} has {saved_name!r} in its place; keep the parameters' order"
+            raise CheckpointError("optimizer", name, remedy)
     tensors = load_file(folder / "optimizer.safetensors")
     state = {int(index): _decode(values, tensors) for index, values in saved["state"].items()}
     return {"state": state, "param_groups": _decode(saved["groups"], tensors)}
@@ -159,10 +160,10 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     inner.load_state_dict(saved)
     parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
     for index, values in saved["state"].items():
-        own = inner.state[parameters[index]]
+        restored = inner.state[parameters[index]]
         for key, value in values.items():  # torch casts to the parameter's dtype, which would round float32 moments
-            if isinstance(value, Tensor) and own[key].dtype != value.dtype:
-                own[key] = value.to(own[key].device)
+            if isinstance(value, Tensor) and restored[key].dtype != value.dtype:
+                restored[key] = value.to(restored[key].device)
 
 
 def _random_states() -> dict[str, Any]:
@@ -174,13 +175,13 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _fitting_random(folder: Path) -> dict[str, Any]:
+def _checked_random(folder: Path) -> dict[str, Any]:
     states: dict[str, Any] = _decode(read_json(folder / "random.json"), {})
-    ours, saved = np.random.get_state(legacy=False)["bit_generator"], states["numpy"]["bit_generator"]
-    if ours != saved:
-        raise CheckpointError(
-            "numpy.random", ours, f"{folder} was saved with {saved}; call np.random.set_bit_generator"
-        )
+    current = np.random.get_state(legacy=False)["bit_generator"]
+    saved = states["numpy"]["bit_generator"]
+    if current != saved:
+        remedy = f"{folder} was saved with {saved}; call np.random.set_bit_generator"
+        raise CheckpointError("numpy.random", current, remedy)
     return states
 
 
@@ -194,16 +195,16 @@ def _restore_random(states: dict[str, Any]) -> None:
     if len(states["cuda"]) > devices:
         warnings.warn(
             f"checkpoint: {len(states['cuda'])} CUDA generators were saved and {devices} are here; "
-            "what is drawn on a GPU will differ from the run's",
+            "random draws on a GPU will differ from the run's",
             stacklevel=3,
         )
 
 
-# JSON in which tuples, arrays and tensors are tagged, so that they come back as what they were.
+# JSON with tags for tuples, arrays and tensors, so that each comes back with its type.
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON; a tensor goes into `tensors` under `where`. A float's shortest decimal form is exact."""
+    """Return `value` as JSON, adding tensors to `tensors` under `where`. A float's shortest decimal form is exact."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -229,12 +230,12 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "__array__" in value:
         return np.frombuffer(base64.b64decode(value["__array__"]), dtype=value["dtype"]).copy()
     if "__tensor__" in value:
-        return tensors[value["__tensor__"]].clone()  # away from the file that it is mapped from
+        return tensors[value["__tensor__"]].clone()  # a copy, independent of the memory-mapped file
     return {key: _decode(item, tensors) for key, item in value.items()}
 
 
 def _plain(value: JSON, where: str) -> JSON:
-    """`value` if JSON gives it back as it is; json.dumps itself would turn a key 1 into "1" without a word."""
+    """Return `value` if JSON preserves it; json.dumps itself would silently turn a key 1 into "1"."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

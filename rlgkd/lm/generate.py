@@ -1,11 +1,13 @@
-"""Sampling completions with a KV cache, recording the log-probabilities and entropies they were sampled with.
+"""Sampling of completions, with the log-probabilities and entropies that they were sampled with.
 
-A prompt is read once for the samples of its group; rows that finish leave the batch (rlgkd.lm.decoders). Every row and
-step has one uniform number of its own, given by the caller, so a sample does not depend on what else is in the batch.
+A prompt is prefilled once for all samples of its group, and rows that end leave the batch (rlgkd.lm.decoders). Each
+row and step has one uniform number of its own, given by the caller, so a sample does not depend on what else is in the
+batch.
 
-With a `CoSampler` two models choose each token together: both run in lockstep on the same tokens.
+With a `CoSampler` two models choose each token together, in lockstep on the same tokens. Filters
+(rlgkd.ops.logit_filters) are for evaluation. Stop strings are in rlgkd.lm.stop_strings.
 
-Filters (rlgkd.ops.logit_filters) are for evaluation; stop strings are rlgkd.lm.stop_strings.
+Dimensions: B rows that are being decoded, or all rows of a table; T steps, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,34 +20,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlgkd.lm.decoders import writer
+from rlgkd.lm.decoders import make_decoder
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.policy_loss import log_probability_and_entropy
 from rlgkd.ops.sampling import sample
 
 OnStep = Callable[[int], bool]
-"""Called after each lockstep step with the number of tokens it made; False stops the decoding."""
+"""Called after each step with the number of tokens that it generated; False stops the decoding."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled token ids (the end token included if it was written), and of each what it was sampled with, in nats."""
+    """Sampled tokens, the end token included if it was reached, and the distributions that they are from, in nats."""
 
     ids: list[int]
     logp: list[float]
-    """Its log-probability."""
+    """Log-probability of each token."""
     entropy: list[float]
-    """Of the distribution it is from."""
+    """Entropy of the distribution that each token was sampled from."""
 
 
 @dataclass(frozen=True)
 class CoSampler:
-    """A second model with the first one's vocabulary, and how the two choose (rlgkd.ops.behaviour_policy)."""
+    """A second model with the same vocabulary, and how the two choose a token (rlgkd.ops.behaviour_policy)."""
 
     lm: LanguageModel
     mix: Callable[[Tensor, Tensor], Tensor]
-    """(co_sampler's logits, the policy's logits) -> log-probabilities, all [B, V]."""
+    """(the co-sampler's logits, the policy's logits) -> log-probabilities, all [B, V]."""
 
 
 @torch.inference_mode()
@@ -59,83 +61,100 @@ def decode(
     on_step: OnStep | None = None,
     co_sampler: CoSampler | None = None,
     filters: Filters | None = None,
-    stops: Callable[[Sequence[int]], bool] | None = None,
+    should_stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
     """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
 
     Args:
-        lm: The policy; its temperature applies.
+        lm: The policy, sampled at its temperature, at most `lm.rows_at_once` rows at a time.
         prompts: Token ids, at least one each.
         uniforms_BT: [len(prompts) * group, max_new_tokens or more] in [0, 1); None decodes greedily.
-        group: Samples for each prompt.
-        max_new_tokens: Where a completion stops that does not end by itself, the same for all or one for each row.
-        on_step: Called after each step; if it returns False the completions are returned as they stand.
-        co_sampler: Chooses with the policy; what is recorded is of the distribution of the two together.
-        filters: What is sampled from is what they leave of the distribution, and what is recorded is of that.
-        stops: Whether the ids of a completion end it, beside the end token; asked after each of its tokens.
+        group: Samples of each prompt.
+        max_new_tokens: The length at which a completion is cut, the same for all or one for each row.
+        on_step: See `OnStep`; the completions are returned as they are when it stops the decoding.
+        co_sampler: Chooses together with the policy; the recorded values are of their joint distribution.
+        filters: Applied to the distribution; the recorded values are of what they leave.
+        should_stop: Whether a completion's ids end it, as the end token does; called after each of its tokens.
     """
     models = [lm] if co_sampler is None else [lm, co_sampler.lm]
     rows = len(prompts) * group
     limit_B = np.broadcast_to(np.asarray(max_new_tokens), (rows,))
-    at_once = min(rows, lm.rows_at_once or rows)
+    capacity = min(rows, lm.rows_at_once or rows)
     size = max(len(prompts[row // group]) + int(limit_B[row]) for row in range(rows))
-    writers = [writer(model, at_once, size) for model in models]
-    # Arrays, and few calls on them: what is done for each row and step takes longer than small models do.
+    decoders = [make_decoder(model, capacity, size) for model in models]
+    # Bookkeeping by arrays, in few calls: for a small model, Python code for each row and token would take longer than
+    # the model does.
     ids_BT = np.zeros((rows, int(limit_B.max())), dtype=np.int64)
-    places: list[tuple[np.ndarray, np.ndarray]] = []
-    recorded: list[tuple[Tensor, Tensor]] = []  # the host waits for it at the end alone
     length_B = np.zeros(rows, dtype=np.int64)
-    active = np.zeros(0, dtype=np.int64)
-    begun, end = 0, lm.end
+    active = np.zeros(0, dtype=np.int64)  # the rows that are being decoded, in the decoders' order
+    cells: list[tuple[np.ndarray, np.ndarray]] = []  # (row, column) of each step's tokens in the tables
+    recorded: list[tuple[Tensor, Tensor]] = []  # stays on the device until the end, to wait for it only once
+    started = 0
+    end = lm.end
     while True:
-        room = at_once - len(active)
-        # Once a quarter of the places is free: a prompt read alone costs about what eight cost together.
-        if begun < rows and (not len(active) or (4 * room >= at_once and all(each.admits for each in writers))):
-            new = np.arange(begun, min(rows, begun + room))
-            first = begun // group
-            for each in writers:
-                each.admit(prompts[first : new[-1] // group + 1], new // group - first)
-            active, begun = np.concatenate([active, new]), begun + len(new)
-        logits_BV = writers[0].logits()
+        # 1. Start rows in free slots, but not before a quarter of them is free: to prefill one prompt alone costs about
+        # as much as to prefill eight together.
+        free = capacity - len(active)
+        if started < rows and (
+            not len(active) or (4 * free >= capacity and all(decoder.can_add_rows for decoder in decoders))
+        ):
+            new = np.arange(started, min(rows, started + free))
+            first = started // group
+            for decoder in decoders:
+                decoder.add_rows(prompts[first : new[-1] // group + 1], new // group - first)
+            active = np.concatenate([active, new])
+            started += len(new)
+        # 2. Form the distribution of each row's next token.
+        logits_BV = decoders[0].logits()
         if co_sampler is not None:
-            logits_BV = co_sampler.mix(writers[1].logits(), logits_BV)
+            logits_BV = co_sampler.mix(decoders[1].logits(), logits_BV)
         if filters:
             logits_BV = filters(logits_BV)
-        place = active, length_B[active]
+        # 3. Choose the tokens.
+        cell = (active, length_B[active])
         if uniforms_BT is None:
             token_B = logits_BV.argmax(-1)
             logp_B, entropy_B = log_probability_and_entropy(logits_BV, token_B)
         else:
-            token_B, logp_B, entropy_B = sample(logits_BV, torch.from_numpy(uniforms_BT[place]).to(lm.device))
-        ids_B, after_B = token_B.cpu().numpy(), place[1] + 1
-        ids_BT[place], length_B[active] = ids_B, after_B
-        places.append(place)
+            uniform_B = torch.from_numpy(uniforms_BT[cell]).to(lm.device)
+            token_B, logp_B, entropy_B = sample(logits_BV, uniform_B)
+        # 4. Bring the ids to the host. This waits for the device in every step, and has to: which rows end, and so what
+        # the next step computes, depends on them.
+        ids_B = token_B.cpu().numpy()
+        ids_BT[cell] = ids_B
+        new_length_B = cell[1] + 1
+        length_B[active] = new_length_B
+        cells.append(cell)
         recorded.append((logp_B, entropy_B))
         if on_step is not None and not on_step(len(active)):
             break
-        going = (ids_B != end) & (after_B < limit_B[active])
-        if stops is not None:
-            for n in np.flatnonzero(going):
-                going[n] = not stops(_written(ids_BT, length_B, active[n]))
+        # 5. Drop the rows that have ended.
+        going = (ids_B != end) & (new_length_B < limit_B[active])
+        if should_stop is not None:
+            for index in np.flatnonzero(going):
+                going[index] = not should_stop(_row_values(ids_BT, length_B, active[index]))
         if not going.all():
             kept = np.flatnonzero(going)
-            active, token_B = active[kept], token_B[torch.from_numpy(kept).to(lm.device)]
-            for each in writers:
-                each.keep(kept, complete=begun == rows)
+            active = active[kept]
+            token_B = token_B[torch.from_numpy(kept).to(lm.device)]
+            for decoder in decoders:
+                decoder.keep_rows(kept, final=started == rows)
+        # 6. Run the models over the chosen tokens of the others.
         if len(active):
-            for each in writers:
-                each.write(token_B)
-        elif begun == rows:
+            for decoder in decoders:
+                decoder.step(token_B)
+        elif started == rows:
             break
-    place_N = tuple(np.concatenate(arrays) for arrays in zip(*places, strict=True))
+    all_cells = tuple(np.concatenate(arrays) for arrays in zip(*cells, strict=True))
     tables: list[np.ndarray] = [ids_BT]
     for values in zip(*recorded, strict=True):
-        tables.append(np.zeros(ids_BT.shape))
-        tables[-1][place_N] = torch.cat(values).cpu().numpy()
-    return [Completion(*(_written(table_BT, length_B, row) for table_BT in tables)) for row in range(rows)]
+        table_BT = np.zeros(ids_BT.shape)
+        table_BT[all_cells] = torch.cat(values).cpu().numpy()
+        tables.append(table_BT)
+    return [Completion(*(_row_values(table_BT, length_B, row) for table_BT in tables)) for row in range(rows)]
 
 
-def _written(values_BT: np.ndarray, length_B: np.ndarray, row: int) -> list[Any]:
-    """What a row has so far."""
-    values: list[Any] = values_BT[row, : length_B[row]].tolist()
+def _row_values(table_BT: np.ndarray, length_B: np.ndarray, row: int) -> list[Any]:
+    """A row's values up to its length."""
+    values: list[Any] = table_BT[row, : length_B[row]].tolist()
     return values

@@ -1,8 +1,8 @@
-"""Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): layers that keep their input and nothing else.
+"""Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): layers keep their input and recompute the rest.
 
-What a layer computed on its way is computed again when its gradient is formed: a third more work, and the memory of one
-layer where it was that of all. transformers' own switch works in `train()` mode alone, which would turn dropout on; so
-the layers' forward passes are wrapped here.
+An update then does a third more work, and needs the memory of one layer in place of all. transformers' own switch works
+in `train()` mode alone (https://github.com/huggingface/trl/issues/1066), which would turn dropout on; so the layers'
+forward methods are wrapped here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgkd.errors import ModelError
-from rlgkd.lm.fast.linear import wide_products
+from rlgkd.lm.linear import onednn_linears
 
 
-def recompute(module: PreTrainedModel) -> None:
-    """Let each layer of the model compute anew what its gradient needs, in place; without gradients nothing changes.
+def enable_gradient_checkpointing(module: PreTrainedModel) -> None:
+    """Checkpoint each layer of the model, in place; without gradients nothing changes.
 
     Raises: ModelError for an architecture whose layers transformers does not mark as fit for it.
     """
@@ -29,15 +29,21 @@ def recompute(module: PreTrainedModel) -> None:
     if not layers:
         raise ModelError("model", module.config.model_type, "its layers cannot; leave gradient_checkpointing out")
     for layer in layers:
-        layer.gradient_checkpointing = True  # as rlgkd.lm.fast.llama reads it; without train() transformers does not
-        layer.forward = partial(_again, layer.forward)
+        layer.gradient_checkpointing = True  # for rlgkd.lm.fast; in eval() mode transformers does nothing with it
+        layer.forward = partial(_checkpointed_forward, layer.forward)
 
 
-def _again(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _checkpointed_forward(forward: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*arguments, **named)
-    # Nothing in it is random: dropout is off. The second time, its products shall be those of the first.
-    contexts = wide_products(), wide_products()
+        return forward(*inputs, **named_inputs)
+    # The second run is outside of the caller's `onednn_linears`, but its products must equal the first's.
+    contexts = (onednn_linears(), onednn_linears())
+    # No random state is kept, for nothing in a layer is random: dropout is off.
     return checkpoint(
-        forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts, **named
+        forward,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: contexts,
+        **named_inputs,
     )

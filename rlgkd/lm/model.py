@@ -1,7 +1,7 @@
 """A causal language model as a policy: hidden states at the actions, and logits of one tempered distribution.
 
 The next-token shift is written here and nowhere else: the state at position t-1 predicts token t. Temperature belongs
-to the policy, so sampling and scoring see the same distribution. Vocabulary entries beyond the tokenizer's (a padded
+to the policy, so sampling and scoring see the same distribution. Vocabulary entries beyond the tokenizer's (of a padded
 embedding) are cut off in both. Dropout is off, in sampling, scoring and training alike.
 
 Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model` wraps either kind.
@@ -20,88 +20,100 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError
-from rlgkd.lm.fast import llama
-from rlgkd.lm.fast.linear import wide, wide_products
-from rlgkd.lm.fast.packed import PackedTokens
-from rlgkd.lm.shared_prefix import share, shares
+from rlgkd.lm import fast
+from rlgkd.lm.linear import onednn_linear, onednn_linears
+from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
 from rlgkd.types import Batch
 
 
 @dataclass
 class DecodeState:
-    """What a model has read and written of some rows, for it to go on from; `LanguageModel.advance` changes it."""
+    """The state of decoding some rows with a model's own forward pass; `LanguageModel.advance` changes it in place."""
 
     cache: Cache
     attention_BT: Tensor
     """1 at the tokens that the cache holds, 0 at padding."""
     encoder_BTH: Tensor | None = None
+    """The encoder's states of the prompts, of an encoder-decoder model."""
     encoder_attention_BT: Tensor | None = None
-    """Of an encoder-decoder model: what its encoder has made of the prompts."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all other rows; the same row may be kept several times."""
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but these; the same row may be kept several times."""
         self.cache.batch_select_indices(rows)
         self.attention_BT = self.attention_BT[rows]
         if self.encoder_BTH is not None and self.encoder_attention_BT is not None:
-            self.encoder_BTH, self.encoder_attention_BT = self.encoder_BTH[rows], self.encoder_attention_BT[rows]
+            self.encoder_BTH = self.encoder_BTH[rows]
+            self.encoder_attention_BT = self.encoder_attention_BT[rows]
 
     @property
-    def replaceable(self) -> bool:
-        """Whether `replace` works: a cache of all tokens in each layer, and no encoder."""
+    def can_replace_rows(self) -> bool:
+        """Whether `replace_rows` works: each layer caches all tokens, and there is no encoder."""
         return self.encoder_BTH is None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
-    def replace(self, rows: Tensor, other: DecodeState) -> None:
-        """Put the other's rows in the place of these; columns that no row needs any more are dropped."""
-        wide = max(self.attention_BT.shape[1], other.attention_BT.shape[1])
+    def replace_rows(self, rows: Tensor, other: DecodeState) -> None:
+        """Overwrite these rows with the rows of another state; drop columns that no row needs any more."""
+        width = max(self.attention_BT.shape[1], other.attention_BT.shape[1])
 
-        def merged(mine: Tensor, theirs: Tensor, dim: int) -> Tensor:
-            mine, theirs = (_widened(tensor, wide, dim) for tensor in (mine, theirs))
-            return mine.index_copy(0, rows, theirs).narrow(dim, unused, wide - unused)
+        def replaced(ours: Tensor, theirs: Tensor, dim: int) -> Tensor:
+            ours = _pad_left(ours, width, dim)
+            theirs = _pad_left(theirs, width, dim)
+            return ours.index_copy(0, rows, theirs)
 
-        unused = 0
-        attention_BT = merged(self.attention_BT, other.attention_BT, 1)
+        attention_BT = replaced(self.attention_BT, other.attention_BT, 1)
         unused = int(attention_BT.any(0).int().argmax())
         self.attention_BT = attention_BT[:, unused:]
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            assert isinstance(mine, DynamicLayer) and isinstance(theirs, DynamicLayer)
+        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            assert isinstance(ours, DynamicLayer) and isinstance(theirs, DynamicLayer)
             for name in ("keys", "values"):
-                setattr(mine, name, merged(getattr(mine, name), getattr(theirs, name), 2))
+                tensor = replaced(getattr(ours, name), getattr(theirs, name), 2)
+                setattr(ours, name, tensor.narrow(2, unused, width - unused))
 
 
 class LanguageModel:
-    """A Hugging Face causal model with its tokenizer and the temperature it is sampled and scored at."""
+    """A Hugging Face causal model with its tokenizer and the temperature at which it is sampled and scored."""
 
     def __init__(
-        self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0
+        self,
+        module: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float = 1.0,
+        rows_at_once: int | None = None,
+        compile_decoding: bool = False,
     ) -> None:
         """Wrap a loaded model.
+
+        Args:
+            module: The model; it is put into evaluation mode.
+            tokenizer: Its tokenizer.
+            temperature: Above 0.
+            rows_at_once: Rows that are decoded at a time; others wait for free slots. None: all.
+            compile_decoding: Compile the decode step of a Llama-family model, on CUDA as a graph.
 
         Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if the
         output head is more than a linear layer (see `logits`), which is tested on a few tokens.
         """
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
-        self.module, self.tokenizer, self.temperature = module.eval(), tokenizer, temperature
-        self.rows_at_once: int | None = None
-        """That it writes; those that wait take the places of those that end. None: all."""
-        self.compiled = False
-        """Whether torch.compile makes one program of a step of its writing, on CUDA a graph (rlgkd.lm.decoders)."""
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.rows_at_once = rows_at_once
+        self.compile_decoding = compile_decoding
         self.vocabulary = len(tokenizer)
         end_token(tokenizer)
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
         if head.weight.shape[0] < self.vocabulary:
-            raise ModelError(
-                "model", module.config.model_type,
-                f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens",
-            )  # fmt: skip
+            remedy = f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens"
+            raise ModelError("model", module.config.model_type, remedy)
         self.head: nn.Linear = head
         self._check_head()
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The parameters' device."""
         return self.head.weight.device
 
     @property
@@ -117,7 +129,7 @@ class LanguageModel:
 
     @property
     def pad(self) -> int:
-        """The id that fills padding; only the masks tell padding apart, so the end token's id will do."""
+        """The id that fills padding; the masks alone tell padding from text, so the end token's id will do."""
         pad = self.tokenizer.pad_token_id
         return self.end if pad is None else cast(int, pad)
 
@@ -126,19 +138,20 @@ class LanguageModel:
         return self.states_and_head(batch)[0]
 
     def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`states`, and the head's weight through which `fused_sum` shall send its gradient (rlgkd.lm.fast.llama)."""
-        head_VH, width = self.head.weight, batch.tokens_BT.shape[1]
-        if self.shares_prompts and (shared := share(
-            batch.layouts_B, width, hidden=self.head.in_features, device=self.device
-        )):  # fmt: skip
-            return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
-        if llama.readable(self.body):
-            texts = PackedTokens.padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
-            row_N, action_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
-            before_N = texts.number(row_N * width + action_N)
-            return cast("tuple[Tensor, Tensor]", llama.read(self.body, texts, before_N, head_VH=head_VH))
+        """`states`, and the head's weight, for `fused_sum` to send its gradient through (rlgkd.lm.fast.llama)."""
+        head_VH = self.head.weight
+        width = batch.tokens_BT.shape[1]
+        if self.shares_prompts:
+            shared = pack_shared_prefixes(batch.layouts_B, width, hidden=self.head.in_features, device=self.device)
+            if shared is not None:
+                return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
+        if fast.supported(self.body, "forward"):
+            packed = fast.PackedTokens.pack_right_padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
+            row_N, column_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
+            predictor_N = packed.packed_index(row_N * width + column_N)
+            return cast("tuple[Tensor, Tensor]", fast.forward(self.body, packed, predictor_N, head_VH=head_VH))
         positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
-        with wide_products():
+        with onednn_linears():
             states_BTH = self.body(
                 input_ids=batch.tokens_BT,
                 attention_mask=batch.attention_mask_BT,
@@ -152,52 +165,58 @@ class LanguageModel:
         return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]] = ()
     ) -> tuple[Tensor, DecodeState]:
-        """Read the prompts and what is written behind them; returns the states [B, H] behind, and the progress."""
-        rows = [[*prompt, *behind] for prompt, behind in zip(prompts, written or [()] * len(prompts), strict=True)]
+        """Run prompts, and what has been generated after them; returns the last states [B, H] and the decode state."""
+        completions = completions or [()] * len(prompts)
+        rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
-        progress = DecodeState(DynamicCache(config=self.module.config), attention_PT[:, :0])
-        with wide_products():
-            return self._feed(tokens_PT, attention_PT, progress), progress
+        # By the configuration the cache knows layers with sliding windows, which keep less than all tokens.
+        state = DecodeState(DynamicCache(config=self.module.config), attention_PT[:, :0])
+        with onednn_linears():
+            return self._extend(tokens_PT, attention_PT, state), state
 
-    def advance(self, token_B: Tensor, progress: DecodeState) -> Tensor:
-        """Write one more token to each row; returns the states [B, H] behind them."""
-        return self._feed(token_B[:, None], torch.ones_like(token_B)[:, None], progress)
+    def advance(self, token_B: Tensor, state: DecodeState) -> Tensor:
+        """Append one token to each row; returns the states [B, H] after them."""
+        # Not within `onednn_linears`: products of a few rows are too small to gain, and it costs every call some time.
+        return self._extend(token_B[:, None], torch.ones_like(token_B)[:, None], state)
 
-    def _feed(self, tokens_BT: Tensor, attention_BT: Tensor, progress: DecodeState) -> Tensor:
-        """Put tokens behind what the progress holds; returns the last state [B, H]."""
-        progress.attention_BT = torch.cat([progress.attention_BT, attention_BT], dim=1)
-        positions_BT = (progress.attention_BT.cumsum(1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
+    def _extend(self, tokens_BT: Tensor, attention_BT: Tensor, state: DecodeState) -> Tensor:
+        """Append tokens to what the cache holds; returns the last states [B, H]."""
+        state.attention_BT = torch.cat([state.attention_BT, attention_BT], dim=1)
+        positions_BT = (state.attention_BT.cumsum(1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
         output = self.body(
-            input_ids=tokens_BT, attention_mask=progress.attention_BT, position_ids=positions_BT,
-            past_key_values=progress.cache, use_cache=True,
-        )  # fmt: skip
+            input_ids=tokens_BT,
+            attention_mask=state.attention_BT,
+            position_ids=positions_BT,
+            past_key_values=state.cache,
+            use_cache=True,
+        )
         last: Tensor = output.last_hidden_state[:, -1]
         return last
 
     def logits(self, states_NH: Tensor) -> Tensor:
-        """[..., H] -> [..., V]: logits, tempered, over the tokenizer's vocabulary, in float32 at least."""
-        return self.tempered(wide(states_NH, *self.trimmed_head))
+        """[..., H] -> [..., V]: tempered logits over the tokenizer's vocabulary, in float32 at least."""
+        return self.tempered(onednn_linear(states_NH, *self.trimmed_head))
 
     @property
     def trimmed_head(self) -> tuple[Tensor, Tensor | None]:
-        """The head's weight [V, H] and bias [V], views of the tokenizer's vocabulary alone."""
+        """The head's weight [V, H] and bias [V], as views of the tokenizer's vocabulary alone."""
         bias = cast("Tensor | None", self.head.bias)
         return self.head.weight[: self.vocabulary], None if bias is None else bias[: self.vocabulary]
 
     def tempered(self, logits: Tensor) -> Tensor:
-        """Logits [..., V] as the head gives them, at the policy's temperature, in float32 at least."""
+        """The head's outputs [..., V] as logits at the policy's temperature, in float32 at least."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        cap = getattr(self.module.config, "final_logit_softcapping", None)
+        cap = getattr(self.module.config, "final_logit_softcapping", None)  # Gemma 2's
         if cap:
             logits = cap * torch.tanh(logits / cap)
         return logits if self.temperature == 1.0 else logits / self.temperature
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether samples of one prompt are read together (rlgkd.lm.shared_prefix)."""
-        return shares(self.module.config)
+        """Whether samples of one prompt run together, the prompt once (rlgkd.lm.shared_prefix)."""
+        return supports_shared_prefix(self.module.config)
 
     @property
     def body(self) -> Any:
@@ -205,14 +224,14 @@ class LanguageModel:
         return self.module.base_model
 
     def _check_head(self) -> None:
-        """Refuse architectures whose logits are not head(body): silently wrong probabilities are the worst outcome."""
+        """Refuse architectures whose logits are not head(body): their probabilities would be wrong in silence."""
         with torch.inference_mode():
             ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
             ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = self.module(input_ids=ids, use_cache=False).logits[..., : self.vocabulary].to(ours.dtype)
-        self._compare(ours, theirs)
+        self._check_same_logits(ours, theirs)
 
-    def _compare(self, ours: Tensor, theirs: Tensor) -> None:
+    def _check_same_logits(self, ours: Tensor, theirs: Tensor) -> None:
         if not torch.allclose(ours, theirs / self.temperature, rtol=1e-3, atol=1e-3):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
@@ -220,19 +239,20 @@ class LanguageModel:
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both [B, T], of rows that all end at the same place."""
+    """Token ids and attention mask, both [B, T], of rows padded on the left so that all end in the last column."""
     width = max(map(len, rows))
     tokens = np.full((len(rows), width), pad, dtype=np.int64)
     attention = np.zeros((len(rows), width), dtype=np.int64)
-    for number, row in enumerate(rows):
-        tokens[number, width - len(row) :], attention[number, width - len(row) :] = row, 1
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :] = row
+        attention[index, width - len(row) :] = 1
     return torch.from_numpy(tokens).to(device), torch.from_numpy(attention).to(device)
 
 
-def _widened(tensor: Tensor, wide: int, dim: int) -> Tensor:
-    """Zeros in front, up to `wide` entries along `dim`."""
+def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:
+    """Put zeros in front, up to `width` entries along `dim`."""
     shape = list(tensor.shape)
-    shape[dim] = wide - shape[dim]
+    shape[dim] = width - shape[dim]
     return torch.cat([tensor.new_zeros(shape), tensor], dim)
 
 
@@ -254,16 +274,22 @@ def check_same_vocabulary(
     owner: str = "student",
     name: str = "",
 ) -> None:
-    """Raise ModelError unless both tokenizers map the same tokens to the same ids; a divergence needs that.
+    """Raise ModelError unless both tokenizers map the same tokens to the same ids, as a divergence needs.
 
-    `field` and `name` tell which model `other` belongs to, `owner` whose tokenizer it must equal.
+    Args:
+        tokenizer: The `owner`'s.
+        other: Must equal it.
+        field: The setting that named the model of `other`.
+        owner: Whose the first tokenizer is.
+        name: The name of the model of `other`.
     """
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    ours = tokenizer.get_vocab()
+    theirs = other.get_vocab()
     if ours == theirs:
         return
     odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    raise ModelError(
-        field, name or other.name_or_path,
+    remedy = (
         f"its vocabulary differs from the {owner}'s ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
-        f"first {odd[0]!r}); give a {field} with the {owner}'s tokenizer",
-    )  # fmt: skip
+        f"first {odd[0]!r}); give a {field} with the {owner}'s tokenizer"
+    )
+    raise ModelError(field, name or other.name_or_path, remedy)

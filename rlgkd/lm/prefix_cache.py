@@ -1,10 +1,12 @@
-"""The states behind the last tokens of rows [B, T] that are padded on the right with -1, as environments show them.
+"""The states after the last tokens of rows [B, T], which are padded on the right with -1 as environments show them.
 
-`last_states` reads any rows at once, with a gradient. A row that another one begins with is read as a part of that
-one: the prefixes of a text, one for each of its tokens, cost one pass and not as many as there are tokens.
+`last_states` runs any rows at once, differentiably. A row that another row begins with is a part of that one's forward
+pass: all prefixes of a text cost one pass over it.
 
-`PrefixCache` does the same where a gradient is formed; where none is, it reads rows that grow token by token from a KV
-cache. The cache is a memo: it changes no state beyond rounding.
+`PrefixCache` does the same where a gradient is formed. Where none is, it runs rows that grow token by token against a
+KV cache, which changes no state beyond rounding.
+
+Dimensions: B rows, R rows that are run, T columns, N rows that restart, H hidden.
 """
 
 from __future__ import annotations
@@ -22,95 +24,107 @@ from rlgkd.types import Batch
 
 
 def last_states(lm: LanguageModel, tokens_BT: Tensor) -> Tensor:
-    """[B, H]: the state behind each row's last token, differentiable.
+    """[B, H]: the state after each row's last token, differentiable.
 
-    Raises: ModelError for an encoder-decoder model: the rows do not tell where its prompts end.
+    Raises: ModelError for an encoder-decoder model, since a row does not show where its prompt ends.
     """
     if isinstance(lm, EncoderDecoderModel):
-        raise ModelError("model", lm.module.config.model_type, "a row does not tell its prompt; give a causal model")
+        remedy = "a row does not show where its prompt ends; give a causal model"
+        raise ModelError("model", lm.module.config.model_type, remedy)
     rows_BT = tokens_BT.cpu().numpy()
     last_B = (rows_BT >= 0).sum(1) - 1
     width = int(last_B.max()) + 1
     rows_BT = rows_BT[:, :width]
-    read, row_B = np.unique(_longest(rows_BT), return_inverse=True)
-    tokens_RT = torch.from_numpy(rows_BT[read]).to(lm.device)
-    # One column more: the state at a row's last token predicts what would stand behind it.
+    run_R, run_index_B = np.unique(_longest_extensions(rows_BT), return_inverse=True)
+    tokens_RT = torch.from_numpy(rows_BT[run_R]).to(lm.device)
+    # One column more, for the action that the state after a row's last token predicts: `lm.states` wants actions.
     tokens_RT = torch.nn.functional.pad(tokens_RT, (0, 1), value=-1)
-    wanted_RT = np.zeros((len(read), width + 1), dtype=bool)
-    wanted_RT[row_B, last_B + 1] = True
-    place_RT = np.cumsum(wanted_RT).reshape(wanted_RT.shape) - 1
-    states_NH = lm.states(
-        Batch(
-            tokens_BT=tokens_RT.clamp(min=0), attention_mask_BT=(tokens_RT >= 0).long(),
-            action_mask_BT=torch.from_numpy(wanted_RT).to(lm.device), logp_BT=torch.zeros_like(tokens_RT).float(),
-        )
-    )  # fmt: skip
-    return states_NH[torch.from_numpy(place_RT[row_B, last_B + 1]).to(lm.device)]
+    action_RT = np.zeros((len(run_R), width + 1), dtype=bool)
+    action_RT[run_index_B, last_B + 1] = True
+    action_number_RT = np.cumsum(action_RT).reshape(action_RT.shape) - 1
+    batch = Batch(
+        tokens_BT=tokens_RT.clamp(min=0),
+        attention_mask_BT=(tokens_RT >= 0).long(),
+        action_mask_BT=torch.from_numpy(action_RT).to(lm.device),
+        logp_BT=torch.zeros_like(tokens_RT).float(),
+    )
+    states_NH = lm.states(batch)
+    return states_NH[torch.from_numpy(action_number_RT[run_index_B, last_B + 1]).to(lm.device)]
 
 
-def _longest(rows_BT: np.ndarray) -> np.ndarray:
-    """[B]: for each row the number of the longest one that begins with it (of equal ones the last in their order)."""
-    order_B = np.lexsort(rows_BT.T[::-1])  # by the first token, then the second: a row stands before what it begins
+def _longest_extensions(rows_BT: np.ndarray) -> np.ndarray:
+    """[B]: for each row the longest row that begins with it (of equal ones the last in sorted order)."""
+    order_B = np.lexsort(rows_BT.T[::-1])  # by the first token, then the second: a row comes before its extensions
     sorted_BT = rows_BT[order_B]
-    begins_B = ((sorted_BT[:-1] == sorted_BT[1:]) | (sorted_BT[:-1] < 0)).all(1)
-    last_B = np.append(np.where(begins_B, len(order_B), np.arange(len(order_B) - 1)), len(order_B) - 1)
-    whole_B = np.empty_like(order_B)
-    whole_B[order_B] = order_B[np.minimum.accumulate(last_B[::-1])[::-1]]
-    return whole_B
+    is_prefix_B = ((sorted_BT[:-1] == sorted_BT[1:]) | (sorted_BT[:-1] < 0)).all(1)
+    # In sorted order: the next row, from here on, that is no prefix of the one after it.
+    candidates = np.where(is_prefix_B, len(order_B), np.arange(len(order_B) - 1))
+    extension_B = np.append(candidates, len(order_B) - 1)
+    extension_B = np.minimum.accumulate(extension_B[::-1])[::-1]
+    longest_B = np.empty_like(order_B)
+    longest_B[order_B] = order_B[extension_B]
+    return longest_B
 
 
 @dataclass
-class _Memo:
+class _CachedRows:
     tokens_BT: np.ndarray
     prompt_B: np.ndarray
-    """Length of each row's prompt, which an encoder-decoder model needs: of what it held when it was first seen."""
-    progress: DecodeState
+    """The length of each row when it was first seen: its prompt's, which an encoder-decoder model needs."""
+    state: DecodeState
 
 
 class PrefixCache:
-    """Reads the rows of an environment step by step: those that grew by one token go on, the others begin anew."""
+    """Runs the rows of an environment step by step: rows that grew by one token continue, the others start again."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        """Read with this model."""
+        """Begin empty."""
         self.lm = lm
-        self.memo: _Memo | None = None
+        self.cached: _CachedRows | None = None
 
-    def forget(self) -> None:
-        """Drop the memo; call it when the weights have changed."""
-        self.memo = None
+    def clear(self) -> None:
+        """Drop what is cached; call it when the weights have changed."""
+        self.cached = None
 
     def last_states(self, tokens_BT: Tensor) -> Tensor:
-        """[B, H]: the state behind each row's last token; all at once, without the memo, where gradients are formed."""
+        """[B, H]: the state after each row's last token; without the cache where gradients are formed."""
         if torch.is_grad_enabled():
             return last_states(self.lm, tokens_BT)
-        return self._next_states(tokens_BT.cpu().numpy())
+        return self._cached_states(tokens_BT.cpu().numpy())
 
-    def _next_states(self, tokens_BT: np.ndarray) -> Tensor:
-        lm, memo, length_B = self.lm, self.memo, (tokens_BT >= 0).sum(1)
+    def _cached_states(self, tokens_BT: np.ndarray) -> Tensor:
+        lm = self.lm
+        cached = self.cached
+        length_B = (tokens_BT >= 0).sum(1)
         rows = np.arange(len(tokens_BT))
-        newest, before_BT = tokens_BT[rows, length_B - 1], tokens_BT.copy()
+        newest_B = tokens_BT[rows, length_B - 1]
+        before_BT = tokens_BT.copy()
         before_BT[rows, length_B - 1] = -1
-        goes_on_B, prompt_B = np.zeros(len(rows), dtype=bool), length_B
-        if memo is not None and memo.tokens_BT.shape == tokens_BT.shape:
-            goes_on_B = (memo.tokens_BT == before_BT).all(1)
-            prompt_B = np.where(goes_on_B, memo.prompt_B, length_B)
-        anew = np.flatnonzero(~goes_on_B)
-        if memo is None or len(anew) == len(rows) or (len(anew) and not memo.progress.replaceable):
-            state_BH, progress = self._read(tokens_BT, prompt_B, length_B)
+        continues_B = np.zeros(len(rows), dtype=bool)
+        prompt_B = length_B
+        if cached is not None and cached.tokens_BT.shape == tokens_BT.shape:
+            continues_B = (cached.tokens_BT == before_BT).all(1)
+            prompt_B = np.where(continues_B, cached.prompt_B, length_B)
+        restart_N = np.flatnonzero(~continues_B)
+        if cached is None or len(restart_N) == len(rows) or (len(restart_N) and not cached.state.can_replace_rows):
+            state_BH, state = self._prefill(tokens_BT, prompt_B, length_B)
         else:
-            progress = memo.progress
-            anew_R = torch.from_numpy(anew).to(lm.device)
-            progress.attention_BT[anew_R] = 0  # they take part, so that the others stay in place, and are overwritten
-            state_BH = lm.advance(torch.from_numpy(newest).to(lm.device), progress)
-            if len(anew):
-                state_BH[anew_R], others = self._read(tokens_BT[anew], prompt_B[anew], length_B[anew])
-                progress.replace(anew_R, others)
-        self.memo = _Memo(tokens_BT=tokens_BT.copy(), prompt_B=prompt_B, progress=progress)
+            state = cached.state
+            restart_index_N = torch.from_numpy(restart_N).to(lm.device)
+            # Rows that restart take part in the step, so that the others keep their index, and are then overwritten.
+            # They see nothing of what was cached: a row at the end of the context would else step beyond it.
+            state.attention_BT[restart_index_N] = 0
+            state_BH = lm.advance(torch.from_numpy(newest_B).to(lm.device), state)
+            if len(restart_N):
+                restarted = self._prefill(tokens_BT[restart_N], prompt_B[restart_N], length_B[restart_N])
+                state_BH[restart_index_N], restarted_state = restarted
+                state.replace_rows(restart_index_N, restarted_state)
+        self.cached = _CachedRows(tokens_BT=tokens_BT.copy(), prompt_B=prompt_B, state=state)
         return state_BH
 
-    def _read(self, tokens_BT: np.ndarray, prompt_B: np.ndarray, length_B: np.ndarray) -> tuple[Tensor, DecodeState]:
-        prompts, written = (
-            [row[start:end].tolist() for row, start, end in zip(tokens_BT, starts, ends, strict=True)]
-            for starts, ends in ((0 * prompt_B, prompt_B), (prompt_B, length_B))
-        )
-        return self.lm.prefill(prompts, written)
+    def _prefill(self, tokens_BT: np.ndarray, prompt_B: np.ndarray, length_B: np.ndarray) -> tuple[Tensor, DecodeState]:
+        prompts = [row[:prompt].tolist() for row, prompt in zip(tokens_BT, prompt_B, strict=True)]
+        completions = [
+            row[prompt:length].tolist() for row, prompt, length in zip(tokens_BT, prompt_B, length_B, strict=True)
+        ]
+        return self.lm.prefill(prompts, completions)

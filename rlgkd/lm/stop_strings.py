@@ -1,10 +1,11 @@
-"""Stop strings: a text ends as soon as it contains one, wherever in a token that begins or ends.
+"""Stop strings: a text ends as soon as it contains one, wherever in a token the string begins or ends.
 
-They are looked for in the text as the tokenizer decodes it, without special tokens. The text that counts ends before
-the first of them (as with vLLM and OpenAI's API); the token that completed it may hold more, and stays an action.
+They are searched in the text as the tokenizer decodes it, without special tokens. The text that counts ends before the
+first of them (as in vLLM and OpenAI's API); the token that completed it may hold more, and stays an action.
 
-After nearly every token there is nothing to do: what a token adds to a text is found out once, and most cannot complete
-a stop string. Behind one that can, a few tokens are decoded, and the whole text where they hold a stop string.
+To decode the whole text after every token would be slow. So a token is inspected once for the text that it adds, and
+most tokens cannot complete a stop string. After one that can, a few tokens are decoded, and the whole text only if they
+hold one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlgkd.errors import SettingError
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""Stands for the bytes of a character that is not whole."""
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""Tokenizers decode the bytes of an incomplete character to it."""
 
 
 class StopStrings:
@@ -26,7 +27,7 @@ class StopStrings:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Any) -> None:
         """Take a string or several.
 
-        Raises: SettingError for what is no string, an empty one, or one with a special token in it, which no text has.
+        Raises: SettingError if one is not a string, is empty, or has a special token in it, which no text has.
         """
         self.tokenizer = tokenizer
         given = [strings] if isinstance(strings, str) else strings
@@ -34,60 +35,68 @@ class StopStrings:
             raise SettingError("stop", strings, "give a string or a list of strings, none of them empty")
         self.strings = tuple(given)
         for string in self.strings:
-            if special := [token for token in tokenizer.all_special_tokens if token in string]:
+            special = [token for token in tokenizer.all_special_tokens if token in string]
+            if special:
                 remedy = f"texts hold no special tokens such as {special[0]!r}; the end token ends them without it"
                 raise SettingError("stop", string, remedy)
         self._longest = max(map(len, self.strings), default=0)
         self._pieces: dict[int, _Piece] = {}
 
-    def end(self, ids: Sequence[int]) -> bool:
-        """Whether the last of these tokens completes a stop string; those before it hold none."""
-        if not self._piece(ids[-1]).completes:
+    def should_stop(self, ids: Sequence[int]) -> bool:
+        """Return whether the last token completes a stop string; the tokens before it must hold none."""
+        if not self._piece(ids[-1]).may_complete:
             return False
-        start, known = len(ids) - 1, 0  # a string begins before the last token by less than its length,
-        while start and known < self._longest:  # and one more: decoders drop the space in front of the first word
+        # Go back by the longest string's length. A string that ends in the last token begins less far before it; the
+        # character more is for decoders that drop a space at the beginning.
+        start = len(ids) - 1
+        length = 0
+        while start and length < self._longest:
             start -= 1
-            known += self._piece(ids[start]).length
-        return self._within(self.text(ids[start:])) and self._within(self.text(ids))
+            length += self._piece(ids[start]).min_length
+        return self._contains_any(self.text(ids[start:])) and self._contains_any(self.text(ids))
 
-    def turn(self, ids: Sequence[int]) -> Sequence[int]:
-        """The ids up to the first that completes a stop string; all where none does."""
-        places = (n for n, token in enumerate(ids, 1) if self._piece(token).completes)
-        return next((ids[:n] for n in places if self.end(ids[:n])), ids)
+    def truncate(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids up to the first one that completes a stop string; all if none does."""
+        candidates = (n for n, token in enumerate(ids, 1) if self._piece(token).may_complete)
+        return next((ids[:n] for n in candidates if self.should_stop(ids[:n])), ids)
 
     def text(self, ids: Sequence[int]) -> str:
-        """What the ids say."""
+        """The decoded text, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def before(self, text: str) -> str:
+    def text_before_stop(self, text: str) -> str:
         """The text before its first stop string."""
-        return text[: min((at for at in map(text.find, self.strings) if at >= 0), default=len(text))]
+        starts = [start for start in map(text.find, self.strings) if start >= 0]
+        return text[: min(starts, default=len(text))]
 
-    def _within(self, text: str) -> bool:
+    def _contains_any(self, text: str) -> bool:
         return any(string in text for string in self.strings)
 
     def _piece(self, token: int) -> _Piece:
         if token not in self._pieces:
-            # Behind itself too, for at the beginning of a text decoders drop a space, or show how a piece is marked.
-            alone, twice = self.text([token]), self.text([token, token])
-            piece = twice.removeprefix(alone)
-            if BROKEN in twice or not twice.startswith(alone):
-                self._pieces[token] = _Piece(length=0, completes=True)  # who knows, until others stand around it
-            else:
-                completes = self._within(alone) or any(_meets(string, piece) for string in self.strings)
-                self._pieces[token] = _Piece(length=len(piece), completes=completes)
+            self._pieces[token] = self._inspect(token)
         return self._pieces[token]
+
+    def _inspect(self, token: int) -> _Piece:
+        # Decoded after itself too: at the beginning of a text decoders drop a space, or show how a piece is marked.
+        alone = self.text([token])
+        twice = self.text([token, token])
+        if REPLACEMENT in twice or not twice.startswith(alone):
+            return _Piece(min_length=0, may_complete=True)  # what it adds depends on its neighbours
+        piece = twice.removeprefix(alone)
+        may_complete = self._contains_any(alone) or any(_can_complete(string, piece) for string in self.strings)
+        return _Piece(min_length=len(piece), may_complete=may_complete)
 
 
 class _Piece(NamedTuple):
     """What a token adds to a text."""
 
-    length: int
-    """Characters, at least."""
-    completes: bool
+    min_length: int
+    """In characters."""
+    may_complete: bool
     """Whether a stop string could end in it."""
 
 
-def _meets(string: str, piece: str) -> bool:
-    """Whether the piece holds the string, or begins with the end of it."""
+def _can_complete(string: str, piece: str) -> bool:
+    """Return whether the piece holds the string, or begins with an end of it."""
     return string in piece or any(string.endswith(piece[:n]) for n in range(1, min(len(string), len(piece) + 1)))

@@ -1,4 +1,4 @@
-"""A mask by a frozen model: its k likeliest tokens. See rlgkd.ops.token_masks for what a mask is."""
+"""An action mask by a frozen model: its k likeliest tokens. See rlgkd.ops.token_masks for what a mask is."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def top_k_mask(
 ) -> TokenMask:
     """Return the mask that allows the model's k likeliest next tokens (of equal ones those that `topk` takes).
 
-    The model must be frozen, such as the policy's start or the teacher: a mask by the policy itself would have changed
+    The model must be frozen, such as the policy's start or the teacher: a mask by the policy itself would change
     between sampling and update, and the ratio of the two policies with it.
 
     Args:
-        model: A name, or a loaded model without a parameter that requires a gradient; a causal one.
+        model: A name, or a loaded causal model, none of whose parameters requires a gradient.
         k: From 1.
-        tokenizer: Of a loaded model.
+        tokenizer: That of a loaded model.
         keep_end: Allow the end token as well; False if a text shall end only where the model would end it.
 
     Raises:
@@ -39,12 +39,13 @@ def top_k_mask(
         if tokenizer is None:
             raise SettingError("tokenizer", None, "give the loaded model's")
     else:
-        tokenizer, model = tokenizer or load_tokenizer(model), load(model).requires_grad_(False)
+        tokenizer = tokenizer or load_tokenizer(model)
+        model = load(model).requires_grad_(False)
     lm = language_model(model, tokenizer)
-    reader = PrefixCache(lm)
+    prefix_cache = PrefixCache(lm)
 
     def mask(tokens_BT: Tensor) -> Tensor:
-        logits_BV = lm.logits(reader.last_states(tokens_BT))
+        logits_BV = lm.logits(prefix_cache.last_states(tokens_BT))
         likeliest_BK = logits_BV.topk(min(k, lm.vocabulary), dim=-1).indices
         allowed_BV = torch.zeros_like(logits_BV, dtype=torch.bool).scatter_(1, likeliest_BK, True)
         if keep_end:

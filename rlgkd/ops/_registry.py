@@ -1,4 +1,4 @@
-"""Functions and settings by their names, with an error that says which name was probably meant."""
+"""Lookup of functions and settings by name, with an error that suggests the name that was probably meant."""
 
 import difflib
 import functools
@@ -12,12 +12,14 @@ from torch import Tensor
 from rlgkd.errors import SettingError
 
 Pairwise = Callable[[Tensor, Tensor], Tensor]
-"""A function of the teacher's and the student's logits."""
-Given = ParamSpec("Given")
+"""(teacher_logits [..., V], student_logits [..., V]) -> Tensor."""
+Bound = Callable[..., Tensor]
+"""A registered function with its settings bound: it takes tensors alone."""
+Args = ParamSpec("Args")
 
 
 class UnknownSettingError(SettingError):
-    """A setting that its owner does not take; `known` are those that it does."""
+    """A setting that its owner does not take; `known` are the settings that it does take."""
 
     def __init__(self, field: str, value: object, owner: str, known: Iterable[str]) -> None:
         self.known = {*known}
@@ -25,76 +27,87 @@ class UnknownSettingError(SettingError):
         super().__init__(field, shown, f"{owner} has no such setting; {unknown_remedy(field, self.known)}")
 
 
-def checked_kwargs(constructor: Callable[Given, None]) -> Callable[Given, None]:
-    """A class's `__init__` that names a misspelt or missing setting, where Python raises a bare TypeError.
+def checked_kwargs(constructor: Callable[Args, None]) -> Callable[Args, None]:
+    """Decorate an `__init__` so that it names a misspelt or missing setting, where Python raises a bare TypeError.
 
-    Raises (when called): UnknownSettingError; SettingError for a setting that is needed.
+    Raises (when called): UnknownSettingError; SettingError for a required setting that is missing.
     """
     parameters = inspect.signature(constructor).parameters
 
     @functools.wraps(constructor)
-    def checked(*given: Given.args, **settings: Given.kwargs) -> None:
-        owner = type(given[0])
+    def checked(*args: Args.args, **settings: Args.kwargs) -> None:
+        owner = type(args[0])
         for name, value in settings.items():
             if name not in parameters:
-                raise UnknownSettingError(name, value, owner.__name__, _settings_of(owner))
-        for name, parameter in list(parameters.items())[len(given) :]:
+                raise UnknownSettingError(name, value, owner.__name__, _constructor_keywords(owner))
+        for name, parameter in list(parameters.items())[len(args) :]:
             if parameter.default is parameter.empty and name not in settings:
                 raise SettingError(name, None, f"{owner.__name__} needs it; pass {name}=...")
-        constructor(*given, **settings)
+        constructor(*args, **settings)
 
     return checked
 
 
 def keywords(function: Callable[..., Any]) -> set[str]:
-    """The arguments that a function takes by name."""
+    """The names of a function's arguments that may be passed by keyword."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
 
 
-def _settings_of(owner: type) -> set[str]:
-    """What a class's `__init__` takes, and those that it passes the rest on to."""
+def takes_any(function: Callable[..., Any]) -> bool:
+    """Whether a function has `**kwargs`, and so takes a keyword of any name."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def _constructor_keywords(class_: type) -> set[str]:
+    """The keywords of a class's `__init__`, and of its bases' as long as each passes `**kwargs` on."""
     found: set[str] = set()
-    for class_ in owner.__mro__:
-        if constructor := vars(class_).get("__init__"):
+    for base in class_.__mro__:
+        if constructor := vars(base).get("__init__"):
             found |= keywords(constructor) - {"self"}
             if not takes_any(constructor):
                 break
     return found
 
 
-def takes_any(function: Callable[..., Any]) -> bool:
-    """Whether a function takes arguments of any name."""
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-
-
 def bind(
-    kind: str, name: str, functions: Mapping[str, Callable[..., Tensor]], settings: Mapping[str, float | bool]
-) -> Pairwise:
-    """Return the function of (teacher_logits, student_logits) of this name, with its keyword-only arguments bound.
+    kind: str,
+    name: str,
+    functions: Mapping[str, Callable[..., Tensor]],
+    settings: Mapping[str, float | bool],
+    *,
+    tensors: int = 2,
+) -> Bound:
+    """Return the function of this name with its settings, the keyword-only arguments, bound.
+
+    Args:
+        kind: The setting that holds the name, such as `divergence`, for the error.
+        name: A key of `functions`.
+        functions: The registered functions by name.
+        settings: Values of keyword-only arguments.
+        tensors: How many tensors the function takes.
 
     Raises:
         SettingError: an unknown name, an unknown or missing setting, or a value outside its range.
     """
     function = functions[check_name(kind, name, functions)]
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = [p.name for p in parameters]
+    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for field, value in settings.items():
         if field not in known:
             raise SettingError(field, value, f"{name} does not take it; {unknown_remedy(field, known)}")
-    for p in parameters:
-        if p.default is p.empty and p.name not in settings:
-            raise SettingError(p.name, None, f"{name} needs it; pass {p.name}=...")
+    for field, parameter in known.items():
+        if parameter.default is parameter.empty and field not in settings:
+            raise SettingError(field, None, f"{name} needs it; pass {field}=...")
     bound = functools.partial(function, **settings)
-    bound(torch.zeros(1), torch.zeros(1))  # the values of the settings are checked now, not at the first batch
+    bound(*[torch.zeros(1)] * tensors)  # so that the values of the settings are checked now, not at the first batch
     return bound
 
 
 def check_name(field: str, name: object, known: Iterable[str]) -> str:
-    """Return `name` if it is known.
+    """Return `name` if it is one of `known`.
 
     Raises:
-        SettingError: it is not; the message names the nearest known name and lists them all.
+        SettingError: it is not; the message names the nearest known name and lists all of them.
     """
     choices = sorted(known)
     if isinstance(name, str) and name in choices:
@@ -103,7 +116,7 @@ def check_name(field: str, name: object, known: Iterable[str]) -> str:
 
 
 def unknown_remedy(name: object, known: Iterable[str]) -> str:
-    """Return the advice for an unknown name: the nearest known one, if any is near, and the list."""
+    """Return the advice for an unknown name: the nearest known name, if one is near, and all known names."""
     choices = sorted(known)
     listed = f"known: {', '.join(choices)}" if choices else "none is taken here"
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)

@@ -1,11 +1,11 @@
-"""Who chooses the next token when the student is not alone: distributions made of the teacher's and the student's.
+"""Behaviour policies that combine teacher and student: distributions from which the next token is sampled.
 
-A text sampled from one of these is not on-policy, but its log-probabilities under it are known and recorded, so an
-importance weight can tell the student's own from it (rlgkd.ops.policy_loss).
+A completion sampled from one of these is off-policy, but its log-probabilities are known and recorded, so an importance
+weight can correct for it (rlgkd.ops.policy_loss).
 
-To add a behaviour: write one function (teacher_logits, student_logits) -> log-probabilities here and name it in
-`BEHAVIOURS` at the bottom; its settings are its keyword-only arguments, by names that the agents have
-(`teacher_share`, `kept_top_k`).
+To add a behaviour policy: write one function (teacher_logits, student_logits) -> log-probabilities here and name it in
+`BEHAVIOURS` at the bottom. Its settings are its keyword-only arguments, each with one sentence in its docstring's
+`Args`, by names that the agents have (`teacher_share`, `kept_top_k`).
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from rlgkd.ops._registry import Pairwise, bind
 
 
 def teacher_mixed(teacher_logits: Tensor, student_logits: Tensor, *, teacher_share: float = 0.2) -> Tensor:
-    """a p_T + (1 - a) p_S: each token by the teacher in this share of cases.
+    """a p_T + (1 - a) p_S: each token is the teacher's with probability a = `teacher_share`.
 
     Args:
         teacher_logits: [..., V], any floating dtype.
         student_logits: [..., V], same shape.
-        teacher_share: a, in [0, 1].
+        teacher_share: The probability that the teacher samples a token, in [0, 1].
 
     Returns:
         [..., V], log-probabilities in nats, float32 or better.
@@ -40,15 +40,26 @@ def teacher_mixed(teacher_logits: Tensor, student_logits: Tensor, *, teacher_sha
     """
     if not 0.0 <= teacher_share <= 1.0:
         raise SettingError("teacher_share", teacher_share, "give a number in [0, 1]")
-    return (teacher_share * _p(teacher_logits) + (1.0 - teacher_share) * _p(student_logits)).log()
+    mixed_V = teacher_share * _probabilities(teacher_logits) + (1.0 - teacher_share) * _probabilities(student_logits)
+    return mixed_V.log()
 
 
 def interleaved(teacher_logits: Tensor, student_logits: Tensor, *, kept_top_k: int = 25) -> Tensor:
-    """The student's token where it is among the teacher's `kept_top_k`, else one drawn anew from the teacher.
+    """The student's token if it is among the teacher's `kept_top_k` likeliest, else one sampled from the teacher.
 
-    p(y) = p_S(y) [y in K] + (1 - p_S(K)) p_T(y), K the teacher's `kept_top_k` likeliest. At V the student is alone.
+    p(y) = p_S(y) [y in K] + (1 - p_S(K)) p_T(y), K the teacher's `kept_top_k` likeliest tokens.
 
-    Arguments and result as for `teacher_mixed`. Raises: SettingError for kept_top_k below 1.
+    Args:
+        teacher_logits: [..., V], any floating dtype.
+        student_logits: [..., V], same shape.
+        kept_top_k: How many of the teacher's likeliest tokens the student may keep, 1 or more; V leaves the student
+            alone.
+
+    Returns:
+        [..., V], log-probabilities in nats, float32 or better.
+
+    Raises:
+        SettingError: kept_top_k below 1.
 
     Source: Xu et al. 2024, arXiv 2410.11325 (speculative KD; K = 25 there).
 
@@ -59,16 +70,18 @@ def interleaved(teacher_logits: Tensor, student_logits: Tensor, *, kept_top_k: i
     """
     if kept_top_k < 1:
         raise SettingError("kept_top_k", kept_top_k, "give 1 or more")
-    teacher_V, student_V = _p(teacher_logits), _p(student_logits)
+    teacher_V = _probabilities(teacher_logits)
+    student_V = _probabilities(student_logits)
     ids_K = teacher_logits.topk(min(kept_top_k, teacher_logits.shape[-1]), dim=-1).indices
     kept_V = torch.zeros_like(student_V).scatter(-1, ids_K, student_V.gather(-1, ids_K))
     return (kept_V + (1.0 - kept_V.sum(-1, keepdim=True)).clamp(min=0.0) * teacher_V).log()
 
 
 def get(name: str, **settings: float) -> Pairwise:
-    """Return the behaviour of this name with its settings bound; it can be pickled.
+    """Return the behaviour policy of this name with its settings bound; it can be pickled.
 
-    Raises: SettingError for an unknown name, an unknown setting, or a value outside its range.
+    Raises:
+        SettingError: an unknown name, an unknown setting, or a value outside its range.
 
     Example:
         >>> get("interleaved", kept_top_k=8)(torch.zeros(2), torch.zeros(2)).exp().tolist()
@@ -77,7 +90,7 @@ def get(name: str, **settings: float) -> Pairwise:
     return bind("behaviour", name, BEHAVIOURS, settings)
 
 
-def _p(logits: Tensor) -> Tensor:
+def _probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 

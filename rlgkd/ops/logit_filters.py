@@ -1,8 +1,8 @@
-"""Sampling from the likelier tokens alone: top-k, top-p and min-p, as functions of tempered logits.
+"""Logit filters for sampling: top-k, top-p and min-p, applied after the temperature.
 
-Each takes [..., V] and returns them with -inf where a token is left out, so that its probability is 0 and the others
-share what it had. They change the support: a policy that samples so and is scored without is not one policy. So they
-are for evaluation, and no agent takes them. Left out: filters that look at what is written (repetition penalties).
+Each maps logits [..., V] to the same with -inf at the tokens it removes, whose probability the others then share. The
+filters change the support: sampling with one and scoring without it would mix two policies. They are therefore for
+evaluation, and no agent takes them. Not here: filters that depend on the tokens so far (repetition penalties).
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from rlgkd.errors import SettingError
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k likeliest tokens, and those that are as likely as the k-th; k of V or more keeps all.
+    """Keep the k likeliest tokens and any that tie with the k-th; k of V or more keeps all.
 
     Raises:
-        SettingError: k below 1, or no whole number.
+        SettingError: k below 1, or not a whole number.
 
     Source: Fan et al. 2018, "Hierarchical Neural Story Generation" (arXiv 1805.04833), 4.
 
@@ -32,10 +32,10 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest tokens whose mass reaches p, and so at least one; p of 1 keeps all.
+    """Keep the smallest set of likeliest tokens whose mass reaches p, at least one token; p of 1 keeps all.
 
-    A token stays where the mass of those before it, in the order of probability, is below p. Of equally likely ones the
-    smaller ids come first.
+    A token is kept if the mass of the tokens before it, in order of probability, is below p. Equally likely tokens are
+    ordered by their ids.
 
     Raises:
         SettingError: p outside (0, 1].
@@ -49,16 +49,16 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if not 0 < p <= 1:
         raise SettingError("top_p", p, "give a share of the mass in (0, 1]")
     if p == 1:
-        return logits  # not by the sum, whose rounding could reach 1 before the last token
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
+        return logits  # a rounded cumulative sum could reach 1 before the last token
+    sum_dtype = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     sorted_V, ids_V = logits.sort(dim=-1, descending=True, stable=True)
-    probability_V = sorted_V.to(wide).softmax(-1)
-    out_V = probability_V.cumsum(-1) - probability_V >= p
-    return logits.masked_fill(torch.zeros_like(out_V).scatter(-1, ids_V, out_V), float("-inf"))
+    probability_V = sorted_V.to(sum_dtype).softmax(-1)
+    removed_V = probability_V.cumsum(-1) - probability_V >= p
+    return logits.masked_fill(torch.zeros_like(removed_V).scatter(-1, ids_V, removed_V), float("-inf"))
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the tokens whose probability is at least p times that of the likeliest, which stays; p of 0 keeps all.
+    """Keep the tokens whose probability is at least p times that of the likeliest; p of 0 keeps all.
 
     Raises:
         SettingError: p outside [0, 1].
@@ -77,26 +77,26 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Those that are set, one behind the other; None leaves one out.
+    """The filters that are set, applied one after another, each to the renormalised result of the previous one.
 
-    Each sees what the one before has kept as a distribution of its own, in the order of transformers.
+    The order is that of transformers. None leaves a filter out.
 
     Raises: SettingError for a value outside its range.
     """
 
     top_k: int | None = None
-    """Of `top_k`: tokens."""
+    """How many tokens `top_k` keeps, 1 or more."""
     top_p: float | None = None
-    """Of `top_p`: mass."""
+    """The mass that `top_p` keeps, in (0, 1]."""
     min_p: float | None = None
-    """Of `min_p`: share of the likeliest token's probability."""
+    """The smallest share of the likeliest token's probability that `min_p` keeps, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """Check the values now, not at the first token."""
+        """Check the values when they are given, not at the first token."""
         self(torch.zeros(1, device="cpu"))
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """[..., V] -> [..., V], -inf where a token is left out."""
+        """Return the logits [..., V] with -inf at removed tokens."""
         if self.top_k is not None:
             logits = top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -106,5 +106,5 @@ class Filters:
         return logits
 
     def __bool__(self) -> bool:
-        """Whether any is set."""
+        """Whether any filter is set."""
         return any(value is not None for value in (self.top_k, self.top_p, self.min_p))

@@ -1,10 +1,10 @@
-"""From values per token to one number, by the name of what the mean runs over.
+"""Reductions of values per token to one number, each named after what its mean averages over.
 
 The primary form is `weights`: the weight of every token of each sequence, such that the sum of weight * value over
 all tokens of all micro-batches, on all processes, is the reduction of the global batch. It needs the totals of the
 global batch (`totals`, summed over micro-batches and processes), never the local ones: a local denominator is the
-classic error under gradient accumulation. Where gradients are averaged over processes instead of summed (DDP),
-multiply the loss by the number of processes. The masked forms on [B, T] are defined through the same weights.
+classic error under gradient accumulation. If gradients are averaged over processes instead of summed (DDP), multiply
+the loss by the number of processes. The masked forms on [B, T] are defined through the same weights.
 
 | name            | weight of a token of sequence b       | source                                           |
 | --------------- | ------------------------------------- | ------------------------------------------------ |
@@ -17,13 +17,16 @@ A sequence without tokens (an all-masked row) contributes 0 and is not counted a
 reduces to 0.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops._registry import check_name
 
-REDUCTIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
+Reduction = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 def names() -> tuple[str, ...]:
@@ -45,19 +48,19 @@ def weights(
     sum over the global batch of weights_B[b] * value_BT[b, t] = reduction, however the batch is split.
 
     Args:
-        name: one of `names()`; the table is at the head of this file.
-        lengths_B: [B], integers: the unmasked tokens of each sequence of this micro-batch.
-        total_sequences: sequences with at least one token in the global batch (see `totals`).
-        total_tokens: unmasked tokens in the global batch.
-        length: the fixed divisor of `constant`, in tokens; above 0. For `constant` only.
-        dtype: of the result.
+        name: One of `names()`; see the table at the head of this file.
+        lengths_B: [B], integers: the number of unmasked tokens in each sequence of this micro-batch.
+        total_sequences: The number of sequences in the global batch with at least one token (see `totals`).
+        total_tokens: The number of unmasked tokens in the global batch.
+        length: The fixed divisor of `constant`, in tokens, above 0; for `constant` only.
+        dtype: The dtype of the result.
 
     Returns:
         [B], finite and >= 0; 0 for a sequence without tokens.
 
     Raises:
-        SettingError: an unknown name, a length missing, not positive or not taken, or totals smaller than this
-            micro-batch's own.
+        SettingError: an unknown name; a length that is missing, not positive or not taken; totals smaller than this
+            micro-batch's.
 
     Example:
         >>> weights("sequence_mean", torch.tensor([2, 4, 0]), total_sequences=2, total_tokens=6).tolist()
@@ -70,15 +73,17 @@ def weights(
         raise SettingError("length", length, "constant needs a fixed positive number of tokens")
     if name != "constant" and length is not None:
         raise SettingError("length", length, f"{name} does not take it; leave it out, or use constant")
-    own_sequences, own_tokens = totals(lengths_B)
+    local_sequences, local_tokens = totals(lengths_B)
     remedy = "give the total of the global batch, over all micro-batches and processes"
-    if total_sequences < own_sequences:
-        raise SettingError("total_sequences", total_sequences, f"this micro-batch alone has {own_sequences}; {remedy}")
-    if total_tokens < own_tokens:
-        raise SettingError("total_tokens", total_tokens, f"this micro-batch alone has {own_tokens}; {remedy}")
+    if total_sequences < local_sequences:
+        raise SettingError(
+            "total_sequences", total_sequences, f"this micro-batch alone has {local_sequences}; {remedy}"
+        )
+    if total_tokens < local_tokens:
+        raise SettingError("total_tokens", total_tokens, f"this micro-batch alone has {local_tokens}; {remedy}")
 
     lengths_B = lengths_B.to(dtype)
-    present_B = (lengths_B > 0).to(dtype)  # where it is 0, so may the totals be: hence the max(1, .)
+    present_B = (lengths_B > 0).to(dtype)  # if all are 0, so may the totals be: hence max(1, ...)
     if name == "token_mean":
         return present_B / max(1, total_tokens)
     weights_B = present_B / max(1, total_sequences)
@@ -88,7 +93,7 @@ def weights(
 
 
 def totals(lengths_B: Tensor) -> tuple[int, int]:
-    """Return (sequences with at least one token, tokens): add these up over micro-batches and processes.
+    """Return (sequences with at least one token, tokens), to be summed over micro-batches and processes.
 
     Example:
         >>> totals(torch.tensor([2, 4, 0]))
@@ -102,8 +107,8 @@ def sequence_mean(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """(1/B) sum_b (1/L_b) sum_t value: the mean over each row's unmasked tokens, then over rows that have any.
 
     Args:
-        value_BT: [B, T]; what stands under the mask is ignored, NaN included.
-        mask_BT: [B, T], bool or 0/1 integers; True counts.
+        value_BT: [B, T]; masked values are ignored, NaN included.
+        mask_BT: [B, T], bool or 0/1 integers; True selects.
 
     Returns:
         A scalar; 0 if nothing is unmasked.
@@ -148,7 +153,7 @@ def constant(value_BT: Tensor, mask_BT: Tensor, length: float) -> Tensor:
     """(1/B) sum_b (1/length) sum_t value: as `sequence_sum`, over a fixed length in tokens, the same for every row.
 
     Arguments, result and errors as for `sequence_mean`; `length` must be above 0. Source: Liu et al. 2025,
-    arXiv 2503.20783 (Dr. GRPO), where it takes away the bias towards long wrong answers.
+    arXiv 2503.20783 (Dr. GRPO), where it removes the bias towards long wrong answers.
 
     Example:
         >>> constant(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]]), length=2).item()
@@ -161,7 +166,7 @@ def _reduce(name: str, value_BT: Tensor, mask_BT: Tensor, length: float | None =
     if value_BT.ndim != 2 or value_BT.shape != mask_BT.shape:
         raise SettingError("mask_BT.shape", tuple(mask_BT.shape), f"give [B, T] as value_BT, {tuple(value_BT.shape)}")
     if mask_BT.is_floating_point():
-        raise SettingError("mask_BT.dtype", mask_BT.dtype, "give a bool mask: it selects, it does not weigh")
+        raise SettingError("mask_BT.dtype", mask_BT.dtype, "give a bool mask: it selects tokens and cannot weight them")
     mask_BT = mask_BT.bool()
     lengths_B = mask_BT.sum(-1)
     total_sequences, total_tokens = totals(lengths_B)

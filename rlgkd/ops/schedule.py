@@ -1,68 +1,74 @@
 """Values that change over training: functions of the remaining progress, 1 at the start and 0 at the end, as SB3's."""
 
-import functools
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from rlgkd.errors import SettingError
 from rlgkd.ops._registry import check_name
 
-Schedule = Callable[[float], float]
-SHAPES = ("linear", "cosine", "exponential")
+Shape = Literal["linear", "cosine", "exponential"]
 
 
-def between(shape: str, start: float, end: float) -> Schedule:
-    """Return the schedule that runs from `start` to `end` in this shape.
+@dataclass(frozen=True)
+class Schedule:
+    """A value that goes from `start` to `end`; constant without an end.
 
     Args:
+        start: The value at remaining progress 1.
+        end: The value at 0; None keeps the start.
         shape: `linear`; `cosine`, slow at both ends; `exponential`, by equal factors.
-        start: the value at remaining progress 1.
-        end: the value at 0.
-
-    Returns:
-        A function of the remaining progress in [0, 1]; it can be pickled.
 
     Raises:
         SettingError: an unknown shape, or an exponential that touches 0.
 
     Example:
-        >>> [round(between(shape, 0.8, 0.2)(0.25), 3) for shape in SHAPES]
+        >>> [round(Schedule(0.8, 0.2, shape)(0.25), 3) for shape in get_args(Shape)]
         [0.35, 0.288, 0.283]
     """
-    check_name("shape", shape, SHAPES)
-    if shape == "exponential" and not (start > 0 and end > 0):
-        raise SettingError("end", (start, end), "an exponential needs both ends above 0; use linear or cosine")
-    return functools.partial(_at, shape, start, end)
+
+    start: float
+    end: float | None = None
+    shape: Shape = "linear"
+
+    def __post_init__(self) -> None:
+        """Refuse what no value could be computed from."""
+        check_name("shape", self.shape, get_args(Shape))
+        if self.shape == "exponential" and self.end is not None and not (self.start > 0 and self.end > 0):
+            ends = (self.start, self.end)
+            raise SettingError("end", ends, "an exponential needs both ends above 0; use linear or cosine")
+
+    def __call__(self, remaining: float) -> float:
+        """The value at this remaining progress, in [0, 1]."""
+        if self.end is None:
+            return self.start
+        if self.shape == "exponential":
+            return float(self.start**remaining * self.end ** (1 - remaining))
+        weight = remaining if self.shape == "linear" else (1 - math.cos(math.pi * remaining)) / 2
+        return self.end + (self.start - self.end) * weight
 
 
 def steered(alpha: float, divergence: float, target: float, rate: float) -> float:
-    """Return alpha, moved so that the divergence comes to its target: dual ascent on log(alpha / (1 - alpha)).
+    """Return alpha after one step of dual ascent on log(alpha / (1 - alpha)) towards the divergence's target.
 
     The Lagrange multiplier of the constraint D <= target is alpha / (1 - alpha); its logarithm rises by `rate` times
-    the relative excess D / target - 1, held within -1 and 1.
+    the relative error D / target - 1, clipped to [-1, 1].
 
     Args:
-        alpha: in (0, 1).
-        divergence: the batch's, in nats.
-        target: what it shall be, above 0, in nats.
-        rate: above 0.
+        alpha: The current value, in (0, 1).
+        divergence: The batch's divergence, in nats.
+        target: The largest divergence wanted, in nats, above 0.
+        rate: The step size, above 0.
 
     Returns:
-        In (0, 1), held within 1e-4 of its ends, from which there would be no way back.
+        A value in [1e-4, 1 - 1e-4]: at 0 or 1 the odds could not change any more.
 
-    Source: Ziegler et al. 2019, arXiv 1909.08593 (their proportional controller, here on the odds).
+    Source: Ziegler et al. 2019, arXiv 1909.08593 (a proportional controller, here on the odds).
 
     Example:
         >>> round(steered(0.5, divergence=0.3, target=0.2, rate=0.1), 4)
         0.5125
     """
-    excess = max(-1.0, min(1.0, divergence / target - 1.0))
-    odds = alpha / (1.0 - alpha) * math.exp(rate * excess)
+    relative_error = max(-1.0, min(1.0, divergence / target - 1.0))
+    odds = alpha / (1.0 - alpha) * math.exp(rate * relative_error)
     return min(1.0 - 1e-4, max(1e-4, odds / (1.0 + odds)))
-
-
-def _at(shape: str, start: float, end: float, remaining: float) -> float:
-    if shape == "exponential":
-        return float(start**remaining * end ** (1 - remaining))
-    weight = remaining if shape == "linear" else (1 - math.cos(math.pi * remaining)) / 2
-    return end + (start - end) * weight

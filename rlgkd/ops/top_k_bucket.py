@@ -1,9 +1,9 @@
 """Distributions over the teacher's k most probable tokens and one bucket for all others.
 
-For a teacher of which only the top k is known (an API, a cache on disk), or to charge the student for the head alone.
-Any divergence of rlgkd.ops.divergence applies to what is returned, and by the data-processing inequality none of the
-f-divergences exceeds its value over the whole vocabulary. The bucket is not optional: without it, the reverse KL over
-the top k alone is minimised by moving the student's mass out of the top k, and the forward KL goes below zero.
+For a teacher of which only the top k is known (an API, a cache on disk), or to match the teacher's head alone. Any
+divergence of rlgkd.ops.divergence applies to the results, and by the data-processing inequality no f-divergence exceeds
+its value over the whole vocabulary. The bucket is not optional: without it, the reverse KL over the top k alone is
+minimised by moving the student's mass out of the top k, and the forward KL becomes negative.
 """
 
 import torch
@@ -13,15 +13,15 @@ from rlgkd.errors import SettingError
 
 
 def top_k_with_bucket(teacher_logits: Tensor, student_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return teacher and student over the teacher's top k and the rest.
+    """Return teacher and student over the teacher's top k tokens and the bucket.
 
     Args:
         teacher_logits: [..., V], any floating dtype; a constant.
         student_logits: [..., V], same shape, with its gradient.
-        k: from 1; V or more leaves both as they are.
+        k: 1 or more; V or more returns both unchanged.
 
     Returns:
-        Two times [..., k+1], log-probabilities in nats; the last is the bucket.
+        Two tensors [..., k+1] of log-probabilities in nats; the last entry is the bucket.
 
     Raises:
         SettingError: k below 1.
@@ -37,19 +37,19 @@ def top_k_with_bucket(teacher_logits: Tensor, student_logits: Tensor, k: int) ->
     if k >= teacher_logits.shape[-1]:
         return teacher_logits, student_logits
     ids_K = teacher_logits.detach().topk(k, dim=-1).indices
-    return _bucketed(teacher_logits.detach(), ids_K), _bucketed(student_logits, ids_K)
+    return _with_bucket(teacher_logits.detach(), ids_K), _with_bucket(student_logits, ids_K)
 
 
 def known_top_k_with_bucket(teacher_logp_K: Tensor, ids_K: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same for a teacher known by the log-probabilities of some tokens.
+    """Return the same for a teacher of which only some tokens' log-probabilities are known.
 
     Args:
-        teacher_logp_K: [..., K], nats, of different tokens; their probabilities sum to 1 at most.
-        ids_K: [..., K], int64: which tokens.
+        teacher_logp_K: [..., K], nats, for K different tokens; their probabilities sum to at most 1.
+        ids_K: [..., K], int64: the ids of these tokens.
         student_logits: [..., V], with its gradient.
 
     Returns:
-        Two times [..., K+1], log-probabilities in nats; the last is the bucket.
+        Two tensors [..., K+1] of log-probabilities in nats; the last entry is the bucket.
 
     Raises:
         SettingError: the shapes differ, or the teacher's probabilities sum to more than 1.
@@ -66,11 +66,11 @@ def known_top_k_with_bucket(teacher_logp_K: Tensor, ids_K: Tensor, student_logit
     mass = teacher_logp_K.detach().exp().sum(-1, keepdim=True)
     if (mass > 1.0 + 1e-3).any():
         raise SettingError("teacher_logp_K", mass.max().item(), "give log-probabilities in nats: they sum above 1")
-    rest = (1.0 - mass).clamp(min=torch.finfo(mass.dtype).eps).log()  # rounded to 0 it would forbid all other tokens
-    return torch.cat([teacher_logp_K.detach(), rest], dim=-1), _bucketed(student_logits, ids_K)
+    rest = (1.0 - mass).clamp(min=torch.finfo(mass.dtype).eps).log()  # a mass of 0 would forbid all other tokens
+    return torch.cat([teacher_logp_K.detach(), rest], dim=-1), _with_bucket(student_logits, ids_K)
 
 
-def _bucketed(logits: Tensor, ids_K: Tensor) -> Tensor:
+def _with_bucket(logits: Tensor, ids_K: Tensor) -> Tensor:
     logp_V = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     rest_V = logp_V.scatter(-1, ids_K, float("-inf"))
     return torch.cat([logp_V.gather(-1, ids_K), rest_V.logsumexp(-1, keepdim=True)], dim=-1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from rlgkd.envs.rewards.models import Entailment
+from rlgkd.envs.rewards import Entailment
 from rlgkd.envs.tasks.grounded.env import prompt_of
 from rlgkd.envs.tasks.grounded.oracle import judge
 from rlgkd.envs.tasks.grounded.pairs import pair

@@ -18,7 +18,7 @@ from typing import Any
 from rlgkd.errors import SettingError
 from rlgkd.scripts.benchmarks import workloads
 from rlgkd.scripts.benchmarks.env_stepping import stepping
-from rlgkd.scripts.config.run import check, override, taken_apart
+from rlgkd.scripts.config.run import check, override
 
 FIXED_WORKLOADS: dict[str, Callable[[], dict[str, Any]]] = {
     "stepping": stepping,
@@ -57,11 +57,10 @@ def _agent_settings(workload: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     Raises: SettingError for a setting that the workload does not take.
     """
-    given = taken_apart(override({}, overrides))
-    settings = check(given)
+    given = override({}, overrides)
     trains = workloads.STEP_WORKLOADS.get(workload, {}).get("kind") in TRAINING_KINDS
-    taken = set(settings.agent_settings()).difference(FIXED_SETTINGS) if trains else set()
+    taken = set(check(given).agent_arguments()).difference(FIXED_SETTINGS) if trains else set()
     for key in sorted(set(given) - taken):
         remedy = f"{workload or 'no workload'} does not take it; a training step takes what leaves its work the same"
         raise SettingError("setting", key, remedy)
-    return settings.model_dump(include=set(given))
+    return given

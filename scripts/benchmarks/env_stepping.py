@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.task import TextTask
 from rlgkd.envs.vector_env import TextVectorEnv
 from rlgkd.errors import SettingError
-from rlgkd.scripts.runs.generate import zero_reward
 
 
 def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str, float]:
@@ -28,7 +28,7 @@ def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str
             raise SettingError(field, value, "give 1 or more")
     task = TextTask(
         prompts=["The quick brown fox"],
-        reward=zero_reward,
+        reward=no_reward,
         tokenizer="embedded:grounded-student",
         max_prompt_tokens=32,
         max_new_tokens=tokens,

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlgkd.agents.advantages import no_credit
+from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import accumulate_gradient
 from rlgkd.lm import LanguageModel, decode, open_by_name
 from rlgkd.lm.fused_loss import fused_sum
-from rlgkd.objective import Objective
+from rlgkd.objective import Actions, Objective
 from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.types import Item, Score, Source, StopReason, Trajectory
@@ -37,9 +39,9 @@ def measure(job: BenchmarkJob) -> dict[str, Any]:
 
 def _ragged(job: BenchmarkJob) -> dict[str, Any]:
     """Return the seconds of sampling and gradient, alternating between rows of unequal lengths and padded ones."""
-    student, teacher = open_by_name(job.student), open_by_name(job.teacher)
+    student = open_by_name(job.student, rows_at_once=job.settings.get("rows_at_once"))
+    teacher = open_by_name(job.teacher)
     teacher.module.requires_grad_(False)
-    student.rows_at_once = job.settings.get("rows_at_once")
     prompts = [student.tokenizer.encode(text) for text in job.prompts[: job.batch]]
     lengths = spread_lengths(job.batch, job.new_tokens, job.seed)
     uniforms_BT = np.random.default_rng(job.seed).random((job.batch, job.new_tokens))
@@ -50,14 +52,9 @@ def _ragged(job: BenchmarkJob) -> dict[str, Any]:
             start = time.perf_counter()
             completions = _sample(student, prompts, uniforms_BT, limits[name])
             rows = [_trajectory(*row) for row in zip(prompts, completions, lengths, strict=True)]
+            rollout = Rollout(trajectories=rows).split(student, sys.maxsize)
             accumulate_gradient(
-                student,
-                teacher,
-                Objective(alpha=1.0),
-                rows,
-                torch.zeros(len(rows), 1),
-                token_budget=sys.maxsize,
-                backward=lambda loss: loss.backward(),
+                student, teacher, Objective(alpha=1.0), rollout, no_credit(rows), backward=lambda loss: loss.backward()
             )
             student.module.zero_grad()
             seconds[name].append(time.perf_counter() - start)
@@ -108,13 +105,20 @@ def _loss(job: BenchmarkJob) -> dict[str, Any]:
     states_NH.grad = torch.zeros_like(states_NH)
     student.head.weight.grad = torch.zeros_like(student.head.weight)
     torch.zeros_like(states_NH)  # the gradient in the making: its pages belong to the process from now on
-    columns = [torch.zeros(actions, dtype=torch.long), *(torch.ones(actions) for _ in range(5))]
+    columns = Actions(
+        token_N=torch.zeros(actions, dtype=torch.long),
+        old_logp_N=torch.ones(actions),
+        advantage_N=torch.ones(actions),
+        policy_weight_N=torch.ones(actions),
+        divergence_weight_N=torch.ones(actions),
+        future_N=torch.ones(actions),
+    )
     before = peak_mb()
 
     def chunk_loss(
         logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, which: slice
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return Objective(alpha=1.0).loss(logits_NV, teacher_NV, *(column[which] for column in columns))
+        return Objective(alpha=1.0).loss(logits_NV, teacher_NV, columns[which])
 
     fused_sum(student, states_NH, chunk_loss, (teacher, teacher_states_NH))[0].backward()
     dense = actions * student.vocabulary * 4 / 2**20

@@ -25,9 +25,8 @@ from rlgkd.agents import GRPO, Distill
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
-from rlgkd.lm import LanguageModel, decode, open_by_name
-from rlgkd.lm.fast.linear import cast_once, multiplied, of_weights, thin
-from rlgkd.lm.fast.llama import readable
+from rlgkd.lm import LanguageModel, decode, fast, open_by_name
+from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
 from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 
@@ -179,7 +178,7 @@ class _Clock(BaseCallback):
         trajectories = self.agent.trajectories
         self.tokens.append(sum(t.length for t in trajectories))
         self.prompt_tokens.append(sum(len(t.tokens_T) - t.length for t in trajectories))
-        self.losses.append(float(self.agent.latest["train/loss"]))
+        self.losses.append(float(self.agent.last_metrics["train/loss"]))
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -195,14 +194,14 @@ class _Clock(BaseCallback):
 def _update_bound(agent: TextAlgorithm, job: BenchmarkJob, prompt_tokens: int, new_tokens: int) -> float:
     """Return the seconds of the bare products of an update over so many tokens of prompts and new ones."""
     tokens = prompt_tokens + new_tokens
-    bound = _decoding_bound(agent.student, prompt_tokens // agent.group_size, job.batch, job.new_tokens)
+    bound = _decoding_bound(agent.student, prompt_tokens // agent.config.sampling.group_size, job.batch, job.new_tokens)
     bound += bare_products(agent.student, tokens, new_tokens, backward=True)
     return bound + (0.0 if agent.teacher is None else bare_products(agent.teacher, tokens, new_tokens))
 
 
 def _decoding_bound(lm: LanguageModel, prompt_tokens: int, rows: int, steps: int) -> float:
     """Return the seconds of the bare products of decoding: the prefill, then so many steps of so many rows."""
-    products = [thin([part.weight], [None], rows) for part in _linears(lm)]
+    products = [prepacked_linear([part.weight], [None], rows) for part in _linears(lm)]
     inputs = [torch.randn(rows, part.in_features) for part in _linears(lm)]
     prefill = bare_products(lm, prompt_tokens, rows)
     step = _best_seconds(lambda: [run(x) for run, x in zip(products, inputs, strict=True)])
@@ -216,16 +215,17 @@ def bare_products(lm: LanguageModel, tokens: int, actions: int, *, backward: boo
     and weights are added.
     """
     work = [
-        (cast_once(part.weight.detach(), None)[0], actions if few else tokens) for part, few in _linears(lm).items()
+        (autocast_weights(part.weight.detach(), None)[0], actions if few else tokens)
+        for part, few in _linears(lm).items()
     ]
 
     def run() -> None:
         for weight, rows in work:
             x, made = inputs[rows, weight.shape[1]], inputs[rows, weight.shape[0]]
-            multiplied(x, weight)
+            linear_without_grad(x, weight)
             if backward:
-                multiplied(made, weight.T)
-                of_weights([made], x)
+                linear_without_grad(made, weight.T)
+                weight_gradients([made], x)
 
     sizes = {(rows, size) for weight, rows in work for size in weight.shape}
     inputs: dict[tuple[int, int], Tensor] = {
@@ -238,7 +238,7 @@ def _linears(lm: LanguageModel) -> dict[nn.Linear, bool]:
     """Return the linear layers, each with whether only the tokens whose states are asked for pass through it."""
     of_all = [part for part in lm.body.modules() if isinstance(part, nn.Linear)]
     found = dict.fromkeys(of_all, False)
-    if readable(lm.body):
+    if fast.supported(lm.body, "forward"):
         last = lm.body.layers[-1]
         parts = [part for part in last.modules() if isinstance(part, nn.Linear)]
         found |= {part: part not in (last.self_attn.k_proj, last.self_attn.v_proj) for part in parts}

@@ -16,11 +16,10 @@ from typing import Any
 
 import yaml
 
-from rlgkd import agents
-from rlgkd.agents.config import resolve
 from rlgkd.errors import SettingError
+from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config.paths import settled
-from rlgkd.scripts.config.run import RunSettings, check, nearest, over
+from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
 """Settings that all cells share."""
@@ -33,7 +32,7 @@ class Cell:
     name: str
     """`alpha=0.25`, or `alpha=0.25 beta=0.5`."""
     values: Mapping[str, Any]
-    settings: RunSettings
+    settings: RunConfig
     """Its settings with the first seed."""
 
     @property
@@ -45,7 +44,7 @@ class Cell:
         """The folder of the run with this seed, inside the comparison's."""
         return f"cells/{self.folder}/seed-{seed}"
 
-    def seeded(self, seed: int) -> RunSettings:
+    def seeded(self, seed: int) -> RunConfig:
         """Return the settings of the run with this seed."""
         return self.settings.model_copy(update={"seed": seed})
 
@@ -54,7 +53,7 @@ class Cell:
 class Grid:
     """Cells, seeds, and how they are evaluated."""
 
-    base: RunSettings
+    base: RunConfig
     """The settings before any is varied."""
     vary: Mapping[str, Sequence[Any]]
     cells: Sequence[Cell]
@@ -66,7 +65,7 @@ class Grid:
 
 
 def grid(
-    base: RunSettings, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
+    base: RunConfig, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, samples: int, baseline: str = ""
 ) -> Grid:
     """Return all combinations, checked before anything runs.
 
@@ -94,7 +93,7 @@ def grid(
         raise SettingError("vary", folders, "two cells would share a folder")
     by_name = {cell.name: cell for cell in cells}
     if baseline and baseline not in by_name:
-        raise SettingError("baseline", baseline, nearest(baseline, list(by_name)))
+        raise SettingError("baseline", baseline, unknown_remedy(baseline, list(by_name)))
     # One cell alone is its own baseline, once.
     baselines = [by_name[baseline]] if baseline else [cells[0], *cells[1:][-1:]]
     return Grid(base=base, vary=vary, cells=cells, seeds=seeds, samples=samples, baselines=baselines)
@@ -112,8 +111,8 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
     key, equals, text = argument.partition("=")
     if not equals or not key:
         raise SettingError("vary", argument, "write KEY=a,b,c")
-    if key not in RunSettings.model_fields:
-        raise SettingError("vary", key, nearest(key, list(RunSettings.model_fields)))
+    if key not in setting_names():
+        raise SettingError("vary", key, unknown_remedy(key, setting_names()))
     try:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
@@ -138,27 +137,16 @@ def parse_seeds(text: str) -> list[int]:
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts if part]
 
 
-def _cell(base: RunSettings, values: Mapping[str, Any]) -> Cell:
+def _cell(base: RunConfig, values: Mapping[str, Any]) -> Cell:
     """Return the cell of these values.
 
     Raises: SettingError for values that the settings or the agent refuse.
     """
     absolute = {key: settled(key, value, [Path()]) for key, value in values.items()}
-    settings = check(over(base.model_dump(), absolute))
-    _check_agent(settings)
+    settings = check(put_over(base.flat(), absolute))
+    settings.algorithm.check_teacher(settings.teacher or None)
     name = " ".join(f"{key}={_value_text(value)}" for key, value in values.items())
     return Cell(name=name, values=values, settings=settings)
-
-
-def _check_agent(settings: RunSettings) -> None:
-    """Raise what the agent's constructor would, before any model is opened."""
-    algorithm = getattr(agents, settings.agent)
-    resolve(
-        {"ratio": None, **settings.agent_settings()},
-        agent=settings.agent,
-        preset=algorithm.preset,
-        defaults=algorithm.defaults,
-    )
 
 
 def _value_text(value: Any) -> str:

@@ -17,7 +17,7 @@ from rlgkd.errors import CheckpointError
 from rlgkd.scripts.comparison.cell_statistics import against, scores
 from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.run_cell import MEASURED, block_means, rounded
-from rlgkd.scripts.config.run import RunSettings
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.recorder import TIMES
 from rlgkd.statistics import Interval
 
@@ -34,7 +34,7 @@ class Untrained:
     name: str
     folder: str
     """Inside the comparison's."""
-    settings: RunSettings
+    settings: RunConfig
     is_teacher: bool
 
 
@@ -46,7 +46,8 @@ def untrained_models(grid: Grid) -> list[Untrained]:
     starts: dict[str, Cell] = {}
     for cell in grid.cells:
         settings = cell.settings
-        start = json.dumps([settings.student, settings.student_layers, settings.temperature])
+        algorithm = settings.algorithm
+        start = json.dumps([settings.student, algorithm.model.student_layers, algorithm.sampling.temperature])
         starts.setdefault(hashlib.sha256(start.encode()).hexdigest()[:8], cell)
     for key, cell in starts.items():
         name = START if len(starts) == 1 else f"{START} of {cell.name}"
@@ -102,7 +103,7 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
         "vary": {key: list(values) for key, values in grid.vary.items()},
         "seeds": list(grid.seeds),
         "baselines": [cell.name for cell in grid.baselines],
-        "settings": grid.base.model_dump(),
+        "settings": grid.base.flat(),
         "prompts": prompts,
         "missing": missing,
         "references": {

@@ -20,11 +20,11 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.models import open_teacher
+from rlgkd.agents.build import open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.config.run import RunSettings, dump, read
+from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
 from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
 from rlgkd.types import ON_POLICY, Task
@@ -47,7 +47,7 @@ CURVES = {
 """Name of a curve -> its column in progress.csv."""
 
 
-def train_and_measure(settings: RunSettings, base: RunSettings, samples: int, out: Path) -> None:
+def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: Path) -> None:
     """Train into `out`, from wherever an earlier call came to, and measure.
 
     Raises: CheckpointError if the folder holds another run; SettingError, ModelError, DataError, RewardError.
@@ -62,12 +62,12 @@ def train_and_measure(settings: RunSettings, base: RunSettings, samples: int, ou
         fit(settings, agent, out, quiet=True, console=Console(stderr=True))
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
-        measured["updates"] = agent.counters["updates"]
+        measured["updates"] = agent.state.updates
         measured["training"] = training_curves(settings, agent, out)
         write(measured, base, samples, out)
 
 
-def measure_untrained(settings: RunSettings, base: RunSettings, samples: int, out: Path, *, teacher: bool) -> None:
+def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: Path, *, teacher: bool) -> None:
     """Measure a model that the comparison does not train: its teacher, or the student before training."""
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=True):
@@ -77,7 +77,7 @@ def measure_untrained(settings: RunSettings, base: RunSettings, samples: int, ou
         write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
 
-def is_measured(base: RunSettings, samples: int, out: Path) -> bool:
+def is_measured(base: RunConfig, samples: int, out: Path) -> bool:
     """Return whether the folder has been measured in the way of this comparison."""
     try:
         return bool(json.loads((out / MEASURED).read_text())["by"] == _fingerprint(base, samples))
@@ -85,19 +85,19 @@ def is_measured(base: RunSettings, samples: int, out: Path) -> bool:
         return False
 
 
-def check_same(settings: RunSettings, out: Path) -> None:
+def check_same(settings: RunConfig, out: Path) -> None:
     """Raise CheckpointError if the folder holds the run of other settings."""
     if not (out / CONFIG).is_file():
         return
-    theirs, ours = (given.model_dump(exclude=set(EVALUATION_SETTINGS)) for given in (read(out / CONFIG), settings))
+    theirs, ours = read(out / CONFIG).flat(), settings.flat()
     for name, value in theirs.items():
-        if value != ours[name]:
-            remedy = f"its {name} is {value!r}, not {ours[name]!r}; give another --out"
+        if name not in EVALUATION_SETTINGS and value != ours.get(name):
+            remedy = f"its {name} is {value!r}, not {ours.get(name)!r}; give another --out"
             raise CheckpointError("out", str(out), remedy)
 
 
 def measure(
-    policy: LanguageModel, teacher: LanguageModel | None, task: Task, base: RunSettings, samples: int
+    policy: LanguageModel, teacher: LanguageModel | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
     """Return the evaluation as plain numbers and texts."""
     evaluation = evaluate(
@@ -118,7 +118,7 @@ def measure(
     }
 
 
-def training_curves(settings: RunSettings, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
+def training_curves(settings: RunConfig, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
     """Return how training went: curves of progress.csv, and the unseen measures of the completions it sampled."""
     with (out / PROGRESS).open() as file:
         rows = list(csv.DictReader(file))
@@ -142,23 +142,27 @@ def rounded(values: Any) -> list[float | None]:
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.asarray(values).tolist()]
 
 
-def write(measured: Mapping[str, Any], base: RunSettings, samples: int, out: Path) -> None:
+def write(measured: Mapping[str, Any], base: RunConfig, samples: int, out: Path) -> None:
     """Write `measured.json`, whole or not at all."""
     checkpoint.atomic_write(out / MEASURED, json.dumps({"by": _fingerprint(base, samples), **measured}) + "\n")
 
 
-def _fingerprint(base: RunSettings, samples: int) -> dict[str, Any]:
+def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
     """Return all that decides the evaluation: a change of it makes a measurement out of date."""
     names = ("env", "env_settings", "teacher", "teacher_temperature", *EVALUATION_SETTINGS)
-    return {"samples": samples, **{name: getattr(base, name) for name in names}}
+    return {"samples": samples, **{name: base.flat()[name] for name in names}}
 
 
-def _comparison_teacher(base: RunSettings, agent: TextAlgorithm) -> LanguageModel | None:
+def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:
     """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
     if not base.teacher:
         return None
     return open_teacher(
-        agent.task, base.teacher, agent.student.tokenizer, temperature=base.teacher_temperature, device=agent.device
+        agent.task,
+        base.teacher,
+        agent.student.tokenizer,
+        temperature=base.algorithm.sampling.teacher_temperature,
+        device=agent.device,
     )
 
 
@@ -174,9 +178,9 @@ def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:
     }
 
 
-def _unseen_measures(settings: RunSettings, agent: TextAlgorithm, out: Path, updates: int) -> dict[str, list[float]]:
+def _unseen_measures(settings: RunConfig, agent: TextAlgorithm, out: Path, updates: int) -> dict[str, list[float]]:
     """Return each measure's mean over the on-policy completions of each update; NaN for updates without any."""
-    stream = range(updates * settings.prompts_per_update)
+    stream = range(updates * settings.algorithm.sampling.prompts_per_update)
     items = {item.key: item for item in (agent.task.item(agent.split, settings.seed, index) for index in stream)}
     completions: dict[int, list[tuple[str, str]]] = defaultdict(list)  # update -> (key of the item, text)
     with (out / ROLLOUTS).open() as file:

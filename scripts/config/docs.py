@@ -1,33 +1,39 @@
 """Every setting of a run and of a text environment, with its default and what it is: `rlgkd list settings`.
 
-Nothing is written down here: a run's settings and their sentences are the fields of RunSettings, an environment's are
-the arguments of TextTask and their docstring. `python scripts/config/docs.py` writes docs/settings.md, which is held to
-the same by a test.
+Nothing is written down here: settings and their sentences are those of RunConfig and of the agents' configs, an
+environment's are the arguments of TextTask and their docstring. `python -m rlgkd.scripts.config.docs` writes
+docs/settings.md and agents/_signature.py, which tests hold to the same.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import gymnasium as gym
 
-from rlgkd.scripts.config.run import RunSettings
+from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.ppo import PPOConfig
+from rlgkd.agents.signature import typed_dicts
+from rlgkd.scripts.config.run import AgentName, RunConfig, config_of
+from rlgkd.settings import REQUIRED, Declared, arguments_of
 
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path("docs") / "settings.md"
+SIGNATURE = Path("agents") / "_signature.py"
 HEAD = """\
 # Settings
 
-Written by `python scripts/config/docs.py` from where the settings are defined; `rlgkd list settings` prints the same.
+Written by `python -m rlgkd.scripts.config.docs` from where the settings are declared; `rlgkd list settings` prints the
+same.
 
 ## Of a run
 
-Given in a YAML file, or as `key=value` behind `rlgkd train` and `rlgkd compare`. The agents of `rlgkd.agents` take
-those that decide the training under the same names.
+Given in a YAML file, or as `key=value` after `rlgkd train` and `rlgkd compare`. The agents of `rlgkd.agents` take those
+that decide the training under the same names.
 """
 OF_ENVIRONMENTS = """
 ## Of an environment
@@ -46,21 +52,17 @@ class Setting(NamedTuple):
 
 
 def run_settings() -> list[Setting]:
-    """What a run takes; of a default that is the agent's own, what it is for which."""
-    from rlgkd import agents
-    from rlgkd.agents.algorithm import TextAlgorithm
-
-    kinds = {name: getattr(agents, name) for name in get_args(RunSettings.model_fields["agent"].annotation)}
-    own = {name: {**kind.defaults, **kind.preset} for name, kind in kinds.items()}
-    found = []
-    for name, field in RunSettings.model_fields.items():
-        default = plain(field.get_default(call_default_factory=True))
-        if field.default is None and name in TextAlgorithm.defaults:
-            usual = TextAlgorithm.defaults[name]
-            others = [f"{agent} {values[name]}" for agent, values in own.items() if values[name] != usual]
-            default = f"{usual}{'; ' * bool(others)}{', '.join(others)}"
-        found.append(Setting(name, default, field.description or ""))
-    return found
+    """What a run takes; a default that depends on the agent is given for each."""
+    kinds = {name: config_of(name) for name in get_args(AgentName)}
+    defaults = {name: kind().flat() for name, kind in kinds.items()}
+    own = {name: setting for name, setting in RunConfig.declared().items() if name in RunConfig.model_fields}
+    declared = {
+        **own,
+        **AlgorithmConfig.declared(),
+        **{k: v for kind in kinds.values() for k, v in kind.declared().items()},
+    }
+    declared |= AlgorithmConfig.declared()
+    return [Setting(name, _default(setting, defaults), _about(setting)) for name, setting in declared.items()]
 
 
 def environment_settings() -> list[Setting]:
@@ -72,7 +74,7 @@ def environment_settings() -> list[Setting]:
 
 def environments() -> list[Setting]:
     """The registered ids, the names of their settings in the place of a default, and a sentence about each."""
-    from rlgkd.envs.rewards.registry import text_env_ids
+    from rlgkd.envs.registry import text_env_ids
     from rlgkd.errors import SettingError
     from rlgkd.imports import import_object
     from rlgkd.ops._registry import keywords, takes_any
@@ -96,11 +98,7 @@ def environments() -> list[Setting]:
 
 def arguments(function: Callable[..., Any]) -> list[Setting]:
     """A function's arguments by name, from its signature and the `Args:` of its docstring."""
-    section = (inspect.getdoc(function) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    about = {
-        name: " ".join(text.split())
-        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    }
+    about = arguments_of(inspect.getdoc(function) or "")
     return [
         Setting(p.name, "required" if p.default is p.empty else plain(p.default), about.get(p.name, ""))
         for p in inspect.signature(function).parameters.values()
@@ -116,10 +114,40 @@ def plain(value: Any) -> str:
 def page() -> str:
     """docs/settings.md."""
     ids = [Setting(f"`{s.name}`", s.default, s.about) for s in environments() if s.name.startswith("rlgkd/")]
-    return "\n".join([
-        HEAD, *_table("setting", "default", _code(run_settings())), OF_ENVIRONMENTS,
-        *_table("id", "settings", ids), "", *_table("setting", "default", _code(environment_settings())), "",
-    ])  # fmt: skip
+    lines = [
+        HEAD,
+        *_table("setting", "default", _code(run_settings())),
+        OF_ENVIRONMENTS,
+        *_table("id", "settings", ids),
+        "",
+        *_table("setting", "default", _code(environment_settings())),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def signature() -> str:
+    """agents/_signature.py."""
+    return typed_dicts({"AlgorithmSettings": AlgorithmConfig, "PPOSettings": PPOConfig})
+
+
+def _default(setting: Declared, defaults: dict[str, dict[str, Any]]) -> str:
+    """A setting's default, with the agents that have another one; of a variant's parameter, the variant's own."""
+    if isinstance(setting.default, dict) and setting.default:
+        return ", ".join(f"{owner} {plain(value)}" for owner, value in setting.default.items())
+    if setting.default is REQUIRED:
+        return "required"
+    usual = plain(setting.default)
+    own = {agent: plain(values[setting.name]) for agent, values in defaults.items() if setting.name in values}
+    others = [f"{agent} {value}" for agent, value in own.items() if value != usual and len(own) == len(defaults)]
+    return "; ".join([usual, *([", ".join(others)] if others else [])])
+
+
+def _about(setting: Declared) -> str:
+    """The sentence, with the choices if there are any."""
+    choices = [choice for choice in get_args(setting.type) if isinstance(choice, str)]
+    listed = f" ({', '.join(choices)})" if get_origin(setting.type) is Literal else ""
+    return f"{setting.sentence}{listed}"
 
 
 def _code(settings: list[Setting]) -> list[Setting]:
@@ -134,4 +162,5 @@ def _table(first: str, second: str, rows: list[Setting]) -> list[str]:
 if __name__ == "__main__":
     import rlgkd  # noqa: F401 - registers the environments
 
-    (Path(__file__).resolve().parents[2] / PAGE).write_text(page())
+    (ROOT / PAGE).write_text(page())
+    (ROOT / SIGNATURE).write_text(signature())

@@ -12,7 +12,7 @@ from rich.table import Table
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, open_by_name
-from rlgkd.scripts.config.run import RunSettings, override, read
+from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.train import CONFIG, make_env
 
 
@@ -39,7 +39,7 @@ def show(
     """
     run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).is_file() else None
     if temperature is None:
-        temperature = run.temperature if run else 1.0
+        temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])
     policy = open_by_name(model, temperature=temperature)
     task = make_env(env, env_settings, student=model, seed=seed).task
@@ -68,14 +68,14 @@ def show(
     Console().print(table)
 
 
-def environment(run: RunSettings | None, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def environment(run: RunConfig | None, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return the environment's id and settings: the run's or the default, with the overrides applied.
 
     The run's settings of the environment are dropped if the overrides name another environment.
 
     Raises: SettingError for any other override.
     """
-    own_env = run.env if run else str(RunSettings.model_fields["env"].default)
+    own_env = run.env if run else str(RunConfig.model_fields["env"].default)
     chosen = override({"env": own_env, "env_settings": {}}, overrides)
     for key in chosen.keys() - {"env", "env_settings"}:
         raise SettingError("argument", key, "only env and env_settings.NAME are set so; see rlgkd evaluate --help")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.task import TextTask
 from rlgkd.lm import open_by_name
 from rlgkd.ops.logit_filters import Filters
@@ -29,7 +30,7 @@ def complete(
     lm = open_by_name(model, temperature=temperature)
     task = TextTask(
         prompts=list(prompts),
-        reward=zero_reward,
+        reward=no_reward,
         tokenizer=lm.tokenizer,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=lm.context,
@@ -38,8 +39,3 @@ def complete(
     )
     items = [task.item("test", seed, index) for index in range(len(prompts))]
     return [t.text for t in rollout(lm, task, items, seed=seed, greedy=greedy, filters=filters)]
-
-
-def zero_reward(completions: Sequence[str]) -> list[float]:
-    """Return 0 for every completion: a task must have a reward, also where nobody reads it."""
-    return [0.0 for _ in completions]

@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.scripts.config.run import RunSettings
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.types import Trajectory
 
@@ -68,7 +68,7 @@ class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
     def __init__(
-        self, settings: RunSettings, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
+        self, settings: RunConfig, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -83,7 +83,7 @@ class Recorder(BaseCallback):
         self._task = self._line.add_task("sampling", total=settings.tokens)
 
     def _on_training_start(self) -> None:
-        self._saved_update = self.model.counters["updates"]
+        self._saved_update = self.model.state.updates
         self._line.start()
 
     def _on_step(self) -> bool:
@@ -92,7 +92,7 @@ class Recorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
-        updates = self.model.counters["updates"]
+        updates = self.model.state.updates
         if updates > self._saved_update:
             self._show(updates)
             if updates % self.settings.checkpoint_every == 0:
@@ -105,12 +105,12 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._line.stop()
-        self._checkpoint(self.model.counters["updates"])
+        self._checkpoint(self.model.state.updates)
 
     def _record(self, t: Trajectory) -> dict[str, Any]:
         """Return a trajectory's line of rollouts.jsonl."""
         record: dict[str, Any] = {
-            "step": self.model.counters["updates"],
+            "step": self.model.state.updates,
             "key": t.item.key,
             "sample": t.sample,
             "source": str(t.source),
@@ -132,7 +132,7 @@ class Recorder(BaseCallback):
         }
 
     def _show(self, updates: int) -> None:
-        metrics = self.model.latest
+        metrics = self.model.last_metrics
         pieces = [
             f"reward {metrics.get('rollout/ep_rew_mean', math.nan):.3f}",
             f"divergence {metrics.get('train/divergence', math.nan):.3f}",
@@ -155,7 +155,7 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={"counters": self.model.counters, "sizes": sizes, "settings": self.settings.model_dump()},
+            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": self.settings.flat()},
         )
         checkpoint.prune(folder)
         self._saved_update = updates

@@ -25,16 +25,16 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
-from rlgkd import agents, checkpoint
+from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import objective_at
-from rlgkd.envs.rewards.registry import takes_tokenizer, text_env_ids
+from rlgkd.agents.state import TrainingState
+from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
-from rlgkd.lm.loading import twin
-from rlgkd.ops._registry import UnknownSettingError
-from rlgkd.scripts.config.run import RunSettings, dump, nearest, read
+from rlgkd.lm.loading import copy_sharing_frozen
+from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
@@ -46,7 +46,7 @@ EXAMPLES = 20
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 
-def start(settings: RunSettings, out: Path, *, quiet: bool = False) -> Path:
+def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
     """Train into a new folder; returns the report's path.
 
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
@@ -81,14 +81,13 @@ def resume(out: Path, *, quiet: bool = False) -> Path:
         return _run(settings, build_agent(settings), out, quiet)
 
 
-def build_agent(settings: RunSettings) -> TextAlgorithm:
+def build_agent(settings: RunConfig) -> TextAlgorithm:
     """The agent on its environment, as the settings say."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
-    algorithm: type[TextAlgorithm] = getattr(agents, settings.agent)
-    return algorithm(env=env, **settings.agent_settings())
+    return settings.algorithm_class(env=env, **settings.agent_arguments())
 
 
 def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
@@ -100,14 +99,14 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
         own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
         return make_sb3_vec_env(env, seed=seed, **{**env_settings, **own})
     except gym.error.Error as error:
-        raise SettingError("env", env, nearest(env, text_env_ids())) from error
+        raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
     except UnknownSettingError as error:
         raise SettingError(f"env_settings.{error.field}", error.value, error.remedy) from error
     except TypeError as error:
         raise SettingError("env_settings", env_settings, str(error)) from error
 
 
-def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
+def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report."""
     console = Console(stderr=True)
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
@@ -116,8 +115,8 @@ def _run(settings: RunSettings, agent: TextAlgorithm, out: Path, quiet: bool) ->
         "split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.eval_seed
     }  # fmt: skip
     # All is measured against the teacher of the beginning, wherever training has been or will move it.
-    student = twin(agent.student) if (out / CHECKPOINTS).exists() else agent.student
-    teacher = copy.deepcopy(agent.teacher) if "teacher" in agent.parts else agent.teacher
+    student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
+    teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
     rewind(agent, out)
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
@@ -143,12 +142,14 @@ def rewind(agent: TextAlgorithm, out: Path) -> None:
     sizes = dict.fromkeys(GROWING, 0)
     if newest is not None:
         state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
-        agent.counters, sizes = state["counters"], state["sizes"]
+        # Checkpoints of before the first release have the state as `counters`.
+        agent.state = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
+        sizes = state["sizes"]
     for name, size in sizes.items():
         _cut(out / name, size)
 
 
-def fit(settings: RunSettings, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
+def fit(settings: RunConfig, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
     """Train from where `rewind` has brought the agent to the last token, and write its model."""
     with ExitStack() as stack:
         files = {name: stack.enter_context((out / name).open("a")) for name in GROWING}
@@ -164,7 +165,7 @@ def fit(settings: RunSettings, agent: TextAlgorithm, out: Path, *, quiet: bool, 
 
 
 def summarise(
-    settings: RunSettings, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
+    settings: RunConfig, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
 ) -> dict[str, Any]:
     """What summary.json holds: scores with intervals, paired changes, and texts side by side."""
 
@@ -181,9 +182,9 @@ def summarise(
     return {
         "name": settings.name, "env": settings.env, "agent": settings.agent,
         "student": settings.student, "teacher": settings.teacher,
-        "alpha": settings.alpha if settings.alpha is not None else agent.settings["alpha"],
-        "alpha_end": objective_at(agent.settings, 0.0).alpha, "divergence": settings.divergence,
-        "updates": agent.counters["updates"], "tokens": agent.num_timesteps,
+        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
+        "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
+        "tokens": agent.num_timesteps,
         "prompts": len(before.trajectories), "split": settings.eval_split,
         "before": plain(before.scores()), "after": plain(after.scores()),
         "teacher_scores": plain(taught.scores()) if taught else {},
@@ -209,7 +210,7 @@ def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
                 failures.append(record.get("failure", ""))
     return {
         "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
-        "always": agent.idle_reward,
+        "always": agent.constant_reward,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from rlgkd.agents import GRPO, PPO, Reinforce
+from rlgkd.agents.state import TrainingState
 from rlgkd.envs import TextTask, rewards
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import RewardError
@@ -42,7 +43,8 @@ def rolled(kind=Reinforce, reward=each_a, **settings):
 
 def test_an_action_answers_for_what_comes_after_it_alone():
     agent = rolled()
-    advantages_BL, rewards_PG = agent.advantages(), agent.rewards_BL().sum(1).view(-1, 4)
+    advantages_BL = agent.credit(agent.rollout).advantages_BL
+    rewards_PG = agent._rewards(agent.rollout).values_BL.sum(1).view(-1, 4)
     for row, t in enumerate(agent.trajectories):
         steps = each_a([[TOKENIZER.decode([token]) for token in t.tokens_T[t.action_mask_T]]])[0]
         others = (rewards_PG[row // 4].sum() - rewards_PG[row // 4, row % 4]) / 3
@@ -51,12 +53,15 @@ def test_an_action_answers_for_what_comes_after_it_alone():
 
 
 def test_a_normalised_advantage_is_that_of_the_whole_text():
-    assert rolled(GRPO).advantages().shape == (32, 1)
+    agent = rolled(GRPO)
+    assert agent.credit(agent.rollout).advantages_BL.shape == (32, 1)
 
 
 def test_ppo_sees_each_reward_where_it_was_earned():
     agent = rolled(PPO, gae_lambda=0.0, normalise_advantages=False)
-    advantages_BL = agent.advantages()  # the value head begins at 0, so at lambda 0 they are the rewards
+    advantages_BL = agent.credit(
+        agent.rollout
+    ).advantages_BL  # the value head begins at 0, so at lambda 0 they are the rewards
     for row, t in enumerate(agent.trajectories):
         steps = each_a([[TOKENIZER.decode([token]) for token in t.tokens_T[t.action_mask_T]]])[0]
         assert advantages_BL[row, : t.length].tolist() == pytest.approx(steps)
@@ -89,9 +94,10 @@ def test_a_reward_of_single_samples_may_tell_its_steps_too():
 
 def test_counters_from_before_there_were_running_rewards_are_taken():
     agent = rolled()
-    old = {name: value for name, value in agent.counters.items() if name != "rewards_seen"}
-    agent.counters = old
-    assert agent.rewards_seen == RunningMeanStd()
+    old = {"timesteps": 3, "updates": 2, "cursor": 4}
+    agent.state = TrainingState.from_json(old)
+    assert agent.num_timesteps == 3 and agent.state.next_prompt == 4
+    assert agent.state.rewards == RunningMeanStd()
 
 
 def test_a_sum_of_rewards_sums_their_steps():
@@ -117,11 +123,13 @@ def test_running_moments_are_those_of_all_values():
     rng = np.random.default_rng(0)
     values, running = rng.normal(3.0, 2.0, 200), RunningMeanStd()
     for part in np.split(values, (1, 5, 5, 70)):
-        running = running.seen([*part, math.nan])
-    assert running.mean == pytest.approx(values.mean()) and running.deviation == pytest.approx(values.std(ddof=1))
-    assert RunningMeanStd().seen([2.0, 2.0]).deviation == 1.0
-    rounded = RunningMeanStd().seen([0.1] * 3).seen([0.1] * 3).seen([0.1] * 3)
-    assert rounded.deviation == 1.0, "equal values that leave rounding"
+        running = running.updated([*part, math.nan], [True] * len(part) + [False])
+    assert running.mean == pytest.approx(values.mean()) and running.std == pytest.approx(values.std(ddof=1))
+    assert RunningMeanStd().updated([2.0, 2.0], [True, True]).std == 1.0
+    rounded = RunningMeanStd()
+    for _ in range(3):
+        rounded = rounded.updated([0.1] * 3, [True] * 3)
+    assert rounded.std == 1.0, "equal values that leave rounding"
 
 
 def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
@@ -141,10 +149,10 @@ def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
         agents.append(agent)
     for one, other in zip(*(agent.student.module.parameters() for agent in agents), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-    assert agents[0].rewards_seen.deviation == pytest.approx(1000 * agents[1].rewards_seen.deviation)
+    assert agents[0].state.rewards.std == pytest.approx(1000 * agents[1].state.rewards.std)
     other = agents[1]
-    other.counters = json.loads(json.dumps(agents[0].counters))
-    assert other.rewards_seen == agents[0].rewards_seen
+    other.state = TrainingState.from_json(json.loads(json.dumps(agents[0].state.to_json())))
+    assert other.state.rewards == agents[0].state.rewards
 
 
 def told(caplog, reward, **settings) -> list[str]:
@@ -153,7 +161,7 @@ def told(caplog, reward, **settings) -> list[str]:
     env = environment(reward, max_failed_rewards=1.0)
     agent = Reinforce(tiny.model(vocabulary=3, scale=0.1), env, teacher=tiny.model(vocabulary=3), **settings)
     agent.learn(160)
-    assert agent.counters["updates"] > 5
+    assert agent.state.updates > 5
     return [record.getMessage() for record in caplog.records]
 
 

@@ -45,7 +45,7 @@ def learner(reward, kind=Reinforce, *, task=TextTask, max_failed_rewards=1.0, **
 
 
 def outcome(agent) -> tuple[dict[str, object], list[torch.Tensor], list[str]]:
-    rows = {name: repr(value) for name, value in agent.latest.items() if not name.startswith("time/")}
+    rows = {name: repr(value) for name, value in agent.last_metrics.items() if not name.startswith("time/")}
     scores = [repr((t.text, t.score, t.score.failure)) for t in agent.trajectories]
     return rows, list(agent.student.module.parameters()), scores
 
@@ -111,8 +111,8 @@ def test_the_next_texts_are_written_while_the_reward_of_the_first_waits(no_threa
         return [0.0] * len(completions)
 
     agent = learner(reward, prompts_per_update=16, student_fraction=0.5, mixture="prompt", off_policy="teacher")
-    given = agent.sources.given
-    agent.sources.given = lambda *arguments: writing.set() or given(*arguments)
+    given = agent.sources.off_policy
+    agent.sources.off_policy = lambda *arguments: writing.set() or given(*arguments)
     agent.learn(1)
     assert told == [True]
 
@@ -151,10 +151,15 @@ def test_the_teacher_has_read_ahead_and_no_text_twice():
     states = agent.teacher.states
     agent.teacher.states = lambda batch: passes.append(batch) or states(batch)
     ahead = []
-    accumulate = agent._step
-    agent._step = lambda *arguments: ahead.append(len(agent._ahead)) or accumulate(*arguments)
+    step = agent.gradient_step
+
+    def counted(rollout, credit):
+        ahead.append(sum(part.teacher_states_NH is not None for part in rollout.micro_batches))
+        return step(rollout, credit)
+
+    agent.gradient_step = counted
     agent.learn(1)
-    assert ahead[0] > 0 and agent._ahead == []
+    assert ahead[0] > 0 and all(part.teacher_states_NH is None for part in agent.rollout.micro_batches)
     assert sum(len(batch.tokens_BT) for batch in passes) == len(agent.trajectories)
 
 
@@ -223,7 +228,7 @@ def test_callbacks_see_the_scores(no_thread_left):
 
 
 def test_an_agent_with_a_reward_that_waits_can_be_copied():
-    assert copy.deepcopy(learner(counted_aside).later).max_new_tokens == 5
+    assert copy.deepcopy(learner(counted_aside).task).max_new_tokens == 5
 
 
 def test_aside_begins_at_once_and_ends_with_its_result(no_thread_left):

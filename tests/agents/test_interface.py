@@ -81,7 +81,7 @@ def test_a_callback_is_called_each_lockstep_with_the_tokens_so_far():
     learner.learn(20, callback=callback)
     assert callback.timesteps[0] == 6 and callback.timesteps == sorted(set(callback.timesteps))
     assert callback.timesteps[-1] == learner.num_timesteps >= 20
-    updates = learner.counters["updates"]
+    updates = learner.state.updates
     assert callback.events == ["start", *["rollout", "end of rollout"] * updates, "end"]
 
 
@@ -112,7 +112,7 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
     learner.learn(60)
     learner.logger.close()
     rows = list(csv.DictReader((tmp_path / "progress.csv").read_text().splitlines()))
-    assert [row["time/iterations"] for row in rows] == [str(n + 1) for n in range(learner.counters["updates"])]
+    assert [row["time/iterations"] for row in rows] == [str(n + 1) for n in range(learner.state.updates)]
     names = {
         "rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/ended", "rollout/student", "rollout/reward/word",
         "time/total_timesteps", "train/loss", "train/divergence", "train/entropy", "train/grad_norm", "train/alpha",
@@ -127,11 +127,11 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # from the bar that SB3 uses, tqdm.rich
 def test_the_progress_bar_counts_tokens(monkeypatch):
-    import rlgkd.agents.algorithm as base
+    import rlgkd.agents.sb3.progress_bar as base
 
     bars = []
-    finish = base._TokenBar._on_training_end
-    monkeypatch.setattr(base._TokenBar, "_on_training_end", lambda bar: bars.append(bar.pbar.n) or finish(bar))
+    finish = base.TokenProgressBar._on_training_end
+    monkeypatch.setattr(base.TokenProgressBar, "_on_training_end", lambda bar: bars.append(bar.pbar.n) or finish(bar))
     learner = agent().learn(30, progress_bar=True)
     assert bars == [learner.num_timesteps]
 
@@ -242,12 +242,12 @@ def test_a_loaded_agent_goes_on_from_where_it_was_saved(tmp_path):
     learner = agent(temperature=1.3, learning_rate=1e-3).learn(20)
     learner.save(tmp_path)
     again = Reinforce.load(tmp_path, env=environment())
-    assert again.counters == learner.counters
-    assert (again.student.temperature, again.group_size, again.objective) == (1.3, 2, learner.objective)
+    assert again.state == learner.state
+    assert (again.student.temperature, again.config.sampling.group_size, again.objective) == (1.3, 2, learner.objective)
     assert again.generate(PROMPTS) == learner.generate(PROMPTS)
     again.learn(20, reset_num_timesteps=False)
     assert again.num_timesteps > learner.num_timesteps
-    assert again.cursor == learner.cursor + 3 * (again.counters["updates"] - learner.counters["updates"])
+    assert again.state.next_prompt == learner.state.next_prompt + 3 * (again.state.updates - learner.state.updates)
 
 
 def test_what_was_given_as_an_object_must_be_given_again(tmp_path):
@@ -307,7 +307,7 @@ def test_a_misspelt_keyword_is_refused_with_the_nearest(kind, setting, nearest):
 def test_distillation_refuses_an_alpha_of_its_own():
     with pytest.raises(SettingError, match="alpha"):
         Distill(model(), environment(), teacher=model(1), alpha=0.2)
-    assert Distill(model(), environment(), teacher=model(1)).settings["alpha"] == 1.0
+    assert Distill(model(), environment(), teacher=model(1)).objective.alpha == 1.0
 
 
 def test_partners_that_do_not_fit_are_refused():

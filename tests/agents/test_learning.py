@@ -16,7 +16,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.ops import divergence
-from rlgkd.ops.schedule import between
+from rlgkd.ops.schedule import Schedule
 from rlgkd.types import Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -101,11 +101,11 @@ def test_one_sample_of_a_prompt_is_enough_without_a_groups_baseline():
 
 
 def test_alpha_follows_its_schedule_and_every_value_is_logged():
-    agent = Reinforce(student(), environment(), teacher=student(1), alpha=between("linear", 1.0, 0.0))
+    agent = Reinforce(student(), environment(), teacher=student(1), alpha=Schedule(1.0, 0.0))
     alphas = curve(agent, 4000, "train/alpha")
     assert alphas == sorted(alphas, reverse=True) and alphas[0] > 0.8 and alphas[-1] < 0.2
     with pytest.raises(SettingError, match="alpha"):
-        Reinforce(student(), environment(), teacher=student(1), alpha=between("linear", 1.5, 0.0))
+        Reinforce(student(), environment(), teacher=student(1), alpha=Schedule(1.5, 0.0))
 
 
 TEACHER_P = (0.5, 0.3, 0.15, 0.05)
@@ -130,7 +130,7 @@ def optimum(alpha: float, divergence: Callable[[torch.Tensor, torch.Tensor], tor
     return logits_V.detach().softmax(-1).float()
 
 
-OPTIMA = [  # PAPER's closed forms and values; for the other two the solver's own
+OPTIMA = [  # the closed forms of docs/mathematics.md, "The optimum"; for the other two the solver's own
     ({"divergence": "reverse_kl"}, (0.11739, 0.726336, 0.035217, 0.121056)),
     ({"divergence": "forward_kl"}, (0.179233, 0.657426, 0.05377, 0.109571)),
     ({"divergence": "jsd", "beta": 0.5}, (0.003503, 0.853239, 0.001051, 0.142207)),
@@ -139,13 +139,13 @@ OPTIMA = [  # PAPER's closed forms and values; for the other two the solver's ow
 ]
 
 
-@pytest.mark.parametrize(("settings", "published"), OPTIMA, ids=[str(settings) for settings, _ in OPTIMA])
-def test_the_mixture_arrives_at_the_optimum_of_equation_5(settings, published):
+@pytest.mark.parametrize(("settings", "closed_form"), OPTIMA, ids=[str(settings) for settings, _ in OPTIMA])
+def test_the_mixture_arrives_at_the_optimum_of_equation_5(settings, closed_form):
     expected = optimum(
         0.3, divergence.get(settings["divergence"], **{k: v for k, v in settings.items() if k == "beta"})
     )
-    if published is not None:
-        torch.testing.assert_close(expected, torch.tensor(published), atol=2e-6, rtol=0)
+    if closed_form is not None:
+        torch.testing.assert_close(expected, torch.tensor(closed_form), atol=2e-6, rtol=0)
     teacher = student(1)
     tiny.set_distribution(LanguageModel(teacher, TOKENIZER), [1], TEACHER_P)
     reward = dict(zip(("", "A", "B", "C"), REWARD, strict=True)).__getitem__
@@ -220,7 +220,7 @@ def test_distillation_from_data_reads_references_and_never_samples(monkeypatch):
     def refuse(*args, **settings):
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlgkd.agents.sources.rollout", refuse)
+    monkeypatch.setattr("rlgkd.agents.sources.sample_episodes", refuse)
     env = environment(references=("B C A",), max_new_tokens=4)
     agent = Distill(student(), env, teacher=student(1), student_fraction=0.0, prompts_per_update=2)
     agent.learn(20)
@@ -232,7 +232,7 @@ def test_on_policy_training_never_reads_a_reference(monkeypatch):
     def refuse(*args):
         raise AssertionError("read a reference")
 
-    monkeypatch.setattr("rlgkd.agents.sources.references", refuse)
+    monkeypatch.setattr("rlgkd.agents.sources.reference_episodes", refuse)
     monkeypatch.setattr(tiny.WordTask, "encode_completion", refuse)
     Distill(student(), environment(), teacher=student(1), student_fraction=1.0).learn(400)
 

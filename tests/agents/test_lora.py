@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rlgkd import checkpoint
 from rlgkd.agents import GRPO, PPO, Distill, Reinforce
+from rlgkd.agents.state import TrainingState
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.types import Batch
@@ -83,17 +84,19 @@ def test_a_checkpoint_holds_what_trains_and_goes_on_to_the_bit(algorithm, tmp_pa
     agent, other = start(), start()
     agent.learn(300)
     folder = checkpoint.save(
-        tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.counters
+        tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.state.to_json()
     )
     held = load_file(folder / "model.safetensors")
     assert held and all("lora_" in name or name.startswith("value.") for name in held)
     assert sum(value.numel() for value in held.values()) == sum(p.numel() for p in agent.modules.parameters())
-    other.counters = checkpoint.load(folder, model=other.modules, optimizer=other.policy.optimizer)
+    other.state = TrainingState.from_json(
+        checkpoint.load(folder, model=other.modules, optimizer=other.policy.optimizer)
+    )
     for some in (agent, other):
         some.learn(300, reset_num_timesteps=False)
     states = [some.student.module.state_dict() for some in (agent, other)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert agent.counters == other.counters
+    assert agent.state == other.state
 
 
 def test_what_is_saved_opens_without_peft_and_a_loaded_agent_begins_new_adapters_on_it(tmp_path):

@@ -14,7 +14,9 @@ from stable_baselines3.common.logger import Logger
 
 from rlgkd import checkpoint
 from rlgkd.agents import GRPO, PPO, Distill, Reinforce
-from rlgkd.agents.update import micro_batches
+from rlgkd.agents.rollout import Rollout
+from rlgkd.agents.state import TrainingState
+from rlgkd.agents.update import Means
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import CheckpointError, ModelError, SettingError
 from rlgkd.types import Batch, Score
@@ -72,11 +74,15 @@ def test_a_saved_ppo_has_its_value_head_again_and_a_checkpoint_goes_on_exactly(t
     agent.save(tmp_path / "agent.zip")
     again = PPO.load(tmp_path / "agent", env=environment())
     assert torch.equal(again.value_head.weight, agent.value_head.weight) and agent.value_head.weight.any()
-    assert again.settings == {**agent.settings, "policy": str(tmp_path / "agent")}
+    assert again.config == agent.config
 
-    checkpoint.save(tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.counters)
+    checkpoint.save(
+        tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer, state=agent.state.to_json()
+    )
     other = ppo()
-    other.counters = checkpoint.load(tmp_path / "step-1", model=other.modules, optimizer=other.policy.optimizer)
+    other.state = TrainingState.from_json(
+        checkpoint.load(tmp_path / "step-1", model=other.modules, optimizer=other.policy.optimizer)
+    )
     for some in (agent, other):
         some.learn(300, reset_num_timesteps=False)
     assert all(torch.equal(a, b) for a, b in zip(agent.modules.parameters(), other.modules.parameters(), strict=True))
@@ -114,12 +120,13 @@ def test_an_even_group_is_dropped_from_the_mean_only_where_that_is_asked():
     for agent in agents:
         agent.train = lambda: None
         agent.learn(1)
-    kept, dropped = (agent.advantages()[:, 0] for agent in agents)
-    rewards_PG = agents[0].rewards_BL().sum(1).view(-1, 2)
+    kept, dropped = (agent.credit(agent.rollout) for agent in agents)
+    rewards_PG = agents[0]._rewards(agents[0].rollout).values_BL.sum(1).view(-1, 2)
     even_P = (rewards_PG[:, 0] == rewards_PG[:, 1]).repeat_interleave(2)
     assert 0 < even_P.sum() < 16
-    assert torch.equal(dropped.isnan(), even_P) and torch.equal(kept[~even_P], dropped[~even_P])
-    assert not kept[even_P].any()
+    assert torch.equal(dropped.valid_B, ~even_P) and kept.valid_B.all()
+    assert torch.equal(kept.advantages_BL[~even_P], dropped.advantages_BL[~even_P])
+    assert not kept.advantages_BL[even_P].any()
 
 
 def test_evenness_is_of_what_was_earned_by_those_that_did_not_fail():
@@ -130,11 +137,11 @@ def test_evenness_is_of_what_was_earned_by_those_that_did_not_fail():
     agent.train = lambda: None
     agent.learn(1)
     for rewards, even in (((1.0, math.nan, 1.0), True), ((1.0, 0.0, math.nan), False), ((math.nan,) * 3, True)):
-        agent.trajectories = [
+        trajectories = [
             dataclasses.replace(t, score=Score(reward=reward))
             for t, reward in zip(agent.trajectories, rewards, strict=True)
         ]
-        assert bool(agent.advantages().isnan().all()) == even
+        assert bool(agent.credit(Rollout(trajectories=trajectories)).valid_B.any()) != even
 
 
 def test_a_batch_of_even_groups_changes_nothing():
@@ -149,7 +156,7 @@ def test_a_reward_that_failed_takes_its_sample_out_of_the_policy_term():
     agent.train = lambda: None
     agent.learn(1)
     failed = torch.tensor(["C" in t.text for t in agent.trajectories])
-    assert failed.any() and torch.equal(agent.advantages()[:, 0].isnan(), failed)
+    assert failed.any() and torch.equal(agent.credit(agent.rollout).valid_B, ~failed)
 
 
 def test_the_penalty_for_length_is_part_of_the_reward_and_shortens_the_texts():
@@ -187,9 +194,7 @@ def test_alpha_is_steered_until_the_divergence_is_what_was_asked(target):
     assert np.mean([row["train/divergence"] for row in rows[-50:]]) == pytest.approx(target, rel=0.15)
     alphas = [row["train/alpha"] for row in rows]
     assert alphas[0] == 0.5 and len(set(alphas)) > 100
-    assert agent.counters["alpha"] == agent.settings["alpha"] and agent.counters["alpha"] == pytest.approx(
-        alphas[-1], abs=0.02
-    )
+    assert agent.state.alpha == pytest.approx(alphas[-1], abs=0.02)
     with pytest.warns(UserWarning, match="forward KL"):
         Reinforce(student(), environment(), teacher=teacher, estimator="k3")
     with pytest.raises(SettingError, match="divergence_target"):
@@ -241,7 +246,8 @@ def test_a_divergence_in_the_reward_charges_each_token_for_its_log_ratio(algorit
     )
     agent.train = lambda: None
     agent.learn(1)
-    costs_BL = agent.costs_BL()
+    agent.objective = agent.config.objective_at(1.0)
+    costs_BL = agent._divergence_costs(agent.rollout)
     for t, costs_L in zip(agent.trajectories, costs_BL, strict=True):
         ids = torch.from_numpy(t.tokens_T)
         with torch.no_grad():
@@ -256,12 +262,12 @@ def test_a_divergence_in_the_reward_charges_each_token_for_its_log_ratio(algorit
     returns_PG = 0.7 * rewards_PG - costs_BL.sum(1).view(-1, 4)
     if algorithm is Reinforce:
         expected = (returns_PG - returns_PG.mean(1, keepdim=True)) * 4 / 3
-        torch.testing.assert_close(agent.advantages().view(-1, 4), expected)
+        torch.testing.assert_close(agent.credit(agent.rollout).advantages_BL.view(-1, 4), expected)
     else:  # the head is still 0 everywhere, and lambda 0.95
-        agent.settings["normalise_advantages"] = False
+        agent.config = agent.config.model_copy(update={"normalise_advantages": False})
         n = agent.trajectories[0].length
         slow = sum(0.95**k * (-costs_BL[0, k] + (0.7 * rewards_PG[0, 0] if k == n - 1 else 0.0)) for k in range(n))
-        assert agent.advantages()[0, 0].item() == pytest.approx(slow.item(), abs=1e-5)
+        assert agent.credit(agent.rollout).advantages_BL[0, 0].item() == pytest.approx(slow.item(), abs=1e-5)
     with pytest.raises(SettingError, match="combination"):
         algorithm(student(), environment(), teacher=teacher, alpha=0.3, combination="in_reward")
 
@@ -271,11 +277,11 @@ def test_a_steered_alpha_can_be_overridden_on_load(tmp_path):
     agent.learn(200)
     agent.save(tmp_path / "agent")
     again = Reinforce.load(tmp_path / "agent", env=environment(), teacher=student(1))
-    assert again.settings["alpha"] == agent.settings["alpha"] > 0.5
+    assert again.state.alpha == agent.state.alpha > 0.5
     fixed = Reinforce.load(
         tmp_path / "agent", env=environment(), teacher=student(1), alpha=0.2, divergence_target=None, alpha_rate=0.1
     )
-    assert fixed.settings["alpha"] == 0.2
+    assert fixed.state.alpha is None and fixed.objective.alpha == 0.2
 
 
 def test_in_bfloat16_the_ratio_of_a_policy_that_has_not_moved_is_one():
@@ -283,9 +289,10 @@ def test_in_bfloat16_the_ratio_of_a_policy_that_has_not_moved_is_one():
         tiny.model(vocabulary=4, scale=0.5), environment(max_new_tokens=16), alpha=0.0, precision="bfloat16",
         ratio="sequence", group_size=8,
     )  # fmt: skip
-    agent._step = lambda advantages_BL: {}
+    agent.gradient_step = lambda rollout, credit: Means()
     agent.learn(1)
-    for _, batch in micro_batches(agent.student, agent.trajectories, agent.token_budget):  # as the update reads them
+    for part in agent.rollout.micro_batches:  # as the update reads them
+        batch = part.batch
         with torch.no_grad(), agent.autocast():
             logp_NV = agent.student.logits(agent.student.states(batch)).log_softmax(-1)
         logp_N = logp_NV.gather(1, agent.student.actions(batch)[:, None])[:, 0]

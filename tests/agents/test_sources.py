@@ -14,7 +14,7 @@ from rlgkd.agents.sources import TeacherTexts
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, SettingError
 from rlgkd.ops import behaviour_policy
-from rlgkd.ops.schedule import between
+from rlgkd.ops.schedule import Schedule
 from rlgkd.types import Batch, Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -65,7 +65,7 @@ def test_a_mixed_batch_trains_the_policy_term_on_the_students_texts_alone():
 
 
 def test_the_share_of_the_students_texts_follows_its_schedule():
-    some = agent(student_fraction=between("linear", 0.0, 1.0))
+    some = agent(student_fraction=Schedule(0.0, 1.0))
     share = []
     some.train = lambda: share.append(some.objective.student_fraction)
     some.learn(800)
@@ -73,7 +73,7 @@ def test_the_share_of_the_students_texts_follows_its_schedule():
 
 
 def test_a_schedule_that_comes_to_data_needs_references_from_the_start():
-    settings = {"teacher": tiny.model(vocabulary=4, seed=1), "student_fraction": between("linear", 1.0, 0.5)}
+    settings = {"teacher": tiny.model(vocabulary=4, seed=1), "student_fraction": Schedule(1.0, 0.5)}
     env = TextVecEnv(tiny.WordTask(TOKENIZER, lambda text: 0.0), num_envs=2)
     with pytest.raises(DataError, match="reference"):
         Distill(tiny.model(vocabulary=4), env, **settings)
@@ -103,7 +103,7 @@ def test_a_teachers_texts_are_drawn_once_and_kept(tmp_path, monkeypatch):
     def refuse(*args, **settings):
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlgkd.agents.sources.rollout", refuse)
+    monkeypatch.setattr("rlgkd.agents.sources.sample_episodes", refuse)
     assert sampled(agent(**settings)) == first
     for other in ({"teacher_temperature": 0.5}, {"teacher": tiny.model(vocabulary=4, seed=2)}):
         with pytest.raises(DataError, match="teacher_texts"):

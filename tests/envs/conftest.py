@@ -40,15 +40,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=52, special_tokens=special, initial_alphabet=[], show_progress=False)
     bpe.train_from_iterator([*PROMPTS, *(f" {text}" for text in PROMPTS), "<|end|>user bot pad\n"], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>",
-        extra_special_tokens=["<|user|>", "<|bot|>"], clean_up_tokenization_spaces=False,
+        tokenizer_object=bpe,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        extra_special_tokens=["<|user|>", "<|bot|>"],
+        clean_up_tokenization_spaces=False,
         chat_template="{% for m in messages %}<|user|>\n{{ m['content'] }}<|end|>\n{% endfor %}<|bot|>",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")
 def folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tokenizer on disk, beside a model's config."""
+    """The tokenizer on disk, next to a model's config."""
     path: Path = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(path)
     LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(path)
@@ -89,8 +92,15 @@ def lm(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=64, initializer_range=0.3, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         return LanguageModel(LlamaForCausalLM(config), tokenizer)

@@ -1,4 +1,4 @@
-"""A task's mask as the environments tell it: each row its own, the same in every view, as MaskablePPO reads it."""
+"""A task's mask as the environments show it: each row has its own, the same in every view, as MaskablePPO takes it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ TABLE = {"letter": {A: "same", B: "same"}, "same": {A: "letter", C: "done"}, "do
 
 
 def grammar():
-    return transitions(TABLE, start="letter", accepting=["done"], behind=COLON, vocabulary=5, end=END)
+    return transitions(TABLE, start="letter", accepting=["done"], prompt_end=COLON, vocabulary=5, end=END)
 
 
 def task(mask=None, **settings) -> TextTask:
     return TextTask(
-        prompts=["A :", "B C :", ":"], reward=lambda completions: [float(text == "B C") for text in completions],
-        tokenizer=TOKENIZER, max_prompt_tokens=3, max_new_tokens=4, mask=mask or grammar(), **settings,
-    )  # fmt: skip
+        prompts=["A :", "B C :", ":"],
+        reward=lambda completions: [float(text == "B C") for text in completions],
+        tokenizer=TOKENIZER,
+        max_prompt_tokens=3,
+        max_new_tokens=4,
+        mask=mask or grammar(),
+        **settings,
+    )
 
 
 def test_a_mask_says_what_the_row_so_far_allows() -> None:
@@ -43,7 +48,7 @@ def test_a_mask_says_what_the_row_so_far_allows() -> None:
     assert env.action_masks().all(), "a text that has ended allows anything"
 
 
-def test_every_view_tells_each_rows_own_mask() -> None:
+def test_every_view_shows_each_rows_own_mask() -> None:
     rng, t = np.random.default_rng(0), task()
     vector, vec = TextVectorEnv(t, num_envs=3, autoreset_mode="SameStep"), TextVecEnv(t, num_envs=3)
     dummy = DummyVecEnv([lambda: TextGenerationEnv(t)] * 3)
@@ -82,7 +87,7 @@ def test_without_a_mask_everything_is_allowed_and_one_that_allows_nothing_is_an_
     assert env.action_masks().all()
     none = TextGenerationEnv(task(lambda tokens: torch.zeros(len(tokens), 5, dtype=torch.bool)))
     none.reset(seed=0)
-    with pytest.raises(SettingError, match="allows nothing behind these tokens"):
+    with pytest.raises(SettingError, match="allows nothing after these tokens"):
         none.action_masks()
 
 
@@ -115,9 +120,10 @@ def test_maskable_ppo_keeps_to_the_mask_and_learns() -> None:
 
 def test_masks_pass_through_gymnasiums_wrappers_and_ids() -> None:
     gym.register(
-        id="tiny/Masked-v0", entry_point="rlgkd.envs.text_env:TextGenerationEnv",
+        id="tiny/Masked-v0",
+        entry_point="rlgkd.envs.text_env:TextGenerationEnv",
         kwargs={"task": task(allowed([A], vocabulary=5, end=END))},
-    )  # fmt: skip
+    )
     env = gym.make("tiny/Masked-v0")
     env.reset(seed=0)
     assert np.flatnonzero(env.get_wrapper_attr("action_masks")()).tolist() == [END, A]

@@ -1,4 +1,4 @@
-"""A package from outside brings an environment and a reward along by entry points; a broken or clashing one harms none.
+"""Another package adds an environment and a reward by entry points; a broken or clashing one does no harm.
 
 The package is the one that docs/environments.md prints, built and installed as a stranger's would be: a wheel, pip, a
 folder on the path, a fresh interpreter.
@@ -40,7 +40,7 @@ print(json.dumps([imported, over, scores]))
 
 
 def python(*arguments: str, site: Path) -> subprocess.CompletedProcess[str]:
-    """Python in a fresh process that has `site` on its path, and this checkout behind it."""
+    """Python in a fresh process that has `site` on its path, and this checkout after it."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path]), "COLUMNS": "80"}
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
 
@@ -84,15 +84,15 @@ def test_the_command_line_lists_what_an_installed_package_brings_and_trains_on_i
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Callable[[str, str], None]:
-    """Lays a package's metadata on the path, as pip does: its name and its entry points."""
+    """Puts a package's metadata on the path, as pip does: its name and its entry points."""
 
-    def lay(name: str, entries: str) -> None:
+    def install(name: str, entries: str) -> None:
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(entries)
 
-    return lay
+    return install
 
 
 def test_broken_and_clashing_environments_are_one_line_each_and_the_import_goes_on(
@@ -126,10 +126,12 @@ except ValueError as error:
     assert gone == "task: 'broken:task' does not work; it could not be imported: No module named 'broken'"
 
 
-def test_clashing_and_broken_rewards_are_told_and_ours_stay(
-    installed: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_clashing_and_broken_rewards_are_reported_and_ours_stay(
+    installed: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     from rlgkd.envs.rewards import registry
     from rlgkd.errors import SettingError
 

@@ -61,14 +61,14 @@ def test_the_last_info_holds_terminal_observation_no_truncation_and_a_monitors_e
     vec.reset()
     letter, end = task.encode_completion("a")
     assert vec.step(np.array([letter, letter]))[3] == [{}, {}]
-    anew, rewards, dones, infos = vec.step(np.array([end, letter]))
-    assert dones.tolist() == [True, False] and rewards.dtype == np.float32 and isinstance(anew, np.ndarray)
+    following, rewards, dones, infos = vec.step(np.array([end, letter]))
+    assert dones.tolist() == [True, False] and rewards.dtype == np.float32 and isinstance(following, np.ndarray)
     last = infos[0]["terminal_observation"]
     assert last[last != -1].tolist() == [*task.encode_prompt(task.item("train", 0, 0)), letter, end]
     assert infos[0]["TimeLimit.truncated"] is False
     assert infos[0]["episode"] == {"r": pytest.approx(float(rewards[0])), "l": 2, "t": 0.0}
     assert (infos[0]["text"], infos[0]["stop"]) == ("a", "end")
-    assert anew[0][anew[0] != -1].tolist() == task.encode_prompt(task.item("train", 0, 1))
+    assert following[0][following[0] != -1].tolist() == task.encode_prompt(task.item("train", 0, 1))
     assert [info["key"] for info in vec.reset_infos] == [task.item("train", 0, 1).key, task.item("train", 1, 0).key]
 
 
@@ -131,6 +131,40 @@ def test_make_sb3_vec_env_makes_a_registered_environment_seeded(env_id: str, tas
     seeded = make_sb3_vec_env(env_id, num_envs=2, seed=5)
     seeded.reset()
     assert [info["key"] for info in seeded.reset_infos] == [task.item("train", seed, 0).key for seed in (5, 6)]
+
+
+def test_make_sb3_vec_env_makes_one_task_and_no_scalar_environment(
+    env_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[TextTask] = []
+    make = TextTask.__init__
+
+    def counted(task: TextTask, **settings: Any) -> None:
+        made.append(task)
+        make(task, **settings)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a scalar environment was made")
+
+    monkeypatch.setattr(TextTask, "__init__", counted)
+    monkeypatch.setattr(TextGenerationEnv, "__init__", refused)
+    before = dict(gym.registry[env_id].kwargs)
+    assert made == [make_sb3_vec_env(env_id, max_new_tokens=3).task]
+    assert gym.registry[env_id].kwargs == before
+
+
+def test_make_sb3_vec_env_takes_an_id_registered_with_a_subclass_or_a_function(task: TextTask) -> None:
+    class Own(TextGenerationEnv):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(task, split="test", **settings)
+
+    for name, entry_point in (("own/Class-v0", Own), ("own/Function-v0", lambda **settings: Own(**settings))):
+        gym.register(id=name, entry_point=entry_point)
+        try:
+            vec = make_sb3_vec_env(name, num_envs=2)
+        finally:
+            del gym.registry[name]
+        assert (vec.task, vec.split, vec.num_envs) == (task, "test", 2)
 
 
 def test_the_vector_environment_turns_into_the_sb3_one(task: TextTask) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rlgkd
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv
-from rlgkd.envs.rewards.registry import text_env_ids
+from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import DataError, DependencyError, ModelError, SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.rollout import rollout
@@ -67,11 +67,13 @@ def test_the_registered_ids_are_there() -> None:
     assert {"rlgkd/GroundedSummary-v0", "rlgkd/DocstringSummary-v0"} <= gym.registry.keys()
 
 
-def test_the_environment_of_the_design_page_works_as_printed(folder: str) -> None:
+def test_an_environment_of_prompts_and_a_reward_function_works_without_registration(folder: str) -> None:
     env = TextGenerationEnv(
-        prompts=["see a dog"], reward=lambda completions: [len(text) for text in completions],
-        tokenizer=folder, max_new_tokens=64,
-    )  # fmt: skip
+        prompts=["see a dog"],
+        reward=lambda completions: [len(text) for text in completions],
+        tokenizer=folder,
+        max_new_tokens=64,
+    )
     env.reset(seed=0)
     *_, last = [env.step(action) for action in actions_of(env, "a cat")]
     assert last[1:4] == (5.0, True, False) and last[4]["text"] == "a cat"

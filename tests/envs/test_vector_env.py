@@ -124,7 +124,7 @@ def test_row_i_seeded_s_is_the_scalar_environment_seeded_s_plus_i(task: TextTask
 # Autoreset, each mode by hand
 
 
-def test_next_step_ignores_the_action_of_the_row_that_begins_anew_whatever_it_is(task: TextTask) -> None:
+def test_next_step_ignores_the_action_of_a_row_that_is_reset(task: TextTask) -> None:
     vec = TextVectorEnv(task, num_envs=2)
     vec.reset(seed=0)
     letter, end = task.encode_completion("a")
@@ -132,10 +132,10 @@ def test_next_step_ignores_the_action_of_the_row_that_begins_anew_whatever_it_is
     last, rewards, terminated, _, infos = vec.step(np.array([end, letter]))
     assert terminated.tolist() == [True, False] and rewards[0] != 0.0
     assert end in last[0] and infos["text"][0] == "a" and infos["_text"].tolist() == [True, False]
-    anew, rewards, terminated, _, infos = vec.step(np.array([-99, end]))
+    following, rewards, terminated, _, infos = vec.step(np.array([-99, end]))
     assert (rewards[0], terminated.tolist()) == (0.0, [False, True])
     prompt = task.encode_prompt(task.item("train", 0, 1))
-    assert anew[0][anew[0] != -1].tolist() == prompt
+    assert following[0][following[0] != -1].tolist() == prompt
     assert infos["_prompt"].tolist() == [True, False] and infos["_text"].tolist() == [False, True]
     assert infos["key"].tolist() == [task.item("train", 0, 1).key, task.item("train", 1, 0).key]
 
@@ -144,14 +144,14 @@ def test_same_step_keeps_the_last_observation_and_info_and_masks_the_rows_that_h
     vec = TextVectorEnv(task, num_envs=2, autoreset_mode=SAME)
     vec.reset(seed=0)
     letter, end = task.encode_completion("a")
-    anew, rewards, terminated, _, infos = vec.step(np.array([end, letter]))
+    following, rewards, terminated, _, infos = vec.step(np.array([end, letter]))
     assert terminated.tolist() == [True, False]
     assert infos["_final_obs"].tolist() == infos["_final_info"].tolist() == infos["_key"].tolist() == [True, False]
     assert infos["final_obs"][0][infos["final_obs"][0] != -1][-1] == end and infos["final_obs"][1] is None
     last = infos["final_info"]
     assert (last["stop"][0], last["key"][0]) == ("end", task.item("train", 0, 0).key)
     assert last["parts"]["open"][0] - last["parts"]["copied"][0] == rewards[0]
-    assert anew[0][anew[0] != -1].tolist() == task.encode_prompt(task.item("train", 0, 1))
+    assert following[0][following[0] != -1].tolist() == task.encode_prompt(task.item("train", 0, 1))
     assert infos["key"][0] == task.item("train", 0, 1).key
     *_, infos = vec.step(np.array([letter, letter]))
     assert infos == {}

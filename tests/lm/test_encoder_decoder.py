@@ -1,4 +1,4 @@
-"""T5 as a policy: the same numbers as its own forward pass and `generate`, and training by every agent."""
+"""T5 as a policy: the same values as its own forward pass and `generate`, and training by every agent."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def own_logp(lm: LanguageModel, t) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_sampled_and_scored_log_probabilities_are_the_modules_own(tied):
+def test_sampled_and_scored_log_probabilities_equal_the_modules_own(tied):
     module = t5()
-    if not tied:  # Flan-T5 and its like: a head of its own, and no scaling
+    if not tied:  # as Flan-T5: a separate head, and no scaling
         module.config.tie_word_embeddings = module.config.scale_decoder_outputs = False
         module.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(4, 16, generator=torch.Generator().manual_seed(1)))
     lm = language_model(module, TOKENIZER, temperature=1.3)
@@ -71,7 +71,7 @@ def test_sampled_and_scored_log_probabilities_are_the_modules_own(tied):
     torch.testing.assert_close(batch.logp_BT[batch.action_mask_BT], scored_N, atol=1e-5, rtol=1e-5)
 
 
-def test_greedy_decoding_is_that_of_generate_and_a_sample_does_not_depend_on_its_batch():
+def test_greedy_decoding_equals_generate_and_a_sample_does_not_depend_on_its_batch():
     lm, prompts = policy(), [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
     together = decode(lm, prompts, uniforms_BT=None, max_new_tokens=6)
     for prompt, completion in zip(prompts, together, strict=True):
@@ -86,22 +86,22 @@ def test_greedy_decoding_is_that_of_generate_and_a_sample_does_not_depend_on_its
         np.testing.assert_allclose(completion.logp, alone.logp, atol=1e-5)
 
 
-def test_what_is_written_can_be_read_again_before_going_on():
+def test_prefill_with_completions_continues_as_token_by_token():
     lm, prompts = policy(), [[1], [2, 3, 1], [3]]
-    written = [[2, 2], [], [1]]
-    states_BH, progress = lm.prefill(prompts, written)
-    next_BH = lm.advance(torch.tensor([1, 2, 3]), progress)
-    for row, (prompt, behind) in enumerate(zip(prompts, written, strict=True)):
+    completions = [[2, 2], [], [1]]
+    states_BH, state = lm.prefill(prompts, completions)
+    next_BH = lm.advance(torch.tensor([1, 2, 3]), state)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         with torch.no_grad():
-            alone, own = lm.prefill([prompt])
-            for token in behind:
-                alone = lm.advance(torch.tensor([token]), own)
+            alone, own_state = lm.prefill([prompt])
+            for token in completion:
+                alone = lm.advance(torch.tensor([token]), own_state)
             torch.testing.assert_close(states_BH[row], alone[0], atol=1e-5, rtol=1e-5)
-            alone = lm.advance(torch.tensor([row + 1]), own)
+            alone = lm.advance(torch.tensor([row + 1]), own_state)
             torch.testing.assert_close(next_BH[row], alone[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_gradient_is_that_of_the_formula_and_does_not_depend_on_micro_batches():
+def test_the_gradient_follows_the_formula_and_does_not_depend_on_micro_batches():
     student, teacher = (language_model(t5(seed).double(), TOKENIZER) for seed in (0, 1))
     texts = trajectories(student, group=2)
     objective = Objective(alpha=0.3, divergence_reduction="token_mean", policy_reduction="token_mean")
@@ -110,9 +110,14 @@ def test_the_gradient_is_that_of_the_formula_and_does_not_depend_on_micro_batche
     def gradient(token_budget: int) -> torch.Tensor:
         student.module.zero_grad()
         accumulate_gradient(
-            student, teacher, objective, texts, advantages_B1, token_budget=token_budget,
+            student,
+            teacher,
+            objective,
+            texts,
+            advantages_B1,
+            token_budget=token_budget,
             backward=lambda loss: loss.backward(),
-        )  # fmt: skip
+        )
         return torch.cat([p.grad.flatten() for p in student.module.parameters()])
 
     whole = gradient(10**6)
@@ -153,7 +158,7 @@ def test_every_agent_trains_t5_under_t5(algorithm, settings, tmp_path):
     assert again.generate(["A", "B C"]) == agent.generate(["A", "B C"])
 
 
-def test_predict_knows_where_each_rows_prompt_ended_while_others_begin_anew():
+def test_predict_knows_where_each_rows_prompt_ended_while_others_restart():
     env = TextVecEnv(task(max_new_tokens=4), num_envs=3)
     agent = Reinforce(t5(), env, alpha=0.0)
     env.seed(0)
@@ -162,9 +167,9 @@ def test_predict_knows_where_each_rows_prompt_ended_while_others_begin_anew():
     mixed = 0
     for step in range(12):
         texts = [row[row >= 0].tolist() for row in observations]
-        written = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
-        mixed += len({len(w) for w in written}) > 1
-        alone = [agent.student.prefill([p], [w])[0] for p, w in zip(prompts, written, strict=True)]
+        completions = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
+        mixed += len({len(completion) for completion in completions}) > 1
+        alone = [agent.student.prefill([p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
         with torch.no_grad():
             expected = agent.student.logits(torch.cat(alone)).argmax(-1).tolist()
         actions, _ = agent.predict(observations, deterministic=True)
@@ -189,9 +194,17 @@ def test_several_turns_and_other_families_are_refused():
     with pytest.raises(DataError, match="turns"):
         lm.states(Batch.collate([longer], pad=0))
     shape = {"vocab_size": 4, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
-    bart = BartForConditionalGeneration(
-        BartConfig(**shape, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, pad_token_id=0,
-                   bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, forced_eos_token_id=None)
-    )  # fmt: skip
+    config = BartConfig(
+        **shape,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+        forced_eos_token_id=None,
+    )
+    bart = BartForConditionalGeneration(config)
     with pytest.raises(ModelError, match="t5"):
         language_model(bart, TOKENIZER)

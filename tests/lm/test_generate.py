@@ -1,4 +1,4 @@
-"""Sampling against scoring, against itself in other company, and against transformers' generate."""
+"""Sampling against scoring, against itself in other batches, and against transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -34,17 +34,22 @@ def sampled(lm: LanguageModel, prompts=PROMPTS, group: int = 1, **settings) -> l
 def trajectory(prompt, completion: Completion) -> Trajectory:
     length = len(prompt) + len(completion.ids)
     return Trajectory(
-        item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion.ids]),
+        item=Item(key="", prompt=""),
+        tokens_T=np.array([*prompt, *completion.ids]),
         action_mask_T=np.arange(length) >= len(prompt),
         logp_T=np.array([0.0] * len(prompt) + completion.logp, dtype=np.float32),
         entropy_T=np.array([0.0] * len(prompt) + completion.entropy, dtype=np.float32),
-        stop=StopReason.END, source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
-    )  # fmt: skip
+        stop=StopReason.END,
+        source=Source.STUDENT,
+        sample=0,
+        text="",
+        score=Score(reward=0.0),
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("temperature", [0.7, 1.6])
-def test_logp_and_entropy_of_sampling_are_those_of_scoring(kind, temperature):
+def test_logp_and_entropy_of_sampling_equal_those_of_scoring(kind, temperature):
     lm = policy(kind, temperature)
     rows = [trajectory(p, c) for p, c in zip(PROMPTS, sampled(lm), strict=True)]
     batch = Batch.collate(rows, pad=lm.pad)
@@ -57,7 +62,7 @@ def test_logp_and_entropy_of_sampling_are_those_of_scoring(kind, temperature):
     assert batch.attention_mask_BT.min() == 0, "no row was padded, so the test saw no padding"
 
 
-def test_the_logp_lacks_no_temperature():
+def test_the_logp_includes_the_temperature():
     hot = sampled(policy(temperature=1.6))[0]
     lm = policy(temperature=1.0)
     batch = Batch.collate([trajectory(PROMPTS[0], hot)], pad=lm.pad)
@@ -75,10 +80,10 @@ def test_a_sample_does_not_depend_on_what_else_is_in_the_batch(kind):
         (alone,) = sampled(lm, [prompt])
         assert alone.ids == completion.ids
         np.testing.assert_allclose(alone.logp, completion.logp, atol=1e-5)
-    assert len({len(c.ids) for c in together}) > 1, "all ended together, so no row was dropped"
+    assert len({len(c.ids) for c in together}) > 1, "all ended at once, so no row was dropped"
 
 
-def test_a_group_that_shares_its_prefill_samples_what_its_rows_would_alone():
+def test_a_group_that_shares_its_prefill_samples_what_separate_rows_do():
     lm = policy()
     together = sampled(lm, group=3)
     for row, completion in enumerate(together):
@@ -89,7 +94,7 @@ def test_a_group_that_shares_its_prefill_samples_what_its_rows_would_alone():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_greedy_decoding_is_that_of_transformers(kind):
+def test_greedy_decoding_equals_that_of_transformers(kind):
     for seed in range(3):
         lm = policy(kind, seed=seed)
         for prompt, completion in zip(PROMPTS, decode(lm, PROMPTS, uniforms_BT=None, max_new_tokens=NEW), strict=True):
@@ -138,7 +143,7 @@ def test_sampling_follows_the_distribution():
     np.testing.assert_allclose(np.bincount(first, minlength=12) / 4000, wanted, atol=0.03)
 
 
-def test_filtered_samples_and_their_logp_are_of_what_the_filter_leaves():
+def test_filtered_samples_and_their_logp_follow_the_filtered_distribution():
     lm = policy()
     tiny.set_distribution(lm, [3], [0.1, 0.4, 0.3, 0.15, 0.05, *[1e-6] * 7])
     two, three = [0, 4, 3, 0, 0], [0, 8, 6, 3, 0]
@@ -154,21 +159,21 @@ def test_filtered_samples_and_their_logp_are_of_what_the_filter_leaves():
             assert completion.logp[0] == pytest.approx(np.log(expected[completion.ids[0]]), abs=1e-4)
 
 
-def test_top_k_of_1_writes_what_greedy_decoding_does_and_is_certain_of_it():
+def test_top_k_of_1_is_greedy_decoding_with_probability_1():
     lm = policy()
     certain = sampled(lm, filters=Filters(top_k=1))
     assert [c.ids for c in certain] == [c.ids for c in decode(lm, PROMPTS, uniforms_BT=None, max_new_tokens=NEW)]
     assert {value for c in certain for value in c.logp} == {0.0}
 
 
-def test_a_completion_goes_on_until_it_is_told_to_stop():
-    lm, asked = policy(), []
+def test_a_completion_ends_where_should_stop_is_true():
+    lm, lengths = policy(), []
     plain = sampled(lm, group=4)
 
     def third(ids):
-        asked.append(len(ids))
+        lengths.append(len(ids))
         return len(ids) == 3
 
-    stopped = sampled(lm, group=4, stops=third)
+    stopped = sampled(lm, group=4, should_stop=third)
     assert [c.ids for c in stopped] == [c.ids[:3] for c in plain]
-    assert max(asked) == 3 and any(len(c.ids) > 3 for c in plain)
+    assert max(lengths) == 3 and any(len(c.ids) > 3 for c in plain)

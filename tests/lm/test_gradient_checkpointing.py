@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same states and gradients from less that is kept."""
+"""Gradient checkpointing: the same states and gradients, with less memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlgkd.errors import ModelError
-from rlgkd.lm import LanguageModel, decode, language_model
-from rlgkd.lm.fast import linear
-from rlgkd.lm.gradient_checkpointing import recompute
-from rlgkd.lm.lora import adapt
+from rlgkd.lm import LanguageModel, decode, language_model, linear
+from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.lora import add_adapters
 from rlgkd.types import Batch
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
@@ -35,11 +34,11 @@ def batch() -> Batch:
     action_BT[0, 9:], action_BT[1, 4:-7] = True, True
     return Batch(
         tokens_BT=tokens_BT, attention_mask_BT=attention_BT, action_mask_BT=action_BT, logp_BT=torch.zeros(2, WIDTH)
-    )  # fmt: skip
+    )
 
 
 def states_and_gradients(lm: LanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-    """What the batch yields, and how many bytes autograd kept for it."""
+    """The batch's states and gradients, and how many bytes autograd saved for them."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -57,13 +56,13 @@ def states_and_gradients(lm: LanguageModel) -> tuple[torch.Tensor, dict[str, tor
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_and_gradients_are_the_same_and_less_is_kept(kind, adapters, monkeypatch):
-    monkeypatch.setattr(linear, "WIDE", 1)  # as for a model of some size
+def test_states_and_gradients_are_the_same_and_less_is_saved(kind, adapters, monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN_MIN_MULTIPLICATIONS", 1)  # as for a larger model
     plain = model(kind)
     if adapters:
-        adapt(plain.module, 2)
+        add_adapters(plain.module, 2)
     leaner = copy.deepcopy(plain)
-    recompute(leaner.module)
+    enable_gradient_checkpointing(leaner.module)
     states_NH, gradients, kept = states_and_gradients(plain)
     ours_NH, ours, fewer = states_and_gradients(leaner)
     torch.testing.assert_close(ours_NH, states_NH, rtol=0, atol=0)
@@ -75,20 +74,28 @@ def test_states_and_gradients_are_the_same_and_less_is_kept(kind, adapters, monk
 
 
 def test_dropout_stays_off_where_a_layer_itself_applies_it():
-    """As OPT's does, which transformers' own switch would turn on."""
+    """OPT's layers do, and transformers' own switch would turn it on."""
     config = AutoConfig.for_model(
-        "opt", vocab_size=31, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
-        word_embed_proj_dim=16, max_position_embeddings=64, dropout=0.5, pad_token_id=0,
-    )  # fmt: skip
+        "opt",
+        vocab_size=31,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=16,
+        max_position_embeddings=64,
+        dropout=0.5,
+        pad_token_id=0,
+    )
     lm = LanguageModel(AutoModelForCausalLM.from_config(config), TOKENIZER)
     expected = states_and_gradients(lm)[0]
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     torch.testing.assert_close(states_and_gradients(lm)[0], expected, rtol=0, atol=0)
 
 
-def test_a_copy_computes_with_its_own_weights():
+def test_a_copy_uses_its_own_weights():
     lm = model("gemma")
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     other = copy.deepcopy(lm)
     with torch.no_grad():
         lm.body.layers[0].mlp.up_proj.weight.zero_()
@@ -98,14 +105,14 @@ def test_a_copy_computes_with_its_own_weights():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
-def test_texts_are_the_same(kind):
+def test_decoding_is_the_same(kind):
     lm, prompts = model(kind), [[3, 1, 4], [1, 5]]
     before = decode(lm, prompts, uniforms_BT=None, max_new_tokens=12)
-    recompute(lm.module)
+    enable_gradient_checkpointing(lm.module)
     assert decode(lm, prompts, uniforms_BT=None, max_new_tokens=12) == before
 
 
-def test_layers_that_are_not_fit_for_it_are_refused(monkeypatch):
+def test_unsupported_layers_are_refused(monkeypatch):
     monkeypatch.setattr("rlgkd.lm.gradient_checkpointing.GradientCheckpointingLayer", torch.nn.Bilinear)
     with pytest.raises(ModelError, match="leave gradient_checkpointing out"):
-        recompute(tiny.model(vocabulary=4))
+        enable_gradient_checkpointing(tiny.model(vocabulary=4))

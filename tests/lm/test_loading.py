@@ -28,14 +28,13 @@ def one_line(error) -> str:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_what_is_saved_is_what_is_loaded(tmp_path, kind):
+def test_a_saved_model_is_loaded_unchanged(tmp_path, kind):
     module = tiny.model(kind, vocabulary=4)
     save(module, TOKENIZER, tmp_path)
     loaded, tokenizer = load(tmp_path), load_tokenizer(str(tmp_path))
     assert not loaded.training
-    if (
-        kind == "llama"
-    ):  # beside a GPT-2 or Qwen2, AutoTokenizer makes it a GPT-2 or Qwen2 tokenizer with one more token
+    # With a GPT-2 or Qwen2 model, AutoTokenizer makes it a GPT-2 or Qwen2 tokenizer with one more token.
+    if kind == "llama":
         assert tokenizer.get_vocab() == TOKENIZER.get_vocab()
         assert tokenizer.eos_token_id == 0
     for name, value in module.state_dict().items():
@@ -47,20 +46,20 @@ def test_the_folder_of_a_run_opens_by_its_model(folder):
     assert load(folder.parent).config.num_hidden_layers == 3
 
 
-def test_a_missing_folder_is_one_line(tmp_path):
+def test_a_missing_folder_is_an_error_of_one_line(tmp_path):
     for opener in (load, load_tokenizer):
         with pytest.raises(ModelError) as error:
             opener(str(tmp_path / "nothing"))
         assert "config.json" in one_line(error)
 
 
-def test_an_unknown_embedded_model_lists_those_there_are():
+def test_an_unknown_embedded_model_lists_the_known_ones():
     with pytest.raises(ModelError) as error:
         load("embedded:nothing")
     assert all(name in one_line(error) for name in model_names())
 
 
-def test_a_name_that_is_neither_a_folder_nor_in_the_hubs_cache_is_one_line_offline(monkeypatch, caplog):
+def test_offline_a_name_that_is_neither_a_folder_nor_cached_is_an_error_of_one_line(monkeypatch, caplog):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for opener in (load, load_tokenizer):
         with pytest.raises(ModelError) as error:
@@ -70,17 +69,17 @@ def test_a_name_that_is_neither_a_folder_nor_in_the_hubs_cache_is_one_line_offli
     assert not caplog.records
 
 
-def test_that_the_hub_is_asked_is_said_once_and_with_its_failure(monkeypatch, caplog):
+def test_a_lookup_on_the_hub_is_logged_once_and_its_failure_names_it(monkeypatch, caplog):
     monkeypatch.delenv("HF_HUB_OFFLINE")  # huggingface_hub has read it, and asks nobody
     for _ in range(2):
         with pytest.raises(ModelError) as error:
             load("rlgkd/no-such-model-either")
         assert "no such folder here, and the hub's model of that name could not be opened" in one_line(error)
-    (told,) = caplog.messages
-    assert told.startswith("model 'rlgkd/no-such-model-either': no such folder here; it is taken for")
+    (message,) = caplog.messages
+    assert message.startswith("model 'rlgkd/no-such-model-either': no such folder here; it is taken for")
 
 
-def test_a_name_that_no_hub_could_have_is_a_missing_folder(monkeypatch, caplog):
+def test_a_name_that_the_hub_cannot_have_is_a_missing_folder(monkeypatch, caplog):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     for name in ("runs/my run", "runs/mine/model", "./mine", "~/mine"):
         with pytest.raises(ModelError, match="there is no such folder"):
@@ -88,7 +87,7 @@ def test_a_name_that_no_hub_could_have_is_a_missing_folder(monkeypatch, caplog):
     assert not caplog.records
 
 
-def test_a_truncated_file_is_one_line(folder):
+def test_a_truncated_file_is_an_error_of_one_line(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError) as error:
@@ -96,7 +95,7 @@ def test_a_truncated_file_is_one_line(folder):
     one_line(error)
 
 
-def test_a_file_that_lacks_weights_is_refused_and_not_filled_with_random_numbers(folder):
+def test_a_file_without_some_weights_is_refused_and_not_filled_with_random_numbers(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -105,7 +104,7 @@ def test_a_file_that_lacks_weights_is_refused_and_not_filled_with_random_numbers
     assert "model.layers.1.mlp.up_proj.weight" in one_line(error)
 
 
-def test_a_file_of_another_shape_is_one_line(folder):
+def test_a_file_of_another_shape_is_an_error_of_one_line(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     with pytest.raises(ModelError) as error:
@@ -114,14 +113,14 @@ def test_a_file_of_another_shape_is_one_line(folder):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nothing"}'])
-def test_a_damaged_configuration_is_one_line(folder, text):
+def test_a_damaged_configuration_is_an_error_of_one_line(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError) as error:
         load(folder)
     one_line(error)
 
 
-def test_a_damaged_tokenizer_is_one_line(folder):
+def test_a_damaged_tokenizer_is_an_error_of_one_line(folder):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError) as error:
         load_tokenizer(folder)
@@ -155,7 +154,7 @@ def test_a_cut_student_keeps_the_chosen_layers_and_decodes_with_the_cache(tmp_pa
 
 
 @pytest.mark.parametrize("layers", [[0, 4], [-1], [1, 1]])
-def test_layers_that_are_not_there_or_come_twice_are_refused(layers):
+def test_missing_or_repeated_layers_are_refused(layers):
     with pytest.raises(SettingError, match="0 to 3"):
         load(tiny.model(vocabulary=4, layers=4), layers=layers)
 

@@ -1,4 +1,4 @@
-"""LoRA: what is trained, what is written, what is saved; each against the merged weights worked out by hand."""
+"""LoRA in training, decoding and saving, each against weights merged by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
-from rlgkd.lm import LanguageModel, decode, decoders
-from rlgkd.lm.decoders import written_out
-from rlgkd.lm.fast import linear
-from rlgkd.lm.fast.llama import FAMILIES
-from rlgkd.lm.loading import save, twin
-from rlgkd.lm.lora import adapt, check_adapters, merged_state
+from rlgkd.lm import LanguageModel, decode, linear
+from rlgkd.lm.fast import support, supported
+from rlgkd.lm.fast.support import FAMILIES
+from rlgkd.lm.loading import copy_sharing_frozen, save
+from rlgkd.lm.lora import add_adapters, check_adapters, merged_state_dict
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -27,11 +26,11 @@ OTHERS = ("gemma", "gpt2", "gpt_neox")
 
 
 def adapted(kind: str, *, moved: bool = True) -> LanguageModel:
-    """A model with adapters, moved from their start at which they add nothing."""
+    """A model with adapters, `moved` from their start, at which they add nothing."""
     lm = tiny.family(kind, TOKENIZER) if kind != "t5" else LanguageModel.__new__(LanguageModel)
     if kind == "t5":
         lm.module = tiny.model("t5", vocabulary=31)
-    adapt(lm.module, 3)
+    add_adapters(lm.module, 3)
     if moved:
         generator = torch.Generator().manual_seed(5)
         for name, parameter in lm.module.named_parameters():
@@ -47,29 +46,29 @@ def logits(module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [*FAMILIES, *OTHERS])
-def test_adapters_alone_train_on_all_linear_layers_but_the_head_and_add_nothing_at_first(kind):
+def test_only_adapters_train_on_all_linear_layers_but_the_head_and_add_nothing_at_first(kind):
     plain = tiny.family(kind, TOKENIZER)
     lm = adapted(kind, moved=False)
     torch.testing.assert_close(logits(lm.module), logits(plain.module), rtol=0, atol=0)
     assert all(p.requires_grad == (".lora_" in name) for name, p in lm.module.named_parameters())
-    linear = [type(part) for part in plain.body.modules() if type(part).__name__ in ("Linear", "Conv1D")]
-    assert len(linear) == sum(isinstance(part, LoraLayer) for part in lm.module.modules()) > 0
+    linears = [part for part in plain.body.modules() if type(part).__name__ in ("Linear", "Conv1D")]
+    assert len(linears) == sum(isinstance(part, LoraLayer) for part in lm.module.modules()) > 0
     assert not isinstance(lm.module.get_output_embeddings(), LoraLayer)
 
 
-def test_the_scale_is_alpha_over_rank_and_twice_by_default():
+def test_the_scale_is_alpha_over_rank_and_2_by_default():
     for alpha, scale in ((None, 2.0), (3, 0.5)):
         module = tiny.model(vocabulary=31)
-        adapt(module, 6, alpha=alpha)
+        add_adapters(module, 6, alpha=alpha)
         part = module.model.layers[0].self_attn.q_proj
         assert part.scaling == {"default": scale} and part.lora_A["default"].weight.shape == (6, 16)
 
 
-def test_the_start_belongs_to_the_seed_and_no_global_generator_is_touched():
+def test_the_start_depends_on_the_seed_and_no_global_generator_is_touched():
     def start(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
         state, module = torch.get_rng_state(), tiny.model(vocabulary=31)
-        adapt(module, 3, seed=seed)
+        add_adapters(module, 3, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
         return module.model.layers[0].mlp.up_proj.lora_A["default"].weight
 
@@ -80,10 +79,10 @@ def test_the_start_belongs_to_the_seed_and_no_global_generator_is_touched():
 def both_ways(lm: LanguageModel, monkeypatch) -> tuple[list[list[int]], list[list[int]]]:
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5]]
     settings = {"uniforms_BT": np.random.default_rng(1).random((12, 20)), "max_new_tokens": 20, "group": 4}
-    assert written_out(lm)
+    assert supported(lm.module, "decode")
     fast = decode(lm, prompts, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(decoders, "written_out", lambda lm: False)
+        patch.setattr(support, "can_decode", lambda module: False)
         plain = decode(lm, prompts, **settings)
     for ours, theirs in zip(fast, plain, strict=True):
         np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
@@ -91,10 +90,10 @@ def both_ways(lm: LanguageModel, monkeypatch) -> tuple[list[list[int]], list[lis
     return [c.ids for c in fast]
 
 
-@pytest.mark.parametrize("laid_out", [True, False])
+@pytest.mark.parametrize("prepacked", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_layers_written_out_hold_what_the_adapters_add_unless_they_are_off(kind, laid_out, monkeypatch):
-    monkeypatch.setattr(linear, "LAID_OUT", 1 if laid_out else linear.LAID_OUT)
+def test_the_llama_decoder_merges_adapters_unless_they_are_off(kind, prepacked, monkeypatch):
+    monkeypatch.setattr(linear, "PREPACK_MIN_WEIGHTS", 1 if prepacked else linear.PREPACK_MIN_WEIGHTS)
     lm = adapted(kind)
     on = both_ways(lm, monkeypatch)
     for part in lm.module.modules():
@@ -105,7 +104,7 @@ def test_layers_written_out_hold_what_the_adapters_add_unless_they_are_off(kind,
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", *OTHERS, "t5"])
-def test_a_saved_model_is_merged_and_the_live_one_is_left_as_it_was(kind, tmp_path):
+def test_a_saved_model_is_merged_and_the_live_one_is_unchanged(kind, tmp_path):
     module = adapted(kind).module
     before, out = {name: value.clone() for name, value in module.state_dict().items()}, logits(module)
     save(module, TOKENIZER, tmp_path)
@@ -124,11 +123,11 @@ def test_a_merged_weight_is_the_base_and_the_scaled_product():
     part = module.model.layers[1].mlp.down_proj
     a, b = part.lora_A["default"].weight, part.lora_B["default"].weight
     expected = part.base_layer.weight + 2.0 * b @ a
-    torch.testing.assert_close(merged_state(module)["model.layers.1.mlp.down_proj.weight"], expected.detach())
-    assert merged_state(tiny.model(vocabulary=31)) is None
+    torch.testing.assert_close(merged_state_dict(module)["model.layers.1.mlp.down_proj.weight"], expected.detach())
+    assert merged_state_dict(tiny.model(vocabulary=31)) is None
 
 
-def test_adapters_of_ones_own_are_written_out_and_saved_merged(monkeypatch, tmp_path):
+def test_adapters_that_a_model_came_with_are_merged_in_decoding_and_saving(monkeypatch, tmp_path):
     lm = tiny.family("llama", TOKENIZER)
     lm.module.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     lm.module.eval()
@@ -142,31 +141,31 @@ def test_adapters_of_ones_own_are_written_out_and_saved_merged(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("variant", [{"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_adapters_that_are_no_sum_of_weights_are_refused_and_not_written_out(variant):
+def test_adapters_that_are_no_sum_of_weights_are_refused_and_not_supported(variant):
     module = tiny.model("qwen2", vocabulary=31)
     module.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], **variant))
     with pytest.raises(ModelError, match="without DoRA"):
         check_adapters(module)
-    assert not written_out(LanguageModel(module, TOKENIZER))
+    assert not supported(LanguageModel(module, TOKENIZER).module, "decode")
 
 
-def test_a_twin_shares_what_is_frozen_and_nothing_else():
+def test_a_copy_shares_frozen_parameters_and_nothing_else():
     module = tiny.model(vocabulary=31)
     module.model.requires_grad_(False)
-    other = twin(module)
+    other = copy_sharing_frozen(module)
     shared = {name: p is q for (name, p), q in zip(module.named_parameters(), other.parameters(), strict=True)}
     assert shared == {name: name.startswith("model.") for name in shared} and len(set(shared.values())) == 2
-    adapt(module, 2)
+    add_adapters(module, 2)
     assert not any(isinstance(part, LoraLayer) for part in other.modules())
 
 
 def test_a_second_set_of_adapters_is_refused():
     module = adapted("llama").module
     with pytest.raises(SettingError, match="lora_rank: 2 does not work; the model has adapters already"):
-        adapt(module, 2)
+        add_adapters(module, 2)
 
 
 def test_without_peft_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(DependencyError, match=r"lora_rank: 4 does not work; .*pip install 'rlgkd\[lora\]'"):
-        adapt(copy.deepcopy(tiny.model(vocabulary=31)), 4)
+        add_adapters(copy.deepcopy(tiny.model(vocabulary=31)), 4)

@@ -1,4 +1,4 @@
-"""The language model as a policy: what is an action, what is refused."""
+"""The language model as a policy: its actions, its states, and the models that it refuses."""
 
 from __future__ import annotations
 
@@ -15,36 +15,52 @@ from rlgkd.types import Batch, Item, Score, Source, StopReason, Trajectory
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 
 
-def written(tokens, prompt: int) -> Trajectory:
+def trajectory(tokens, prompt: int) -> Trajectory:
     return Trajectory(
-        item=Item(key="", prompt=""), tokens_T=np.array(tokens), action_mask_T=np.arange(len(tokens)) >= prompt,
-        logp_T=np.zeros(len(tokens), dtype=np.float32), entropy_T=np.zeros(len(tokens)), stop=StopReason.END,
-        source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
-    )  # fmt: skip
+        item=Item(key="", prompt=""),
+        tokens_T=np.array(tokens),
+        action_mask_T=np.arange(len(tokens)) >= prompt,
+        logp_T=np.zeros(len(tokens), dtype=np.float32),
+        entropy_T=np.zeros(len(tokens)),
+        stop=StopReason.END,
+        source=Source.STUDENT,
+        sample=0,
+        text="",
+        score=Score(reward=0.0),
+    )
 
 
-def test_the_end_token_is_an_action_though_it_is_the_padding_too():
+def test_the_end_token_is_an_action_even_if_it_is_the_padding_too():
     lm = LanguageModel(tiny.model(vocabulary=4), TOKENIZER)
     assert lm.end == lm.pad == 0
-    batch = Batch.collate([written([1, 2, 0], 1), written([1, 2, 3, 3, 0], 2)], pad=lm.pad)
+    batch = Batch.collate([trajectory([1, 2, 0], 1), trajectory([1, 2, 3, 3, 0], 2)], pad=lm.pad)
     assert lm.actions(batch).tolist() == [2, 0, 3, 3, 0]
     lm.logits(lm.states(batch))[1].logsumexp(-1).backward()
     assert lm.head.weight.grad.abs().sum() > 0
 
 
-def test_a_state_predicts_the_token_behind_it():
+def test_a_state_predicts_the_next_token():
     lm = LanguageModel(tiny.model(vocabulary=4), TOKENIZER)
     with torch.no_grad():
-        states_NH = lm.states(Batch.collate([written([3, 1, 2, 0], 2)], pad=0))
+        states_NH = lm.states(Batch.collate([trajectory([3, 1, 2, 0], 2)], pad=0))
         expected = lm.module(torch.tensor([[3, 1, 2]])).logits[0, 1:]
         torch.testing.assert_close(lm.logits(states_NH), expected)
 
 
 def test_a_model_whose_logits_are_more_than_a_linear_head_is_refused():
     config = CohereConfig(
-        vocab_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, logit_scale=0.06, bos_token_id=0, eos_token_id=0, pad_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=4,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        logit_scale=0.06,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
     with pytest.raises(ModelError, match="not a linear head"):
         LanguageModel(CohereForCausalLM(config), TOKENIZER)
 
@@ -72,7 +88,7 @@ def test_dropout_stays_off():
     assert not LanguageModel(module, TOKENIZER).module.training
 
 
-def test_another_vocabulary_is_named_with_what_differs():
+def test_another_vocabulary_is_refused_and_the_difference_named():
     check_same_vocabulary(TOKENIZER, tiny.word_tokenizer("A", "B", "C"))
     with pytest.raises(ModelError) as caught:
         check_same_vocabulary(TOKENIZER, tiny.word_tokenizer("A", "C", "B", "D"))

@@ -1,4 +1,4 @@
-"""Rows as environments show them: read at once or step by step, the states are those of each row read alone."""
+"""Environments' rows, run at once or step by step: the states equal those of each row alone."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def alone(lm: LanguageModel, tokens_BT: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def stepped(reader: PrefixCache, tokens_BT: np.ndarray) -> torch.Tensor:
-    return reader.last_states(torch.from_numpy(tokens_BT))
+def stepped(cache: PrefixCache, tokens_BT: np.ndarray) -> torch.Tensor:
+    return cache.last_states(torch.from_numpy(tokens_BT))
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,38 +47,38 @@ def test_rows_at_once_have_the_states_of_each_alone(drawn: np.ndarray) -> None:
 
 
 def test_the_prefixes_of_a_text_cost_one_pass_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, read = model(), []
+    lm, shapes = model(), []
     states = lm.states
-    monkeypatch.setattr(lm, "states", lambda batch: read.append(batch.tokens_BT.shape) or states(batch))
+    monkeypatch.setattr(lm, "states", lambda batch: shapes.append(batch.tokens_BT.shape) or states(batch))
     text = [1, 2, 3, 2, 1, 0]
     tokens_BT = padded(*(text[:n] for n in (3, 6, 1, 2, 5, 4)), [1, 3], [1, 2])
     states_BH = last_states(lm, torch.from_numpy(tokens_BT))
-    assert read == [(2, 7)], "two rows of six tokens and the one behind"
+    assert shapes == [(2, 7)], "two rows of six tokens and one column more"
     torch.testing.assert_close(states_BH, alone(lm, tokens_BT), atol=1e-5, rtol=1e-4)
 
 
-def test_the_gradient_is_that_of_the_rows_alone() -> None:
+def test_the_gradient_equals_that_of_the_rows_alone() -> None:
     tokens_BT, gradients = padded([1, 2], [1, 2, 3], [1], [3, 3]), []
-    for read in (lambda lm: last_states(lm, torch.from_numpy(tokens_BT)), lambda lm: alone(lm, tokens_BT)):
+    for run in (lambda lm: last_states(lm, torch.from_numpy(tokens_BT)), lambda lm: alone(lm, tokens_BT)):
         lm = model()
-        (read(lm) ** 3).sum().backward()
+        (run(lm) ** 3).sum().backward()
         gradients.append([p.grad for p in lm.body.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_step_by_step_rows_that_end_and_begin_anew_have_the_states_of_each_alone(kind: str) -> None:
+def test_step_by_step_with_rows_that_restart_the_states_equal_those_of_each_alone(kind: str) -> None:
     lm, rng = model(kind), np.random.default_rng(0)
-    reader, rows = PrefixCache(lm), [[1], [2, 3], [3, 1, 2], [1, 1]]
+    cache, rows = PrefixCache(lm), [[1], [2, 3], [3, 1, 2], [1, 1]]
     kept, replaced = 0, 0
     for _ in range(40):
-        before = reader.memo
+        before = cache.cached
         tokens_BT = padded(*rows)
-        torch.testing.assert_close(stepped(reader, tokens_BT), alone(lm, tokens_BT), atol=1e-4, rtol=1e-4)
-        assert reader.memo is not None
-        kept += before is not None and reader.memo.progress is before.progress
-        assert reader.memo.progress.attention_BT.shape[1] == max(map(len, rows)), "it holds more than the longest row"
+        torch.testing.assert_close(stepped(cache, tokens_BT), alone(lm, tokens_BT), atol=1e-4, rtol=1e-4)
+        assert cache.cached is not None
+        kept += before is not None and cache.cached.state is before.state
+        assert cache.cached.state.attention_BT.shape[1] == max(map(len, rows)), "it holds more than the longest row"
         for n, row in enumerate(rows):
             over = len(row) == 8 or rng.random() < 0.15
             replaced += over
@@ -88,19 +88,19 @@ def test_step_by_step_rows_that_end_and_begin_anew_have_the_states_of_each_alone
 
 def test_a_row_at_the_end_of_the_context_is_replaced_without_stepping_over_it() -> None:
     lm = model("gpt2")
-    reader = PrefixCache(lm)
+    cache = PrefixCache(lm)
     long = [n % 4 for n in range(tiny.CONTEXT)]
-    stepped(reader, padded(long, [1], width=tiny.CONTEXT))
+    stepped(cache, padded(long, [1], width=tiny.CONTEXT))
     tokens_BT = padded([2], [1, 2], width=tiny.CONTEXT)
-    torch.testing.assert_close(stepped(reader, tokens_BT), alone(lm, tokens_BT), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(stepped(cache, tokens_BT), alone(lm, tokens_BT), atol=1e-4, rtol=1e-4)
 
 
-def test_an_encoder_reads_the_prompt_that_a_row_began_with() -> None:
+def test_an_encoder_sees_the_prompt_that_a_row_began_with() -> None:
     lm = model("t5")
-    reader, rows = PrefixCache(lm), [[1, 2], [3]]
+    cache, rows = PrefixCache(lm), [[1, 2], [3]]
     prompts = [2, 1]
     for step in range(5):
-        states_BH = stepped(reader, padded(*rows))
+        states_BH = stepped(cache, padded(*rows))
         fresh = [lm.prefill([row[:n]], [row[n:]])[0][0] for row, n in zip(rows, prompts, strict=True)]
         torch.testing.assert_close(states_BH, torch.stack(fresh), atol=1e-4, rtol=1e-4)
         rows = [[*row, 1 + step % 3] for row in rows]
@@ -110,16 +110,16 @@ def test_an_encoder_reads_the_prompt_that_a_row_began_with() -> None:
         last_states(lm, torch.from_numpy(padded(*rows)))
 
 
-def test_where_gradients_are_formed_a_reader_has_no_memo() -> None:
+def test_where_gradients_are_formed_nothing_is_cached() -> None:
     lm = model()
-    reader = PrefixCache(lm)
-    reader.last_states(torch.from_numpy(padded([1, 2]))).sum().backward()
-    assert reader.memo is None and lm.body.embed_tokens.weight.grad[1].abs().sum() > 0
+    cache = PrefixCache(lm)
+    cache.last_states(torch.from_numpy(padded([1, 2]))).sum().backward()
+    assert cache.cached is None and lm.body.embed_tokens.weight.grad[1].abs().sum() > 0
 
 
-def test_other_rows_than_those_of_the_memo_are_read_anew() -> None:
+def test_rows_other_than_the_cached_ones_start_again() -> None:
     lm = model()
-    reader = PrefixCache(lm)
+    cache = PrefixCache(lm)
     for rows in ([[1], [2]], [[1, 2, 3]], [[1, 2], [3, 1], [2, 2]], [[1, 2], [3, 1], [2, 2]]):
         tokens_BT = padded(*rows)
-        torch.testing.assert_close(stepped(reader, tokens_BT), alone(lm, tokens_BT), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(stepped(cache, tokens_BT), alone(lm, tokens_BT), atol=1e-5, rtol=1e-4)

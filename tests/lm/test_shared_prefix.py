@@ -1,4 +1,4 @@
-"""Samples of one prompt read together: the same states and gradients, for fewer tokens."""
+"""Shared prefixes against separate rows: the same states and gradients, for fewer tokens."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlgkd.lm.shared_prefix import SHARING, places_of_ends, share
+from rlgkd.lm.shared_prefix import FAMILIES, last_token_layouts, pack_shared_prefixes
 from rlgkd.types import Batch, Item, RowLayout, Score, Source, StopReason, Trajectory
 
 WORDS = [f"w{n}" for n in range(30)]
 TOKENIZER = tiny.word_tokenizer(*WORDS)
 
 
-def trajectory(prompt: list[int], written: list[int], gap: int = 0) -> Trajectory:
-    """With a gap, that many tokens in the middle of what was written are no actions."""
-    tokens = [*prompt, *written]
+def trajectory(prompt: list[int], completion: list[int], gap: int = 0) -> Trajectory:
+    """A trajectory in which `gap` tokens in the middle of the completion are no actions."""
+    tokens = [*prompt, *completion]
     action = np.arange(len(tokens)) >= len(prompt)
-    middle = len(prompt) + len(written) // 2
+    middle = len(prompt) + len(completion) // 2
     action[middle : min(middle + gap, len(tokens) - 1)] = False
     return Trajectory(
-        item=Item(key="0", prompt=""), tokens_T=np.array(tokens, dtype=np.int64), action_mask_T=action,
-        logp_T=np.zeros(len(tokens), dtype=np.float32), entropy_T=np.zeros(len(tokens)), stop=StopReason.END,
-        source=Source.STUDENT, sample=0, text="", score=Score(reward=0.0),
-    )  # fmt: skip
+        item=Item(key="0", prompt=""),
+        tokens_T=np.array(tokens, dtype=np.int64),
+        action_mask_T=action,
+        logp_T=np.zeros(len(tokens), dtype=np.float32),
+        entropy_T=np.zeros(len(tokens)),
+        stop=StopReason.END,
+        source=Source.STUDENT,
+        sample=0,
+        text="",
+        score=Score(reward=0.0),
+    )
 
 
 def random_batch(seed: int, groups: int = 3, size: int = 4, gap: int = 0) -> Batch:
@@ -38,23 +45,25 @@ def random_batch(seed: int, groups: int = 3, size: int = 4, gap: int = 0) -> Bat
     return Batch.collate([rows[n] for n in rng.permutation(len(rows))], pad=0)
 
 
-def alone(batch: Batch) -> Batch:
+def without_layouts(batch: Batch) -> Batch:
     """The same rows, not known to share anything."""
     return Batch(
-        tokens_BT=batch.tokens_BT, attention_mask_BT=batch.attention_mask_BT, action_mask_BT=batch.action_mask_BT,
+        tokens_BT=batch.tokens_BT,
+        attention_mask_BT=batch.attention_mask_BT,
+        action_mask_BT=batch.action_mask_BT,
         logp_BT=batch.logp_BT,
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("kind", SHARING)
-def test_states_and_gradients_are_those_of_rows_of_their_own(kind):
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_states_and_gradients_equal_those_of_separate_rows(kind):
     lm = tiny.family(kind, TOKENIZER)
     assert lm.shares_prompts
     for seed, gap in ((0, 0), (1, 2)):
         batch = random_batch(seed, gap=gap)
-        assert share(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=lm.device) is not None
+        assert pack_shared_prefixes(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=lm.device) is not None
         results = []
-        for form in (batch, alone(batch)):
+        for form in (batch, without_layouts(batch)):
             lm.module.zero_grad()
             states_NH = lm.states(form)
             lm.logits(states_NH).log_softmax(-1).gather(1, lm.actions(form)[:, None]).sum().backward()
@@ -66,54 +75,54 @@ def test_states_and_gradients_are_those_of_rows_of_their_own(kind):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3))
-def test_every_token_stands_once_in_its_place_and_sees_what_it_saw(seed, groups, size, gap):
+def test_every_action_has_the_context_and_positions_of_its_own_row(seed, groups, size, gap):
     batch = random_batch(seed, groups, size, gap)
-    shared = share(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    shared = pack_shared_prefixes(batch.layouts_B, batch.tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
     if shared is None:
         return
     width = batch.tokens_BT.shape[1]
     action_BT = batch.action_mask_BT
     rows, columns = action_BT.nonzero(as_tuple=True)
-    flat_token, flat_position = shared.token_RT.flatten(), shared.position_RT.flatten()
-    longest = shared.token_RT.shape[1]
-    for before, row, column in zip(shared.before_N.tolist(), rows.tolist(), columns.tolist(), strict=True):
-        assert flat_position[before] == column - 1
-        seen = shared.mask_R1TT[before // longest, 0, before % longest].nonzero()[:, 0] + before // longest * longest
-        tokens = batch.tokens_BT.flatten()[flat_token[seen]].tolist()
+    source_index, position = shared.source_index_RT.flatten(), shared.position_RT.flatten()
+    longest = shared.source_index_RT.shape[1]
+    for before, row, column in zip(shared.predictor_N.tolist(), rows.tolist(), columns.tolist(), strict=True):
+        assert position[before] == column - 1
+        seen = shared.visible_R1TT[before // longest, 0, before % longest].nonzero()[:, 0] + before // longest * longest
+        tokens = batch.tokens_BT.flatten()[source_index[seen]].tolist()
         assert tokens == batch.tokens_BT[row, :column].tolist()
-        assert flat_position[seen].tolist() == list(range(column))
+        assert position[seen].tolist() == list(range(column))
     assert width >= longest or size > 1
 
 
-def test_prompts_of_one_sample_and_long_completions_stay_alone():
-    def place(row: int, same: int, prompt: int, length: int) -> RowLayout:
+def test_single_samples_and_long_completions_are_not_packed():
+    def layout(row: int, same: int, prompt: int, length: int) -> RowLayout:
         return RowLayout(same, prompt, length, np.arange(prompt, length))
 
     cpu = torch.device("cpu")
-    assert share([place(0, 0, 5, 9), place(1, 1, 5, 9)], 9, hidden=16, device=cpu) is None
-    assert share([place(0, 0, 4, 400), place(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
-    uneven = [place(0, 0, 10, 20), *(place(n, 1, 10, 20) for n in range(1, 65))]
-    many = [place(n, n, 10, 20) for n in range(65, 129)]
-    assert share([*uneven, *many], 20, hidden=16, device=cpu) is None, "more padding than it saves"
-    shared = share([place(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
-    assert shared is not None and shared.token_RT.shape == (1, 140)
+    assert pack_shared_prefixes([layout(0, 0, 5, 9), layout(1, 1, 5, 9)], 9, hidden=16, device=cpu) is None
+    assert pack_shared_prefixes([layout(0, 0, 4, 400), layout(1, 0, 4, 400)], 400, hidden=16, device=cpu) is None
+    uneven = [layout(0, 0, 10, 20), *(layout(n, 1, 10, 20) for n in range(1, 65))]
+    many = [layout(n, n, 10, 20) for n in range(65, 129)]
+    assert pack_shared_prefixes([*uneven, *many], 20, hidden=16, device=cpu) is None, "more padding than it saves"
+    shared = pack_shared_prefixes([layout(n, 0, 100, 110) for n in range(4)], 110, hidden=16, device=cpu)
+    assert shared is not None and shared.source_index_RT.shape == (1, 140)
 
 
-def test_rows_that_begin_alike_are_read_together_to_their_ends():
+def test_the_last_states_of_rows_that_begin_alike_share_their_prefix():
     rng = np.random.default_rng(0)
     heads = [rng.integers(1, 31, 20).tolist() for _ in range(3)]
     rows = [heads[n % 3] + rng.integers(1, 31, n % 4 + 1).tolist() for n in range(12)] + [[5, 6], heads[0]]
-    places = places_of_ends(rows)
-    assert {places[n].same_prompt for n in range(0, 12, 3)} == {places[13].same_prompt}
-    assert len({place.same_prompt for place in places}) == 4
-    for row, place in zip(rows, places, strict=True):
-        assert rows[place.same_prompt][: place.prompt] == row[: place.prompt] and place.prompt < len(row)
+    layouts = last_token_layouts(rows)
+    assert {layouts[n].same_prompt for n in range(0, 12, 3)} == {layouts[13].same_prompt}
+    assert len({layout.same_prompt for layout in layouts}) == 4
+    for row, layout in zip(rows, layouts, strict=True):
+        assert rows[layout.same_prompt][: layout.prompt] == row[: layout.prompt] and layout.prompt < len(row)
     lm = tiny.family("llama", TOKENIZER)
     tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for n, row in enumerate(rows):
         tokens_BT[n, : len(row)] = torch.tensor(row)
-    shared = share(places, tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
-    assert shared is not None and len(shared.token_RT) < len(rows)
+    shared = pack_shared_prefixes(layouts, tokens_BT.shape[1], hidden=16, device=torch.device("cpu"))
+    assert shared is not None and len(shared.source_index_RT) < len(rows)
     plain = torch.stack([lm.body(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows])
     assert torch.allclose(shared.states(lm.body, tokens_BT), plain, atol=1e-4)
 

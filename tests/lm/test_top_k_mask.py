@@ -1,4 +1,4 @@
-"""The k likeliest tokens of a frozen model, for a policy that moves."""
+"""The mask of a frozen model's k likeliest tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def frozen():
 
 @pytest.mark.parametrize("k", [1, 3, 6, 100])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_the_models_k_likeliest_tokens_are_allowed_and_the_end(k, gradients):
+def test_the_models_k_likeliest_tokens_and_the_end_are_allowed(k, gradients):
     module = frozen()
     with torch.set_grad_enabled(gradients):
         allowed_BV = top_k_mask(module, k, tokenizer=TOKENIZER)(ROWS)

@@ -47,9 +47,14 @@ betas = st.floats(0.001, 0.999)
 
 
 def slow(
-    name: str, teacher: np.ndarray, student: np.ndarray, beta: float = 0.5, normalized: bool = False,
-    skew: float = 0.1, head: float = 0.5,
-) -> float:  # fmt: skip
+    name: str,
+    teacher: np.ndarray,
+    student: np.ndarray,
+    beta: float = 0.5,
+    normalized: bool = False,
+    skew: float = 0.1,
+    head: float = 0.5,
+) -> float:
     """One position, float64, token by token."""
 
     def probabilities(logits: np.ndarray) -> list[float]:
@@ -118,7 +123,8 @@ def gradient(divergence: D.Divergence, teacher: Tensor, student: Tensor) -> Tens
         ("adaptive_kl", {}, 0.5 * (0.634897 + 0.675806)),
     ],
 )
-def test_golden_values_of_the_design(name: str, given_settings: dict[str, float], expected: float) -> None:
+def test_golden_values_worked_out_by_hand(name: str, given_settings: dict[str, float], expected: float) -> None:
+    """docs/mathematics.md, "Values by hand"; Jeffreys and the adaptive KL are sums of the first two."""
     value = D.get(name, **given_settings)(P.log(), Q.log())
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
@@ -241,10 +247,15 @@ def test_the_gradient_is_that_of_finite_differences(name: str, given_settings: d
     assert torch.autograd.gradcheck(lambda s: divergence(teacher, s), student.requires_grad_())
 
 
-def taped(
-    name: str, teacher: Tensor, student: Tensor, beta: float = 0.5, normalized: bool = False, skew: float = 0.0,
+def autograd_value(
+    name: str,
+    teacher: Tensor,
+    student: Tensor,
+    beta: float = 0.5,
+    normalized: bool = False,
+    skew: float = 0.0,
     head: float = 0.5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The definition, left to autograd."""
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
@@ -280,7 +291,7 @@ def test_the_gradient_is_that_of_autograd_through_the_definition(
 ) -> None:
     teacher, student = (x.to(dtype) for x in random_logits(40, 60))
     slope = gradient(D.get(name, **given_settings), teacher, student)
-    expected = gradient(lambda t, s: taped(name, t, s, **given_settings), teacher, student)
+    expected = gradient(lambda t, s: autograd_value(name, t, s, **given_settings), teacher, student)
     torch.testing.assert_close(slope, expected, **({"rtol": 1e-4, "atol": 3e-6} if dtype == torch.float32 else {}))
 
 
@@ -297,7 +308,7 @@ def test_the_gradient_is_that_of_autograd_through_the_definition(
 def test_the_gradient_is_the_score_weighted_by_the_coefficient_of_the_f_divergence(
     name: str, given_settings: dict[str, float], coefficient
 ) -> None:
-    """PAPER item 3: grad D = E_pi[(f(u) - u f'(u)) grad log pi], u = p_T / pi."""
+    """grad D = E_Q[(f(u) - u f'(u)) grad log Q], u = P/Q: docs/mathematics.md, "The gradient of an f-divergence"."""
     teacher, student = random_logits(8)
     student.requires_grad_()
     log_q = student.log_softmax(-1)

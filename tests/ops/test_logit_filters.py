@@ -106,9 +106,18 @@ def test_filters_come_one_behind_the_other_as_in_transformers() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("top_k", 0), ("top_k", -1), ("top_k", 2.5), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan),
-     ("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan)],
-)  # fmt: skip
+    [
+        ("top_k", 0),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("min_p", math.nan),
+    ],
+)
 def test_a_value_outside_its_range_is_refused_at_once(setting: str, value: float) -> None:
     with pytest.raises(SettingError, match=f"{setting}: {value} does not work; give a "):
         F.Filters(**{setting: value})

@@ -1,6 +1,7 @@
 """The policy-gradient loss and the entropy."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -57,8 +58,8 @@ def test_the_importance_ratio_makes_the_gradient_of_old_samples_unbiased() -> No
     logp = logits.log_softmax(-1)
     (expected,) = torch.autograd.grad((logp.exp() * reward).sum(), logits, retain_graph=True)
     wide = (
-        L.clipped(logp, old.log(), reward, low=1.0, high=100.0),
-        L.clipped_weight(logp, old.log(), reward, high=100.0),
+        L.clipped(logp, old.log(), reward, clip_low=1.0, clip_high=100.0),
+        L.clipped_weight(logp, old.log(), reward, clip_high=100.0),
     )
     for loss in wide:
         (got,) = torch.autograd.grad((old * loss).sum(), logits, retain_graph=True)
@@ -69,7 +70,7 @@ def test_clipping_stops_the_step_that_goes_further_and_lets_the_way_back_open() 
     rho = torch.tensor([0.7, 0.7, 1.5, 1.5], dtype=torch.float64)
     logp = rho.log().requires_grad_()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    L.clipped(logp, torch.zeros_like(logp), advantage, low=0.2, high=0.28).sum().backward()
+    L.clipped(logp, torch.zeros_like(logp), advantage, clip_low=0.2, clip_high=0.28).sum().backward()
     torch.testing.assert_close(logp.grad, torch.tensor([-0.7, 0.0, 0.0, 1.5], dtype=torch.float64))
 
 
@@ -78,13 +79,42 @@ def test_clipping_stops_the_step_that_goes_further_and_lets_the_way_back_open() 
     [
         ((torch.zeros(3), torch.zeros(2), torch.zeros(3)), {}, r"old_logp_N.shape: \(2,\)"),
         ((torch.zeros(3), torch.zeros(3), torch.zeros(3, 1)), {}, r"advantage_N.shape: \(3, 1\)"),
-        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), {"low": 1.5}, "low: 1.5"),
-        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), {"high": -0.1}, "high: -0.1"),
+        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), {"clip_low": 1.5}, "clip_low: 1.5"),
+        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), {"clip_high": -0.1}, "clip_high: -0.1"),
     ],
 )
 def test_clipping_refuses_what_it_cannot_do(arguments, settings, message) -> None:
     with pytest.raises(SettingError, match=message):
         L.clipped(*arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "same"),
+    [
+        ("reinforce", {}, lambda logp, old, advantage: L.reinforce(logp, advantage)),
+        ("clipped", {"clip_low": 0.1}, lambda *given: L.clipped(*given, clip_low=0.1)),
+        ("clipped_weight", {}, L.clipped_weight),
+    ],
+)
+def test_a_policy_loss_by_its_name_takes_three_arguments_and_can_be_pickled(name, settings, same) -> None:
+    given = (torch.tensor([-0.5, -2.0]), torch.tensor([-0.4, -3.0]), torch.tensor([1.0, -2.0]))
+    loss = pickle.loads(pickle.dumps(L.get(name, **settings)))
+    assert torch.equal(loss(*given), same(*given))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "field"),
+    [
+        ("clip", {}, "policy_loss"),
+        ("reinforce", {"clip_high": 0.2}, "clip_high"),
+        ("clipped", {"clip_low": 2.0}, "clip_low"),
+        ("clipped_weight", {"clip_low": 0.2}, "clip_low"),
+    ],
+)
+def test_a_policy_loss_refuses_settings_that_are_not_its_own(name, settings, field) -> None:
+    with pytest.raises(SettingError) as error:
+        L.get(name, **settings)
+    assert error.value.field == field
 
 
 def test_entropy_of_known_distributions() -> None:

@@ -14,6 +14,11 @@ from rlgkd.ops import returns as R
 NAN = float("nan")
 
 
+def masked(function: R.Advantage, reward_PG: torch.Tensor) -> torch.Tensor:
+    """The advantage, with NaN for a failed reward."""
+    return function(reward_PG, ~reward_PG.isnan())
+
+
 @given(
     seed=st.integers(0, 10_000),
     size_T=st.integers(0, 20),
@@ -70,7 +75,7 @@ def test_returns_are_refused_a_gamma_or_a_mask_that_does_not_fit() -> None:
 )
 @settings(deadline=None)
 def test_leave_one_out_is_the_reward_less_the_mean_of_the_other_valid_ones(rewards: list[list[float]]) -> None:
-    advantage_PG = R.leave_one_out(torch.tensor(rewards, dtype=torch.float64)).tolist()
+    advantage_PG = masked(R.leave_one_out, torch.tensor(rewards, dtype=torch.float64)).tolist()
     for row, advantages in zip(rewards, advantage_PG, strict=True):
         for i, (reward, advantage) in enumerate(zip(row, advantages, strict=True)):
             others = [r for j, r in enumerate(row) if j != i and not math.isnan(r)]
@@ -80,14 +85,14 @@ def test_leave_one_out_is_the_reward_less_the_mean_of_the_other_valid_ones(rewar
 
 def test_leave_one_out_is_g_over_g_minus_one_times_the_mean_baseline_and_sums_to_zero() -> None:
     reward_PG = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    advantage_PG = R.leave_one_out(reward_PG)
-    torch.testing.assert_close(advantage_PG, 5 / 4 * R.mean_baseline(reward_PG))
-    torch.testing.assert_close(R.mean_baseline(reward_PG), reward_PG - reward_PG.mean(-1, keepdim=True))
+    advantage_PG = masked(R.leave_one_out, reward_PG)
+    torch.testing.assert_close(advantage_PG, 5 / 4 * masked(R.mean_baseline, reward_PG))
+    torch.testing.assert_close(masked(R.mean_baseline, reward_PG), reward_PG - reward_PG.mean(-1, keepdim=True))
     assert advantage_PG.sum(-1).abs().max().item() < 1e-12
 
 
-def test_leave_one_out_leaves_the_policy_gradient_unbiased_and_the_mean_baseline_shrinks_it() -> None:
-    """Enumerated over every group of three samples of a policy over three actions."""
+def test_leave_one_out_is_unbiased_and_the_mean_baseline_shrinks_the_gradient() -> None:
+    """Enumerated over every group of three samples of a policy over three actions; the mean shrinks it by (G-1)/G."""
     logits = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
     reward = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
     (exact,) = torch.autograd.grad((logits.softmax(-1) * reward).sum(), logits)
@@ -95,62 +100,100 @@ def test_leave_one_out_leaves_the_policy_gradient_unbiased_and_the_mean_baseline
     means = {R.leave_one_out: torch.zeros(3, dtype=torch.float64), R.mean_baseline: torch.zeros(3, dtype=torch.float64)}
     for group in map(list, itertools.product(range(3), repeat=3)):
         for advantage, mean in means.items():
-            mean += probability[group].prod() * (advantage(reward[group][None])[0, :, None] * score[group]).mean(0)
+            mean += probability[group].prod() * (
+                masked(advantage, reward[group][None])[0, :, None] * score[group]
+            ).mean(0)
     torch.testing.assert_close(means[R.leave_one_out], exact)
     torch.testing.assert_close(means[R.mean_baseline], exact * 2 / 3)
 
 
 def test_a_failed_grader_gets_no_advantage_and_stays_out_of_the_others_baseline() -> None:
     rewards = torch.tensor([[1.0, NAN, 3.0], [NAN, 5.0, NAN], [NAN, NAN, NAN]])
-    assert R.leave_one_out(rewards).tolist() == [[-2.0, 0.0, 2.0], [0.0] * 3, [0.0] * 3]
-    assert R.mean_baseline(rewards).tolist() == [[-1.0, 0.0, 1.0], [0.0] * 3, [0.0] * 3]
+    assert masked(R.leave_one_out, rewards).tolist() == [[-2.0, 0.0, 2.0], [0.0] * 3, [0.0] * 3]
+    assert masked(R.mean_baseline, rewards).tolist() == [[-1.0, 0.0, 1.0], [0.0] * 3, [0.0] * 3]
+
+
+@pytest.mark.parametrize("name", R.ADVANTAGES)
+@given(
+    reward_PG=st.lists(st.lists(st.floats(-100, 100), min_size=4, max_size=4), min_size=1, max_size=5).map(
+        torch.tensor
+    ),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None)
+def test_the_value_of_an_invalid_reward_changes_nothing_and_its_advantage_is_zero(
+    name: str, reward_PG: torch.Tensor, seed: int
+) -> None:
+    valid_PG = torch.rand(reward_PG.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    advantages = [
+        R.ADVANTAGES[name](reward_PG.masked_fill(~valid_PG, value), valid_PG) for value in (0.0, 7.0, math.inf, NAN)
+    ]
+    assert all(torch.equal(advantage, advantages[0]) for advantage in advantages)
+    assert torch.count_nonzero(advantages[0][~valid_PG]) == 0
+
+
+@pytest.mark.parametrize("name", R.ADVANTAGES)
+def test_a_mask_of_another_shape_or_dtype_and_a_valid_nan_are_refused(name: str) -> None:
+    advantage = R.ADVANTAGES[name]
+    with pytest.raises(SettingError, match=r"valid_PG.shape: \(2, 2\).*\(2, 3\)"):
+        advantage(torch.ones(2, 3), torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(SettingError, match=r"valid_PG.dtype: .*bool"):
+        advantage(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(SettingError, match=r"reward_PG: nan.*valid_PG"):
+        advantage(torch.tensor([[1.0, NAN]]), torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_equal_rewards_have_an_advantage_of_exactly_zero() -> None:
     for value in (0.1, 1 / 3, 1e6 + 0.1):
-        assert torch.count_nonzero(R.leave_one_out(torch.full((2, 7), value))) == 0
+        assert torch.count_nonzero(masked(R.leave_one_out, torch.full((2, 7), value))) == 0
 
 
 @pytest.mark.parametrize("advantage", [R.leave_one_out, R.mean_baseline])
 def test_a_group_of_one_an_infinite_reward_and_a_flat_tensor_are_refused(advantage) -> None:
     with pytest.raises(SettingError, match=r"group size: 1.*2 or more samples of each prompt"):
-        advantage(torch.ones(3, 1))
+        masked(advantage, torch.ones(3, 1))
     with pytest.raises(SettingError, match=r"reward_PG: .*clip rewards"):
-        advantage(torch.tensor([[1.0, -math.inf]]))
+        masked(advantage, torch.tensor([[1.0, -math.inf]]))
     with pytest.raises(SettingError, match=r"reward_PG.shape: \(3,\)"):
-        advantage(torch.ones(3))
+        masked(advantage, torch.ones(3))
 
 
-def test_normalised_advantages_have_mean_zero_and_deviation_one_and_ignore_scale_and_shift() -> None:
+def test_normalised_advantages_have_mean_0_and_deviation_1() -> None:
+    """So a reward's scale and shift change nothing, except where its differences are near the 1e-4 in the divisor."""
     reward_PG = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    group_PG, batch_PG = R.group_normalised(reward_PG), R.batch_normalised(reward_PG)
+    group_PG, batch_PG = masked(R.group_normalised, reward_PG), masked(R.batch_normalised, reward_PG)
     torch.testing.assert_close(group_PG.std(-1), torch.ones(6, dtype=torch.float64), rtol=1e-3, atol=0)
     assert group_PG.mean(-1).abs().max() < 1e-12
     torch.testing.assert_close(batch_PG.flatten(), (reward_PG.flatten() - reward_PG.mean()) / (reward_PG.std() + 1e-4))
     for advantage in (R.group_normalised, R.batch_normalised):
-        torch.testing.assert_close(advantage(3 * reward_PG - 7), advantage(reward_PG), rtol=1e-3, atol=0)
-        saturated = advantage(torch.tensor([[0.99998, 0.99999, 0.99999]]))
+        torch.testing.assert_close(
+            masked(advantage, 3 * reward_PG - 7), masked(advantage, reward_PG), rtol=1e-3, atol=0
+        )
+        saturated = masked(advantage, torch.tensor([[0.99998, 0.99999, 0.99999]]))
         assert saturated.abs().max() < 0.1  # a learned reward's last digits are no signal
 
 
 def test_normalised_advantages_leave_out_failed_graders_and_are_zero_without_differences() -> None:
     rewards = torch.tensor([[1.0, NAN, 3.0], [0.1, 0.1, 0.1], [NAN, 5.0, NAN]])
     expected = [[-(0.5**0.5), 0.0, 0.5**0.5], [0.0] * 3, [0.0] * 3]
-    torch.testing.assert_close(R.group_normalised(rewards), torch.tensor(expected), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(masked(R.group_normalised, rewards), torch.tensor(expected), rtol=1e-3, atol=1e-6)
     valid = rewards[~rewards.isnan()]
-    assert torch.count_nonzero(R.batch_normalised(rewards)[rewards.isnan()]) == 0
+    assert torch.count_nonzero(masked(R.batch_normalised, rewards)[rewards.isnan()]) == 0
     torch.testing.assert_close(
-        R.batch_normalised(rewards)[~rewards.isnan()], (valid - valid.mean()) / valid.std(), rtol=1e-3, atol=1e-6
+        masked(R.batch_normalised, rewards)[~rewards.isnan()],
+        (valid - valid.mean()) / valid.std(),
+        rtol=1e-3,
+        atol=1e-6,
     )
     with pytest.raises(SettingError, match="group size"):
-        R.batch_normalised(torch.tensor([[4.0]]))
+        masked(R.batch_normalised, torch.tensor([[4.0]]))
 
 
 def test_every_advantage_but_those_of_a_whole_batch_treats_prompts_alone() -> None:
     reward_PG = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     for name, advantage in R.ADVANTAGES.items():
-        alone = torch.cat([advantage(row[None]) for row in reward_PG])
-        assert torch.allclose(alone, advantage(reward_PG)) == (name != "batch_normalised")
+        alone = torch.cat([masked(advantage, row[None]) for row in reward_PG])
+        assert torch.allclose(alone, masked(advantage, reward_PG)) == (name != "batch_normalised")
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
@@ -178,7 +221,7 @@ def test_gae_refuses_actions_with_a_gap() -> None:
         R.gae(torch.zeros(1, 3), torch.zeros(1, 3), 0.9, mask_BT)
 
 
-def test_the_overlong_penalty_is_a_ramp_over_its_buffer_and_refuses_one_that_does_not_fit() -> None:
+def test_the_overlong_penalty_is_a_ramp_over_its_buffer() -> None:
     penalty = R.overlong_penalty(torch.arange(1, 21), limit=20, buffer=8)
     assert not penalty[:12].any() and penalty[-1] == -1.0
     torch.testing.assert_close(penalty[12:].diff(), torch.full((7,), -1 / 8, dtype=torch.float64))

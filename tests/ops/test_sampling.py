@@ -16,11 +16,11 @@ INF = math.inf
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
-@pytest.fixture(autouse=True, scope="module", params=[S._FEW, 0], ids=["at once", "in blocks"])
+@pytest.fixture(autouse=True, scope="module", params=[S._ONE_LEVEL_MAX, 0], ids=["at once", "in blocks"])
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Small vocabularies in both of the ways in which F is summed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(S, "_FEW", request.param)
+        patch.setattr(S, "_ONE_LEVEL_MAX", request.param)
         yield
 
 
@@ -83,7 +83,7 @@ def test_a_number_on_the_edge_between_two_tokens_belongs_to_the_second() -> None
 def test_a_cumulative_sum_that_is_not_monotone_never_hits_a_weight_of_zero() -> None:
     """As a parallel scan on a GPU may leave it: above the target at the token of weight 0."""
     cumulative, weight = torch.tensor([[0.5, 0.5000001, 0.5, 1.0]]), torch.tensor([[0.5, 0.0, 0.0, 0.5]])
-    assert S._first_above(S._rising(cumulative, weight), weight, torch.tensor([[0.5]])).item() == 3
+    assert S._first_index_above(S._nondecreasing(cumulative, weight), weight, torch.tensor([[0.5]])).item() == 3
 
 
 def test_a_target_that_rounding_has_put_below_a_block_hits_no_weight_of_zero_in_front() -> None:

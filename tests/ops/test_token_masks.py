@@ -23,8 +23,8 @@ TABLE = {
 
 
 def number(**changed):
-    """A number such as 12.1, behind a colon."""
-    given = {"start": "begin", "accepting": ["whole", "fraction"], "behind": COLON, "vocabulary": 6, "end": END}
+    """A number such as 12.1, after a colon."""
+    given = {"start": "begin", "accepting": ["whole", "fraction"], "prompt_end": COLON, "vocabulary": 6, "end": END}
     return transitions(changed.pop("table", TABLE), **given | changed)
 
 
@@ -76,10 +76,10 @@ def test_a_masked_distribution_shares_out_what_was_forbidden_and_its_gradient_is
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (lambda t: torch.zeros(2, 6).bool(), r"\[1, 5\].*allows nothing behind these tokens"),
+        (lambda t: torch.zeros(2, 6).bool(), r"\[1, 5\].*allows nothing after these tokens"),
         (lambda t: torch.ones(2, 6), r"float32 of shape \(2, 6\).*bools of shape \(2, 6\)"),
         (lambda t: torch.ones(2, 5).bool(), r"shape \(2, 5\)"),
-        (number(), r"behind: 4 .*no such token in the row \[1, 5\]"),
+        (number(), r"prompt_end: 4 .*no such token in the row \[1, 5\]"),
     ],
 )
 def test_a_mask_that_does_not_do_is_an_error_that_says_why(mask, message):

@@ -1,7 +1,7 @@
 """rlgkd/GroundedSummary-v0: one sentence about a passage's main event, rewarded for being entailed by the passage.
 
-The reward is the probability that a small learned classifier gives to entailment: it can be exploited. Beside it,
-seen by evaluation alone: the exact oracle's verdict and ROUGE-2 against the reference.
+The reward is the probability that a small learned classifier gives to entailment: it can be exploited. Evaluation also
+has the exact oracle's verdict and ROUGE-2 against the reference, which training never sees.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from rlgkd.envs.rewards import rouge
-from rlgkd.envs.rewards.models import Entailment
+from rlgkd.envs.rewards import Entailment, rouge
 from rlgkd.envs.task import TextTask
 from rlgkd.envs.tasks.grounded.oracle import judge
 from rlgkd.envs.tasks.grounded.world import SPLITS, story
@@ -24,15 +23,15 @@ MAX_NEW_TOKENS = 32
 
 
 def prompt_of(passage: str) -> str:
-    """The prompt's text; completions follow behind a space."""
+    """Return the prompt's text; a completion follows it after a space."""
     return f" {passage}\nSummary:"
 
 
 class GroundedItems:
-    """Stories without end; a split's seed and names are its own."""
+    """An endless source of stories; each split has seeds and names of its own."""
 
     def size(self, split: str) -> int:
-        """As good as endless.
+        """Return 2^31: there is no end of stories.
 
         Raises: SettingError for an unknown split.
         """
@@ -41,20 +40,34 @@ class GroundedItems:
         return 2**31
 
     def item(self, split: str, seed: int, index: int) -> Item:
-        """The story at this index."""
-        told = story(split, seed, index)
+        """Return the story at this index."""
+        drawn = story(split, seed, index)
         return Item(
             key=f"{split}/{seed}/{index}",
-            prompt=prompt_of(told.passage),
-            reference=told.reference,
-            columns={"passage": told.passage, "events": told.events},
+            prompt=prompt_of(drawn.passage),
+            reference=drawn.reference,
+            columns={"passage": drawn.passage, "events": drawn.events},
         )
 
 
 def grounded_summary(
     *, max_new_tokens: int = MAX_NEW_TOKENS, max_prompt_tokens: int = MAX_PROMPT_TOKENS, device: str = "cpu"
 ) -> TextTask:
-    """One sentence about a short passage of news; the reward is that a learned classifier finds it entailed."""
+    """One sentence about a short passage of news; the reward is that a learned classifier finds it entailed.
+
+    Prompt: A passage of three to six sentences about two or three events, then `Summary:`.
+
+    Reward: A small classifier's probability that the passage entails the completion, in [0, 1].
+
+    Episode end: The end token; at the length limit, the text is scored as it stands.
+
+    Splits: Stories are drawn without end. Each split has random streams and names of its own.
+
+    Args:
+        max_new_tokens: Length limit of a completion.
+        max_prompt_tokens: Length limit of a prompt.
+        device: Where the classifier runs.
+    """
 
     def entailment(passage: Sequence[str], completions: Sequence[str]) -> list[float | Exception]:
         return classifier(device)(passage, completions)
@@ -72,7 +85,7 @@ def grounded_summary(
 
 @cache
 def classifier(device: str = "cpu") -> Entailment:
-    """The embedded classifier, opened once and when it is first needed."""
+    """Return the embedded classifier, which is opened when it is first needed, once in a process."""
     return Entailment(CLASSIFIER, premise="passage", device=device)
 
 
@@ -82,8 +95,12 @@ def quality(items: Sequence[Item], completions: Sequence[str]) -> list[dict[str,
     measures = []
     for item, completion, overlap in zip(items, completions, overlaps, strict=True):
         verdict = judge(completion, item.columns["events"])  # type: ignore[arg-type]
-        measures.append({
-            "truth": float(verdict.true), "parsable": float(verdict.parsable),
-            "coverage": verdict.coverage, "rouge2": overlap,
-        })  # fmt: skip
+        measures.append(
+            {
+                "truth": float(verdict.true),
+                "parsable": float(verdict.parsable),
+                "coverage": verdict.coverage,
+                "rouge2": overlap,
+            }
+        )
     return measures

@@ -1,12 +1,12 @@
-"""The exact judge of GroundedSummary: reads a summary back into an event and compares it with the passage's events.
+"""The exact oracle of GroundedSummary: parses a summary into an event and compares it with the passage's events.
 
-The reward of the environment is a learned classifier, which a student can exploit; this judge it cannot, and training
-never sees it. It is strict: what the grammar of `world` (or the small superset below) does not produce is unparsable,
-however sensible it may sound.
+The reward of the environment is a learned classifier, which a student can exploit. It cannot exploit this oracle, which
+training never sees. The oracle is strict: a sentence that the grammar of `world` (or the small superset below) does not
+produce is unparsable, however sensible it may sound.
 
 Left out on purpose: paraphrase, partial credit for false sentences, and any repair of broken text.
 
-The grammar, over words parted by single spaces (the first letter of the sentence is a capital):
+The grammar, over words separated by single spaces (the first letter of the sentence is a capital):
 
     sentence := [front] (active | passive) "."
     front    := ("In" PLACE | "On" DATE) ","
@@ -32,20 +32,20 @@ _DETAIL_OF: Final = {"with": "amount", "for": "whom", "in": "where", "on": "when
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the oracle says of one sentence."""
+    """The oracle's judgement of one sentence."""
 
     parsable: bool
-    """The sentence is one of the grammar's."""
+    """The grammar produces the sentence."""
     true: bool
-    """Actor, action, object and every told detail agree with one and the same event of the passage."""
+    """Actor, action, object and every detail in the sentence agree with one and the same event of the passage."""
     coverage: float
-    """Share of the main event's facts that the sentence tells, in [0, 1]; 0 unless it is true of the main event."""
+    """Share of the main event's facts that are in the sentence, in [0, 1]; 0 unless it is true of the main event."""
 
 
 def parse(sentence: str) -> Event | None:
-    """The event that `sentence` tells, or None where it is not one sentence of the grammar (see above).
+    """Return the event that `sentence` tells, or None if it is not one sentence of the grammar (see above).
 
-    Details that the sentence does not tell are empty strings. Any text is accepted, in time linear in its length.
+    Details that the sentence leaves out are empty strings. Any text is accepted, in time linear in its length.
 
     >>> parse("In Tarwick, Mara Telby shut a clinic with 12 beds.")
     Event(actor='Mara Telby', action='close', object='clinic', amount='12', whom='', where='Tarwick', when='')
@@ -56,7 +56,7 @@ def parse(sentence: str) -> Event | None:
     if not text.endswith("."):
         return None
     try:
-        return _Reader(text[:-1].split(" ")).sentence()
+        return _Parser(text[:-1].split(" ")).sentence()
     except _Unparsable:
         return None
 
@@ -65,56 +65,56 @@ def judge(sentence: str, events: tuple[Event, ...]) -> Verdict:
     """Compare `sentence` with a passage's `events`, the main one first.
 
     True means: for at least one event, the sentence's actor, action and object are the event's, and each detail that
-    the sentence tells is a detail that this event has, with the same value. Details left out do not make it false;
-    details taken from a second event, or told of an event that does not have them, do.
+    the sentence has is a detail that this event has, with the same value. Details left out do not make it false;
+    details taken from a second event, or added to an event that does not have them, do.
 
     Coverage counts the main event's facts: actor, action and object, one each, and one for every detail that it has.
     A sentence that is true of the main event covers (3 + its details) / (3 + the event's details). Unparsable and
-    false sentences, and those that are true of another event only, cover 0.
+    false sentences, and sentences that are true of another event only, cover 0.
     """
-    told = parse(sentence)
-    if told is None:
+    claim = parse(sentence)
+    if claim is None:
         return Verdict(parsable=False, true=False, coverage=0.0)
-    covers_main = bool(events) and _agrees(told, events[0])
-    coverage = (3 + len(told.told())) / (3 + len(events[0].told())) if covers_main else 0.0
-    return Verdict(parsable=True, true=any(_agrees(told, event) for event in events), coverage=coverage)
+    covers_main = bool(events) and _agrees(claim, events[0])
+    coverage = (3 + len(claim.details())) / (3 + len(events[0].details())) if covers_main else 0.0
+    return Verdict(parsable=True, true=any(_agrees(claim, event) for event in events), coverage=coverage)
 
 
 def first_error(sentence: str, events: tuple[Event, ...]) -> int:
-    """Where a sentence of the grammar stops to agree with any one event: the end of the first word that settles it.
+    """Return where a sentence stops to agree with any one event: the end of the first word that makes it false.
 
-    Returns the offset in characters, or the sentence's length if it is true or not a sentence of the grammar.
+    It is an offset in characters; the sentence's length if it is true or not a sentence of the grammar.
 
     >>> event = Event(actor="Mara Telby", action="close", object="clinic", amount="12")
     >>> text = "Mara Telby shut a clinic with 13 beds."
     >>> text[:first_error(text, (event,))]
     'Mara Telby shut a clinic with 13'
     """
-    told = parse(sentence)
-    if told is None:
+    claim = parse(sentence)
+    if claim is None:
         return len(sentence)
-    verb = next(verb for verb in ACTIONS[told.action] if f" {verb} " in sentence)
-    words = {"actor": told.actor, "action": f" {verb}", "object": f" {told.object}"}
-    words |= {detail: f" {getattr(told, detail)}" for detail in told.told()}
+    verb = next(verb for verb in ACTIONS[claim.action] if f" {verb} " in sentence)
+    words = {"actor": claim.actor, "action": f" {verb}", "object": f" {claim.object}"}
+    words |= {detail: f" {getattr(claim, detail)}" for detail in claim.details()}
     ends = sorted((sentence.index(word) + len(word), fact) for fact, word in words.items())
     candidates = list(events)
     for end, fact in ends:
-        candidates = [event for event in candidates if getattr(event, fact) == getattr(told, fact)]
+        candidates = [event for event in candidates if getattr(event, fact) == getattr(claim, fact)]
         if not candidates:
             return end
     return len(sentence)
 
 
-def _agrees(told: Event, event: Event) -> bool:
-    same_core = (told.actor, told.action, told.object) == (event.actor, event.action, event.object)
-    return same_core and all(getattr(told, detail) == getattr(event, detail) for detail in told.told())
+def _agrees(claim: Event, event: Event) -> bool:
+    same_core = (claim.actor, claim.action, claim.object) == (event.actor, event.action, event.object)
+    return same_core and all(getattr(claim, detail) == getattr(event, detail) for detail in claim.details())
 
 
 class _Unparsable(Exception):
-    """The words are not a sentence of the grammar."""
+    """Raised if the words are not a sentence of the grammar."""
 
 
-class _Reader:
+class _Parser:
     """Recursive descent over the words of one sentence, with one word of look-ahead."""
 
     def __init__(self, words: list[str]) -> None:
@@ -155,7 +155,7 @@ class _Reader:
         return True
 
     def _object(self) -> str:
-        """The object with the details that follow it; its article has been looked at."""
+        """The object, after its article; the details that follow it are read too."""
         self._next()
         kind = self._next()
         if kind not in OBJECTS:
@@ -182,7 +182,8 @@ class _Reader:
         elif value in WEEKDAYS:
             good = True
         else:  # the length first: int() refuses very long numbers with an error of its own
-            day, month = value, self._next()
+            day = value
+            month = self._next()
             value = f"{day} {month}"
             good = len(day) <= 2 and _is_number(day) and day[0] != "0" and int(day) <= 31 and month in MONTHS
         if not good:
@@ -196,7 +197,8 @@ class _Reader:
         return _ACTION_OF[verb]
 
     def _actor(self) -> str:
-        first, last = self._next(), self._next()
+        first = self._next()
+        last = self._next()
         if not (_is_name(first) and _is_name(last)):
             raise _Unparsable
         return f"{first} {last}"
@@ -206,7 +208,7 @@ class _Reader:
             raise _Unparsable
 
     def _peek(self, ahead: int = 0) -> str:
-        """The word at the cursor or `ahead` of it; the empty string past the end, which no rule accepts."""
+        """The word at the cursor or `ahead` of it; past the end the empty string, which no rule accepts."""
         return self.words[self.at + ahead] if self.at + ahead < len(self.words) else ""
 
     def _next(self) -> str:

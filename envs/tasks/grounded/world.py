@@ -1,12 +1,12 @@
 """The world of GroundedSummary: events, passages of 3 to 6 sentences about them, one-sentence summaries.
 
-An item is a function of (split, seed, index) and of nothing else. A passage tells a main event first, then one or
-two others with similar names, numbers and places; a summary tells the main event and may leave details out. Splits
+An item is a function of (split, seed, index) and of nothing else. A passage reports a main event first, then one or
+two others with similar names, numbers and places; a summary reports the main event and may leave details out. Splits
 differ in their seeds and in their names: no name of a person, place or organisation that the test split uses is ever
 seen in training (its syllables are).
 
 Left out on purpose: coreference beyond "the clinic", negation, tense. The difficulty that matters here is to copy
-the right name, number and place out of several near-duplicates.
+the right name, number and place from several near-duplicates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 
 SPLITS: Final = ("train", "validation", "test")
 DETAILS: Final = ("amount", "whom", "where", "when")
-"""The details of an event that a summary may tell or leave out."""
+"""The details of an event, which a summary may leave out."""
 
 ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "open": ("opened", "launched", "unveiled"),
@@ -79,20 +79,20 @@ _STATEMENTS: Final[dict[str, tuple[str, ...]]] = {
     "where": ("{the} stands in {where}", "{the} lies in {where}", "{the} can be found in {where}"),
     "when": ("{the} was in the news on {when}", "the papers wrote about {the} on {when}"),
 }
-"""Detail -> ways to tell it alone, after the event's first mention."""
+"""Detail -> sentences that report it alone, after the event's first mention."""
 
-_ASIDES: Final = (
+_DISTRACTORS: Final = (
     "{role} {person} praised {the}",
     "{role} {person} of {place} visited {the}",
     "{role} {person} asked {number} people about {the}",
     "prices in {place} rose by {number} percent",
 )
-"""Sentences that tell no detail of any event; their names and numbers are distractors."""
+"""Sentences that report no detail of any event: their names and numbers distract from those that matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Somebody did something to something; details that the passage does not tell are empty strings."""
+    """Somebody did something to something; details that are not reported are empty strings."""
 
     actor: str
     action: str
@@ -102,14 +102,14 @@ class Event:
     where: str = ""
     when: str = ""
 
-    def told(self) -> tuple[str, ...]:
-        """The details this event has, in the order of `DETAILS`."""
+    def details(self) -> tuple[str, ...]:
+        """Return the names of the details that this event has, in the order of `DETAILS`."""
         return tuple(name for name in DETAILS if getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """One item: a passage, the events it tells (the main one first), and a reference summary."""
+    """One item: a passage, the events it reports (the main one first), and a reference summary."""
 
     passage: str
     reference: str
@@ -117,9 +117,9 @@ class Story:
 
 
 def story(split: str, seed: int, index: int, *, others: int | None = None) -> Story:
-    """The item with this index; the same arguments give the same item in every process.
+    """Return the item with this index; the same arguments give the same item in every process.
 
-    `others` is how many events the passage tells beside the main one; by default the item draws one or two.
+    `others` is the number of events in addition to the main one; by default one or two, drawn with the item.
 
     Raises: ValueError for an unknown split.
     """
@@ -135,12 +135,12 @@ def story(split: str, seed: int, index: int, *, others: int | None = None) -> St
 
 
 def vocabulary() -> list[str]:
-    """Every word of this world, a leading space included; names as syllables, numbers as their first two digits.
+    """Return every word of this world, a leading space included; names as syllables, numbers as their first two digits.
 
-    What a tokenizer needs to cut a passage into few tokens without knowing any name.
+    A tokenizer with these tokens cuts a passage into few tokens without knowing any name.
     """
-    names = {word for split in SPLITS for group in vars(names_of(split)).values() for name in group
-             for word in name.split()} - set(_FIRST_NAMES) - set(_ORG_KINDS)  # fmt: skip
+    all_names = [name for split in SPLITS for group in vars(names_of(split)).values() for name in group]
+    names = {word for name in all_names for word in name.split()} - set(_FIRST_NAMES) - set(_ORG_KINDS)
     words = {word.strip(".,") for index in range(2000) for word in story("train", 0, index).passage.split()}
     first = {stem for stems in (_LAST_STEMS, _PLACE_STEMS, _ORG_STEMS) for stem in stems}
     ends = {end for ends in (_LAST_ENDS, _PLACE_ENDS, _ORG_ENDS) for end in ends}
@@ -151,8 +151,8 @@ def vocabulary() -> list[str]:
 
 
 def summarise(event: Event, rng: random.Random, *, drop: float = 0.2) -> str:
-    """One sentence that tells `event`; each detail is left out with probability `drop`, the wording varies."""
-    return _lead(rng, event, [name for name in event.told() if rng.random() >= drop])
+    """Return a sentence that reports `event`; each detail is left out with probability `drop`, the wording varies."""
+    return _lead(rng, event, [name for name in event.details() if rng.random() >= drop])
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Names:
 
 @lru_cache
 def names_of(split: str) -> Names:
-    """The names of one split: every tenth name belongs to validation, every other tenth to test."""
+    """Return the names of one split: one tenth of all names belongs to validation, another tenth to test."""
 
     def of_split(stems: tuple[str, ...], ends: tuple[str, ...]) -> list[str]:
         return [s + e for s in stems for e in ends if _split_of(s + e) == split]
@@ -181,7 +181,7 @@ def names_of(split: str) -> Names:
 
 
 def _split_of(name: str) -> str:
-    bucket = zlib.crc32(name.encode()) % 10
+    bucket = zlib.crc32(name.encode()) % 10  # Python's own hash of a text differs between processes
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
@@ -206,12 +206,12 @@ def _event(rng: random.Random, names: Names, earlier: tuple[Event, ...] = ()) ->
             details["where"] = rng.choice(alike) if alike else details["where"]
         if near.amount and rng.random() < 0.3:
             details["amount"] = "".join(rng.sample(near.amount, len(near.amount))).lstrip("0") or details["amount"]
-    told = {name: value for name, value in details.items() if rng.random() < 0.85}
-    return Event(actor=actor, action=rng.choice(tuple(ACTIONS)), object=kind, **told)
+    reported = {name: value for name, value in details.items() if rng.random() < 0.85}
+    return Event(actor=actor, action=rng.choice(tuple(ACTIONS)), object=kind, **reported)
 
 
 def _passage(rng: random.Random, names: Names, events: tuple[Event, ...]) -> str:
-    """Event by event, the main one first; asides stand anywhere behind the first mention of what they are about."""
+    """The passage, event by event, the main one first; a distractor follows the first mention of what it is about."""
     threads = [
         _thread(rng, event, events, follow_ups=rng.choice((1, 2) if i == 0 else (0, 1, 1)))
         for i, event in enumerate(events)
@@ -219,27 +219,30 @@ def _passage(rng: random.Random, names: Names, events: tuple[Event, ...]) -> str
     length = max(3, min(6, sum(map(len, threads)) + rng.choice((0, 0, 1))))
     while sum(map(len, threads)) < length:
         i = rng.randrange(len(events))
-        aside = rng.choice(_ASIDES).format(
-            role=rng.choice(ROLES), person=rng.choice(names.people), place=rng.choice(names.places),
-            number=rng.randint(10, 999), the=_mention(events[i], events),
-        )  # fmt: skip
-        threads[i].insert(rng.randint(1, len(threads[i])), _sentence(aside))
+        distractor = rng.choice(_DISTRACTORS).format(
+            role=rng.choice(ROLES),
+            person=rng.choice(names.people),
+            place=rng.choice(names.places),
+            number=rng.randint(10, 999),
+            the=_mention(events[i], events),
+        )
+        threads[i].insert(rng.randint(1, len(threads[i])), _sentence(distractor))
     sentences = [sentence for thread in threads for sentence in thread]
     return " ".join(sentences) if len(sentences) <= 6 else _passage(rng, names, events)
 
 
 def _thread(rng: random.Random, event: Event, events: tuple[Event, ...], *, follow_ups: int) -> list[str]:
-    """The sentences of one event: its first mention, then up to `follow_ups` that tell the remaining details."""
-    details = list(event.told())
+    """The sentences of one event: its first mention, then up to `follow_ups` with the remaining details."""
+    details = list(event.details())
     rng.shuffle(details)
     later = details[: rng.randint(1, 3)] if follow_ups else []
-    thread = [_lead(rng, event, [d for d in event.told() if d not in later])]
+    thread = [_lead(rng, event, [d for d in event.details() if d not in later])]
     the = _mention(event, events)
     groups = [later] if follow_ups == 1 else [later[:1], later[1:]]
     for group in groups:
         if len(group) == 1 or "when" in group or (group and rng.random() < 0.5):
-            statements = [rng.choice(_STATEMENTS[d]).format(the=the, unit=OBJECTS[event.object], **vars(event))
-                          for d in group]  # fmt: skip
+            unit = OBJECTS[event.object]
+            statements = [rng.choice(_STATEMENTS[d]).format(the=the, unit=unit, **vars(event)) for d in group]
             thread.append(_sentence(" and ".join(statements)))
         elif group:
             thread.append(_sentence(f"{the} is {_phrases(rng, event, group)}"))
@@ -247,13 +250,13 @@ def _thread(rng: random.Random, event: Event, events: tuple[Event, ...], *, foll
 
 
 def _mention(event: Event, events: tuple[Event, ...]) -> str:
-    """How later sentences call the object: with its actor where two events are about the same kind of object."""
+    """How later sentences refer to the object: with its actor if two events are about the same kind of object."""
     same = sum(e.object == event.object for e in events)
     return f"the {event.object}" if same == 1 else f"the {event.object} of {event.actor}"
 
 
 def _lead(rng: random.Random, event: Event, details: list[str]) -> str:
-    """A sentence that tells who did what to which object, with `details`: active or passive, a date or place first."""
+    """A sentence that reports who did what to which object, with `details`: active or passive, perhaps a date first."""
     front = ""
     movable = [d for d in details if d in ("where", "when")]
     if movable and rng.random() < 0.3:

@@ -1,12 +1,14 @@
-"""The Llama family's layers over whole texts, written out: hardly any padding, and little kept for the gradient.
+"""The forward pass of the Llama family over packed tokens, written out by hand.
 
-A model's own forward pass multiplies padding too, makes a dozen small passes over what a norm or a rotation could do in
-two, and keeps each of their results. Here products, norms and rotations see the N tokens that there are, one below the
-other; only attention sees them as rows. The last layer goes on with those tokens alone whose states are asked for. What
-a gradient needs is kept once (the input of a norm, not what it made of it) and the rest computed anew from it.
+A model's own forward pass also multiplies padding, makes a dozen small passes over what a fused norm or rotation does
+in two, and keeps each of their results for the gradient. Here matrix products, norms and rotations see the N tokens of
+a batch as one flat sequence, and only attention sees them as rows. The last layer continues with the tokens alone whose
+states are asked for. What the backward pass needs is kept once (the input of a norm, not its output) and the rest is
+computed again from it.
 
-It knows the architectures of `FAMILIES`, and is used on a CPU in float32, where these passes weigh most; else a model's
-own forward pass reads (rlgkd.lm.model). States and gradients are the same up to rounding.
+States and gradients equal those of the model's own pass up to rounding (tests/lm/fast/test_llama.py).
+
+Dimensions: N packed tokens, M tokens whose states are wanted, G key heads, D numbers of a head, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,141 +17,150 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
-from rlgkd.lm.fast.attention import Asked, attended
-from rlgkd.lm.fast.autograd_ops import gated_product, normed, normed_products, signed, turned
-from rlgkd.lm.fast.linear import wide
+from rlgkd.lm._autograd import apply_function
+from rlgkd.lm.fast.attention import AttentionPlan, packed_attention, plan_attention
+from rlgkd.lm.fast.autograd_ops import apply_rotary, rms_norm, rms_norm_linears, signed_sin, swiglu_down
 from rlgkd.lm.fast.packed import PackedTokens
+from rlgkd.lm.linear import onednn_linear
 from rlgkd.ops._gradient import wants_gradient
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPES = ("default", "linear", "llama3")
-"""Rotary embeddings that depend on the position alone."""
-BROADCAST = 64
-"""Numbers of a head from which on its rotation is told once for all heads: to begin a loop over fewer takes torch
-longer than to run it."""
+BROADCAST_MIN_HEAD_DIM = 64
+"""Numbers of a head from which on cosine and sine are broadcast over the heads. Below it they are repeated for each:
+the overhead of torch's inner loop then costs more than the copy."""
+
+OnLayer = Callable[[Tensor, Tensor], None]
+"""Called with each layer's rotated keys and its values, both [N, G, D]."""
 
 
-def known(module: PreTrainedModel) -> bool:
-    """Whether the layers are of an architecture that is written out, here and in rlgkd.lm.decoders."""
-    config = module.config
-    if config.model_type not in FAMILIES or config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    plain = not getattr(config, "sliding_window", None) and config.hidden_act == "silu"
-    return plain and config.rope_parameters["rope_type"] in ROPES
-
-
-def readable(body: PreTrainedModel) -> bool:
-    """Whether `read` takes the model, without its head, as it stands: known, unchanged, in float32, on a CPU.
-
-    Hooks on its parts are not called.
-    """
-    if not known(body) or body.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    linears = (part for name, part in body.named_modules() if name.endswith("_proj"))
-    plain = type(body.get_input_embeddings()) is nn.Embedding and all(type(part) is nn.Linear for part in linears)
-    return plain and body.dtype == torch.float32
-
-
-def read(
+def forward(
     body: Any,
-    texts: PackedTokens,
+    packed: PackedTokens,
     wanted_M: Tensor,
     *,
     head_VH: Tensor | None = None,
-    on_layer: Callable[[Tensor, Tensor], None] | None = None,
+    on_layer: OnLayer | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """[M, H], the states of the wanted tokens, and the head's weight, through which its gradient shall go.
+    """Run the model and return the wanted tokens' states [M, H], and the head's weight, as the loss should use it.
 
-    Where that weight is the embedding too, its gradient is then formed as a whole, without a second one of its size.
+    Where the head's weight is the embedding too, the gradient of both is then formed in one tensor of that size.
 
     Args:
-        body: A model without its head, one that is `readable`.
-        texts: What it reads.
-        wanted_M: Numbers among the N tokens; one may be wanted several times.
+        body: A model without its head that is `supported` for "forward".
+        packed: Its input.
+        wanted_M: Indices among the N tokens; the same may come several times.
         head_VH: The head's weight, if the loss depends on the states through it.
-        on_layer: Is given each layer's keys and values, rotated, each [N, G, D].
+        on_layer: Receives keys and values, for a KV cache.
     """
-    wanted_M, back_M = wanted_M.unique(return_inverse=True)  # sorted
-    embed, pad = body.embed_tokens, body.embed_tokens.padding_idx
+    wanted_M, inverse_M = wanted_M.unique(return_inverse=True)  # sorted, as the plan of attention needs them
+    embed = body.embed_tokens
     if embed.weight is head_VH and wants_gradient(head_VH):
-        state_NH, head_VH = cast("tuple[Tensor, Tensor]", cast(Any, _Tied).apply(texts.token_N, head_VH, pad))
+        state_NH, head_VH = cast(
+            "tuple[Tensor, Tensor]", apply_function(_TiedEmbedding, packed.token_N, head_VH, embed.padding_idx)
+        )
     else:
-        state_NH = embedding(texts.token_N, embed.weight, pad)
-    cos_ND, sin_ND = (table[0] for table in body.rotary_emb(state_NH, texts.position_N[None]))
-    copies = 1 if cos_ND.shape[1] >= BROADCAST else body.config.num_attention_heads
-    turn = tuple(table[:, None].expand(-1, copies, -1).contiguous() for table in (cos_ND, signed(sin_ND)))
-    root_of_eps = state_NH.new_tensor(body.config.rms_norm_eps**0.5)
-    places = texts.place_N, texts.place_N[wanted_M]
-    heads = body.config.num_key_value_heads
-    of_all, of_wanted = Asked.of(texts, places, heads, body.config.num_attention_heads // heads)
-    for number, layer in enumerate(body.layers):
-        last = number == len(body.layers) - 1
-        asked = (of_wanted, wanted_M) if last else (of_all, None)
-        given = layer, root_of_eps, texts, turn, *asked, on_layer
+        state_NH = embedding(packed.token_N, embed.weight, embed.padding_idx)
+    rotary = _rotary_tables(body, state_NH, packed.position_N)
+    sqrt_eps = state_NH.new_tensor(body.config.rms_norm_eps**0.5)
+    key_heads = body.config.num_key_value_heads
+    group = body.config.num_attention_heads // key_heads
+    flat_indices = (packed.flat_index_N, packed.flat_index_N[wanted_M])
+    plan_all, plan_wanted = plan_attention(packed, flat_indices, key_heads, group)
+    for index, layer in enumerate(body.layers):
+        last = index == len(body.layers) - 1
+        plan = plan_wanted if last else plan_all
+        inputs = (state_NH, layer, sqrt_eps, packed, rotary, plan, wanted_M if last else None, on_layer)
         if layer.gradient_checkpointing and torch.is_grad_enabled():
-            state_NH = cast(Any, checkpoint)(_layer, state_NH, *given, use_reentrant=False, preserve_rng_state=False)
+            # No random state is kept, for nothing in a layer is random: dropout is off (rlgkd.lm.model).
+            state_NH = cast(Any, checkpoint)(_layer_forward, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            state_NH = _layer(state_NH, *given)
+            state_NH = _layer_forward(*inputs)
     if not len(body.layers):
         state_NH = state_NH[wanted_M]
-    return normed(state_NH, body.norm.weight, root_of_eps).index_select(0, back_M), head_VH
+    return rms_norm(state_NH, body.norm.weight, sqrt_eps).index_select(0, inverse_M), head_VH
 
 
-def _layer(
-    state_NH: Tensor, layer: Any, root_of_eps: Tensor, texts: PackedTokens, turn: tuple[Tensor, Tensor], asked: Asked,
-    wanted_M: Tensor | None, on_layer: Callable[[Tensor, Tensor], None] | None,
-) -> Tensor:  # fmt: skip
-    """[N, H], or [M, H] of the tokens that are wanted."""
-    own, mlp, depth = layer.self_attn, layer.mlp, layer.self_attn.head_dim
+def _rotary_tables(body: Any, state_NH: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine of each token, [N, 1, D], or [N, K, D] for small heads."""
+    cos_1ND, sin_1ND = body.rotary_emb(state_NH, position_N[None])
+    copies = 1 if cos_1ND.shape[2] >= BROADCAST_MIN_HEAD_DIM else body.config.num_attention_heads
+    cos_NKD, sin_NKD = (
+        table_ND[:, None].expand(-1, copies, -1).contiguous() for table_ND in (cos_1ND[0], signed_sin(sin_1ND[0]))
+    )
+    return cos_NKD, sin_NKD
+
+
+def _layer_forward(
+    state_NH: Tensor,
+    layer: Any,
+    sqrt_eps: Tensor,
+    packed: PackedTokens,
+    rotary: tuple[Tensor, Tensor],
+    plan: AttentionPlan,
+    wanted_M: Tensor | None,
+    on_layer: OnLayer | None,
+) -> Tensor:
+    """[N, H], or [M, H] where tokens are wanted: keys and values come from all tokens, the rest from those alone."""
+    attention = layer.self_attn
+    mlp = layer.mlp
     norm = layer.input_layernorm.weight
+    cos, sin = rotary
     if wanted_M is None:
-        query, key, value = normed_products(state_NH, norm, root_of_eps, own.q_proj, own.k_proj, own.v_proj)
-        query_turn = turn
+        query, key, value = rms_norm_linears(
+            state_NH, norm, sqrt_eps, attention.q_proj, attention.k_proj, attention.v_proj
+        )
+        query_cos = cos
+        query_sin = sin
     else:
-        key, value = normed_products(state_NH, norm, root_of_eps, own.k_proj, own.v_proj)
+        key, value = rms_norm_linears(state_NH, norm, sqrt_eps, attention.k_proj, attention.v_proj)
         state_NH = state_NH.index_select(0, wanted_M)
-        (query,) = normed_products(state_NH, norm, root_of_eps, own.q_proj)
-        query_turn = turn[0][wanted_M], turn[1][wanted_M]
-    query, key, value = (x.unflatten(-1, (-1, depth)) for x in (query, key, value))
-    if hasattr(own, "q_norm"):
-        query = normed(query, own.q_norm.weight, root_of_eps)
-        key = normed(key, own.k_norm.weight, root_of_eps)
-    query, key = turned(query, *query_turn), turned(key, *(table[:, : key.shape[1]] for table in turn))
+        (query,) = rms_norm_linears(state_NH, norm, sqrt_eps, attention.q_proj)
+        query_cos = cos[wanted_M]
+        query_sin = sin[wanted_M]
+    query, key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (query, key, value))
+    if hasattr(attention, "q_norm"):  # Qwen3
+        query = rms_norm(query, attention.q_norm.weight, sqrt_eps)
+        key = rms_norm(key, attention.k_norm.weight, sqrt_eps)
+    query = apply_rotary(query, query_cos, query_sin)
+    key_heads = key.shape[1]
+    key = apply_rotary(key, cos[:, :key_heads], sin[:, :key_heads])
     if on_layer is not None:
         on_layer(key, value)
-    seen = attended(query, key, value, texts, asked, own.scaling)
-    state_NH = wide(seen.flatten(1), own.o_proj.weight, own.o_proj.bias).add_(state_NH)
-    gate, up = normed_products(state_NH, layer.post_attention_layernorm.weight, root_of_eps, mlp.gate_proj, mlp.up_proj)
-    return gated_product(gate, up, mlp.down_proj).add_(state_NH)
+    output = packed_attention(query, key, value, packed, plan, attention.scaling)
+    # Added in place: the backward pass of a linear layer does not need its output.
+    state_NH = onednn_linear(output.flatten(1), attention.o_proj.weight, attention.o_proj.bias).add_(state_NH)
+    norm = layer.post_attention_layernorm.weight
+    gate, up = rms_norm_linears(state_NH, norm, sqrt_eps, mlp.gate_proj, mlp.up_proj)
+    return swiglu_down(gate, up, mlp.down_proj).add_(state_NH)
 
 
-class _Tied(torch.autograd.Function):
-    """A weight as embedding and as head: the rows that were read, and the weight itself.
+class _TiedEmbedding(torch.autograd.Function):
+    """A weight that is both embedding and head: returns the tokens' rows, and the weight itself.
 
-    As of any embedding, reading the padding token, if there is one, has no gradient.
+    Autograd would form a second gradient of the weight's size for the embedding. As in torch's embedding, the padding
+    token, if there is one, has no gradient there.
     """
 
     @staticmethod
-    def forward(ctx: Any, token_N: Tensor, weight_VH: Tensor, pad: int | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, token_N: Tensor, weight_VH: Tensor, padding_index: int | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(token_N)
-        ctx.set_materialize_grads(False)
-        ctx.like, ctx.pad = weight_VH.shape, pad
+        ctx.set_materialize_grads(False)  # None for an unused output, and not zeros of the weight's size
+        ctx.shape = weight_VH.shape
+        ctx.padding_index = padding_index
         return weight_VH[token_N], weight_VH.view_as(weight_VH)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_rows_NH: Tensor | None, of_head_VH: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, rows_grad_NH: Tensor | None, head_grad_VH: Tensor | None) -> tuple[Tensor | None, ...]:
         (token_N,) = ctx.saved_tensors
-        if of_rows_NH is not None:
-            if of_head_VH is None:
-                of_head_VH = of_rows_NH.new_zeros(ctx.like)
-            if ctx.pad is not None:
-                of_rows_NH = of_rows_NH.masked_fill((token_N == ctx.pad)[:, None], 0.0)
-            of_head_VH.index_add_(0, token_N, of_rows_NH)
-        return None, of_head_VH, None
+        if rows_grad_NH is not None:
+            if head_grad_VH is None:
+                head_grad_VH = rows_grad_NH.new_zeros(ctx.shape)
+            if ctx.padding_index is not None:
+                rows_grad_NH = rows_grad_NH.masked_fill((token_N == ctx.padding_index)[:, None], 0.0)
+            head_grad_VH.index_add_(0, token_N, rows_grad_NH)
+        return None, head_grad_VH, None

@@ -1,4 +1,8 @@
-"""Rows of tokens packed into one flat sequence for the layers, and as padded rows for attention."""
+"""Packed tokens: rows of unequal lengths as one flat sequence, almost without padding.
+
+Dimensions: N packed tokens, R rows, T columns, as many as the longest row has tokens, K heads, D numbers of a head, M
+any selection of tokens. A flat index counts the columns of the padded grid: row * T + column.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +11,64 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlgkd.lm.attention_mask import additive_mask
+
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """N tokens in R rows of T places, hardly any of them padding."""
+    """N tokens of R rows: flat for the layers, with their index in the padded grid [R, T] for attention."""
 
     token_N: Tensor
     position_N: Tensor
-    place_N: Tensor
-    """Where each stands in the flattened [R, T]."""
+    flat_index_N: Tensor
+    """Rising."""
     rows: int
     width: int
-    unseen_RTT: Tensor
-    """[R or 1, T, T]: 0 where the token of the second axis sees that of the last, else the lowest number there is; none
-    sees what stands behind it."""
+    """T."""
+    mask_RTT: Tensor
+    """[R or 1, T, T], added to attention scores: 0 where the token of the second axis sees that of the last, else the
+    lowest finite number. No token sees a later column."""
 
     @staticmethod
-    def of(
-        tokens_RT: Tensor, positions_RT: Tensor, there_RT: Tensor, seen_RTT: Tensor, dtype: torch.dtype
+    def pack(
+        tokens_RT: Tensor, positions_RT: Tensor, is_token_RT: Tensor, visible_RTT: Tensor, dtype: torch.dtype
     ) -> PackedTokens:
-        """Of rows with padding where `there_RT` is false; `seen_RTT` is true where a token sees another.
+        """Pack the tokens of rows; `is_token_RT` is false at padding, `visible_RTT` true where one token sees another.
 
-        N is rounded up to one of 32 sizes from each power of two to the next, by padding if there is any: products
-        prepare themselves for each size anew (rlgkd.lm.fast.linear).
+        N is rounded up with padding, if there is any, to one of 32 sizes between a power of two and the next: oneDNN
+        builds a primitive for each size that it meets (rlgkd.lm.linear), so they should be few.
         """
-        there = there_RT.flatten()
-        tokens = int(there.sum())
-        more = -tokens % max(1, 2 ** (tokens.bit_length() - 6))
-        place_N = (there | ((~there).cumsum(0) <= more)).nonzero()[:, 0]
+        is_token = is_token_RT.flatten()
+        tokens = int(is_token.sum())
+        extra = -tokens % max(1, 2 ** (tokens.bit_length() - 6))
+        flat_index_N = (is_token | ((~is_token).cumsum(0) <= extra)).nonzero()[:, 0]
         rows, width = tokens_RT.shape
-        unseen_RTT = unseen(seen_RTT, dtype)
         return PackedTokens(
-            tokens_RT.flatten()[place_N], positions_RT.flatten()[place_N], place_N, rows, width, unseen_RTT
-        )  # fmt: skip
+            token_N=tokens_RT.flatten()[flat_index_N],
+            position_N=positions_RT.flatten()[flat_index_N],
+            flat_index_N=flat_index_N,
+            rows=rows,
+            width=width,
+            mask_RTT=additive_mask(visible_RTT, dtype),
+        )
 
     @staticmethod
-    def padded(tokens_RT: Tensor, attention_RT: Tensor, dtype: torch.dtype) -> PackedTokens:
-        """Of rows that are padded on the right."""
+    def pack_right_padded(tokens_RT: Tensor, attention_RT: Tensor, dtype: torch.dtype) -> PackedTokens:
+        """Pack rows of one text each, padded on the right; `attention_RT` is 0 at padding."""
         rows, width = tokens_RT.shape
-        seen_1TT = torch.ones(1, width, width, dtype=torch.bool, device=tokens_RT.device).tril_()
+        visible_1TT = torch.ones(1, width, width, dtype=torch.bool, device=tokens_RT.device).tril_()
         positions_RT = torch.arange(width, device=tokens_RT.device).expand(rows, -1)
-        return PackedTokens.of(tokens_RT, positions_RT, attention_RT.bool(), seen_1TT, dtype)
+        return PackedTokens.pack(tokens_RT, positions_RT, attention_RT.bool(), visible_1TT, dtype)
 
-    def spread(self, x_NKD: Tensor, place_N: Tensor) -> Tensor:
-        """[R, T, K, D]: what belongs to tokens at these places, and 0 where none stands."""
+    def unpack(self, x_MKD: Tensor, flat_index_M: Tensor) -> Tensor:
+        """[R, T, K, D]: the tokens' values on the padded grid, 0 elsewhere."""
         size = self.rows * self.width
-        if len(place_N) < size:
-            x_NKD = x_NKD.new_zeros(size, *x_NKD.shape[1:]).index_copy_(0, place_N, x_NKD)
-        return x_NKD.view(self.rows, self.width, *x_NKD.shape[1:])
+        if len(flat_index_M) < size:
+            x_MKD = x_MKD.new_zeros(size, *x_MKD.shape[1:]).index_copy_(0, flat_index_M, x_MKD)
+        return x_MKD.view(self.rows, self.width, *x_MKD.shape[1:])
 
-    def number(self, place_M: Tensor) -> Tensor:
-        """[M]: which of the N tokens stand at these places of the flattened [R, T]."""
-        number_RT = self.place_N.new_zeros(self.rows * self.width)
-        number_RT[self.place_N] = torch.arange(len(self.place_N), device=number_RT.device)
-        return number_RT[place_M]
-
-
-def unseen(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores of attention: 0 where `seen`, else the lowest number there is."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    def packed_index(self, flat_index_M: Tensor) -> Tensor:
+        """[M]: which of the N tokens have these flat indices."""
+        packed_index_RT = self.flat_index_N.new_zeros(self.rows * self.width)
+        packed_index_RT[self.flat_index_N] = torch.arange(len(self.flat_index_N), device=packed_index_RT.device)
+        return packed_index_RT[flat_index_M]

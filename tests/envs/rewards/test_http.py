@@ -1,4 +1,4 @@
-"""Served rewards: what a real server on 127.0.0.1 does wrong costs its samples, is told, and is never a number.
+"""Served rewards: an error of a real server on 127.0.0.1 costs its samples, is reported, and is never a number.
 
 The server does what a completion says: `good 7` earns 7, `drop 7` closes the connection, and so on.
 """
@@ -19,18 +19,30 @@ import psutil
 import pytest
 
 from rlgkd.envs import rewards
-from rlgkd.envs.rewards.grader import FEWEST, Grader
+from rlgkd.envs.rewards.failures import MIN_SAMPLES
+from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item
 
 ANSWERS = {
-    "garbage": b"\xff\xfe not json", "empty": b"", "page": b"<html>502</html>", "few": b'{"rewards": []}',
-    "many": b'{"rewards": [1.0, 2.0]}', "bare": b"[1.0]", "number": b"1.0", "nan": b'{"rewards": [NaN]}',
-    "infinite": b'{"rewards": [-Infinity]}', "huge": b'{"rewards": [1' + b"0" * 400 + b"]}",
-    "null": b'{"rewards": [null]}', "text": b'{"rewards": ["1.0"]}', "true": b'{"rewards": [true]}',
-    "list": b'{"rewards": [[1.0]]}', "object": b'{"rewards": {"0": 1.0}}', "other": b'{"scores": [1.0]}',
+    "garbage": b"\xff\xfe not json",
+    "empty": b"",
+    "page": b"<html>502</html>",
+    "few": b'{"rewards": []}',
+    "many": b'{"rewards": [1.0, 2.0]}',
+    "bare": b"[1.0]",
+    "number": b"1.0",
+    "nan": b'{"rewards": [NaN]}',
+    "infinite": b'{"rewards": [-Infinity]}',
+    "huge": b'{"rewards": [1' + b"0" * 400 + b"]}",
+    "null": b'{"rewards": [null]}',
+    "text": b'{"rewards": ["1.0"]}',
+    "true": b'{"rewards": [true]}',
+    "list": b'{"rewards": [[1.0]]}',
+    "object": b'{"rewards": {"0": 1.0}}',
+    "other": b'{"scores": [1.0]}',
     "deep": b"[" * 100_000,
-}  # fmt: skip
+}
 STATUSES = {"broken": 500, "away": 503, "busy": 429, "unknown": 404, "moved": 302}
 CUT = ("drop", "half")
 FAULTS = (*ANSWERS, *STATUSES, *CUT)
@@ -138,14 +150,22 @@ def test_a_server_is_sent_lists_in_chunks_and_answers_in_the_order_of_the_batch(
     assert [score.reward for score in grader(items(5, level=3), completions)] == [0.0, 0.25, 0.5, 0.75, 1.0]
     sent = sorted((body["prompts"][0], path, headers["X-Run"], body) for path, headers, body in server.asked)
     assert len(sent) == 3
-    assert sent[1] == ("p2", "/r", "7", {
-        "prompts": ["p2", "p3"], "completions": completions[2:4], "references": ["r2", "r3"], "level": [3, 3],
-    })  # fmt: skip
+    assert sent[1] == (
+        "p2",
+        "/r",
+        "7",
+        {
+            "prompts": ["p2", "p3"],
+            "completions": completions[2:4],
+            "references": ["r2", "r3"],
+            "level": [3, 3],
+        },
+    )
     with pytest.raises(SettingError, match="'grade' does not work"):
         Grader(rewards.served(server.url, columns=["grade"]))(items(1), ["good 1"])
 
 
-def test_of_a_thousand_faults_none_is_a_number_and_none_stops_the_run_below_the_set_share(server: Server) -> None:
+def test_none_of_a_thousand_faults_becomes_a_number_or_stops_the_run_below_the_set_share(server: Server) -> None:
     rng = random.Random(0)
     reward = rewards.served(server.url, batch_size=1, timeout=20, retries=1, backoff=0.001, concurrency=8)
     kinds = [*FAULTS * 48, *["good", "once"] * 200]
@@ -172,9 +192,9 @@ def test_of_a_thousand_faults_none_is_a_number_and_none_stops_the_run_below_the_
 def test_above_the_set_share_the_run_stops_with_the_first_cause(server: Server, caplog: Any) -> None:
     reward = rewards.served(server.url, batch_size=1, backoff=0.001)
     grader = Grader(reward, max_failed=0.1)
-    completions = [f"{'unknown' if n % 5 == 4 else 'good'} {n}" for n in range(FEWEST)]
+    completions = [f"{'unknown' if n % 5 == 4 else 'good'} {n}" for n in range(MIN_SAMPLES)]
     with caplog.at_level(logging.WARNING), pytest.raises(RewardError) as caught:
-        grader(items(FEWEST), completions)
+        grader(items(MIN_SAMPLES), completions)
     assert "40 of 200 samples failed" in str(caught.value)
     assert f"the first failure: ConnectionError: {server.url} answered 404" in str(caught.value)
     assert isinstance(caught.value.__cause__, ConnectionError)
@@ -194,7 +214,7 @@ def test_a_late_answer_is_given_up_and_the_others_are_not_held_up_for_it(server:
     grader = Grader(reward, max_failed=1.0)
     given = [score.reward for score in grader(items(16), texts)]
     assert all(map(math.isnan, given[:8])) and given[8:] == [float(n) for n in range(8, 16)]
-    assert isinstance(grader._first, TimeoutError) and "within 1.5 seconds" in str(grader._first)
+    assert isinstance(grader._first_error, TimeoutError) and "within 1.5 seconds" in str(grader._first_error)
     assert len(server.asked) == 16  # none was asked twice
 
 
@@ -203,7 +223,9 @@ def test_a_server_that_is_not_there_is_a_failure_that_names_it_without_its_secre
         port = gone.server_port
     grader = Grader(rewards.served(f"http://me:secret@127.0.0.1:{port}/r?key=secret", retries=1, backoff=0.001))
     assert math.isnan(grader(items(1), ["good 1"])[0].reward)
-    assert f"http://127.0.0.1:{port}/r: ConnectError" in str(grader._first) and "secret" not in str(grader._first)
+    assert f"http://127.0.0.1:{port}/r: ConnectError" in str(grader._first_error) and "secret" not in str(
+        grader._first_error
+    )
 
 
 VERDICTS: dict[str, tuple[object, float]] = {
@@ -233,7 +255,7 @@ def test_a_judge_grades_each_sample_and_what_cannot_be_read_is_no_grade(server: 
     server.verdicts = {text: said for text, (said, _) in VERDICTS.items()}
     reward = rewards.judge(
         server.url + "/v1/", "tiny", api_key_env="JUDGE_KEY", options={"seed": 3}, backoff=0.001, concurrency=4
-    )  # fmt: skip
+    )
     given = rewards_of(reward, list(VERDICTS))
     assert given == pytest.approx([value for _, value in VERDICTS.values()], nan_ok=True)
     path, headers, body = server.asked[0]
@@ -247,7 +269,7 @@ def test_a_judges_question_pattern_and_scale_are_settings(server: Server, monkey
     server.verdicts = {"5 {dog} p0 r0": "grade=<2>", "5 cat p1 r1": "grade=<4>"}
     reward = rewards.judge(
         server.url, "m", template="{level} {completion} {prompt} {reference} {{}}", pattern=r"<(\d)>", scale=(1, 5)
-    )  # fmt: skip
+    )
     grader = Grader(reward)
     assert [score.reward for score in grader(items(2, level=5), ["{dog}", "cat"])] == [0.25, 0.75]
     assert {body["messages"][0]["content"] for *_, body in server.asked} == {"5 {dog} p0 r0 {}", "5 cat p1 r1 {}"}

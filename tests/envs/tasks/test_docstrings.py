@@ -15,7 +15,9 @@ from tiny import word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rlgkd.envs.task import TextTask
-from rlgkd.envs.tasks.docstrings import BODY_WORDS, PACKAGES, Docstring, docstring_summary, docstrings, parse_docstring
+from rlgkd.envs.tasks.docstring_corpus import Docstring, docstrings
+from rlgkd.envs.tasks.docstring_parser import BODY_WORDS, parse_docstring
+from rlgkd.envs.tasks.docstrings import PACKAGES, docstring_summary
 from rlgkd.errors import DataError, SettingError
 from rlgkd.types import Item
 
@@ -23,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 FEW = ("stdlib", "sympy", "networkx")
 SCAN_ELSEWHERE = (
     "import sys\n"
-    "from rlgkd.envs.tasks.docstrings import docstrings\n"
+    "from rlgkd.envs.tasks.docstring_corpus import docstrings\n"
     "before = set(sys.modules)\n"
     f"found = docstrings({FEW})\n"
     f"print(sorted(m for m in set(sys.modules) - before if m.split('.')[0] in {FEW}))\n"
@@ -33,7 +35,7 @@ SCAN_ELSEWHERE = (
 
 @pytest.fixture(scope="module")
 def words() -> PreTrainedTokenizerFast:
-    """A word is a token; the template puts one before and two behind the message."""
+    """A word is a token; the template puts one before and two after the message."""
     tokenizer = word_tokenizer("<user>", "<bot>", "?", unknown="?")
     tokenizer.chat_template = "<user> {{ messages[0]['content'] }} <end> <bot>"
     return tokenizer
@@ -100,7 +102,7 @@ def test_the_reference_earns_1_and_an_unrelated_text_next_to_nothing(task: TextT
     assert max(s.reward for s in unrelated) < 0.3
 
 
-def test_quality_tells_the_reference_from_a_copy_of_the_body(task: TextTask) -> None:
+def test_quality_distinguishes_the_reference_from_a_copy_of_the_body(task: TextTask) -> None:
     tested = items(task, "test")
     gold = task.quality(tested, [i.reference for i in tested])
     copies = task.quality(tested, [str(i.columns["body"]) for i in tested])
@@ -110,7 +112,7 @@ def test_quality_tells_the_reference_from_a_copy_of_the_body(task: TextTask) -> 
     assert task.quality(tested[:1], [""]) == [{"rouge2": 0.0, "copied": 0.0, "sentence": 0.0}]
 
 
-def test_what_is_over_the_limits_is_dropped_and_counted(words: PreTrainedTokenizerFast) -> None:
+def test_items_over_the_limits_are_dropped_and_counted(words: PreTrainedTokenizerFast) -> None:
     whole, short = (docstring_summary(tokenizer=words, packages=FEW, max_prompt_tokens=n) for n in (112, 40))
     for split in SPLITS:
         assert 0 < short.size(split) < whole.size(split)
@@ -175,34 +177,41 @@ PROSE = "The values are added up with extended precision and then divided by how
 TWO_LINES = PROSE.replace(" precision", "\nprecision")
 
 
-@pytest.mark.parametrize("text", [
-    f"Return the mean of `values`.\n\n{TWO_LINES}\n\nParameters\n----------\nvalues : list\n    The numbers.",
-    f"Return the mean of `values`.\n\n{TWO_LINES}\n\nArgs:\n    values: The numbers.",
-    f"Return the mean of `values`.\n\n{TWO_LINES}\n\n:param values: the numbers\n:returns: the mean",
-    f"Return the mean of ``values``\n\n{TWO_LINES} [1]_\n\n>>> mean([1, 2])\n1.5",
-    f"mean(values, /) -> float\n\nReturn the mean of :obj:`values`.\n\n{TWO_LINES}",
-    f"Return the mean\nof *values*. {PROSE}",
-    f"Return the mean of `values <https://example.org>`_.\n{PROSE}\n\nSee the code::\n\n    mean([1, 2])",
-    f"Return the mean of values.\n\n.. versionadded:: 3.4\n\n{TWO_LINES}\n\n- one\n- two",
-    f"Return the mean of values.\n\nExplanation\n===========\n\n{TWO_LINES}\n\nExamples\n========\n\nNone.",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Return the mean of `values`.\n\n{TWO_LINES}\n\nParameters\n----------\nvalues : list\n    The numbers.",
+        f"Return the mean of `values`.\n\n{TWO_LINES}\n\nArgs:\n    values: The numbers.",
+        f"Return the mean of `values`.\n\n{TWO_LINES}\n\n:param values: the numbers\n:returns: the mean",
+        f"Return the mean of ``values``\n\n{TWO_LINES} [1]_\n\n>>> mean([1, 2])\n1.5",
+        f"mean(values, /) -> float\n\nReturn the mean of :obj:`values`.\n\n{TWO_LINES}",
+        f"Return the mean\nof *values*. {PROSE}",
+        f"Return the mean of `values <https://example.org>`_.\n{PROSE}\n\nSee the code::\n\n    mean([1, 2])",
+        f"Return the mean of values.\n\n.. versionadded:: 3.4\n\n{TWO_LINES}\n\n- one\n- two",
+        f"Return the mean of values.\n\nExplanation\n===========\n\n{TWO_LINES}\n\nExamples\n========\n\nNone.",
+    ],
+)
 def test_every_style_gives_the_first_line_and_the_prose(text: str) -> None:
     assert parse_docstring(text) == ("Return the mean of values.", PROSE)
 
 
-@pytest.mark.parametrize("text", [
-    "",
-    "Return the mean.",
-    f"Mean.\n\n{PROSE}",  # too few words
-    f"return the mean of values\n\n{PROSE}",  # no sentence
-    f"Return the mean {{of}} <values>.\n\n{PROSE}",
-    "Return the mean of the values.\n\nToo short.",
-    f"Return the mean of the values.\n\n{PROSE * 5}",
-    f"Return the mean of the values.\n\nThis will return the mean of the values. {PROSE}",  # the answer stands there
-    r"Return the mean of the values.\n\nThe mean is :math:`\frac{1}{n} \sum_i x_i` of all the values that there are.",
-    "Return the mean of the values.\n\nArgs:\n    values: The numbers, as many as you like but not none at all.",
-])  # fmt: skip
-def test_what_is_not_fit_is_left_out(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Return the mean.",
+        f"Mean.\n\n{PROSE}",  # too few words
+        f"return the mean of values\n\n{PROSE}",  # no sentence
+        f"Return the mean {{of}} <values>.\n\n{PROSE}",
+        "Return the mean of the values.\n\nToo short.",
+        f"Return the mean of the values.\n\n{PROSE * 5}",
+        f"Return the mean of the values.\n\nThis will return the mean of the values. {PROSE}",  # holds the answer
+        r"Return the mean of the values.\n\n"
+        r"The mean is :math:`\frac{1}{n} \sum_i x_i` of all the values that there are.",
+        "Return the mean of the values.\n\nArgs:\n    values: The numbers, as many as you like but not none at all.",
+    ],
+)
+def test_an_unfit_docstring_is_left_out(text: str) -> None:
     assert parse_docstring(text) is None
 
 

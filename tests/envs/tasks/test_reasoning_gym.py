@@ -47,7 +47,7 @@ def test_problems_depend_on_split_seed_and_index_alone_and_splits_share_none() -
 
 
 @pytest.mark.usefixtures("package")
-def test_with_a_marker_the_answer_is_what_stands_behind_the_last() -> None:
+def test_with_a_marker_the_answer_is_the_text_after_the_last_one() -> None:
     task = reasoning_gym(dataset="chain_sum", marker="####")
     item = task.item("train", 0, 0)
     texts = [f"1 + 1 = 2 #### 2 #### {item.reference}", item.reference, "####"]

@@ -158,7 +158,7 @@ def test_one_batched_pass_a_step_goes_on_from_the_cache(monkeypatch: pytest.Monk
     assert [shape for shape in fed] == [(4, 1), (4, 1), (4, 1), (4, 1), (1, 2), (4, 1)]
 
 
-def test_what_is_measured_stays_the_tasks_own_reward() -> None:
+def test_the_measured_reward_stays_the_tasks_own() -> None:
     class Always:
         def predict(self, observation: np.ndarray, **_: Any) -> tuple[np.ndarray, None]:
             return np.full(len(observation), 2), None
@@ -168,7 +168,7 @@ def test_what_is_measured_stays_the_tasks_own_reward() -> None:
     assert vec.env_is_wrapped(Monitor) == [True, True]
 
 
-def test_what_it_cannot_wrap_and_what_does_not_fit_is_refused() -> None:
+def test_environments_and_teachers_that_do_not_fit_are_refused() -> None:
     env, vector, vec = TextGenerationEnv(task()), TextVectorEnv(task()), TextVecEnv(task())
     for wrong, wrapper in ((gym.make("CartPole-v1"), TeacherReward), (vector, TeacherReward)):
         with pytest.raises(SettingError, match="TeacherRewardVector"):

@@ -81,11 +81,11 @@ def test_the_parts_of_a_step_are_the_step(kind: str, group: int, models: Path) -
     assert all(0 < tokens <= 20 for tokens in measured["tokens"])
 
 
-def test_a_divergence_is_taken_apart_before_it_reaches_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_divergence_reaches_the_agent_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(workloads, "step", lambda name, **asked: given.update(asked) or {})
     command.show("embedded-distill", ["divergence=jsd(0.9)"])
-    assert given["settings"] == {"divergence": "jsd", "beta": 0.9}
+    assert given["settings"] == {"divergence": "jsd(0.9)"}
 
 
 def test_a_setting_reaches_the_agent(models: Path) -> None:

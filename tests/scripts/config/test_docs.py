@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import get_args
 
 import gymnasium as gym
 import pytest
 import tiny
 
+from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.objective import Objective
+from rlgkd.ops.schedule import Schedule
 from rlgkd.scripts import cli
 from rlgkd.scripts.config import docs
+from rlgkd.scripts.config.run import AgentName, RunConfig, agent_class, check, config_of, setting_names
 from rlgkd.scripts.listing import KINDS, show
+from rlgkd.settings import Settings, arguments_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_docs_settings_is_what_the_code_says() -> None:
-    assert (ROOT / docs.PAGE).read_text() == docs.page(), "run: python scripts/config/docs.py"
+    assert (ROOT / docs.PAGE).read_text() == docs.page(), "run: python -m rlgkd.scripts.config.docs"
 
 
 def test_every_setting_has_a_sentence_and_a_default() -> None:
@@ -63,3 +70,46 @@ def test_the_readme_names_every_command_and_every_list() -> None:
         assert command.callback is not None
         assert f"    rlgkd {command.name or command.callback.__name__}" in text
     assert f"rlgkd list [{'|'.join(KINDS)}]" in text
+
+
+def test_the_page_of_signatures_is_what_the_code_says() -> None:
+    assert (ROOT / docs.SIGNATURE).read_text() == docs.signature(), "run: python -m rlgkd.scripts.config.docs"
+
+
+@pytest.mark.parametrize("name", get_args(AgentName))
+def test_signature_docstring_files_and_command_line_say_the_same_of_every_setting(name: str) -> None:
+    """A default is written once: what the constructor shows, what a run resolves and what is documented follow."""
+    config = config_of(name)
+    signature = inspect.signature(agent_class(name)).parameters
+    own = {key: p for key, p in signature.items() if p.kind is p.KEYWORD_ONLY and key in config.declared()}
+    assert {*own} == {*config.declared()} - config.fixed
+    resolved = config().flat()
+    assert all(p.default == resolved.get(key) for key, p in own.items())
+    described = arguments_of(agent_class(name).__doc__ or "")
+    assert all(
+        described[key] == " ".join(setting.sentence.split()) for key, setting in config.declared().items() if key in own
+    )
+    run = check({"agent": name, "teacher": "x"}).flat()
+    assert all(run[key] == value for key, value in resolved.items() if key != "learning_rate")
+    listed = {setting.name: setting for setting in docs.run_settings()}
+    assert listed.keys() >= config.declared().keys() and set(listed) == set(setting_names())
+
+
+def test_no_default_of_a_setting_is_written_in_two_places() -> None:
+    """A name is declared by one class; an agent that changes a default says so in its own config alone."""
+    owners: dict[str, list[str]] = {}
+    for cls in (
+        Objective,
+        *(info.annotation for info in AlgorithmConfig.model_fields.values()),
+        AlgorithmConfig,
+        RunConfig,
+    ):
+        if isinstance(cls, type) and issubclass(cls, Settings):
+            for name in cls.model_fields:
+                owners.setdefault(name, []).append(cls.__name__)
+    shared = {name: classes for name, classes in owners.items() if len({*classes}) > 1}
+    assert shared.keys() <= {"alpha", "student_fraction", "teacher"}, (
+        "alpha and lambda as schedules, the group `teacher`"
+    )
+    for name in ("alpha", "student_fraction"):  # the schedule takes its default from Objective
+        assert AlgorithmConfig.model_fields[name].default == Schedule(Objective.model_fields[name].default)

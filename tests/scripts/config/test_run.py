@@ -9,7 +9,12 @@ import yaml
 
 from rlgkd.errors import SettingError
 from rlgkd.scripts.comparison.grid import grid
-from rlgkd.scripts.config.run import RunSettings, check, dump, read
+from rlgkd.scripts.config.run import RunConfig, check, dump, read
+
+
+def parameters(settings: RunConfig) -> dict[str, float]:
+    """Those of the divergence."""
+    return dict(settings.algorithm.objective.divergence.parameters)
 
 
 def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
@@ -17,8 +22,8 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
         "quickstart",
         ["agent=Reinforce", "alpha=0.25", "student_layers=[0, 1]", "teacher=", "env_settings={split: train}"],
     )
-    assert settings.alpha == 0.25
-    assert settings.student_layers == [0, 1]
+    assert settings.algorithm.alpha(1.0) == 0.25
+    assert settings.algorithm.model.student_layers == (0, 1)
     assert settings.env_settings == {"split": "train"}
     assert check(yaml.safe_load(dump(settings))) == settings
 
@@ -28,14 +33,14 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
     [
         ("alhpa=1", "did you mean 'alpha'"),
         ("alpha=two", "number"),
-        ("alpha=-1", "greater than or equal to 0"),
+        ("alpha=-1", "give a number in [0, 1]"),
         ("agent=Reinforced", "Reinforce"),
         ("alpha", "key=value"),
         ("alpha=[", "no YAML value"),
         ("divergence=jsd(x)", "write a name alone, or jsd(BETA)"),
         ("divergence=reverse_kl(0.1)", "write a name alone, or jsd(BETA)"),
         ("divergence=jsd(0.9", "write a name alone, or jsd(BETA)"),
-        ("divergence=[jsd]", "string"),
+        ("divergence=[jsd]", "known: "),
         ("divergence=jds(0.1)", "write a name alone, or jsd(BETA)"),
         ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
     ],
@@ -48,32 +53,34 @@ def test_a_bad_override_is_named_with_its_remedy(override: str, words: str) -> N
 
 
 def test_the_learning_rate_rises_and_then_falls_to_its_end() -> None:
-    settings = RunSettings(learning_rate=1.0, warmup=0.1, learning_rate_end=0.2)
-    assert settings.schedule(1.0) == pytest.approx(0.01)
-    assert settings.schedule(0.9) == pytest.approx(1.0)
-    assert settings.schedule(0.0) == pytest.approx(0.2)
-    assert settings.schedule(0.5) > settings.schedule(0.1)
+    settings = RunConfig(learning_rate=1.0, warmup=0.1, learning_rate_end=0.2)
+    assert settings.learning_rate(1.0) == pytest.approx(0.01)
+    assert settings.learning_rate(0.9) == pytest.approx(1.0)
+    assert settings.learning_rate(0.0) == pytest.approx(0.2)
+    assert settings.learning_rate(0.5) > settings.learning_rate(0.1)
 
 
 def test_a_divergence_is_written_as_in_papers_and_brings_its_own_settings() -> None:
-    assert read("quickstart", ["divergence=jsd(0.9)"]).beta == 0.9
-    assert read("quickstart", ["divergence=skew_forward_kl(0.2)"]).skew == 0.2
-    assert read("rl-gkd", []).beta == 0.9  # a recipe of JSD: its beta goes with it
-    assert read("rl-gkd", ["divergence=reverse_kl"]).beta is None
-    assert read("rl-gkd", ["divergence=jsd"]).beta == 0.9 and read("rl-gkd", ["divergence=jsd(0.1)"]).beta == 0.1
+    assert parameters(read("quickstart", ["divergence=jsd(0.9)"])) == {"beta": 0.9, "normalized": False}
+    assert parameters(read("quickstart", ["divergence=skew_forward_kl(0.2)"])) == {"skew": 0.2}
+    assert parameters(read("rl-gkd", []))["beta"] == 0.9  # a recipe of JSD: its beta goes with it
+    assert parameters(read("rl-gkd", ["divergence=reverse_kl"])) == {}
+    assert parameters(read("rl-gkd", ["divergence=jsd"]))["beta"] == 0.9
+    assert parameters(read("rl-gkd", ["divergence=jsd(0.1)"]))["beta"] == 0.1
     for typed in (["beta=0.5", "divergence=jsd(0.9)"], ["divergence=jsd(0.9)", "beta=0.5"]):
         with pytest.raises(SettingError, match="say it once"):
             read("rl-gkd", typed)
     with pytest.raises(SettingError, match=r"beta: 0.5 does not work; divergence is jsd\(0.9\); say it once"):
         check({"divergence": "jsd(0.9)", "beta": 0.5})
     cells = grid(read("rl-gkd", []), {"divergence": ["jsd(0.1)", "jsd", "reverse_kl"]}, [0], samples=1).cells
-    assert [(cell.settings.divergence, cell.settings.beta) for cell in cells] == [
+    chosen = [cell.settings.flat() for cell in cells]
+    assert [(settings["divergence"], settings.get("beta")) for settings in chosen] == [
         ("jsd", 0.1), ("jsd", 0.9), ("reverse_kl", None)
     ]  # fmt: skip
 
 
 def test_a_teacher_left_empty_is_an_empty_name() -> None:
-    assert read("quickstart", ["agent=Reinforce", "teacher=''", "alpha=0"]).agent_settings()["teacher"] is None
+    assert read("quickstart", ["agent=Reinforce", "teacher=''", "alpha=0"]).agent_arguments()["teacher"] is None
 
 
 def test_a_setting_of_the_environment_is_given_behind_its_name() -> None:
@@ -101,7 +108,7 @@ def test_a_recipes_models_belong_to_its_own_environment() -> None:
     with pytest.raises(SettingError, match=r"student: '' .*; rlgkd/Dataset-v0 brings no models: .*student=.*teacher="):
         read("quickstart", ["env=rlgkd/Dataset-v0", "env_settings.data=mine.csv"])
     settings = read("docstring-smollm2", ["env=rlgkd/Dataset-v0", "student=mine"])
-    assert (settings.student, settings.student_layers, settings.teacher) == ("mine", [], "")
+    assert (settings.student, settings.algorithm.model.student_layers, settings.teacher) == ("mine", (), "")
     assert read("ppo", ["env=rlgkd/GroundedSummary-v0"]).teacher == "embedded:grounded-student"
 
 
@@ -126,11 +133,11 @@ def test_paths_of_a_file_are_its_folders_and_those_of_an_override_the_current_on
     ]
     (mine / "mine.yaml").write_text(yaml.safe_dump({
         "name": "student", "env": "rlgkd/Dataset-v0", "student": "student", "teacher": "embedded:grounded-teacher",
-        "teacher_texts": "texts.jsonl",
+        "teacher_texts": "texts.jsonl", "off_policy": "teacher", "student_fraction": 0.5,
         "env_settings": {"data": {"train": "rows.csv", "test": "only.csv"}, "reward": reward, "tokenizer": "gpt2"},
     }))  # fmt: skip
     settings = read(mine / "mine.yaml")
-    assert (settings.name, settings.student, settings.teacher_texts) == (
+    assert (settings.name, settings.student, settings.algorithm.sampling.teacher_texts) == (
         "student", f"{mine}/student", f"{mine}/texts.jsonl"
     )  # fmt: skip
     assert settings.teacher == "embedded:grounded-teacher"

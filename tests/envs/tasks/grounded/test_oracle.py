@@ -127,7 +127,7 @@ def test_other_text_is_unparsable(sentence: str) -> None:
         ("Mara Telby shut a clinic.", True, 3 / 7),
         ("On 5 May, Mara Telby shut a clinic for nurses.", True, 5 / 7),
         ("Bel Steel acquired a farm with 21 cows on Monday.", True, 0.0),  # true, but not of the main event
-        ("Bel Steel acquired a farm for nurses.", False, 0.0),  # the passage does not tell for whom
+        ("Bel Steel acquired a farm for nurses.", False, 0.0),  # the passage does not say for whom
         ("Bel Steel shut a clinic.", False, 0.0),  # two events mixed
         ("Mara Telby shut a clinic on Monday.", False, 0.0),
     ],
@@ -163,7 +163,7 @@ def test_any_text_is_judged_without_an_exception(text: str) -> None:
 
 @given(st.integers(0, 10_000), st.integers(0, 200), st.characters(exclude_categories=()))
 @settings(deadline=None)
-def test_a_reference_with_one_character_put_in_is_true_only_if_it_still_tells_the_event(
+def test_a_reference_with_one_character_inserted_is_true_only_if_it_still_reports_the_event(
     index: int, at: int, character: str
 ) -> None:
     item = story("train", 3, index)

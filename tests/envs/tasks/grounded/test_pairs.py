@@ -71,21 +71,21 @@ def test_about_8_percent_of_the_negatives_are_broken(split: str) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_near_miss_differs_from_the_truth_in_its_one_fact(split: str) -> None:
     for index, p in enumerate(some_pairs(split)):
-        told = parse(p.hypothesis)
-        if told is None or p.kind not in FACTS:
+        claim = parse(p.hypothesis)
+        if claim is None or p.kind not in FACTS:
             continue
-        named = [fact for fact in FACTS if getattr(told, fact)]
-        wrong = [[f for f in named if getattr(told, f) != getattr(event, f)] for event in events_of(split, index)]
+        named = [fact for fact in FACTS if getattr(claim, fact)]
+        wrong = [[f for f in named if getattr(claim, f) != getattr(event, f)] for event in events_of(split, index)]
         assert [p.kind] in wrong, p
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_neither_the_length_nor_a_told_detail_gives_the_label_away(split: str) -> None:
+def test_neither_the_length_nor_a_detail_gives_the_label_away(split: str) -> None:
     parsed = [(p.entailed, parse(p.hypothesis), len(p.hypothesis.split())) for p in some_pairs(split)]
     lengths = [fmean(words for entailed, _, words in parsed if entailed == label) for label in (True, False)]
     assert lengths[0] == pytest.approx(lengths[1], abs=0.5)
     for detail in DETAILS:
-        labels = [entailed for entailed, told, _ in parsed if told and getattr(told, detail)]
+        labels = [entailed for entailed, claim, _ in parsed if claim and getattr(claim, detail)]
         assert fmean(labels) == pytest.approx(0.5, abs=0.06)
 
 
@@ -93,5 +93,5 @@ def test_hypotheses_keep_to_the_names_of_their_split() -> None:
     for split in SPLITS:
         names = world.names_of(split)
         actors, places = {*names.people, *names.organisations}, {"", *names.places}
-        told = [parse(p.hypothesis) for p in some_pairs(split) if p.kind != "broken"]
-        assert all(event and event.actor in actors and event.where in places for event in told)
+        claims = [parse(p.hypothesis) for p in some_pairs(split) if p.kind != "broken"]
+        assert all(event and event.actor in actors and event.where in places for event in claims)

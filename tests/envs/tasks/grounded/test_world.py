@@ -56,18 +56,18 @@ def test_a_passage_has_3_to_6_sentences_and_every_such_length_occurs(split: str)
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_passage_tells_every_fact_of_its_events(split: str) -> None:
+def test_a_passage_reports_every_fact_of_its_events(split: str) -> None:
     for index in range(2000):
         item = story(split, 0, index)
         words = item.passage.lower()
         for event in item.events:
-            told = [event.actor, event.object, *(getattr(event, detail) for detail in event.told())]
-            assert all(fact.lower() in words for fact in told), item
+            facts = [event.actor, event.object, *(getattr(event, detail) for detail in event.details())]
+            assert all(fact.lower() in words for fact in facts), item
             assert any(verb in words for verb in world.ACTIONS[event.action]), item
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_first_sentence_tells_the_main_event(split: str) -> None:
+def test_the_first_sentence_reports_the_main_event(split: str) -> None:
     for index in range(2000):
         item = story(split, 0, index)
         first, main = parse(item.passage[: item.passage.index(".") + 1]), item.events[0]

@@ -1,0 +1,73 @@
+"""What the agents' constructors take as keywords, for type checkers and editors.
+
+Written by `python -m rlgkd.scripts.config.docs` from the settings of the agents.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypedDict
+
+
+class AlgorithmSettings(TypedDict, total=False):
+    """Keywords of TextAlgorithm."""
+
+    alpha: float | Callable[[float], float]
+    alpha_end: float | None
+    alpha_shape: Literal["linear", "cosine", "exponential"]
+    student_fraction: float | Callable[[float], float]
+    student_fraction_end: float | None
+    student_fraction_shape: Literal["linear", "cosine", "exponential"]
+    divergence: str
+    beta: float | None
+    normalized: bool | None
+    skew: float | None
+    head: float | None
+    teacher_top_k: int | None
+    estimator: Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
+    horizon: float
+    policy_loss: str
+    clip_low: float | None
+    clip_high: float | None
+    ratio: Literal["token", "sequence"]
+    entropy_bonus: float
+    policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+    divergence_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+    advantage: str
+    drop_even_groups: bool
+    overlong_buffer: int
+    normalise_rewards: bool
+    combination: Literal["in_loss", "in_reward"]
+    divergence_target: float | None
+    alpha_rate: float
+    teacher_decay: float | None
+    prompts_per_update: int
+    group_size: int
+    train_prompts: int | None
+    temperature: float
+    teacher_temperature: float
+    mixture: Literal["batch", "prompt"]
+    off_policy: Literal["references", "teacher"]
+    teacher_texts: str | None
+    behaviour: str | None
+    teacher_share: float | None
+    kept_top_k: int | None
+    rows_at_once: int | None
+    compile_decoding: bool
+    learning_rate: float | Callable[[float], float]
+    weight_decay: float
+    max_grad_norm: float
+    epochs: int
+    token_budget: int
+    precision: Literal["float32", "bfloat16"]
+    student_layers: Sequence[int]
+    lora_rank: int
+    lora_alpha: int | None
+    gradient_checkpointing: bool
+
+
+class PPOSettings(AlgorithmSettings, total=False):
+    """Keywords of PPO."""
+
+    gae_lambda: float
+    value_coefficient: float
+    value_clip: float | None
+    normalise_advantages: bool

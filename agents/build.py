@@ -1,0 +1,149 @@
+"""Builds what an agent trains with: the student, its teacher, and the optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.errors import DependencyError, ModelError, SettingError
+from rlgkd.lm.encoder_decoder import language_model
+from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.loading import copy_sharing_frozen, load, load_tokenizer
+from rlgkd.lm.lora import add_adapters, check_adapters
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
+from rlgkd.types import Task
+
+FUSED_ADAMW = ("cpu", "cuda")
+"""Devices for which torch has AdamW as one kernel."""
+
+
+def open_models(
+    task: Task,
+    config: AlgorithmConfig,
+    *,
+    policy: str | PreTrainedModel,
+    teacher: str | PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    device: torch.device,
+) -> tuple[LanguageModel, LanguageModel | None]:
+    """Open the student, to be trained, and the teacher, frozen.
+
+    What a loaded student has frozen stays frozen. If the teacher is the student's start, the two share what is frozen:
+    with LoRA all weights but the adapters. `seed` is that of the adapters.
+
+    Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
+    task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
+    peft.
+    """
+    if getattr(task, "mask", None) is not None:
+        raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
+    model, sampling = config.model, config.sampling
+    decoding: dict[str, Any] = {"rows_at_once": sampling.rows_at_once, "compile_decoding": sampling.compile_decoding}
+    with _relabel_errors("student"):
+        if tokenizer is None:
+            tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
+        named = policy if isinstance(policy, str) else ""
+        check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
+        if end_token(tokenizer) != end_token(task.tokenizer):
+            raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
+        opened = load(policy, device=device)
+    if model.lora_rank:
+        opened.requires_grad_(False)
+    module = load(opened, layers=model.student_layers, device=device)  # a copy where layers are cut
+    frozen = None
+    if teacher is not None:
+        start = None
+        if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
+            start = copy_sharing_frozen(opened) if module is opened else opened
+        elif config.teacher.teacher_decay is not None and isinstance(teacher, PreTrainedModel):
+            teacher = copy.deepcopy(teacher)  # it will move; the caller's stays
+        frozen = open_teacher(
+            task, teacher, tokenizer, temperature=sampling.teacher_temperature, device=device, opened=start, **decoding
+        )
+    with _relabel_errors("student"):
+        if model.lora_rank:
+            add_adapters(module, model.lora_rank, alpha=model.lora_alpha, seed=seed)
+        check_adapters(module)
+        if model.gradient_checkpointing:
+            enable_gradient_checkpointing(module)
+        student = language_model(module, tokenizer, temperature=sampling.temperature, **decoding)
+    if not any(p.requires_grad for p in module.parameters()):
+        name = module.config.name_or_path
+        raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
+    _check_context(task, "student", student)
+    return student, frozen
+
+
+def open_teacher(
+    task: Task,
+    teacher: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    temperature: float,
+    device: torch.device,
+    opened: PreTrainedModel | None = None,
+    **decoding: Any,
+) -> LanguageModel:
+    """Open a teacher, frozen, for a student with this tokenizer; `opened` is its module, if that is open already.
+
+    Raises: ModelError as `open_models` does.
+    """
+    with _relabel_errors("teacher"):
+        own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
+        check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
+        module = load(teacher, device=device) if opened is None else opened
+        frozen = language_model(module.requires_grad_(False), own, temperature=temperature, **decoding)
+    _check_context(task, "teacher", frozen)
+    return frozen
+
+
+def build_optimizer(
+    module: nn.Module, config: AlgorithmConfig, schedule: Callable[[float], float], device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW over what the module trains: matrices with weight decay, biases and norms without."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=schedule(1.0), betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
+
+
+def trainable_state(module: nn.Module) -> nn.Module:
+    """What a checkpoint must hold of a model: itself, or only its trained parameters if it has frozen ones.
+
+    The frozen ones are those of the model that was opened, and a run that is resumed opens it again.
+    """
+    if all(p.requires_grad for p in module.parameters()):
+        return module
+    trained = {name.replace(".", "/"): p for name, p in module.named_parameters() if p.requires_grad}
+    return nn.ParameterDict(trained)
+
+
+@contextmanager
+def _relabel_errors(role: str) -> Iterator[None]:
+    """Let an error of a model name the setting that named the model."""
+    try:
+        yield
+    except (ModelError, DependencyError) as error:
+        if error.field != "model":
+            raise
+        raise type(error)(role, error.value, error.remedy) from error
+
+
+def _check_context(task: Task, field: str, lm: LanguageModel) -> None:
+    needed = task.max_prompt_tokens + task.max_new_tokens
+    if lm.context < needed:
+        remedy = (
+            f"its context of {lm.context} tokens is shorter than the environment's {needed}; "
+            "lower max_prompt_tokens or max_new_tokens"
+        )
+        raise ModelError(field, lm.module.config.name_or_path, remedy)

@@ -1,0 +1,58 @@
+"""What an agent logs of a rollout, and its warning of a reward that never differs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlgkd.agents.rollout import Rollout
+from rlgkd.objective import Objective
+from rlgkd.ops.running_mean_std import RunningMeanStd
+from rlgkd.types import ON_POLICY, StopReason, Trajectory
+
+_log = logging.getLogger(__name__)
+CONSTANT_UPDATES = 5
+"""Updates with a constant reward before the warning."""
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over the trajectories by their names in the log."""
+    rewards = np.array([t.score.reward for t in trajectories])
+    cut = np.array([t.stop is StopReason.TRUNCATED for t in trajectories])
+    metrics = {
+        "rollout/ep_rew_mean": _mean_of_known(rewards),
+        "rollout/reward_failed": float((np.isnan(rewards) & ~cut).mean()),
+        "rollout/truncated": float(cut.mean()),
+        "rollout/ep_len_mean": float(np.mean([t.length for t in trajectories])),
+        "rollout/ended": float(np.mean([t.stop == "end" for t in trajectories])),
+        "rollout/student": float(np.mean([t.source in ON_POLICY for t in trajectories])),
+    }
+    for part in sorted({name for t in trajectories for name in t.score.parts}):
+        values = [t.score.parts[part] for t in trajectories if part in t.score.parts]
+        metrics[f"rollout/reward/{part}"] = _mean_of_known(np.array(values))
+    return metrics
+
+
+def constant_reward(seen: RunningMeanStd, rollout: Rollout, objective: Objective) -> float | None:
+    """The reward, if it has been identical for every sample so far and has weight, so that no policy gradient is left.
+
+    None if rewards differ, also within a text, or if the policy term has no weight.
+    """
+    per_action = any(t.score.steps for t in rollout.trajectories)
+    return seen.mean if seen.count and seen.is_constant and not per_action and objective.alpha < 1 else None
+
+
+def warn_of_constant_reward(reward: float, samples: int) -> None:
+    """Say once that there is nothing to learn from."""
+    _log.warning(
+        "reward: the same, %.3f, for all %d samples so far: nothing to learn from; look at the texts "
+        "(rollouts.jsonl of a run, or the agent's trajectories)",
+        reward,
+        samples,
+    )
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan

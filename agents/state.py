@@ -1,0 +1,40 @@
+"""What moves during training besides weights and optimizer: all that a run needs to go on exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from rlgkd.ops.running_mean_std import RunningMeanStd
+
+
+@dataclass
+class TrainingState:
+    """How far training has come. A checkpoint holds it as JSON, with weights and optimizer.
+
+    Nothing random is in it: a sample's random numbers belong to (seed, item, stream index, sample number), the coin of
+    `student_fraction` to (seed, update), the order of items to the seed.
+    """
+
+    timesteps: int = 0
+    """Tokens that were generated, or read from data."""
+    updates: int = 0
+    next_prompt: int = 0
+    """Stream index of the next update's first prompt."""
+    alpha: float | None = None
+    """Alpha where `divergence_target` has steered it; None while it is the setting's."""
+    rewards: RunningMeanStd = field(default_factory=RunningMeanStd)
+    """Mean and deviation of all rewards of on-policy texts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as JSON values; `from_json` takes them back."""
+        return dataclasses.asdict(self) | {"rewards": dataclasses.astuple(self.rewards)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The state that `to_json` gave, also under the names of before the first release."""
+        renamed = {"cursor": "next_prompt", "rewards_seen": "rewards"}
+        given = {renamed.get(name, name): value for name, value in values.items()}
+        return cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})

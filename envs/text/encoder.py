@@ -1,0 +1,109 @@
+"""The token ids of prompts, completions and replies, plain or in a chat template.
+
+A user's text stays ordinary text: what looks like a special token in it does not become one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from rlgkd.envs.text.chat_template import chat_pieces
+from rlgkd.errors import DataError
+from rlgkd.lm.model import end_token
+
+MAX_CACHED_PROMPTS = 4096
+"""Prompts whose ids are kept: to encode one takes as long as some decode steps of a small model."""
+Frame = tuple[list[int], list[int]]
+"""Ids before and after a message."""
+_log = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """Encodes texts with one tokenizer; with `chat` a prompt is a user's message in its chat template."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, system: str = "", replies: bool = False
+    ) -> None:
+        """Read the chat template; `system` is a message before the prompt, `replies` says whether there are replies.
+
+        Raises: ModelError for a tokenizer without an end token; SettingError for a chat template that is missing, or
+            has no place for a message.
+        """
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.end = end_token(tokenizer)
+        # The unknown token may occur, because it stands for any character that the tokenizer does not know.
+        self._special = {
+            id_: text
+            for id_, text in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+            if text != tokenizer.unk_token or id_ == self.end
+        }
+        self._cached_prompts: dict[str, list[int]] = {}
+        self._warned_unknown = False
+        self._prompt_frame: Frame = self._first_frame(system) if chat else ([], [])
+        self._reply_frame: Frame = self._next_frame() if chat and replies else ([], [])
+
+    def prompt(self, key: str, text: str) -> list[int]:
+        """Return the ids of a prompt; `key` names it in errors.
+
+        Raises: DataError if it is empty, or would hold a special token.
+        """
+        message = self._cached_prompts.get(text)
+        if message is None:
+            message = self.plain("prompt", key, text)
+            if len(self._cached_prompts) >= MAX_CACHED_PROMPTS:
+                self._cached_prompts.clear()
+            self._cached_prompts[text] = message
+        if not message:
+            raise DataError("prompt", key, "it is empty; give a prompt of at least one token")
+        before, after = self._prompt_frame
+        return [*before, *message, *after]
+
+    def completion(self, text: str) -> list[int]:
+        """Return the ids of a completion, end token included; after a plain prompt it begins with a space.
+
+        Raises: DataError if it would hold another special token.
+        """
+        return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), self.end]
+
+    def reply(self, text: str, *, closed: bool = True) -> list[int]:
+        """Return the ids of a reply; with `chat`, it is the user's next message.
+
+        If the policy's turn is not `closed` by its own end token, the one of the template comes first.
+
+        Raises: DataError if it would hold a special token.
+        """
+        before, after = self._reply_frame
+        if closed and before[:1] == [self.end]:
+            before = before[1:]
+        return [*before, *self.plain("reply", text[:40], text), *after]
+
+    def plain(self, field: str, key: str, text: str) -> list[int]:
+        """Return the ids of a text without anything around it.
+
+        Raises: DataError if the tokenizer has no other way to write a special token's text than by that token.
+        """
+        ids = cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        for id_ in self._special.keys() & set(ids):
+            raise DataError(
+                field, key, f"this tokenizer makes its special token {self._special[id_]!r} of it; reword it"
+            )
+        if self.tokenizer.unk_token_id in ids and not self._warned_unknown:
+            self._warned_unknown = True
+            _log.warning("%s %r holds characters that the tokenizer does not know, as others may", field, key)
+        return ids
+
+    def _first_frame(self, system: str) -> Frame:
+        if not system:
+            before, after = chat_pieces(self.tokenizer, "user")
+            return before, after
+        first, between, after = chat_pieces(self.tokenizer, "system", "user")
+        return [*first, *self.plain("system", "system", system), *between], after
+
+    def _next_frame(self) -> Frame:
+        """The ids around a user's message that follows an answer of the policy's."""
+        *_, before, after = chat_pieces(self.tokenizer, "user", "assistant", "user")
+        return before, after

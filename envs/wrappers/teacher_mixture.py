@@ -1,0 +1,55 @@
+"""The mixture of a task's reward and a teacher's log-probability that the TeacherReward wrappers give."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm.encoder_decoder import language_model
+from rlgkd.lm.loading import load, load_tokenizer
+from rlgkd.lm.model import check_same_vocabulary
+from rlgkd.lm.prefix_cache import PrefixCache
+from rlgkd.ops.policy_loss import log_probability
+from rlgkd.types import Task
+
+
+class TeacherMixture:
+    """A teacher and its weight in the reward; it runs over each row's new tokens only, from a KV cache."""
+
+    def __init__(self, task: Task, teacher: str | PreTrainedModel, alpha: float, temperature: float) -> None:
+        """Open the teacher; one that is given by name goes to the GPU if there is one.
+
+        Raises: SettingError for alpha outside [0, 1] or temperature <= 0; ModelError for a teacher that is missing, has
+            another vocabulary or a context too short for the task.
+        """
+        if not 0 <= alpha <= 1:
+            raise SettingError("alpha", alpha, "give a number in [0, 1]")
+        if isinstance(teacher, str):
+            tokenizer = load_tokenizer(teacher)
+            check_same_vocabulary(task.tokenizer, tokenizer, owner="environment")
+            teacher = load(teacher, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.lm = language_model(teacher, task.tokenizer, temperature=temperature)
+        needed = task.max_prompt_tokens + task.max_new_tokens
+        if self.lm.context < needed:
+            raise ModelError(
+                "teacher",
+                teacher.config.name_or_path,
+                f"its context of {self.lm.context} tokens is shorter than the environment's {needed}",
+            )
+        self.alpha = alpha
+        self._prefix_cache = PrefixCache(self.lm)
+
+    def logp(self, tokens_NT: np.ndarray, actions_N: np.ndarray) -> np.ndarray:
+        """[N], nats: the teacher's log-probability of each action after its row's tokens (padded with -1)."""
+        with torch.no_grad():
+            logits_NV = self.lm.logits(self._prefix_cache.last_states(torch.from_numpy(tokens_NT)))
+            logp_N = log_probability(logits_NV, torch.from_numpy(actions_N).to(logits_NV.device))
+        values_N: np.ndarray = logp_N.double().cpu().numpy()
+        return values_N
+
+    def reward(self, task_reward_N: np.ndarray, logp_N: np.ndarray) -> np.ndarray:
+        """[N]: (1-alpha) r + alpha log p_T."""
+        mixed_N: np.ndarray = (1 - self.alpha) * task_reward_N + self.alpha * logp_N
+        return mixed_N

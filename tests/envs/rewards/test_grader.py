@@ -1,0 +1,259 @@
+"""A reward fails without harm: a failure costs its sample, is counted, and is never a number."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import re
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlgkd.envs.rewards.failures import MIN_SAMPLES
+from rlgkd.envs.rewards.grader import Grader
+from rlgkd.errors import RewardError, SettingError
+from rlgkd.types import Item, Score
+
+ITEMS = [
+    Item(key="a", prompt="p0", reference="r0", columns={"answer": 3, "level": 1}),
+    Item(key="b", prompt="p1", reference="r1", columns={"answer": 5}),
+]
+TEXTS = ["three", "five!"]
+
+
+def graded(reward: Any, **settings: Any) -> list[Score]:
+    return Grader(reward, **settings)(ITEMS, TEXTS)
+
+
+def rewards_of(reward: Any, **settings: Any) -> list[float]:
+    return [score.reward for score in graded(reward, **settings)]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [[], [1.0], [1.0, 2.0, 3.0], None, 1.0, "12", ["1", "2"], {"a": 1, "b": 2}],
+)
+def test_a_return_value_without_one_number_for_each_completion_fails_all_of_them(returned: object) -> None:
+    assert all(math.isnan(reward) for reward in rewards_of(lambda completions: returned))
+
+
+@pytest.mark.parametrize("odd", [None, math.inf, math.nan, "1", [], ValueError("no")])
+def test_a_value_that_is_no_number_fails_alone(odd: object) -> None:
+    first, second = rewards_of(lambda completions: [odd, 1.0])
+    assert math.isnan(first) and second == 1.0
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter])
+def test_values_may_come_in_any_sequence(kind: Any) -> None:
+    values = rewards_of(lambda completions: kind([0.5, 2.0]))
+    assert values == [0.5, 2.0] and all(type(value) is float for value in values)
+
+
+def test_scores_pass_through_with_their_parts() -> None:
+    score = Score(reward=1.5, parts={"form": 1.0, "sense": 0.5})
+    assert graded(lambda completions: [score, 2]) == [score, Score(reward=2.0)]
+
+
+def test_a_failed_reward_stays_nan_and_does_not_become_zero() -> None:
+    assert math.isnan(rewards_of(lambda completions: [math.nan, 1.0])[0])
+
+
+def test_no_completions_need_no_call() -> None:
+    assert Grader(lambda anything: 1 / 0)([], []) == []
+
+
+def test_single_arguments_mean_one_call_for_each_sample_and_a_failure_costs_one() -> None:
+    assert rewards_of(lambda completion, prompt: len(completion + prompt)) == [7.0, 7.0]
+    assert rewards_of(lambda completion, answer: answer) == [3.0, 5.0]
+    first, second = rewards_of(lambda completion: 1 / (completion != "three"))
+    assert math.isnan(first) and second == 1.0
+
+
+def test_an_async_reward_runs_its_samples_at_once_and_times_out_by_itself() -> None:
+    async def slow(completion: str) -> float:
+        await asyncio.sleep(0.2 if completion == "three" else 0.0)
+        return float(len(completion))
+
+    async def batched(completions: list[str]) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    class Judge:
+        async def __call__(self, completion: str) -> float:
+            return 1.0
+
+    assert rewards_of(batched) == [5.0, 5.0] and rewards_of(Judge()) == [1.0, 1.0]
+    assert rewards_of(slow) == [5.0, 5.0]
+    first, second = rewards_of(slow, timeout=0.05)
+    assert math.isnan(first) and second == 5.0
+
+    async def in_a_notebook() -> list[float]:
+        return rewards_of(slow)
+
+    assert asyncio.run(in_a_notebook()) == [5.0, 5.0]
+
+
+def test_a_reward_that_hangs_is_stopped_and_leaves_nothing_running() -> None:
+    threads = threading.active_count()
+
+    def hangs(completions: list[str]) -> list[float]:
+        while True:
+            time.sleep(0.01)
+
+    began = time.perf_counter()
+    assert all(math.isnan(reward) for reward in rewards_of(hangs, timeout=0.2))
+    assert time.perf_counter() - began < 2 and threading.active_count() == threads
+    assert rewards_of(lambda completions: [1, 2], timeout=0.2) == [1.0, 2.0]
+    time.sleep(0.3)  # the alarm of a reward that came in time does not ring afterwards
+
+
+def test_none_of_a_thousand_faults_is_scored_as_a_number_or_stops_the_run() -> None:
+    rng, threads = random.Random(0), threading.active_count()
+    faults = {
+        "raises": lambda: 1 / 0,
+        "hangs": lambda: time.sleep(9),
+        "nan": lambda: [math.nan] * 2,
+        "few": lambda: [1.0],
+        "garbage": lambda: "one, two",
+        "none": lambda: None,
+        "inf": lambda: [math.inf, -math.inf],
+    }
+    expected: list[bool] = []
+
+    def reward(completions: list[str]) -> Any:
+        expected.append(rng.random() < 0.5)
+        if not expected[-1]:
+            return [1.0, 2.0]
+        return faults[rng.choice([name for name in faults if name != "hangs" or rng.random() < 0.05])]()
+
+    grader = Grader(reward, timeout=0.05, max_failed=0.6)
+    scores = []
+    while sum(expected) < 1000:
+        scores.append([score.reward for score in grader(ITEMS, TEXTS)])
+    for failed, values in zip(expected, scores, strict=True):
+        assert all(map(math.isnan, values)) if failed else values == [1.0, 2.0]
+    assert grader.failed == 2 * sum(expected) and grader.scored == 2 * len(expected)
+    assert threading.active_count() == threads
+
+
+def test_above_its_share_of_failures_the_run_stops_with_the_first_one() -> None:
+    calls = iter(range(1000))
+
+    def reward(completion: str) -> float:
+        number = next(calls)
+        if number % 5 == 4:
+            raise LookupError(f"sample {number}")
+        return 1.0
+
+    grader, scored = Grader(reward, max_failed=0.1), 0
+    with pytest.raises(RewardError, match="max_failed_rewards; the first failure: LookupError: sample 4") as caught:
+        for _ in range(MIN_SAMPLES):
+            grader(ITEMS, TEXTS)
+            scored += 2
+    assert isinstance(caught.value.__cause__, LookupError) and MIN_SAMPLES - 2 <= scored <= MIN_SAMPLES
+    tolerant = Grader(reward, max_failed=0.25)
+    for _ in range(MIN_SAMPLES):
+        tolerant(ITEMS, TEXTS)
+    assert tolerant.failed / tolerant.scored == pytest.approx(0.2, abs=0.02) and tolerant.seconds > 0
+
+
+def failing(shares: Sequence[float], size: int, **settings: Any) -> int:
+    """Batches that go through, of a reward that fails for these shares of its batches in turn."""
+    share = iter(shares)
+
+    def reward(completions: list[str]) -> list[float]:
+        failed = round(next(share) * len(completions))
+        return [math.nan] * failed + [1.0] * (len(completions) - failed)
+
+    grader = Grader(reward, **settings)
+    for done in range(len(shares)):
+        try:
+            grader(ITEMS[:1] * size, ["a"] * size)
+        except RewardError:
+            return done
+    return len(shares)
+
+
+@pytest.mark.parametrize("first", [0.25, 1.0 - 1 / 64, 0.11])
+def test_one_bad_batch_stops_nothing_whenever_it_comes(first: float) -> None:
+    assert failing([first, *[0.0] * 20], 64) == 21
+    assert failing([*[0.0] * 3, first, *[0.0] * 20], 64) == 24
+    assert failing([*[0.0] * 3, 1.0, *[0.0] * 20], 64) == 24
+
+
+def test_a_lasting_share_of_failures_stops_once_there_are_enough_samples_apart_from_the_worst_batch() -> None:
+    assert failing([0.25] * 20, 64) == 4  # 4 batches of 64 apart from the worst, of which 64 failed
+    assert failing([0.09] * 100, 100) == 100
+    assert failing([0.25], MIN_SAMPLES) == 0  # one batch that is large enough speaks for itself
+    assert failing([0.25], MIN_SAMPLES - 4) == 1
+
+
+def test_a_reward_that_has_never_worked_stops_early_unless_all_may_fail() -> None:
+    assert failing([1.0] * 20, 10) == 4  # in the fifth batch, of MIN_SAMPLES_ALL_FAILED samples
+    assert failing([1.0] * 20, 64) == 0
+    assert failing([1.0] * 20, 64, max_failed=1.0) == 20
+
+
+def broken(completions: list[str]) -> list[float]:
+    return deeper(completions)
+
+
+def deeper(completions: list[str]) -> list[float]:
+    return list(1 / (len(completions) - 2) for _ in completions)
+
+
+async def later(completions: list[str]) -> list[float]:
+    return deeper(completions)
+
+
+class Few:
+    def __call__(self, completions: list[str]) -> list[float]:
+        return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (broken, "ZeroDivisionError: .* \\(FILE:LINE, in deeper\\)"),
+        (later, "ZeroDivisionError: .* \\(FILE:LINE, in deeper\\)"),
+        (partial(broken), "in deeper"),
+        (Few(), "ValueError: it returned 1 values for 2 completions \\(FILE:LINE, __call__\\)"),
+        (lambda completions: [KeyError("a\nb")] * 2, "KeyError: .* \\(FILE:LINE, <lambda>\\)"),
+    ],
+)
+def test_a_failure_is_logged_in_one_line_with_its_place_in_the_users_function(
+    reward: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graded(reward)
+    (record,) = caplog.records
+    pattern = words.replace("FILE", re.escape(__file__)).replace("LINE", r"\d+")
+    assert re.search(pattern, record.getMessage()) and "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"timeout": 0.0}, "reward_timeout"), ({"max_failed": 2.0}, "max_failed_rewards"), ({"reward": 3}, "reward")],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(SettingError) as error:
+        Grader(**{"reward": lambda completions: [], **settings})
+    assert error.value.field == field
+
+
+def test_an_exception_in_a_samples_place_is_the_cause_of_that_sample_alone(caplog: pytest.LogCaptureFixture) -> None:
+    grader = Grader(lambda completions: [ValueError("no number"), 2.0], max_failed=1.0)
+    first, second = grader(ITEMS, TEXTS)
+    assert math.isnan(first.reward) and second.reward == 2.0 and grader.failed == 1
+    assert (first.failure, second.failure) == ("ValueError: no number", "")
+    (record,) = caplog.records
+    assert "ValueError: no number (" in record.getMessage() and __file__ in record.getMessage()
+    single = [
+        score.reward for score in graded(lambda completion: KeyError(completion) if completion == "three" else 1.0)
+    ]
+    assert math.isnan(single[0]) and single[1] == 1.0
