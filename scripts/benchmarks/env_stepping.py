@@ -1,4 +1,4 @@
-"""What one step of the vector environments costs a row in addition to the policy, in Gymnasium and Stable-Baselines3.
+"""The cost of a step of the vector environments, without the policy, in Gymnasium and in Stable-Baselines3.
 
 Tokens are drawn at random. The best of several repeats counts, since a busy machine only adds.
 """

@@ -1,4 +1,4 @@
-"""What the processes of `rlgkd benchmark` share: the job that each is given, and the memory that it held."""
+"""The job that each process of `rlgkd benchmark` is given, and the peak memory that it reports."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What TRL needs for the steps that `rlgkd benchmark` times, in a process of its own: one line of JSON.
+"""Time and memory that TRL needs for the steps of `rlgkd benchmark`, in a process of its own: one line of JSON.
 
     python -m rlgkd.scripts.benchmarks.peer_trl JOB.json
 
 TRL runs as its users run it on a CPU, with the settings that are to its advantage: attention by sdpa, the fused AdamW,
-heads multiplied in chunks, no gradient checkpointing, nothing saved. The other advice of its guide to speed (vLLM,
+heads multiplied in chunks, no gradient checkpointing, nothing saved. The rest of its advice on speed (vLLM,
 Liger, other kernels, fewer bits) needs a GPU. All is float32. In both of its distilling trainers `beta` is 0 for
 forward and 1 for reverse KL.
 
