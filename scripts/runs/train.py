@@ -1,7 +1,7 @@
 """Trains from settings into a run's folder, and continues it exactly: `rlgkd train`.
 
 The folder holds config.yaml (resolved; runs again as it is), progress.csv, times.csv, TensorBoard events,
-rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and html.html. A checkpoint remembers
+rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint remembers
 how long the growing files were, so a continued run cuts them to that length and ends with the files of one never
 stopped (but for the seconds in times.csv).
 """

@@ -48,7 +48,7 @@ class Probe(BaseCallback):
         return True
 
 agent = build_agent(read("quickstart", ["prompts_per_update=2"]))
-tokens = 3 * 2 * agent.group_size * agent.task.max_new_tokens
+tokens = 3 * 2 * agent.config.sampling.group_size * agent.task.max_new_tokens
 keep_freed_memory_after_first(agent.policy.optimizer)
 agent.learn(tokens, callback=Probe())
 come_and_gone()
