@@ -137,8 +137,8 @@ def compared(old: Path, new: Path, *, only: tuple[str, ...]) -> Told:
         was, is_ = _renamed(before[name] if before else outcome(old, name)), outcome(new, name)
         found = [*differences(was, is_), *([("failed", was["failed"], "as well")] if "failed" in was else [])]
         found.sort(key=lambda difference: difference[0] != "failed")  # it tells most
-        # A setting that one side leaves open or out (null, or another variant's parameter) is not compared, nor a report
-        # then, which shows the settings as they are written.
+        # A setting that one side leaves open or out (null, or another variant's parameter) is not compared, and then
+        # neither is a report, which shows the settings as they are written.
         unset = {where for where, *pair in found if SETTING.search(where) and {ABSENT, None} & {*map(_plain, pair)}}
         ignored = {*unset, *(where for where, *_ in found if unset and where.endswith("report.html/sha256"))}
         found = [difference for difference in found if difference[0] not in ignored]
