@@ -32,7 +32,8 @@ def keep_freed_memory_after_first(optimizer: Optimizer) -> None:
     """Call `keep_freed_memory` after the optimizer's first step; until then large blocks come from the system.
 
     AdamW's state, and all else that is allocated by then and stays, would otherwise lie between tensors that come and
-    go, and a later block as large as the head's gradient would find no hole between them: a heap that is a tenth larger.
+    go, and a later block as large as the head's gradient would find no hole between them: the heap would be a tenth
+    larger.
     """
 
     def keep(*_: object) -> None:
