@@ -225,7 +225,7 @@ def whole(checkout: Path, out: Path, recipe: str) -> dict[str, Any]:
         said[" ".join([command, *options])] = rlgkd(checkout, command, str(out), *what, *options).replace(
             str(out), "OUT"
         )
-    return {**contents(out), "said": said}
+    return {**contents(out), "said": {command: BARS.sub("", text) for command, text in said.items()}}
 
 
 def compare(checkout: Path, out: Path, recipe: str) -> dict[str, Any]:
@@ -300,6 +300,8 @@ def _renamed(value: Any) -> Any:
     """What OLD did, with the names of today, and without an alpha that is not steered."""
     if isinstance(value, list):
         return [_renamed(part) for part in value]
+    if isinstance(value, str):
+        return BARS.sub("", value)
     if not isinstance(value, dict):
         return value
     return {RENAMED.get(name, name): _renamed(part) for name, part in value.items()}
@@ -318,6 +320,8 @@ def fields(text: str) -> Any:
     )  # fmt: skip
 
 
+BARS = re.compile(r"Loading weights:[^\n]*\n?")
+"""What transformers writes while it opens a file, with its speed."""
 RENAMED = {"counters": "state", "training": "state", "cursor": "next_prompt", "rewards_seen": "rewards"}
 """Names in a run's files that have changed, old -> new."""
 SETTING = re.compile(r"config\.yaml/|/settings/")
