@@ -41,7 +41,7 @@ from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.update import Means, accumulate_gradient
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, TrainingError
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.rollout import check_reference, sample_episodes
@@ -103,9 +103,6 @@ class TextAlgorithm(TokenAlgorithm):
             raise SettingError("processes", self.accelerator.num_processes, "this version trains in one process")
         if str(device) not in ("auto", self.accelerator.device.type, str(self.accelerator.device)):
             raise SettingError("device", device, f"accelerate runs on {self.accelerator.device}; give auto or cpu")
-        self._policy = str(policy) if isinstance(policy, Path) else policy
-        self._teacher = str(teacher) if isinstance(teacher, Path) else teacher
-        self._tokenizer = tokenizer
         super().__init__(
             policy=LanguageModelPolicy,  # SB3's actor-critic is not needed here
             env=as_sb3(env),
@@ -124,10 +121,19 @@ class TextAlgorithm(TokenAlgorithm):
             seed=seed,
             device=self.accelerator.device,
         )
-        self._setup_model()
+        self._build(policy, teacher, tokenizer)
 
-    def _setup_model(self) -> None:
+    def _build(
+        self,
+        policy: str | Path | PreTrainedModel,
+        teacher: str | Path | PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
         """Open the models and build sources and optimizer."""
+        policy = str(policy) if isinstance(policy, Path) else policy
+        teacher = str(teacher) if isinstance(teacher, Path) else teacher
+        models = {"policy": policy, "teacher": teacher}
+        self._names = {role: model for role, model in models.items() if isinstance(model, str | None)}
         self._setup_lr_schedule()
         assert self.env is not None
         check_wrappers(self.env)
@@ -141,9 +147,9 @@ class TextAlgorithm(TokenAlgorithm):
         self.student, self.teacher = open_models(
             self.task,
             config,
-            policy=self._policy,
-            teacher=self._teacher,
-            tokenizer=self._tokenizer,
+            policy=policy,
+            teacher=teacher,
+            tokenizer=tokenizer,
             seed=seed,
             device=self.device,
         )
@@ -160,15 +166,12 @@ class TextAlgorithm(TokenAlgorithm):
             self.observation_space, self.action_space, self.student, seed=seed
         )
         self.policy.optimizer = build_optimizer(self.student.module, config, self.lr_schedule, self.device)
-        # Only names are kept, for `save`: a model that was given must be free to go.
-        self._names = {
-            role: model
-            for role, model in (("policy", self._policy), ("teacher", self._teacher))
-            if isinstance(model, str | None)
-        }
-        del self._policy, self._teacher, self._tokenizer
         # SB3's learn hands a buffer to collect_rollouts; a sequence is one sample here, so there is none.
         self.rollout_buffer = None  # type: ignore[assignment]
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Refuse another environment: its task, tokenizer and limits are those that the agent was built for."""
+        raise SettingError("env", type(env).__name__, "build an agent on it, or load(path, env=...) a saved one")
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: None = None, n_rollout_steps: int = 0
@@ -262,8 +265,11 @@ class TextAlgorithm(TokenAlgorithm):
             )
         optimizer = self.policy.optimizer
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        # A gradient that is not a number is an error here, not a model of NaNs one step later.
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        if not norm.isfinite():  # an error here, not a model of NaNs one step later
+            optimizer.zero_grad()
+            remedy = "the weights are as before the step; lower learning_rate, or take a divergence that stays finite"
+            raise TrainingError("gradient", norm.item(), remedy)
         optimizer.step()
         optimizer.zero_grad()
         if self.following_teacher is not None:
@@ -290,7 +296,7 @@ class TextAlgorithm(TokenAlgorithm):
 
     @property
     def modules(self) -> torch.nn.Module:
-        """All that training changes: what a checkpoint must hold."""
+        """The models that training changes, which a checkpoint holds with the optimizer and the state."""
         parts = self.trained_parts
         return parts["student"] if len(parts) == 1 else torch.nn.ModuleDict(parts)
 

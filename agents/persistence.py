@@ -19,7 +19,6 @@ TEACHER_FOLDER = "teacher"
 """Folder in it for a teacher that training has moved."""
 OF_THE_START = ("student_layers",)
 """Settings that have done their work once a model is opened: what is saved is what they made of it."""
-SCHEDULES = ("alpha", "student_fraction")
 
 
 def agent_folder(path: str | Path) -> Path:
@@ -68,11 +67,7 @@ def read_agent(
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")
     if settings.get("teacher_decay") is not None and "teacher" not in given:
         settings["teacher"] = str(folder / TEACHER_FOLDER)
-    for field in ("teacher", *SCHEDULES, "learning_rate"):
+    for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
-    for field in SCHEDULES:  # another schedule replaces all of the saved one
-        if field in given:
-            replaced = (f"{field}_end", f"{field}_shape")
-            settings = {name: value for name, value in settings.items() if name not in replaced}
     return layered(config, {**settings, "policy": str(folder)}, given), state

@@ -137,9 +137,11 @@ def compared(old: Path, new: Path, *, only: tuple[str, ...]) -> Told:
         was, is_ = _renamed(before[name] if before else outcome(old, name)), outcome(new, name)
         found = [*differences(was, is_), *([("failed", was["failed"], "as well")] if "failed" in was else [])]
         found.sort(key=lambda difference: difference[0] != "failed")  # it tells most
-        # A setting that one side leaves open or out (null, or another variant's parameter) is not compared.
+        # A setting that one side leaves open or out (null, or another variant's parameter) is not compared, and then
+        # neither is a report, which shows the settings as they are written.
         unset = {where for where, *pair in found if SETTING.search(where) and {ABSENT, None} & {*map(_plain, pair)}}
-        found = [difference for difference in found if difference[0] not in unset]
+        ignored = {*unset, *(where for where, *_ in found if unset and where.endswith("report.html/sha256"))}
+        found = [difference for difference in found if difference[0] not in ignored]
         names_of_unset = dict.fromkeys(where.rpartition("/")[2] for where in sorted(unset))
         line = f"same, with settings of one side alone: {', '.join(names_of_unset)}" if unset else "same"
         if found:
@@ -223,7 +225,7 @@ def whole(checkout: Path, out: Path, recipe: str) -> dict[str, Any]:
         said[" ".join([command, *options])] = rlgkd(checkout, command, str(out), *what, *options).replace(
             str(out), "OUT"
         )
-    return {**contents(out), "said": said}
+    return {**contents(out), "said": {command: BARS.sub("", text) for command, text in said.items()}}
 
 
 def compare(checkout: Path, out: Path, recipe: str) -> dict[str, Any]:
@@ -298,6 +300,8 @@ def _renamed(value: Any) -> Any:
     """What OLD did, with the names of today, and without an alpha that is not steered."""
     if isinstance(value, list):
         return [_renamed(part) for part in value]
+    if isinstance(value, str):
+        return BARS.sub("", value)
     if not isinstance(value, dict):
         return value
     return {RENAMED.get(name, name): _renamed(part) for name, part in value.items()}
@@ -316,6 +320,8 @@ def fields(text: str) -> Any:
     )  # fmt: skip
 
 
+BARS = re.compile(r"Loading weights:[^\n]*\n?")
+"""What transformers writes while it opens a file, with its speed."""
 RENAMED = {"counters": "state", "training": "state", "cursor": "next_prompt", "rewards_seen": "rewards"}
 """Names in a run's files that have changed, old -> new."""
 SETTING = re.compile(r"config\.yaml/|/settings/")

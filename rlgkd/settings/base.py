@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,10 +43,11 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise _as_setting_error(type(self), error) from error
-        for name in self.fixed & given.keys():
+        for name in self.fixed_names() & given.keys():
             only = type(self).declared()[name].default
             if self.flat()[name] != only:
                 raise SettingError(name, given[name], f"{self.owner} fixes it at {only}; leave it out")
+        _refuse_shared_names(self)
 
     def flat(self) -> dict[str, Any]:
         """All settings under their flat names, as the constructor takes them."""
@@ -66,6 +68,12 @@ class Settings(BaseModel):
         return found
 
     @classmethod
+    def fixed_names(cls) -> set[str]:
+        """The flat names of the settings whose default is the only value."""
+        ends = {f"{name}_{part}" for name in cls.fixed for part in ("end", "shape")}
+        return {*cls.fixed} | (ends & cls.declared().keys())
+
+    @classmethod
     def declared(cls) -> dict[str, Declared]:
         """Every flat name with its type, default and sentence, in the order of declaration."""
         found: dict[str, Declared] = {}
@@ -80,6 +88,7 @@ def layered(cls: type[Settings], below: Mapping[str, Any], above: Mapping[str, A
     """`above` over `below`, both flat.
 
     If it chooses another variant, parameters that only the old one takes fall away, and those at the old one's default.
+    If it gives a schedule's start, the old schedule's end and shape fall away.
 
     Raises: SettingError for a variant whose brackets do not work.
     """
@@ -89,11 +98,13 @@ def layered(cls: type[Settings], below: Mapping[str, Any], above: Mapping[str, A
         if not isinstance(chosen, str):
             continue
         name, spelled = mark.spelled(chosen)
-        stale = {parameter.name for parameter in mark.parameters()} - mark.taken(name) | set(spelled)
+        stale = ({parameter.name for parameter in mark.parameters()} - mark.taken(name)) | {*spelled}
         old = mark.table.get(below.get(mark.kind, ""))
         if old is not None and below[mark.kind] != name:
             stale |= {p.name for p in parameters_of(old) if below.get(p.name) == p.default}
         kept = {key: value for key, value in kept.items() if key not in stale}
+    moved = {name for name in above if f"{name}_end" in cls.declared()}
+    kept = {key: value for key, value in kept.items() if key.removesuffix("_end").removesuffix("_shape") not in moved}
     return {**kept, **above}
 
 
@@ -146,6 +157,9 @@ def _nested(cls: type[Settings], defaults: Settings | None, rest: dict[str, Any]
         if isinstance(given, Settings):
             values[name] = given
             continue
+        if given is not None:
+            names = ", ".join([*type(own).declared()][:3])
+            raise SettingError(name, given, f"give its settings by their own names: {names}, ...")
         inner = _nested(type(own), own, rest)
         shared = {key: values[key] for key in inner.keys() & values.keys()}
         starts = {key: value(1.0) if callable(value) else value for key, value in shared.items()}
@@ -197,6 +211,39 @@ def _refuse_unless_idle(cls: type[Settings], name: str, value: Any, given: Mappi
         own = f"{mark.kind} is {chosen}" if chosen else f"set {mark.kind}"
         raise SettingError(name, value, f"it belongs to {' or '.join(owners)}; {own}")
     raise UnknownSettingError(name, value, cls.owner, cls.declared())
+
+
+def _refuse_shared_names(settings: Settings) -> None:
+    """Refuse a variant with a parameter that has the name of another setting: which of the two would be meant?"""
+    names = _field_names(type(settings))
+    for variant in _variants(settings):
+        for name, _ in variant.parameters:
+            if name in names:
+                raise SettingError(variant.name, name, "its parameter has the name of a setting; rename the parameter")
+
+
+def _variants(settings: Settings) -> Iterator[Variant]:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Variant):
+            yield value
+        elif isinstance(value, Settings):
+            yield from _variants(value)
+
+
+@cache
+def _field_names(cls: type[Settings]) -> frozenset[str]:
+    """Flat names without the parameters of variants."""
+    found: set[str] = set()
+    for name, info in cls.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            found |= _field_names(type(default))
+        elif isinstance(mark_of(info), Scheduled):
+            found |= {name, f"{name}_end", f"{name}_shape"}
+        else:
+            found.add(name)
+    return frozenset(found)
 
 
 def _as_setting_error(cls: type[Settings], error: ValidationError) -> SettingError:

@@ -74,7 +74,7 @@ class Registered:
         if isinstance(value, Variant):
             return value
         given = dict(value) if isinstance(value, Mapping) else {"name": value}
-        name = given.pop("name")
+        name = given.pop("name", None)
         if not isinstance(name, str) or name not in self.table:
             raise SettingError(self.kind, name, unknown_remedy(name, self.table))
         declared = {parameter.name: parameter for parameter in parameters_of(self.table[name])}
@@ -104,8 +104,13 @@ class Registered:
             first = next(iter(declared.values()))
             defaults = {taker: parameter.default for taker, parameter in declared.items()}
             same = all(default == first.default for default in defaults.values())
-            sentence = f"Of {' and '.join(declared)}: {first.sentence[:1].lower()}{first.sentence[1:]}"
-            yield Declared(name, first.type | None, first.default if same else defaults, sentence)
+            owners: dict[str, list[str]] = {}
+            for taker, parameter in declared.items():
+                owners.setdefault(parameter.sentence, []).append(taker)
+            sentences = [
+                f"Of {' and '.join(some)}: {sentence[:1].lower()}{sentence[1:]}" for sentence, some in owners.items()
+            ]
+            yield Declared(name, first.type | None, first.default if same else defaults, " ".join(sentences))
 
     def spelled(self, text: str) -> tuple[str, dict[str, Any]]:
         """A variant as papers write it: `jsd(0.9)` is jsd with its first parameter, beta, at 0.9.

@@ -90,7 +90,7 @@ def test_a_divergence_reaches_the_agent_as_it_was_written(monkeypatch: pytest.Mo
 
 def test_a_setting_reaches_the_agent(models: Path) -> None:
     agent = step.make_agent(job(models, settings={"token_budget": 77}))
-    assert agent.token_budget == 77
+    assert agent.config.optimizer.token_budget == 77
 
 
 def test_generation_is_timed_alone(models: Path) -> None:
