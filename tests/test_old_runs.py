@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from old_runs import make
 
-from rlgkd.agents.state import TrainingState
-
 EXPECTED = json.loads(make.EXPECTED.read_text())
 COLUMNS_OF_TEXTS = ("step", "key", "sample", "source", "prompt", "completion", "length", "stop")
 
@@ -62,18 +60,18 @@ def said(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value not in (None, False) and "/" not in str(value)}
 
 
+def numbers(state: Any) -> list[float]:
+    """Of the state of training, in their order: their names have changed."""
+    if isinstance(state, dict | list):
+        return [number for part in (state.values() if isinstance(state, dict) else state) for number in numbers(part)]
+    return [] if state is None else [state]
+
+
 @pytest.mark.parametrize("name", make.RUNS)
 def test_a_stopped_run_goes_on_and_ends_like_the_one_that_was_not_stopped(name: str, copied: Path) -> None:
     run, never_stopped = copied / "stopped" / name, make.FINISHED / name
     assert len(texts(run)) < len(texts(never_stopped)) and not (run / "summary.json").exists()
-    began = make.rows(run)
     make.command_line("train", "--resume", str(run), "--quiet")
-    if name == "reinforce":  # alpha moves in it, by the progress after an update's texts, where it was the one before
-        resumed = make.rows(run)
-        updates = 3  # those of its checkpoint
-        assert resumed[:updates] == began[:updates] and len(resumed) > updates
-        assert json.loads((run / "summary.json").read_text())["alpha_end"] == close(0.2)
-        return
     assert texts(run) == texts(never_stopped)
     assert make.rows(run) == [close(row) for row in make.rows(never_stopped)]
     ends, ended = (json.loads((folder / "summary.json").read_text()) for folder in (run, never_stopped))
@@ -106,7 +104,7 @@ def test_a_saved_agent_is_saved_again_as_it_was(name: str, tmp_path: Path) -> No
     old, new = (json.loads((folder / "rlgkd_agent.json").read_text()) for folder in (make.AGENTS / name, tmp_path))
     assert {name: new["settings"][name] for name in said(old["settings"])} == said(old["settings"])
     assert new["agent"] == old["agent"]
-    assert TrainingState.from_json(new["state"]) == TrainingState.from_json(old["counters"])
+    assert numbers(new.get("state", new.get("counters"))) == numbers(old["counters"])
     assert weights(tmp_path) == weights(make.AGENTS / name)
 
 

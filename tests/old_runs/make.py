@@ -56,8 +56,8 @@ ENV, TEACHER = "rlgkd/Translate-v0", "embedded:translate-teacher"
 SMALL = {"prompts_per_update": 4, "group_size": 2, "learning_rate": 0.001, "seed": 3, "device": "cpu"}
 RUNS = {
     "reinforce": (
-        "translate", "divergence=jsd(0.9)", "alpha=0.6", "alpha_end=0.2", "alpha_shape=cosine", "student_fraction=0.5",
-        "mixture=prompt",
+        "translate", "divergence=jsd(0.9)", "alpha=0.4", "student_fraction=0.9", "student_fraction_end=0.3",
+        "student_fraction_shape=cosine", "mixture=prompt",
     ),
     "ppo": (
         "ppo", f"env={ENV}", f"teacher={STUDENT}", "teacher_decay=0.9", "divergence_target=0.05",
@@ -119,7 +119,7 @@ def main() -> None:
         "agents": {name: behaviour(name) for name in SAVED},
         "finished": {name: {"scores": scores(FINISHED / name), "text": text(FINISHED / name)} for name in RUNS},
     }
-    EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
+    EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
 
 
 def behaviour(name: str) -> dict[str, Any]:
