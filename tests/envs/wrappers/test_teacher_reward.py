@@ -146,9 +146,11 @@ def test_with_the_entropy_it_is_the_reward_less_the_reverse_kl_exactly() -> None
 
 def test_one_batched_pass_a_step_goes_on_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[tuple[int, int]] = []
-    feed = LanguageModel._feed
+    extend = LanguageModel._extend
     monkeypatch.setattr(
-        LanguageModel, "_feed", lambda self, tokens, *rest: fed.append(tuple(tokens.shape)) or feed(self, tokens, *rest)
+        LanguageModel,
+        "_extend",
+        lambda self, tokens, *rest: fed.append(tuple(tokens.shape)) or extend(self, tokens, *rest),
     )
     vec = TeacherRewardVecEnv(TextVecEnv(task(max_new_tokens=8), num_envs=4), teacher=teacher(), **MIXED)
     vec.reset()
