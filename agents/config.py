@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from warnings import warn
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, model_validator
 
 from rlgkd.errors import SettingError
-from rlgkd.objective import Objective
+from rlgkd.objective import Fraction, Objective
 from rlgkd.ops import behaviour_policy
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
@@ -50,9 +50,7 @@ class SamplingSettings(Settings):
     """Granularity at which on-policy or off-policy texts are drawn: for each batch (the paper's) or each prompt."""
     off_policy: Literal["references", "teacher"] = "references"
     """What the off-policy texts are: the references, or texts that the teacher generates."""
-    teacher_texts: (
-        Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)] | None
-    ) = None
+    teacher_texts: PathText | None = None
     """File that keeps the teacher's texts, one for each prompt; null generates them again each time."""
     behaviour: Annotated[Variant | None, BEHAVIOUR] = None
     """Who samples together with the student (rlgkd list behaviours); null is the student alone."""
@@ -84,7 +82,7 @@ class TeacherSettings(Settings):
     """Nats at which the divergence is held by steering alpha; null leaves alpha alone."""
     alpha_rate: Positive = 0.1
     """The most that the log-odds of a steered alpha move at an update."""
-    teacher_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
 
 
@@ -134,13 +132,30 @@ class AlgorithmConfig(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     model: ModelSettings = ModelSettings()
 
-    def objective_at(self, remaining: float, *, alpha: float | None = None) -> Objective:
-        """Eq. 5 at this remaining progress (1 at the start, 0 at the end); `alpha` in place of the schedule's."""
+    def objective_at(
+        self, remaining: float, *, alpha: float | None = None, student_fraction: float | None = None
+    ) -> Objective:
+        """Eq. 5 at this remaining progress, 1 at the start and 0 at the end; what is given replaces the schedule's."""
         now = {
             "alpha": self.alpha(remaining) if alpha is None else alpha,
-            "student_fraction": self.student_fraction(remaining),
+            "student_fraction": self.student_fraction(remaining) if student_fraction is None else student_fraction,
         }
         return self.objective.model_copy(update=now)
+
+    def loss_objective(self, objective: Objective) -> Objective:
+        """The objective used in the loss: with `in_reward` the divergence is in the reward, so alpha is 0 here."""
+        in_reward = self.reward.combination == "in_reward"
+        return objective.model_copy(update={"alpha": 0.0}) if in_reward else objective
+
+    @property
+    def recomputes_log_probabilities(self) -> bool:
+        """Whether log-probabilities are computed again as training forms them.
+
+        In bfloat16 those of sampling differ by its rounding, which a tight clip range would mistake for a policy that
+        has moved.
+        """
+        mixed = self.optimizer.precision == "bfloat16"
+        return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
 
     @property
     def rewarded(self) -> bool:
@@ -168,8 +183,8 @@ class AlgorithmConfig(Settings):
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         """Refuse what contradicts itself or would be ignored, at any point of the schedules."""
-        moving = not (isinstance(self.alpha, Schedule) and isinstance(self.student_fraction, Schedule))
-        for step in range(101) if moving else (100, 0):  # a Schedule moves in one direction, so its ends tell
+        functions = not (isinstance(self.alpha, Schedule) and isinstance(self.student_fraction, Schedule))
+        for step in range(101) if functions else (100, 0):  # a Schedule moves in one direction, so its ends tell
             now = self.objective_at(step / 100)
             Objective(**now.flat())
         objective, sampling, reward, teacher, model = (
@@ -185,17 +200,18 @@ class AlgorithmConfig(Settings):
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
-        weighs_actions = self.rewarded or objective.horizon > 0 or estimator in ("sampled", "sampled_centred")
+        sampled = estimator in ("sampled", "sampled_centred") and not objective.cross_entropy
+        needs_ratios = self.rewarded or objective.horizon > 0 or sampled
         ignored = "alpha is 1, so no reward counts"
         for name, wrong, remedy in (
             ("teacher_texts", sampling.teacher_texts is not None and sampling.off_policy != "teacher",
              "nothing is drawn for it; set off_policy to teacher"),
             ("behaviour", mixed and highest_fraction == 0, "the student generates nothing; leave it out"),
-            ("behaviour", mixed and weighs_actions and policy_loss != "clipped_weight",
+            ("behaviour", mixed and needs_ratios and policy_loss != "clipped_weight",
              "its texts need importance weights; set policy_loss to clipped_weight"),
             ("estimator", estimator in ("k2", "k3") and (several_epochs or mixed),
              "it has no importance weights; set epochs to 1 and leave behaviour out, or use sampled"),
-            ("epochs", several_epochs and weighs_actions and policy_loss == "reinforce",
+            ("epochs", several_epochs and needs_ratios and policy_loss == "reinforce",
              "after the first step the texts are another policy's; set policy_loss to clipped, or epochs to 1"),
             ("combination", in_reward and (objective.divergence.name != "reverse_kl" or estimator != "sampled"),
              "it charges the sampled reverse KL: set divergence to reverse_kl and estimator to sampled"),

@@ -1,8 +1,8 @@
 """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), with a teacher in the objective.
 
 Deviates from the paper: the divergence to the teacher (for the paper's own, give the student's start as teacher) is
-Eq. 5's, exact over the vocabulary, and weighed by alpha against 1 - alpha, instead of the sampled k3 with a beta beside
-a weight of 1.
+Eq. 5's, exact over the vocabulary, and weighed by alpha against 1 - alpha, instead of the sampled k3 with a beta and a
+reward of weight 1.
 
 Dr. GRPO (arXiv 2503.20783) is advantage="mean_baseline", policy_reduction="constant". DAPO (arXiv 2503.14476) is
 policy_reduction="token_mean", clip_high=0.28, drop_even_groups=True and an overlong_buffer. GSPO (arXiv 2507.18071) is

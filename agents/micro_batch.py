@@ -61,7 +61,7 @@ class MicroBatch:
 def micro_batches(lm: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
-    Samples of one prompt stay order_by_prefix, for the model may run over their prompt once.
+    Samples of one prompt stay together, for the model may run over their prompt once.
     """
     lengths = [len(episode.tokens_T) for episode in episodes]
     keys = [episode.item.key if lm.shares_prompts else "" for episode in episodes]

@@ -1,14 +1,18 @@
-"""The file beside a saved agent's model: which agent it is, its settings, and how far training had come."""
+"""A saved agent: a Hugging Face folder with a file that has the agent's kind, its settings and its training state."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.lm.loading import save
+from rlgkd.lm.model import LanguageModel
+from rlgkd.settings import Settings, layered
 
 SETTINGS_FILE = "rlgkd_agent.json"
 TEACHER_FOLDER = "teacher"
@@ -22,21 +26,37 @@ def agent_folder(path: str | Path) -> Path:
     return Path(str(path).removesuffix(".zip"))
 
 
-def write_agent(folder: Path, agent: str, settings: Mapping[str, Any], state: TrainingState) -> None:
-    """Write what can be written as JSON: models and schedules that were given as functions are left out."""
-    kept = {
-        name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START
-    }  # models are callable too
+def write_agent(
+    path: str | Path,
+    agent: str,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    settings: Mapping[str, Any],
+    state: TrainingState,
+) -> None:
+    """Write the student, a teacher that training has moved, and what can be written of the settings as JSON.
+
+    Models and schedules that were given as functions are left out.
+    """
+    folder = agent_folder(path)
+    save(student.module, student.tokenizer, folder)
+    shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
+    if teacher is not None:
+        save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER)
+    kept = {name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START}
     text = json.dumps({"agent": agent, "settings": kept, "state": state.to_json()}, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n")
 
 
-def read_agent(folder: Path, agent: str, *, given: Collection[str]) -> tuple[dict[str, Any], TrainingState]:
-    """Settings and state of a saved `agent`; `given` names the settings that will be overridden.
+def read_agent(
+    path: str | Path, agent: str, config: type[Settings], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], TrainingState]:
+    """The constructor's arguments of a saved `agent`, with those given on top, and its state.
 
     Raises: CheckpointError if the folder is not such an agent's; SettingError for a setting that could not be saved and
     is not given.
     """
+    folder = agent_folder(path)
     try:
         saved = json.loads((folder / SETTINGS_FILE).read_text())
         name, settings = saved["agent"], saved["settings"]
@@ -50,4 +70,4 @@ def read_agent(folder: Path, agent: str, *, given: Collection[str]) -> tuple[dic
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
-    return settings, state
+    return layered(config, {**settings, "policy": str(folder)}, given), state

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, Unpack
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.type_aliases import GymEnv
@@ -27,7 +27,7 @@ from rlgkd.agents.micro_batch import MicroBatch, action_values
 from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.rollout import Rollout
 from rlgkd.errors import CheckpointError
-from rlgkd.objective import POLICY_LOSS, Objective
+from rlgkd.objective import POLICY_LOSS, Fraction, Objective
 from rlgkd.ops.policy_loss import value_loss
 from rlgkd.ops.returns import gae
 
@@ -42,7 +42,7 @@ class PPOConfig(AlgorithmConfig):
 
     reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("raw"))
     objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), policy_reduction="token_mean")
-    gae_lambda: Annotated[float, Ge(0), Le(1)] = 0.95
+    gae_lambda: Fraction = 0.95
     """Of PPO: 0 trusts the values alone, 1 the rewards alone."""
     value_coefficient: Annotated[float, Ge(0)] = 0.1
     """Of PPO: weight of the value head's squared error, whose gradient reaches the student too."""
@@ -53,7 +53,7 @@ class PPOConfig(AlgorithmConfig):
 
 
 class PPO(TextAlgorithm):
-    """A clipped ratio to the policy that sampled, advantages from a value head, several epochs on each rollout."""
+    """A clipped ratio to the policy that sampled, for several epochs if asked, and advantages from a value head."""
 
     Config = PPOConfig
     config: PPOConfig
@@ -64,8 +64,8 @@ class PPO(TextAlgorithm):
         """Build as `Reinforce` does, and a value head that begins at 0."""
         super().__init__(policy, env, **settings)  # type: ignore[misc]  # PPO's own settings are its Config's
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
+    def _build(self, *models: Any) -> None:
+        super()._build(*models)
         self.value_head = nn.Linear(self.student.head.in_features, 1, device=self.student.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)

@@ -48,7 +48,7 @@ class Rollout:
         return dataclasses.replace(self, trajectories=trajectories, micro_batches=parts)
 
     def forget_teacher_states(self) -> None:
-        """Drop the teacher's states, which are another teacher's now."""
+        """Drop the teacher's states: the teacher has moved, or the update is over."""
         for part in self.micro_batches:
             part.teacher_states_NH = None
 

@@ -28,7 +28,7 @@ from typing import Literal, TypedDict
 def document(cls: type, constructor: Callable[..., Any], settings: type[Settings]) -> None:
     """Give a class a signature and a docstring with the constructor's own arguments and its settings."""
     own = [p for p in inspect.signature(constructor).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    taken = {name: setting for name, setting in settings.declared().items() if name not in settings.fixed}
+    taken = {name: setting for name, setting in settings.declared().items() if name not in settings.fixed_names()}
     defaults = settings().flat()
     keywords = [
         inspect.Parameter(

@@ -12,7 +12,7 @@ from rlgkd.ops.running_mean_std import RunningMeanStd
 
 @dataclass
 class TrainingState:
-    """How far training has come. A checkpoint holds it as JSON, beside weights and optimizer.
+    """How far training has come. A checkpoint holds it as JSON, with weights and optimizer.
 
     Nothing random is in it: a sample's random numbers belong to (seed, item, stream index, sample number), the coin of
     `student_fraction` to (seed, update), the order of items to the seed.

@@ -33,6 +33,10 @@ class RewardError(RlgkdError, RuntimeError):
     """A reward that fails for too many samples; `__cause__` is the first failure."""
 
 
+class TrainingError(RlgkdError, RuntimeError):
+    """A step of training that cannot be taken, such as a gradient that is not finite."""
+
+
 class CheckpointError(RlgkdError, RuntimeError):
     """A checkpoint or run folder that is missing, damaged, in use, or could not be written."""
 

@@ -1,26 +1,26 @@
 """Intervals for means over seeds and prompts, and the probability of improvement.
 
 Every seed answers the same prompts, so values are a table [S seeds, P prompts] with chance in its rows (how training
-went), its columns (how hard a prompt is) and its fields (the samples). `mean_interval` draws rows and columns anew,
-each with replacement and both at once: the pigeonhole bootstrap (Owen 2007, arXiv 0712.1111).
-Left as it is, that is wrong in two known ways, and the distribution is therefore widened or narrowed to
+went), its columns (how hard a prompt is) and its cells (the samples). `mean_interval` resamples rows and columns, each
+with replacement and both at once: the pigeonhole bootstrap (Owen 2007, arXiv 0712.1111). By itself it is wrong in two
+known ways: it counts the residuals three times (Owen's theorem) and the variance of the rows (S - 1) / S times. The
+distribution is therefore scaled to the unbiased estimate of the variance of such a table's mean,
 
     V = (var of the rows' means) / S + (var of the columns' means) / P - (var of the residuals) / (S P)
 
-which estimates the variance of the mean of such a table without bias: the bootstrap counts the residuals three times
-(Owen's theorem) and the rows' variance (S - 1) / S times. Few rows also make V itself uncertain: the interval is
-expanded by the quantile of Student's t with Satterthwaite's degrees of freedom over the normal's (Hesterberg 2015,
-"What teachers should know about the bootstrap", section 4), and it is symmetric, since three seeds tell nothing about
-skewness (Hall 1988). With 3 seeds that differ much, an interval is as wide as a t interval of 3 numbers. Over simulated
-tables a 95% interval covers the true mean in 93% to 98.5% of them: the most where seeds do not differ at all, which
-three of them cannot tell (tests/test_statistics.py).
+Few rows also make V itself uncertain: the interval is expanded by the quantile of Student's t with Satterthwaite's
+degrees of freedom over the normal's (Hesterberg 2015, "What teachers should know about the bootstrap", section 4), and
+it is symmetric, since three seeds say nothing about skewness (Hall 1988). With 3 seeds that differ much, an interval is
+as wide as a t interval of 3 numbers. Over simulated tables a 95% interval covers the true mean in 93% to 98.5% of them:
+most often if seeds do not differ at all, which three of them cannot show (tests/test_statistics.py).
 
-Symmetric and wide, an interval may leave what a measure can be: a divergence below zero, a share above one. `within`
-cuts it there. The true mean is in that range, so this loses none of the coverage; a transformation (logarithm, logit)
-would fail at the ends themselves, where the mean of a few prompts often stands.
+Such an interval may leave the range of a measure: a divergence below zero, a share above one. `Interval.within` cuts it
+there. The true mean is in that range, so this loses none of the coverage; a transformation (logarithm, logit) would
+fail at the ends themselves, where the mean of a few prompts often lies.
 
-One seed tells nothing about other seeds: its interval is over prompts alone. A paired difference is the interval of the
-table of differences, seed by seed and prompt by prompt.
+One seed says nothing about other seeds: its interval is over prompts alone. A paired difference is the interval of the
+table of differences, seed by seed and prompt by prompt. `prompt_interval` is the simple percentile bootstrap over the
+prompts of a single evaluation.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from rlgkd.errors import SettingError
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Interval:
         return int(self.low > 0) - int(self.high < 0)
 
     def within(self, low: float, high: float) -> Interval:
-        """The same with its ends inside [low, high], where the mean must be: what is cut off was never possible."""
+        """Cut the bounds to [low, high], the range that the mean must lie in."""
         ends = np.clip((self.low, self.high), low, high)
         return Interval(mean=self.mean, low=float(ends[0]), high=float(ends[1]))
 
 
 def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The table's mean with its interval. Prompts at which a value is NaN are left out.
+    """Return the table's mean with its interval. Prompts at which a value is NaN are left out.
 
     Raises: SettingError unless the table has two dimensions.
     """
@@ -80,7 +81,7 @@ def mean_interval(values_SP: Floats, *, level: float = 0.95, resamples: int = RE
 
 
 def prompt_interval(values_P: Floats) -> Interval:
-    """The mean of one value per prompt with its 95% percentile bootstrap interval. NaN values are left out."""
+    """Return the mean over prompts with its 95% percentile bootstrap interval. NaN values are left out."""
     values_P = values_P[np.isfinite(values_P)]
     if len(values_P) == 0:
         return Interval()
@@ -94,7 +95,7 @@ def prompt_interval(values_P: Floats) -> Interval:
 
 
 def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Interval:
-    """Probability that a run of ours does better than one of theirs on a prompt, ties counted half.
+    """Return the probability that a run of ours does better than one of theirs on a prompt, ties counted half.
 
         mean over prompts p and pairs of seeds (s, s') of [ours_sp > theirs_s'p] + [ours_sp = theirs_s'p] / 2
 
@@ -109,7 +110,7 @@ def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Interva
     ours, theirs = ours_SP[:, None, known], theirs_SP[None, :, known]
     wins = np.where(ours == theirs, 0.5, (ours > theirs).astype(np.float64))
     by_ours, by_theirs = wins.mean(axis=1), wins.mean(axis=0)
-    if len(by_ours) != len(by_theirs):  # one of them is not a matter of seeds: the start, the teacher
+    if len(by_ours) != len(by_theirs):  # one of them has no seeds: the start, the teacher
         found = mean_interval(by_ours if len(by_ours) > len(by_theirs) else by_theirs, seed=seed)
     else:
         found = mean_interval(by_ours + by_theirs - wins.mean(axis=(0, 1)), seed=seed)
@@ -117,7 +118,7 @@ def improvement(ours_SP: Floats, theirs_SP: Floats, *, seed: int = 0) -> Interva
 
 
 def _variance(values_SP: Floats) -> tuple[float, float]:
-    """V of the module's docstring, and its degrees of freedom."""
+    """Return V of the module's docstring, and its degrees of freedom."""
     seeds, prompts = values_SP.shape
     rows, columns = values_SP.mean(axis=1), values_SP.mean(axis=0)
     if prompts == 1:
@@ -128,8 +129,9 @@ def _variance(values_SP: Floats) -> tuple[float, float]:
     of_rows = float(rows.var(ddof=1)) / seeds
     residuals = values_SP - rows[:, None] - columns[None, :] + values_SP.mean()
     both = (seeds - 1) * (prompts - 1)
-    of_fields = float((residuals**2).sum()) / both / values_SP.size
-    variance = max(of_rows + of_columns - of_fields, of_rows, of_columns)
+    of_cells = float((residuals**2).sum()) / both / values_SP.size
+    # The unbiased estimate may be negative; the true variance is at least that of each part.
+    variance = max(of_rows + of_columns - of_cells, of_rows, of_columns)
     if variance == 0:
         return 0.0, 1.0
     parts = ((of_rows, seeds - 1), (of_columns, prompts - 1))
@@ -137,18 +139,17 @@ def _variance(values_SP: Floats) -> tuple[float, float]:
 
 
 def _resampled(values_SP: Floats, resamples: int, seed: int) -> Floats:
-    """Means of the table with its seeds and its prompts drawn anew."""
+    """Return the means of tables whose seeds and prompts are resampled from this one's."""
 
     def mean(rows: Any, columns: Any, axis: int = -1) -> Any:
         return values_SP[rows[..., :, None], columns[..., None, :]].mean(axis=(-2, -1))
 
-    places = [np.arange(size) for size in values_SP.shape]
-    if len(places[0]) == 1 or len(places[1]) == 1:  # scipy draws from two numbers or more
-        flat = values_SP.ravel()
-        drawn = stats.bootstrap((flat,), np.mean, n_resamples=resamples, rng=np.random.default_rng(seed), batch=256)
+    rng = np.random.default_rng(seed)
+    if 1 in values_SP.shape:  # scipy refuses to resample a single row or column
+        drawn = stats.bootstrap((values_SP.ravel(),), np.mean, n_resamples=resamples, rng=rng, batch=256)
     else:
+        indices = [np.arange(size) for size in values_SP.shape]
         drawn = stats.bootstrap(
-            places, mean, n_resamples=resamples, vectorized=True, method="percentile", batch=64,
-            rng=np.random.default_rng(seed),
-        )  # fmt: skip
+            indices, mean, n_resamples=resamples, vectorized=True, method="percentile", batch=64, rng=rng
+        )
     return np.asarray(drawn.bootstrap_distribution, dtype=np.float64)

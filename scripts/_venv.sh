@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the commands beside it: sets `root` and `venv`, and offers `need_venv run|test`.
+# Sourced by the commands in this folder: sets `root` and `venv`, and offers `need_venv run|test`.
 #
 # .venv is filled once for each state of pyproject.toml, constraints.txt and this file: a stamp in it holds their hash,
 # and while that matches nothing is installed and no network is used. `test` holds all that `run` does.

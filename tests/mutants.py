@@ -72,9 +72,14 @@ MUTANTS = (
     ),
     Mutant(
         name="lambda inverted",
-        file="agents/algorithm.py",
-        function="TextAlgorithm.collect_rollouts",
-        changes=(("coins < self.objective.student_fraction", "coins >= self.objective.student_fraction"),),
+        file="agents/collect.py",
+        function="Collector.collect",
+        changes=(
+            (
+                "self._coins(update, len(items)) < student_fraction",
+                "self._coins(update, len(items)) >= student_fraction",
+            ),
+        ),
         tests="tests/agents/test_learning.py",
     ),
     Mutant(
@@ -107,7 +112,7 @@ MUTANTS = (
         name="means over the micro-batch",
         file="agents/update.py",
         function="accumulate_gradient",
-        changes=(("(policy_B, divergence_B, own_B)", "(policy_B, divergence_B / divergence_B[rows].sum(), own_B)"),),
+        changes=(("part.per_row(divergence_B)", "part.per_row(divergence_B / divergence_B[part.rows].sum())"),),
         tests=OBJECTIVE,
     ),
     Mutant(
@@ -127,7 +132,7 @@ MUTANTS = (
     Mutant(
         name="the policy term not divided by lambda",
         file="agents/update.py",
-        function="accumulate_gradient",
+        function="term_weights",
         changes=(("policy_B / objective.student_fraction", "policy_B"),),
         tests=OBJECTIVE,
     ),
@@ -137,8 +142,8 @@ MUTANTS = (
         function="_futures",
         changes=(
             (
-                "discounted_returns(divergence_BT, horizon, mask_BT) - divergence_BT",
-                "discounted_returns(divergence_BT, horizon, mask_BT)",
+                "discounted_returns(divergence_BT, horizon, part.mask_BT) - divergence_BT",
+                "discounted_returns(divergence_BT, horizon, part.mask_BT)",
             ),
         ),
         tests=OBJECTIVE,

@@ -97,6 +97,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="how the names begin")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all differences there")
     given = parser.parse_args()
+    for checkout in given.sides[:1] if given.record else given.sides:
+        if not (checkout / "rlgkd").is_dir() and not (checkout == given.sides[0] and checkout.is_file()):
+            parser.error(f"{checkout} is no checkout")
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
     for library in LIBRARIES:
         with suppress(ImportError):
@@ -131,23 +134,31 @@ def compared(old: Path, new: Path, *, only: tuple[str, ...]) -> Told:
     for name in before or names(old):
         if not name.startswith(only):
             continue
-        was, is_ = before[name] if before else outcome(old, name), outcome(new, name)
+        was, is_ = _renamed(before[name] if before else outcome(old, name)), outcome(new, name)
         found = [*differences(was, is_), *([("failed", was["failed"], "as well")] if "failed" in was else [])]
         found.sort(key=lambda difference: difference[0] != "failed")  # it tells most
-        added = [where for where, was, _ in found if was == ABSENT and re.search(r"config\.yaml/|/settings/", where)]
-        found = [difference for difference in found if difference[0] not in added]
-        line = f"same, beside new settings: {', '.join(added)}" if added else "same"
+        # A setting that one side leaves open or out (null, or another variant's parameter) is not compared, and then
+        # neither is a report, which shows the settings as they are written.
+        unset = {where for where, *pair in found if SETTING.search(where) and {ABSENT, None} & {*map(_plain, pair)}}
+        ignored = {*unset, *(where for where, *_ in found if unset and where.endswith("report.html/sha256"))}
+        found = [difference for difference in found if difference[0] not in ignored]
+        names_of_unset = dict.fromkeys(where.rpartition("/")[2] for where in sorted(unset))
+        line = f"same, with settings of one side alone: {', '.join(names_of_unset)}" if unset else "same"
         if found:
-            line = "{}: {} -> {}".format(*(str(part)[-160:] for part in found[0]))
+            line = "{}: {} -> {}".format(*(str(part)[-200:] for part in found[0]))
             line += f", and {len(found) - 1} more" if found[1:] else ""
         yield name, found, line, not found
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else "a value"
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where the two differ, and both values there."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{where}/{key}".removeprefix("/"))
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), "/".join(filter(None, (where, key))))
     elif isinstance(old, list) and isinstance(new, list):
         for number, (was, is_) in enumerate(zip_longest(old, new, fillvalue=ABSENT)):
             yield from differences(was, is_, f"{where}/{number}")
@@ -214,7 +225,7 @@ def whole(checkout: Path, out: Path, recipe: str) -> dict[str, Any]:
         said[" ".join([command, *options])] = rlgkd(checkout, command, str(out), *what, *options).replace(
             str(out), "OUT"
         )
-    return {**contents(out), "said": said}
+    return {**contents(out), "said": {command: BARS.sub("", text) for command, text in said.items()}}
 
 
 def compare(checkout: Path, out: Path, recipe: str) -> dict[str, Any]:
@@ -229,7 +240,9 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (setti
 
 def train(checkout: Path, out: Path, recipe: str, *changes: str) -> list[str]:
     """The arguments of a small run, with groups of two at most."""
-    group = yaml.safe_load(recipe_files(checkout)[recipe].read_text()).get("group_size", 4)
+    if (file := recipe_files(checkout).get(recipe)) is None:
+        raise RunError(f"it has no recipe {recipe}")
+    group = yaml.safe_load(file.read_text()).get("group_size", 4)
     return ["train", recipe, "--out", str(out), "--quiet", *SMALL, f"group_size={min(2, group)}", *changes]
 
 
@@ -245,7 +258,7 @@ def rlgkd(checkout: Path, *arguments: str, until: Callable[[], bool] | None = No
         process.join()
         printed = log.read()
     if process.exitcode != (-signal.SIGKILL if until else 0):
-        raise RunError(f"rlgkd {' '.join(arguments)}: {printed.strip()[-300:] or process.exitcode}")
+        raise RunError(f"rlgkd {' '.join(arguments)}: {' '.join(printed.split())[-200:] or process.exitcode}")
     return printed
 
 
@@ -283,14 +296,35 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _renamed(value: Any) -> Any:
+    """What OLD did, with the names of today, and without an alpha that is not steered."""
+    if isinstance(value, list):
+        return [_renamed(part) for part in value]
+    if isinstance(value, str):
+        return BARS.sub("", value)
+    if not isinstance(value, dict):
+        return value
+    return {RENAMED.get(name, name): _renamed(part) for name, part in value.items()}
+
+
+def _without_times(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    kept = ((name, value) for name, value in pairs if name not in OF_TIME and (name, value) != ("alpha", None))
+    return {RENAMED.get(name, name): value for name, value in kept}
+
+
 def fields(text: str) -> Any:
     """JSON without what tells of times; its numbers as they are written."""
     return json.loads(
         text, parse_float=str, parse_constant=str,
-        object_pairs_hook=lambda pairs: {key: value for key, value in pairs if key not in OF_TIME},
+        object_pairs_hook=_without_times,
     )  # fmt: skip
 
 
+BARS = re.compile(r"Loading weights:[^\n]*\n?")
+"""What transformers writes while it opens a file, with its speed."""
+RENAMED = {"counters": "state", "training": "state", "cursor": "next_prompt", "rewards_seen": "rewards"}
+"""Names in a run's files that have changed, old -> new."""
+SETTING = re.compile(r"config\.yaml/|/settings/")
 READ: dict[str, Callable[[str], Any]] = {
     ".json": fields,
     ".jsonl": lambda text: [fields(line) for line in text.splitlines()],

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import tiny
 import torch
+from gradients import accumulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlgkd.agents.update import accumulate_gradient
 from rlgkd.lm import LanguageModel, language_model
 from rlgkd.objective import Objective
 from rlgkd.types import Item, Score, Source, StopReason, Trajectory
@@ -78,16 +78,7 @@ def gradient(
 ) -> Tensor:
     student, teacher = models
     student.module.zero_grad()
-    accumulate_gradient(
-        student,
-        teacher,
-        objective,
-        batch,
-        advantages_B1,
-        token_budget=token_budget,
-        max_new_tokens=LONGEST,
-        backward=lambda loss: loss.backward(),
-    )
+    accumulate(objective, student, teacher, batch, advantages_B1, token_budget=token_budget, max_new_tokens=LONGEST)
     return torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None])
 
 
@@ -116,7 +107,9 @@ def test_the_order_of_the_batch(kind, objective, batch, values, data):
 @given(kind=kinds, objective=objectives, batch=batches, values=advantages)
 def test_padding(kind, objective, batch, values):
     """A batch's gradient is the mean of its completions' own gradients, whatever the batch is padded to."""
-    objective = dataclasses.replace(objective, policy_reduction="sequence_mean", divergence_reduction="sequence_sum")
+    objective = Objective(
+        **objective.flat() | {"policy_reduction": "sequence_mean", "divergence_reduction": "sequence_sum"}
+    )
     advantages_B1 = torch.tensor(values[: len(batch)])[:, None].nan_to_num(nan=0.5)
     whole = gradient(MODELS[kind], objective, batch, advantages_B1)
     alone = [gradient(MODELS[kind], objective, [t], advantages_B1[n : n + 1]) for n, t in enumerate(batch)]

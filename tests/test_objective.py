@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from gradients import accumulate
 from torch import Tensor
 
-from rlgkd.agents.advantages import Credit
 from rlgkd.agents.micro_batch import micro_batches
-from rlgkd.agents.rollout import Rollout
-from rlgkd.agents.update import Means, accumulate_gradient
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
@@ -52,21 +50,6 @@ BATCH = [
 ADVANTAGES = torch.tensor([[1.0], [-0.5], [2.0], [0.25]])
 
 
-def accumulate(
-    objective: Objective,
-    student: LanguageModel,
-    teacher: LanguageModel | None,
-    batch: Sequence[Trajectory] = BATCH,
-    advantages_BL: Tensor = ADVANTAGES,
-    token_budget: int = BUDGET,
-    backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
-) -> Means:
-    """The means of the batch; a row of NaN has no valid reward."""
-    credit = Credit(advantages_BL.nan_to_num(nan=0.0), ~advantages_BL.isnan().any(1))
-    rollout = Rollout(trajectories=list(batch), student_fraction=1.0).split(student, token_budget)
-    return accumulate_gradient(student, teacher, objective, rollout, credit, backward=backward)
-
-
 def gradient(
     objective: Objective,
     student: LanguageModel,
@@ -77,7 +60,7 @@ def gradient(
 ) -> Tensor:
     """The gradient with respect to all parameters, in one vector."""
     student.module.zero_grad()
-    accumulate(objective, student, teacher, batch, advantages_BL, token_budget)
+    accumulate(objective, student, teacher, batch, advantages_BL, token_budget=token_budget)
     return torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None])
 
 
@@ -91,7 +74,9 @@ def test_the_entropy_is_as_sampled_where_the_text_is_the_students_own_and_else_a
             with torch.no_grad():
                 now_NV = student.logits(student.states(batch)).softmax(-1)
             for token_budget in (BUDGET, 1):
-                found = accumulate(objective, student, policy(1), [own, rest], ADVANTAGES[:2], token_budget)
+                found = accumulate(
+                    objective, student, policy(1), [own, rest], ADVANTAGES[:2], token_budget=token_budget
+                )
                 expected = (0.5 * own.length + torch.special.entr(now_NV).sum().item()) / (own.length + rest.length)
                 assert found.entropy == pytest.approx(expected)
 
@@ -168,7 +153,7 @@ def test_where_the_student_is_the_teacher_loss_and_gradient_are_zero(name):
     student = policy(0)
     beta = 0.9 if name == "jsd" else None
     objective = Objective(alpha=1.0, divergence=name, beta=beta)
-    means = accumulate(objective, student, student)
+    means = accumulate(objective, student, student, BATCH, ADVANTAGES)
     assert abs(means.loss) < 1e-12 and abs(means.divergence) < 1e-12
     assert all(p.grad.abs().max() < 1e-12 for p in student.module.parameters())
 

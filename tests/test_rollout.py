@@ -66,8 +66,8 @@ def test_a_sample_belongs_to_seed_key_place_and_number():
     whole = [t.tokens_T.tolist() for t in rollout(lm, words, three, group=3, seed=1)]
     assert [t.tokens_T.tolist() for t in rollout(lm, words, three[1:2], group=3, seed=1)] == whole[3:6]
     assert [t.tokens_T.tolist() for t in rollout(lm, words, three[:1], group=1, seed=1)] == whole[:1]
-    for settings in ({"seed": 2}, {"seed": 1, "places": [5, 6, 7]}):
-        other = [t.tokens_T.tolist() for t in rollout(lm, words, three, group=3, **settings)]
+    for settings in ({"seed": 2}, {"seed": 1, "stream_indices": [5, 6, 7]}):
+        other = [t.tokens_T.tolist() for t in sample_episodes(lm, words, three, group=3, **settings)]
         assert sum(a != b for a, b in zip(whole, other, strict=True)) >= 6
 
 

@@ -17,7 +17,7 @@ TRIALS = 600
 def table(
     rng: np.random.Generator, seeds: int, prompts: int, *, of_seeds: float, of_prompts: float, of_samples: float
 ) -> np.ndarray:
-    """Values around 0 whose chance has three known sources, as deviations."""
+    """Return values around 0 whose chance has three sources with these standard deviations."""
     return (
         of_seeds * rng.standard_normal((seeds, 1))
         + of_prompts * rng.standard_normal((1, prompts))
@@ -28,14 +28,18 @@ def table(
 @pytest.mark.parametrize(
     ("seeds", "of_seeds", "of_prompts", "of_samples", "most"),
     [
-        (3, 0.2, 0.5, 1.0, 0.97), (3, 1.0, 0.3, 0.3, 0.97), (5, 0.2, 1.0, 1.0, 0.97), (1, 0.0, 1.0, 1.0, 0.97),
-        (3, 0.0, 0.0, 1.0, 0.99),  # seeds that do not differ: three of them cannot tell, so the interval stays careful
+        (3, 0.2, 0.5, 1.0, 0.97),
+        (3, 1.0, 0.3, 0.3, 0.97),
+        (5, 0.2, 1.0, 1.0, 0.97),
+        (1, 0.0, 1.0, 1.0, 0.97),
+        (3, 0.0, 0.0, 1.0, 0.99),  # three seeds cannot show that seeds do not differ, so the interval stays wide
     ],
-)  # fmt: skip
+)
 def test_the_interval_covers_the_true_mean_95_times_in_100(
     seeds: int, of_seeds: float, of_prompts: float, of_samples: float, most: float
 ) -> None:
-    rng, covered = np.random.default_rng(3), 0
+    rng = np.random.default_rng(3)
+    covered = 0
     for _ in range(TRIALS):
         values = table(rng, seeds, 40, of_seeds=of_seeds, of_prompts=of_prompts, of_samples=of_samples)
         found = mean_interval(values, resamples=300)
@@ -43,8 +47,9 @@ def test_the_interval_covers_the_true_mean_95_times_in_100(
     assert 0.92 <= covered / TRIALS <= most  # 93% to 98.5% of 20,000 tables; 600 have an error of 1%
 
 
-def test_a_bootstrap_left_as_it_is_would_not_cover() -> None:
-    rng, covered = np.random.default_rng(7), 0
+def test_an_uncorrected_bootstrap_would_not_cover() -> None:
+    rng = np.random.default_rng(7)
+    covered = 0
     for _ in range(300):
         values = table(rng, 3, 40, of_seeds=1.0, of_prompts=0.3, of_samples=0.3)
         drawn = values[rng.integers(3, size=(300, 3, 1)), rng.integers(40, size=(300, 1, 40))].mean(axis=(1, 2))
@@ -53,7 +58,7 @@ def test_a_bootstrap_left_as_it_is_would_not_cover() -> None:
     assert covered / 300 < 0.85
 
 
-def test_few_seeds_that_differ_are_judged_as_students_t_would() -> None:
+def test_few_seeds_that_differ_have_the_interval_of_students_t() -> None:
     values = np.repeat(np.array([[0.0], [1.0], [5.0]]), 30, axis=1)
     found = mean_interval(values, resamples=20_000)
     half = stats.t.ppf(0.975, 2) * np.array([0.0, 1.0, 5.0]).std(ddof=1) / math.sqrt(3)
@@ -71,7 +76,9 @@ def test_a_paired_interval_is_tighter_than_an_unpaired_one() -> None:
 
 
 def test_the_probability_of_improvement_of_gaussians_is_their_closed_form() -> None:
-    rng, truth, covered = np.random.default_rng(3), stats.norm.cdf(0.5 / math.sqrt(2)), 0
+    rng = np.random.default_rng(3)
+    truth = stats.norm.cdf(0.5 / math.sqrt(2))
+    covered = 0
     estimates = []
     for _ in range(100):
         ours, theirs = rng.normal(0.5, 1.0, (3, 60)), rng.normal(0.0, 1.0, (3, 60))
@@ -99,8 +106,9 @@ def test_values_that_failed_leave_their_prompt_out_and_the_same_input_gives_the_
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, math.inf)])
-def test_an_interval_cut_to_what_is_possible_stays_in_it_and_covers_as_often(low: float, high: float) -> None:
-    rng, cut, whole, narrower = np.random.default_rng(5), 0, 0, 0
+def test_an_interval_cut_to_its_range_stays_in_it_and_covers_as_often(low: float, high: float) -> None:
+    rng = np.random.default_rng(5)
+    cut = whole = narrower = 0
     for _ in range(TRIALS):  # two seeds, eight prompts, and a mean near an end
         of_prompts = rng.uniform(0.8, 1.0, (1, 8)) if high == 1 else rng.exponential(0.1, (1, 8))
         drawn = rng.random((2, 8)) < of_prompts if high == 1 else rng.exponential(of_prompts, (2, 8))
@@ -115,7 +123,7 @@ def test_an_interval_cut_to_what_is_possible_stays_in_it_and_covers_as_often(low
     assert math.isnan(mean_interval(np.full((2, 3), np.nan)).within(low, high).low)
 
 
-def test_what_is_no_table_is_refused() -> None:
+def test_a_table_of_other_dimensions_is_refused() -> None:
     with pytest.raises(SettingError, match="seeds and prompts"):
         mean_interval(np.zeros(3))
     with pytest.raises(SettingError, match="over the prompts"):
@@ -124,7 +132,9 @@ def test_what_is_no_table_is_refused() -> None:
 
 def test_the_interval_of_the_probability_of_improvement_is_as_wide_as_chance_makes_it() -> None:
     rng = np.random.default_rng(0)
-    truth, covered, widths = 0.5, 0, []
+    truth = 0.5
+    covered = 0
+    widths = []
     for _ in range(150):
         hard = rng.normal(size=60)  # prompts differ, and the two are as good as each other
         ours, theirs = (hard + rng.normal(size=(3, 60)) for _ in range(2))
@@ -133,10 +143,8 @@ def test_the_interval_of_the_probability_of_improvement_is_as_wide_as_chance_mak
         widths.append(found.high - found.low)
     assert covered >= 0.92 * 150 and np.mean(widths) < 0.3
     one = improvement(ours[:1], theirs[:1])
-    table = (ours[:1] > theirs[:1]).astype(np.float64)
-    assert one.high - one.low == pytest.approx((bare := mean_interval(table)).high - bare.low, rel=0.05), (
-        "one seed each: the interval of the table of wins"
-    )
+    wins = mean_interval((ours[:1] > theirs[:1]).astype(np.float64))  # one seed each: the table of wins
+    assert one.high - one.low == pytest.approx(wins.high - wins.low, rel=0.05)
 
 
 def test_the_interval_over_prompts_covers_the_true_mean_about_95_times_in_100() -> None:

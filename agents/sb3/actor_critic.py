@@ -30,7 +30,7 @@ from rlgkd.ops.token_masks import TokenMask, allowed_tokens, masked
 
 
 class LanguageModelActorCritic(ActorCriticPolicy):
-    """The policy class; what it takes beside SB3's own arguments goes into `policy_kwargs`."""
+    """The policy class; what it takes besides SB3's own arguments goes into `policy_kwargs`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class LanguageModelActorCritic(ActorCriticPolicy):
         return super()._get_constructor_parameters() | self._given
 
     def set_training_mode(self, mode: bool) -> None:
-        """Dropout stays off. SB3 sets the mode before each update, behind which what was read no longer holds."""
+        """Keep dropout off, and clear the KV cache: SB3 sets the mode before each update, which changes the weights."""
         super().set_training_mode(False)
         if mode:
             self.reader.clear()

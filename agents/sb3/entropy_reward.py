@@ -50,6 +50,6 @@ class EntropyReward(BaseCallback):
                 )
 
     def _on_step(self) -> bool:
-        # SB3 calls this behind the environment's step and before it stores the very array of rewards.
+        # SB3 calls this after the environment's step and before it stores this very array of rewards.
         self.locals["rewards"] -= self.alpha * self.locals["log_probs"].cpu().numpy()
         return True

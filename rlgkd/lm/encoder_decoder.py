@@ -89,7 +89,7 @@ class EncoderDecoderModel(LanguageModel):
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(config=self.module.config), DynamicCache(config=self.module.config))
         with onednn_linears():
-            state = DecodeState(cache, attention_PT[:, :0], *self._encode(prompts))
+            state = DecodeState(cache, attention_PT[:, :0], *self._encode(prompts))  # nothing is cached yet
             return self._extend(tokens_PT, attention_PT, state), state
 
     def _extend(self, tokens_BT: Tensor, attention_BT: Tensor, state: DecodeState) -> Tensor:

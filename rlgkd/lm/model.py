@@ -171,12 +171,14 @@ class LanguageModel:
         completions = completions or [()] * len(prompts)
         rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
+        # By the configuration the cache knows layers with sliding windows, which keep less than all tokens.
         state = DecodeState(DynamicCache(config=self.module.config), attention_PT[:, :0])
         with onednn_linears():
             return self._extend(tokens_PT, attention_PT, state), state
 
     def advance(self, token_B: Tensor, state: DecodeState) -> Tensor:
         """Append one token to each row; returns the states [B, H] after them."""
+        # Not within `onednn_linears`: products of a few rows are too small to gain, and it costs every call some time.
         return self._extend(token_B[:, None], torch.ones_like(token_B)[:, None], state)
 
     def _extend(self, tokens_BT: Tensor, attention_BT: Tensor, state: DecodeState) -> Tensor:

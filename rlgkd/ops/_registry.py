@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
@@ -102,22 +101,6 @@ def bind(
     bound = functools.partial(function, **settings)
     bound(*[torch.zeros(1)] * tensors)  # so that the values of the settings are checked now, not at the first batch
     return bound
-
-
-def setting_docs(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the sentence of each setting (keyword-only argument) from the `Args` of a function's docstring.
-
-    Example:
-        >>> from rlgkd.ops.divergence import skew_reverse_kl
-        >>> setting_docs(skew_reverse_kl)
-        {'skew': "The student's weight in the mixture, in [0, 1); 0 is the reverse KL."}
-    """
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1], re.MULTILINE) if section else []
-    sentences = {name: " ".join(text.split()) for name, text in entries}
-    parameters = inspect.signature(function).parameters.values()
-    settings = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return {name: sentences[name] for name in settings if name in sentences}
 
 
 def check_name(field: str, name: object, known: Iterable[str]) -> str:

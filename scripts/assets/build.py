@@ -28,7 +28,7 @@ STAGES: dict[str, Callable[[Path, float], None]] = {
         for role in ("teacher", "student")
     },
 }
-"""In an order in which each finds what it begins with; called with the folder of all and the share of the steps."""
+"""Stage -> its function of the folder of all models and the share of the steps; each after those that it builds on."""
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--only", choices=STAGES, help="build this stage alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "rlgkd" / "assets")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps, for a trial")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps, for a trial")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name, stage in STAGES.items():

@@ -21,34 +21,34 @@ from rlgkd.envs.tasks.translate import DE_ONES, DE_ORDINALS, DE_TENS, EN_ONES, E
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import load
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.assets.packing import Packed, Row, of_like_length, pack
-from rlgkd.scripts.assets.training import END, PAD, SEED, card, fit_writer, llama, save
+from rlgkd.scripts.assets.packing import Packed, TokenizedPassage, of_similar_length, pack
+from rlgkd.scripts.assets.training import END, PAD, SEED, fit_generator, llama, save, write_card
 
-PARTS = sorted(
+NUMBER_PARTS = sorted(
     {*EN_ONES, *EN_TENS, *EN_ORDINALS.values(), *DE_ONES, *DE_TENS, *DE_ORDINALS.values(), "hundert", "tausend", "und"}
     - {""},
     key=lambda part: (-len(part), part),
 )
-"""Of numbers' names, no part before a longer one that it begins."""
-MEASURES = ("reward", "exact", "ended")
+"""Parts of the names of numbers, each after all longer ones that begin with it."""
+CARD_MEASURES = ("reward", "exact", "ended")
 HOLD = {"teacher": 0.3, "student": 1.0}
 """Share of the steps at the full learning rate. A student stops there: once its rate has fallen, a low one gains it no
 more and a high one loses what the fall gained (Arithmetic, 100,000 tokens of RL + GKD at the best of six settings: 2
 points more of exact answers, where a student that was stopped gained 10).
 """
-ITEMS = 20_000
-"""That a tokenizer takes its words from."""
+TOKENIZER_ITEMS = 20_000
+"""Items that a tokenizer takes its words from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Procedural:
-    """What the stages of one task differ in."""
+    """The settings of one task's stages."""
 
     make: Callable[..., TextTask]
     hardest: dict[str, int]
     """The setting whose items give the words."""
     pattern: str
-    """What of a text may become a token."""
+    """The pieces of a text that may become tokens, as a regular expression."""
     context: int
     """Tokens of the longest prompt and completion of the hardest setting, rounded up."""
     size: int
@@ -60,47 +60,66 @@ class Procedural:
 
 TASKS = {
     "arithmetic": Procedural(
-        make=arithmetic, hardest={"steps": 8}, pattern=r"\n\p{L}+| ?(?:\p{L}+|#+|\d|[^\p{L}\d])", context=192, size=64,
-        teacher=(160, 4, 2200), student=(64, 2, 800),
+        make=arithmetic,
+        hardest={"steps": 8},
+        pattern=r"\n\p{L}+| ?(?:\p{L}+|#+|\d|[^\p{L}\d])",
+        context=192,
+        size=64,
+        teacher=(160, 4, 2200),
+        student=(64, 2, 800),
     ),
     "translate": Procedural(
-        make=translate, hardest={"digits": 6}, pattern=rf"[\n -]?(?:{'|'.join(PARTS)}|\p{{L}}+)|[^\p{{L}}]",
-        context=64, size=64, teacher=(128, 4, 1500), student=(48, 2, 350),
+        make=translate,
+        hardest={"digits": 6},
+        pattern=rf"[\n -]?(?:{'|'.join(NUMBER_PARTS)}|\p{{L}}+)|[^\p{{L}}]",
+        context=64,
+        size=64,
+        teacher=(128, 4, 1500),
+        student=(48, 2, 350),
     ),
-}  # fmt: skip
+}
 
 
 def build(name: str, role: str, out: Path, scale: float) -> None:
     """Fit a model to the references of fresh items, save it, write its card."""
-    began, recipe = time.perf_counter(), TASKS[name]
+    start = time.perf_counter()
+    recipe = TASKS[name]
     tokenizer = build_tokenizer(recipe)
-    hidden, layers, steps = recipe.teacher if role == "teacher" else recipe.student
-    steps = int(steps * scale)
-    model, task = llama(tokenizer, hidden=hidden, layers=layers), recipe.make(tokenizer=tokenizer)
-    curve = fit_writer(model, solutions(task, recipe.size, seed=SEED), steps, hold=HOLD[role])
-    seconds = time.perf_counter() - began
+    hidden, layers, full_steps = recipe.teacher if role == "teacher" else recipe.student
+    steps = int(full_steps * scale)
+    model = llama(tokenizer, hidden=hidden, layers=layers)
+    task = recipe.make(tokenizer=tokenizer)
+    curve = fit_generator(model, solutions(task, recipe.size, seed=SEED), steps, hold=HOLD[role])
+    seconds = time.perf_counter() - start
     folder = save(model, tokenizer, out / f"{name}-{role}")
     lm = LanguageModel(load(folder), tokenizer)
-    scores = {
-        split: {
-            measure: interval.mean
-            for measure, interval in evaluate(lm, None, task, split=split, prompts=1024, seed=SEED + 1).scores().items()
-            if measure in MEASURES
-        }
-        for split in ("train", "test")
-    }
-    card(
-        folder, f"The {role} of {task.name}", model, f"fresh items of {task.name}", f"{steps} of {recipe.size} items",
-        seconds, curve, scores, "items of another seed (samples at temperature 1)",
-    )  # fmt: skip
+    write_card(
+        folder,
+        model,
+        title=f"The {role} of {task.name}",
+        data=f"fresh items of {task.name}",
+        steps=f"{steps} of {recipe.size} items",
+        seconds=seconds,
+        curve=curve,
+        scores={split: _scores(lm, task, split) for split in ("train", "test")},
+        scored_on="items of another seed (samples at temperature 1)",
+    )
+
+
+def _scores(lm: LanguageModel, task: TextTask, split: str) -> dict[str, float]:
+    scores = evaluate(lm, None, task, split=split, prompts=1024, seed=SEED + 1).scores()
+    return {measure: score.mean for measure, score in scores.items() if measure in CARD_MEASURES}
 
 
 def build_tokenizer(recipe: Procedural) -> PreTrainedTokenizerFast:
-    """Byte-level, with the pieces of many items' texts as whole tokens."""
+    """Return a byte-level tokenizer with the pieces of many items' texts as whole tokens."""
     bare = _tokenizer(recipe, [])
-    cut, task = bare.backend_tokenizer.pre_tokenizer, recipe.make(**recipe.hardest, tokenizer=bare)
-    items = [task.item("train", SEED, index) for index in range(ITEMS)]
-    pieces = {piece for item in items for piece, _ in cut.pre_tokenize_str(f"{item.prompt} {item.reference}")}
+    pre_tokenizer = bare.backend_tokenizer.pre_tokenizer
+    task = recipe.make(**recipe.hardest, tokenizer=bare)
+    pieces: set[str] = set()
+    for index in range(TOKENIZER_ITEMS):
+        item = task.item("train", SEED, index)
+        pieces.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(f"{item.prompt} {item.reference}"))
     return _tokenizer(recipe, sorted(pieces))
 
 
@@ -108,24 +127,26 @@ def _tokenizer(recipe: Procedural, pieces: list[str]) -> PreTrainedTokenizerFast
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys([PAD, END, *letters, *pieces]))}
     bpe = Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(recipe.pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    split = pre_tokenizers.Split(Regex(recipe.pattern), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([PAD, END])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=PAD, eos_token=END, model_max_length=recipe.context,
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=END,
+        model_max_length=recipe.context,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def solutions(task: TextTask, size: int, *, seed: int) -> Iterator[Packed]:
-    """Prompts with their references, `size` at a time."""
+    """Yield prompts with their references, `size` at a time."""
 
-    def row(index: int) -> Row:
+    def row(index: int) -> TokenizedPassage:
         item = task.item("train", seed, index)
         return task.encode_prompt(item), [task.encode_completion(item.reference)]
 
-    for batch in of_like_length(row, lambda drawn: len(drawn[0]) + len(drawn[1][0]), size):
+    for batch in of_similar_length(row, lambda drawn: len(drawn[0]) + len(drawn[1][0]), size):
         yield pack(batch, pad=int(task.tokenizer.pad_token_id))

@@ -1,6 +1,6 @@
-"""What one step of the lockstep environments costs a row beyond the policy, for Gymnasium and for Stable-Baselines3.
+"""The cost of a step of the vector environments, without the policy, in Gymnasium and in Stable-Baselines3.
 
-Tokens are drawn at random, at the given rows and length. The best of several repeats, since a busy machine only adds.
+Tokens are drawn at random. The best of several repeats counts, since a busy machine only adds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlgkd.errors import SettingError
 
 
 def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str, float]:
-    """Microseconds per row and step, of `rows` texts that are written to the length limit of `tokens`.
+    """Return the microseconds per row and step, of `rows` completions that reach the length limit of `tokens`.
 
     Raises: SettingError for a number below 1.
     """
@@ -27,24 +27,30 @@ def stepping(*, rows: int = 64, tokens: int = 512, repeats: int = 5) -> dict[str
         if value < 1:
             raise SettingError(field, value, "give 1 or more")
     task = TextTask(
-        prompts=["The quick brown fox"], reward=no_reward, tokenizer="embedded:grounded-student", max_prompt_tokens=32,
+        prompts=["The quick brown fox"],
+        reward=no_reward,
+        tokenizer="embedded:grounded-student",
+        max_prompt_tokens=32,
         max_new_tokens=tokens,
-    )  # fmt: skip
+    )
     draw = np.random.default_rng(0).integers(len(task.tokenizer) - 1, size=(tokens, rows))
     end = int(task.tokenizer.eos_token_id)
     actions_TN = np.where(draw >= end, draw + 1, draw)  # any token but the end token
-    vector, vec = TextVectorEnv(task, num_envs=rows), TextVecEnv(task, num_envs=rows)
-    vec.seed(0)
+    vector_env = TextVectorEnv(task, num_envs=rows)
+    sb3_env = TextVecEnv(task, num_envs=rows)
+    sb3_env.seed(0)
     return {
         "rows": rows,
         "tokens": tokens,
-        "gymnasium_us": _best(lambda: vector.reset(seed=0), vector.step, actions_TN, repeats),
-        "sb3_us": _best(vec.reset, vec.step, actions_TN, repeats),
+        "gymnasium_us": _best_microseconds(lambda: vector_env.reset(seed=0), vector_env.step, actions_TN, repeats),
+        "sb3_us": _best_microseconds(sb3_env.reset, sb3_env.step, actions_TN, repeats),
     }
 
 
-def _best(reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions_TN: np.ndarray, repeats: int) -> float:
-    """Microseconds per row and step of the fastest repeat; the end of the texts, with its scoring, is in it."""
+def _best_microseconds(
+    reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions_TN: np.ndarray, repeats: int
+) -> float:
+    """Return the microseconds per row and step of the fastest repeat, with the scoring at the end."""
     seconds = []
     for _ in range(repeats):
         reset()

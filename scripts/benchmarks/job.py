@@ -1,7 +1,8 @@
-"""What the processes share that `rlgkd benchmark` times: the job they are given, and the memory they held."""
+"""The job that each process of `rlgkd benchmark` is given, and the peak memory that it reports."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,38 +11,41 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class BenchmarkJob:
     """A workload: which step, of which size."""
 
     student: str
     teacher: str
-    """Folders of models; the end token is one that is hardly ever sampled."""
+    """Folders of models, whose end token is one that is hardly ever sampled."""
     prompts: Sequence[str]
-    """Taken in order, over and over."""
+    """Taken in order, again and again."""
     kind: str
-    """distill, gkd, rl or generate."""
+    """distill, gkd, rl, both, generate, ragged or loss; each runner takes some of them."""
     batch: int
-    """Sequences a step."""
+    """Sequences of one step."""
     group: int
-    """Of them to a prompt."""
+    """Sequences for one prompt."""
     new_tokens: int
-    """Of every sequence."""
+    """New tokens of every sequence."""
     steps: int
     warmup: int
-    """Steps before those that are timed."""
+    """Steps before the timed ones."""
     threads: int
     seed: int
     bounded: bool = True
     """Whether the bound is measured too; it takes as long as some steps."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of rlgkd's agent, over those of the workload."""
+    """Settings of rlgkd's agent, over those of the workload."""
+
+
+def read_job(file: Path) -> BenchmarkJob:
+    """Read a job from JSON."""
+    return BenchmarkJob(**json.loads(file.read_text()))
 
 
 def peak_mb() -> float:
-    """Most memory that this process held, in MiB.
-
-    On Linux not by getrusage: its peak outlives exec, so a child of a large process would begin with that one's.
-    """
+    """Return the most memory that this process held, in MiB."""
+    # On Linux not by getrusage: its peak outlives exec, so a child of a large process would begin with that one's.
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]

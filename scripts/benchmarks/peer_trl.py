@@ -1,10 +1,11 @@
-"""What TRL needs for the steps that `rlgkd benchmark` times, in a process of its own: one line of JSON.
+"""Time and memory that TRL needs for the steps of `rlgkd benchmark`, in a process of its own: one line of JSON.
 
     python -m rlgkd.scripts.benchmarks.peer_trl JOB.json
 
-TRL as its users run it on a CPU, with what is to its advantage: attention by sdpa, the fused AdamW, heads multiplied
-in chunks, no gradient checkpointing, nothing saved. What its guide to speed adds (vLLM, Liger, other kernels, fewer
-bits) wants a GPU. All is float32. In both of its distilling trainers `beta` is 0 for forward and 1 for reverse KL.
+TRL runs as its users run it on a CPU, with the settings that are to its advantage: attention by sdpa, the fused AdamW,
+heads multiplied in chunks, no gradient checkpointing, nothing saved. The rest of its advice on speed (vLLM,
+Liger, other kernels, fewer bits) needs a GPU. All is float32. In both of its distilling trainers `beta` is 0 for
+forward and 1 for reverse KL.
 
 Left out: how good the student becomes.
 """
@@ -26,42 +27,42 @@ from typing import Any
 
 from rlgkd.errors import DependencyError, SettingError
 from rlgkd.scripts._errors import one_line_errors
-from rlgkd.scripts.benchmarks.job import Job, peak_mb
+from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
 
 
 class Meter:
-    """Seconds, new tokens and loss of each optimizer step; its sampling must lie between `start` and `stop`."""
+    """Seconds, new tokens and loss of each optimizer step, whose sampling must lie between `start` and `stop`."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.tokens: list[int] = []
         self.loss: list[float] = []
-        self._began = 0.0
+        self._start = 0.0
 
     def start(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self.tokens.append(0)
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
 
     def stop(self) -> None:
-        """It ends: the weights are new, the gradients cleared."""
-        self.seconds.append(time.perf_counter() - self._began)
+        """End the step: the weights are updated, the gradients cleared."""
+        self.seconds.append(time.perf_counter() - self._start)
 
     def counted(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """`generate`, with what it writes added to the step's tokens."""
+        """Return `generate` with its new tokens counted as the step's."""
 
-        def counting(*arguments: Any, **settings: Any) -> Any:
-            assert len(self.tokens) == len(self.seconds) + 1, "sampled outside the time that is taken"
-            written = generate(*arguments, **settings)
-            rows, length = getattr(written, "sequences", written).shape
-            self.tokens[-1] += rows * (length - settings["input_ids"].shape[1])
-            return written
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            assert len(self.tokens) == len(self.seconds) + 1, "sampled outside the timed step"
+            output = generate(*args, **kwargs)
+            rows, length = getattr(output, "sequences", output).shape
+            self.tokens[-1] += rows * (length - kwargs["input_ids"].shape[1])
+            return output
 
         return counting
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """Seconds, new tokens and loss of each timed step, and the process's peak of memory in MiB.
+def measure(job: BenchmarkJob) -> dict[str, Any]:
+    """Return seconds, new tokens and loss of each timed step, and the process's peak memory in MiB.
 
     Raises: SettingError for another kind of step; DependencyError without TRL.
     """
@@ -69,7 +70,7 @@ def measure(job: Job) -> dict[str, Any]:
         raise SettingError("kind", job.kind, f"choose one of {', '.join(KINDS)}")
     if importlib.util.find_spec("trl") is None:
         raise DependencyError("peer", "trl", "it is not installed: pip install 'rlgkd[trl]'")
-    # Read when they are imported. TRL would tell its makers of each trainer.
+    # Set before the imports below read them. Online, TRL would report each trainer to its makers.
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
     import torch
     import transformers
@@ -92,23 +93,26 @@ def measure(job: Job) -> dict[str, Any]:
     }
 
 
-def _distill(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
-    """Reverse KL on the student's own texts, the heads multiplied chunk by chunk; the mean over all tokens."""
+def _distill(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Train by on-policy reverse KL, the heads multiplied chunk by chunk; the mean over all tokens."""
     from trl import DistillationConfig, DistillationTrainer
 
     def trainer(common: dict[str, Any], **parts: Any) -> Any:
         settings = DistillationConfig(
-            **common, beta=1.0, max_completion_length=job.new_tokens, shuffle_dataset=False,
+            **common,
+            beta=1.0,
+            max_completion_length=job.new_tokens,
+            shuffle_dataset=False,
             generation_kwargs={"min_new_tokens": job.new_tokens},
-        )  # fmt: skip
+        )
         return DistillationTrainer(args=settings, teacher_model=_model(job.teacher), **parts)
 
     rows = [{"prompt": prompt} for prompt in _prompts(job)]
     _train(trainer, rows, job, student, tokenizer, meter)
 
 
-def _gkd(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
-    """The same from all logits at once, those of the prompts too."""
+def _gkd(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Train by the same loss, from all logits at once, those of the prompts too."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     def trainer(common: dict[str, Any], **parts: Any) -> Any:
@@ -119,7 +123,8 @@ def _gkd(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
         made.generation_config.min_new_tokens = job.new_tokens
         return made
 
-    # A completion that is never read but for its length: the loss is a sum, divided by the number of the data's labels.
+    # The loss is a sum divided by the number of labels in the data, so each row needs a completion of the right length,
+    # whatever its tokens; the trainer replaces it by what the student samples.
     def row(prompt: str) -> dict[str, Any]:
         ids = tokenizer(prompt)["input_ids"]
         mask = [0] * len(ids) + [1] * job.new_tokens
@@ -128,8 +133,8 @@ def _gkd(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
     _train(trainer, [row(prompt) for prompt in _prompts(job)], job, student, tokenizer, meter)
 
 
-def _rl(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
-    """GRPO without a reference model; the reward is the text's length, so that a group's advantages are not 0."""
+def _rl(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Train by GRPO without a reference model; rewards are lengths of texts, so that a group's advantages are not 0."""
     from trl import GRPOConfig, GRPOTrainer
 
     def reward(completions: Sequence[str], **_: Any) -> list[float]:
@@ -137,29 +142,40 @@ def _rl(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
 
     def trainer(common: dict[str, Any], **parts: Any) -> Any:
         settings = GRPOConfig(
-            **common, beta=0.0, num_generations=job.group, num_iterations=1, max_completion_length=job.new_tokens,
-            shuffle_dataset=False, generation_kwargs={"min_new_tokens": job.new_tokens},
-        )  # fmt: skip
+            **common,
+            beta=0.0,
+            num_generations=job.group,
+            num_iterations=1,
+            max_completion_length=job.new_tokens,
+            shuffle_dataset=False,
+            generation_kwargs={"min_new_tokens": job.new_tokens},
+        )
         return GRPOTrainer(args=settings, reward_funcs=reward, **parts)
 
     rows = [{"prompt": prompt} for prompt in _prompts(job)]
     _train(trainer, rows, job, student, tokenizer, meter)
 
 
-def _generate(job: Job, student: Any, tokenizer: Any, meter: Meter) -> None:
-    """Sampling alone, by transformers."""
+def _generate(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Sample alone, by transformers."""
     prompts = iter(_prompts(job))
     for _ in range(job.warmup + job.steps):
         batch = tokenizer(list(islice(prompts, job.batch)), padding=True, return_tensors="pt")
         meter.start()
         student.generate(
-            **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=job.new_tokens,
-            max_new_tokens=job.new_tokens, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=job.new_tokens,
+            max_new_tokens=job.new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         meter.stop()
 
 
-KINDS: dict[str, Callable[[Job, Any, Any, Meter], None]] = {
+KINDS: dict[str, Callable[[BenchmarkJob, Any, Any, Meter], None]] = {
     "distill": _distill,
     "gkd": _gkd,
     "rl": _rl,
@@ -168,9 +184,14 @@ KINDS: dict[str, Callable[[Job, Any, Any, Meter], None]] = {
 
 
 def _train(
-    trainer: Callable[..., Any], rows: list[dict[str, Any]], job: Job, student: Any, tokenizer: Any, meter: Meter
+    trainer: Callable[..., Any],
+    rows: list[dict[str, Any]],
+    job: BenchmarkJob,
+    student: Any,
+    tokenizer: Any,
+    meter: Meter,
 ) -> None:
-    """All steps of a trainer, made of the settings that all have, with the meter on each."""
+    """Take all steps of a trainer, made of the settings that all trainers share, with the meter on each."""
     from datasets import Dataset
     from transformers import TrainerCallback
 
@@ -209,8 +230,8 @@ def _train(
         made.train()
 
 
-def _prompts(job: Job) -> list[str]:
-    """As many as all steps take."""
+def _prompts(job: BenchmarkJob) -> list[str]:
+    """Return as many prompts as all steps take."""
     return list(islice(cycle(job.prompts), (job.warmup + job.steps) * job.batch // job.group))
 
 
@@ -222,10 +243,10 @@ def _model(folder: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the job of a file; stdout gets the line of JSON and nothing else."""
+    """Measure the job of a file and print one line of JSON, and nothing else, on stdout."""
     (file,) = sys.argv[1:] if arguments is None else arguments
     with one_line_errors(), contextlib.redirect_stdout(sys.stderr):  # the trainers print their losses
-        measured = measure(Job(**json.loads(Path(file).read_text())))
+        measured = measure(read_job(Path(file)))
     print(json.dumps(measured))
 
 

@@ -1,8 +1,8 @@
-"""Workloads of whole training steps, each run in a process of its own, beside a peer's on the same work if asked.
+"""Workloads of whole training steps, each run in a process of its own, alternating with a peer's on the same work.
 
-Models, prompts, numbers of tokens and threads are the same for both. Their runs alternate, and a ratio is the median of
-those of neighbours in time, so that what else the machine does weighs on both. The models' end token is one that they
-do not write: all texts have exactly the length that the workload says.
+Models, prompts, numbers of tokens and threads are the same for both. A ratio is the median over pairs of runs that are
+neighbours in time, so that what else the machine does weighs on both. The models' end token is replaced by one that
+they do not sample: all completions have exactly the length that the workload says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from rlgkd.envs.tasks.grounded.env import grounded_summary
 from rlgkd.errors import ModelError
 from rlgkd.lm.loading import load, load_tokenizer, save
 
-OURS, PARTS = "rlgkd.scripts.benchmarks.step", "rlgkd.scripts.benchmarks.parts"
+STEP_RUNNER, PARTS_RUNNER = "rlgkd.scripts.benchmarks.step", "rlgkd.scripts.benchmarks.parts"
+PEER_RUNNERS = {"trl": "rlgkd.scripts.benchmarks.peer_trl"}
 PEERS: dict[str, dict[str, Sequence[tuple[str, str]]]] = {
     "trl": {
         "distill": [("DistillationTrainer", "distill"), ("GKDTrainer", "gkd")],
@@ -31,111 +32,128 @@ PEERS: dict[str, dict[str, Sequence[tuple[str, str]]]] = {
         "both": [],
     }
 }
-"""Kind of workload -> what the peer has for it: its name and the kind that its runner knows."""
-RUNNERS = {"trl": "rlgkd.scripts.benchmarks.peer_trl"}
-PROMPT = 40
+"""Peer -> kind of workload -> what the peer has for it: its name and the kind that its runner takes."""
+PROMPT_TOKENS = 40
 """Tokens of a prompt, about."""
 FAMILIES: dict[str, dict[str, Any]] = {
-    "smollm2": {"teacher": "smollm2-135m", "student": "smollm2-135m", "layers": [0, 4, 8, 13, 17, 21, 25, 29],
-                "end": "<file_sep>"},
-    "embedded": {"teacher": "embedded:grounded-teacher", "student": "embedded:grounded-student", "layers": (),
-                 "end": "<|pad|>"},
-}  # fmt: skip
-"""Models, the layers that the student keeps, and the token that shall end texts."""
+    "smollm2": {
+        "teacher": "smollm2-135m",
+        "student": "smollm2-135m",
+        "layers": [0, 4, 8, 13, 17, 21, 25, 29],
+        "end": "<file_sep>",
+    },
+    "embedded": {
+        "teacher": "embedded:grounded-teacher",
+        "student": "embedded:grounded-student",
+        "layers": (),
+        "end": "<|pad|>",
+    },
+}
+"""Models, the layers that the student keeps, and the end token."""
 BATCHES = {"smollm2": 8, "embedded": 32}
 STEPS: dict[str, dict[str, int]] = {"smollm2": {"steps": 3, "warmup": 1}, "embedded": {"steps": 12, "warmup": 3}}
-"""Of a run: short ones vary more, and the first of them prepare what the others use."""
-WORKLOADS: dict[str, dict[str, Any]] = {
+"""Steps of one run: short ones vary more, and the first prepare what the others use."""
+STEP_WORKLOADS: dict[str, dict[str, Any]] = {
     f"{family}-{kind}": {"kind": kind, "batch": batch, "group": 4 if kind in ("rl", "both") else 1, "new_tokens": 64}
     for family, batch in BATCHES.items()
     for kind in ("distill", "rl", "both", "generate")
 }
-
-
-BATCHES_GROWN, LENGTHS_GROWN = (8, 16, 32, 64), (32, 64, 128, 256, 512)
-TIMES = (1, 4, 16)
-"""The batch, for what the loss takes."""
+GROWTH_BATCHES, GROWTH_LENGTHS = (8, 16, 32, 64), (32, 64, 128, 256, 512)
+MEMORY_FACTORS = (1, 4, 16)
+"""Multiples of the batch for which the memory of the loss is measured."""
 THREADS = 2
 
 
 def step(workload: str, *, settings: Mapping[str, Any] | None = None, peer: str = "", pairs: int = 3) -> dict[str, Any]:
-    """Median seconds of a step and where they went, and the ratios to the peer's; `settings` are of rlgkd's agent.
+    """Return the median seconds of a step, its parts, and the ratios to the peer's; `settings` are of rlgkd's agent.
 
     Raises: ModelError for a run that fails.
     """
-    with jobs(workload, settings=settings or {}) as (job, folder):
+    with prepared_job(workload, settings=settings or {}) as (job, folder):
         rivals = PEERS[peer][job["kind"]] if peer else []
         ours: list[dict[str, Any]] = []
         theirs: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in rivals}
         for _ in range(pairs):
-            ours.append(run(job, OURS, folder))
+            ours.append(run_job(job, STEP_RUNNER, folder))
             for name, kind in rivals:
-                theirs[name].append(run({**job, "kind": kind}, RUNNERS[peer], folder))
-    return {**summary(ours), "peers": {name: beside(runs, ours) for name, runs in theirs.items()}}
+                theirs[name].append(run_job({**job, "kind": kind}, PEER_RUNNERS[peer], folder))
+    return {**summarise(ours), "peers": {name: compare_with_peer(runs, ours) for name, runs in theirs.items()}}
 
 
 def growth() -> dict[str, Any]:
-    """Seconds of a distilling step over batch and length, and the powers of them that they grow with.
+    """Return the seconds of a distilling step over batch and length, and the powers of them that they grow with.
 
     Raises: as `step`.
     """
-    found: dict[str, dict[int, float]] = {"batch": {}, "new_tokens": {}}
-    with jobs("smollm2-distill", steps=1, bounded=False) as (job, folder):
-        for name, sizes in (("batch", BATCHES_GROWN), ("new_tokens", LENGTHS_GROWN)):
+    seconds: dict[str, dict[int, float]] = {"batch": {}, "new_tokens": {}}
+    with prepared_job("smollm2-distill", steps=1, bounded=False) as (job, folder):
+        for name, sizes in (("batch", GROWTH_BATCHES), ("new_tokens", GROWTH_LENGTHS)):
             for size in sizes:
-                found[name][size] = round(min(run({**job, name: size}, OURS, folder)["seconds"]), 3)
-    powers = {f"power_of_{name}": round(_power(seconds), 3) for name, seconds in found.items()}
-    return {**found, **powers}
+                measured = run_job({**job, name: size}, STEP_RUNNER, folder)
+                seconds[name][size] = round(min(measured["seconds"]), 3)
+    powers = {f"power_of_{name}": round(growth_power(by_size), 3) for name, by_size in seconds.items()}
+    return {**seconds, **powers}
 
 
-def _power(seconds: Mapping[int, float]) -> float:
-    """p of seconds ~ size^p, from the ends."""
-    (first, early), *_, (last, late) = seconds.items()
-    return math.log(late / early) / math.log(last / first)
+def growth_power(seconds: Mapping[int, float]) -> float:
+    """Return p of seconds ~ size^p, from the smallest and the largest size.
+
+    Example:
+        >>> growth_power({8: 1.0, 16: 7.0, 32: 16.0})
+        2.0
+    """
+    sizes = list(seconds)
+    return math.log(seconds[sizes[-1]] / seconds[sizes[0]]) / math.log(sizes[-1] / sizes[0])
 
 
 def ragged() -> dict[str, Any]:
-    """How many times as long padded texts take as those of unequal lengths, written all at once and half at a time.
+    """Return how many times as long padded completions take, decoded all at once and half of them at a time.
 
     Raises: as `step`.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    measured: dict[str, list[dict[str, Any]]] = {}
     for family, batch in (("smollm2", 16), ("embedded", 64)):
+        measured[family] = []
         for at_once in (batch, batch // 2):
-            settings = {"rows_at_once": at_once}
-            with jobs(f"{family}-distill", kind="ragged", batch=batch, steps=5, settings=settings) as (job, folder):
-                one = run(job, PARTS, folder)
-            ratios = [padded / own for padded, own in zip(one["padded"], one["ragged"], strict=True)]
-            found.setdefault(family, []).append({
-                "rows": batch, "rows_at_once": at_once, "times_as_long": round(statistics.median(ratios), 2),
-                "seconds": round(statistics.median(one["ragged"]), 4),
-                "mean_length": round(statistics.mean(one["lengths"]), 1), "limit": job["new_tokens"],
-            })  # fmt: skip
-    return found
+            changes = {"kind": "ragged", "batch": batch, "steps": 5, "settings": {"rows_at_once": at_once}}
+            with prepared_job(f"{family}-distill", **changes) as (job, folder):
+                run = run_job(job, PARTS_RUNNER, folder)
+            ratios = [padded / own for padded, own in zip(run["padded"], run["ragged"], strict=True)]
+            measured[family].append(
+                {
+                    "rows": batch,
+                    "rows_at_once": at_once,
+                    "times_as_long": round(statistics.median(ratios), 2),
+                    "seconds": round(statistics.median(run["ragged"]), 4),
+                    "mean_length": round(statistics.mean(run["lengths"]), 1),
+                    "limit": job["new_tokens"],
+                }
+            )
+    return measured
 
 
 def memory() -> dict[str, Any]:
-    """MiB that head and divergence take, beside those of one tensor of logits. Raises: as `step`."""
-    found = []
-    with jobs("smollm2-distill", kind="loss") as (job, folder):
-        for times in TIMES:
-            one = run({**job, "batch": times * job["batch"]}, PARTS, folder)
-            found.append({name: round(value) for name, value in one.items()})
-    return {"sizes": found}
+    """Return the MiB that head and divergence take, and those of one tensor of logits. Raises: as `step`."""
+    sizes = []
+    with prepared_job("smollm2-distill", kind="loss") as (job, folder):
+        for factor in MEMORY_FACTORS:
+            measured = run_job({**job, "batch": factor * job["batch"]}, PARTS_RUNNER, folder)
+            sizes.append({name: round(value) for name, value in measured.items()})
+    return {"sizes": sizes}
 
 
 @contextmanager
-def jobs(workload: str, **changes: Any) -> Iterator[tuple[dict[str, Any], Path]]:
-    """A workload's job and the folder of its models, for as long as it is run."""
-    with TemporaryDirectory() as made:
-        folder = Path(made)
+def prepared_job(workload: str, **changes: Any) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Yield a workload's job and the folder of its models, which is deleted afterwards."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         family = workload.split("-")[0]
-        job = {**WORKLOADS[workload], **STEPS[family], "threads": THREADS, "seed": 0, **changes}
-        yield {**job, **prepare(family, folder)}, folder
+        job = {**STEP_WORKLOADS[workload], **STEPS[family], "threads": THREADS, "seed": 0, **changes}
+        yield {**job, **_models_and_prompts(family, folder)}, folder
 
 
-def prepare(family: str, folder: Path) -> dict[str, Any]:
-    """Save the family's models with their end token changed, and cut prompts; returns the job's part of it."""
+def _models_and_prompts(family: str, folder: Path) -> dict[str, Any]:
+    """Save the family's models with their end token replaced, and cut prompts; return the job's part of it."""
     models = FAMILIES[family]
     tokenizer = load_tokenizer(models["teacher"])
     tokenizer.eos_token = models["end"]
@@ -146,52 +164,57 @@ def prepare(family: str, folder: Path) -> dict[str, Any]:
         module.config.eos_token_id = module.generation_config.eos_token_id = tokenizer.eos_token_id
         save(module, tokenizer, folder / role)
     task = grounded_summary()
-    prompts = [
-        tokenizer.decode(tokenizer.encode(task.item("train", 0, place).prompt)[:PROMPT])
-        for place in range(8 * BATCHES[family])
-    ]
+    prompts = []
+    for index in range(8 * BATCHES[family]):
+        ids = tokenizer.encode(task.item("train", 0, index).prompt)
+        prompts.append(tokenizer.decode(ids[:PROMPT_TOKENS]))
     return {"student": str(folder / "student"), "teacher": str(folder / "teacher"), "prompts": prompts}
 
 
-def run(job: Mapping[str, Any], runner: str, folder: Path) -> dict[str, Any]:
-    """What a runner prints of a job, in a process of its own. Raises: ModelError with its last line if it fails."""
+def run_job(job: Mapping[str, Any], runner: str, folder: Path) -> dict[str, Any]:
+    """Return what a runner prints of a job, in a process of its own.
+
+    Raises: ModelError with the process's last line if it fails.
+    """
     file = folder / "job.json"
     file.write_text(json.dumps(job))
     done = subprocess.run([sys.executable, "-m", runner, str(file)], capture_output=True, text=True)
     if done.returncode:
         raise ModelError("benchmark", job["kind"], (done.stderr.strip().splitlines() or ["it was ended"])[-1])
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
-def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One line of several runs of the same job: of times the median, of memory the most."""
-    seconds = statistics.median(seconds for one in runs for seconds in one["seconds"])
-    tokens = statistics.median(tokens for one in runs for tokens in one["tokens"])
-    bound = min(one["bound"] for one in runs)
+def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one line for several runs of the same job: the median of times, the most of memory."""
+    seconds = statistics.median(seconds for run in runs for seconds in run["seconds"])
+    tokens = statistics.median(tokens for run in runs for tokens in run["tokens"])
+    bound = min(run["bound"] for run in runs)
+    parts = {name: statistics.median(run["parts"][name] for run in runs) for name in runs[0].get("parts", ())}
+    of_the_bound = statistics.median(run["bound"] / statistics.median(run["seconds"]) for run in runs)
     return {
         "seconds": round(seconds, 4),
-        "parts": {
-            name: round(statistics.median(one["parts"][name] for one in runs), 4) for name in runs[0].get("parts", ())
-        },
+        "parts": {name: round(value, 4) for name, value in parts.items()},
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds),
-        "peak_mb": round(max(one["peak_mb"] for one in runs)),
+        "peak_mb": round(max(run["peak_mb"] for run in runs)),
         "bound_seconds": round(bound, 4),
-        "of_the_bound": round(statistics.median(one["bound"] / statistics.median(one["seconds"]) for one in runs), 3),
+        "of_the_bound": round(of_the_bound, 3),
     }
 
 
-def beside(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A peer's medians, and how many times as much it takes."""
-    pairs = list(zip(theirs, ours, strict=True))
+def compare_with_peer(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a peer's medians, and how many times as much time and memory it takes."""
+    ratios = [
+        statistics.median(their_run["seconds"]) / statistics.median(our_run["seconds"])
+        for their_run, our_run in zip(theirs, ours, strict=True)
+    ]
+    peak = max(run["peak_mb"] for run in theirs)
     return {
-        "seconds": round(statistics.median(s for one in theirs for s in one["seconds"]), 4),
-        "times_as_long": round(
-            statistics.median(statistics.median(t["seconds"]) / statistics.median(o["seconds"]) for t, o in pairs), 2
-        ),
-        "tokens": statistics.median(tokens for one in theirs for tokens in one["tokens"]),
-        "peak_mb": round(max(one["peak_mb"] for one in theirs)),
-        "memory_of_it": round(max(o["peak_mb"] for o in ours) / max(t["peak_mb"] for t in theirs), 3),
+        "seconds": round(statistics.median(seconds for run in theirs for seconds in run["seconds"]), 4),
+        "times_as_long": round(statistics.median(ratios), 2),
+        "tokens": statistics.median(tokens for run in theirs for tokens in run["tokens"]),
+        "peak_mb": round(peak),
+        "memory_of_it": round(max(run["peak_mb"] for run in ours) / peak, 3),
         "versions": theirs[0]["versions"],
     }

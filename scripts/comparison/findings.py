@@ -1,4 +1,4 @@
-"""What a comparison shows, in sentences: which cell beats both ends, which exploits the reward, which is best on what.
+"""The findings of a comparison: which cell beats both ends, which exploits the reward, which is best on what.
 
 A finding rests on a paired 95% interval that excludes zero, and its sentence gives the interval. The intervals are 95%
 one by one, not jointly.

@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of: all combinations of the values of some settings, times seeds.
+"""The grid of runs of a comparison: all combinations of the values of some settings, times seeds.
 
 The evaluation is the same for all: its prompts, its samples, and the teacher that divergences are measured to, which is
 the recipe's even for a cell that trains with another or with none. So every cell and seed answers the same prompts with

@@ -1,4 +1,4 @@
-"""Which plots a comparison shows, by section, from what `results.json` and `timing.json` hold."""
+"""The plots of a comparison, by section, from what `results.json` and `timing.json` hold."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CURVES: Final = {
     "length": METRICS["length"],
     "entropy": METRICS["entropy"],
 }
-"""What is drawn over training."""
+"""Measures that are drawn over tokens."""
 TIMED: Final = ("reward", *UNSEEN[:2])
-"""What is drawn over seconds too."""
+"""Measures that are drawn over seconds too."""
 PATH_MEASURES: Final = 3
 """Most unseen measures in one path plot."""
-POSITION_LABELS: Final = {"reverse_kl": "Behind its own words", "reverse_kl_data": "Behind the references' words"}
+POSITION_LABELS: Final = {"reverse_kl": "On its own prefixes", "reverse_kl_data": "On the references' prefixes"}
 LEAST_FALL: Final = 0.01
 """A measure that fell by less since its best value has not parted from the reward."""
 

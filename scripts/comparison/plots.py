@@ -34,7 +34,7 @@ GRID_POINTS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a cell is drawn."""
+    """The colour, marker and dash of a cell."""
 
     label: str
     number: int

@@ -1,4 +1,4 @@
-"""What a comparison leaves: results.json, results.csv and timing.json, made from the folders of its runs."""
+"""The files that a comparison leaves: results.json, results.csv and timing.json, made from the folders of its runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page of a comparison shows, as data: findings, plots, tables of scores and changes, completions."""
+"""The data that the page of a comparison shows: findings, plots, tables of scores and changes, completions."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import gymnasium as gym
 
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.agents.ppo import PPOConfig
 from rlgkd.agents.signature import typed_dicts
 from rlgkd.scripts.config.run import AgentName, RunConfig, config_of
 from rlgkd.settings import REQUIRED, Declared, arguments_of
@@ -128,7 +127,10 @@ def page() -> str:
 
 def signature() -> str:
     """agents/_signature.py."""
-    return typed_dicts({"AlgorithmSettings": AlgorithmConfig, "PPOSettings": PPOConfig})
+    configs = {f"{name}Settings": config_of(name) for name in get_args(AgentName)}
+    shared = AlgorithmConfig.declared().keys()
+    own = {name: config for name, config in configs.items() if config.declared().keys() - shared}
+    return typed_dicts({"AlgorithmSettings": AlgorithmConfig, **own})
 
 
 def _default(setting: Declared, defaults: dict[str, dict[str, Any]]) -> str:

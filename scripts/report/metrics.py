@@ -1,4 +1,4 @@
-"""The measures of the reports: what each is called, how it is written, which direction is better."""
+"""The measures of the reports: the name of each, how it is written, which direction is better."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POSITIVE: Final = (0.0, math.inf)
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a measure is called, how it is written, which direction is better."""
+    """A measure's name, how it is written, and which direction is better."""
 
     key: str
     label: str
@@ -84,7 +84,7 @@ METRICS: Final = {
         Metric(key="reward", label="Reward", better=1, note="what training maximises"),
         Metric(key="truth", label="Truth", better=1, share=True, note="judged true by the exact oracle"),
         Metric(key="parsable", label="Parsable", better=1, share=True, note="the oracle can read it"),
-        Metric(key="coverage", label="Coverage", better=1, share=True, note="share of the main facts told"),
+        Metric(key="coverage", label="Coverage", better=1, share=True, note="share of the main facts stated"),
         Metric(key="exact", label="Exact", better=1, share=True, note="the reference, word for word"),
         Metric(key="found", label="Found", better=1, share=True, note="what was sought, in the last turn"),
         Metric(key="steps", label="Steps", better=1, share=True, note="written steps whose result is right"),
@@ -114,7 +114,7 @@ METRICS: Final = {
             unit="nats/token",
             relative=True,
             limits=POSITIVE,
-            note="the same behind the references' words: the gap is the mismatch of training and writing",
+            note="the same on the references' prefixes: the gap is the mismatch of training and generation",
         ),
         Metric(
             key="forward_kl",
@@ -180,7 +180,7 @@ MARKS: Final = {
     "unclear": "\N{WHITE CIRCLE} not clear",
     "": DASH,
 }
-"""How a verdict is shown. The first three: the 95% interval of the change excludes zero."""
+"""Verdict -> how it is shown. The first three: the 95% interval of the change excludes zero."""
 
 
 def metric_of(key: str) -> Metric:

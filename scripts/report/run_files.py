@@ -20,7 +20,7 @@ from rlgkd.statistics import Floats
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a run's folder holds, as far as it can be read."""
+    """The content of a run's folder, as far as it can be read."""
 
     name: str
     """The folder's name."""

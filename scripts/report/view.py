@@ -1,4 +1,4 @@
-"""What the page of a run shows, as data: facts, measures, headlines, remarks, plots, examples."""
+"""The data that the page of a run shows: facts, measures, headlines, remarks, plots, examples."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the commands do: train, evaluate, generate, and what a run writes meanwhile."""
+"""The work of the commands train, evaluate and generate, and the files that a run writes."""

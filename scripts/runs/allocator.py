@@ -1,8 +1,8 @@
-"""What the C library does with memory that is freed: by default it goes back to the system, which clears it again.
+"""Keeps freed memory in the process: by default glibc returns it to the system, which clears it on every new use.
 
-A step frees and asks for the same tensors over and over. glibc gives blocks back at once that are larger than some
-32 MiB, and the end of its heap when much of it is free; each page that is asked for again is then cleared first, which
-takes a tenth of a step's time. Nothing here changes a result.
+A step frees and allocates the same tensors again and again. glibc returns blocks above some 32 MiB at once, and the end
+of its heap when much of it is free; the system then clears each page before it gives it out again, which took a tenth
+of a step's time (docs/performance.md). Nothing here changes a result.
 """
 
 from __future__ import annotations
@@ -13,43 +13,45 @@ from collections.abc import Callable
 
 from torch.optim import Optimizer
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Of mallopt(3)."""
-LARGEST = (2**30, 2**25)
-"""Bytes of a block that is kept for the next one; glibc before 2.35 takes the second at most."""
-APART = 2**18
-"""Bytes of a block from which on the first update has it from the system."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
+KEPT_BLOCKS = (2**30, 2**25)
+"""Bytes up to which a freed block is kept, the first that is accepted: glibc before 2.35 takes the second at most."""
+NEVER_TRIM = 2**31 - 1
+SEPARATE_BLOCKS = 2**18
+"""Bytes from which a block comes straight from the system during the first update."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees for what it will ask for; returns whether its C library can."""
+    """Let this process keep freed memory for later allocations; returns whether its C library can."""
     mallopt = _glibc("mallopt")
-    return any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST) and bool(mallopt(TRIM_THRESHOLD, 2**31 - 1))
+    return any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT_BLOCKS) and bool(mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))
 
 
 def keep_freed_memory_after_first(optimizer: Optimizer) -> None:
-    """`keep_freed_memory` once the optimizer has made a step; till then large blocks are the system's, one by one.
+    """Call `keep_freed_memory` after the optimizer's first step; until then large blocks come from the system.
 
-    What is made by then and stays, AdamW's state above all, would else lie between tensors that come and go, and later
-    ones as large as the head's gradient would find no room between: a heap that is a tenth larger.
+    AdamW's state, and all else that is allocated by then and stays, would otherwise lie between tensors that come and
+    go, and a later block as large as the head's gradient would find no hole between them: the heap would be a tenth
+    larger.
     """
 
     def keep(*_: object) -> None:
-        made.remove()
+        hook.remove()
         keep_freed_memory()
 
     if keep_freed_memory():
         _glibc("malloc_trim")(0)
-        _glibc("mallopt")(MMAP_THRESHOLD, APART)
-        made = optimizer.register_step_post_hook(keep)
+        _glibc("mallopt")(M_MMAP_THRESHOLD, SEPARATE_BLOCKS)
+        hook = optimizer.register_step_post_hook(keep)
 
 
 def _glibc(name: str) -> Callable[..., int]:
-    """A function of the C library; if it is another than glibc, one that does nothing and gives 0."""
+    """Return a function of the C library; without glibc, one that does nothing and returns 0."""
     if sys.platform == "linux":
         try:
             function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
             return function
-        except (OSError, AttributeError):
+        except (OSError, AttributeError):  # another C library, such as musl
             pass
     return lambda *_: 0

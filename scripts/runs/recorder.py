@@ -1,4 +1,4 @@
-"""What a run writes while it trains: progress.csv, times.csv, rollouts.jsonl, checkpoints; and its live line."""
+"""The files that a run writes while it trains, its checkpoints, and its live line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Trains from settings into a run's folder, and continues it exactly: `rlgkd train`.
 
 The folder holds config.yaml (resolved; runs again as it is), progress.csv, times.csv, TensorBoard events,
-rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and html.html. A checkpoint remembers
+rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint remembers
 how long the growing files were, so a continued run cuts them to that length and ends with the files of one never
 stopped (but for the seconds in times.csv).
 """
@@ -61,7 +61,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
         try:
             return _run(settings, agent, out, quiet)
         except RlgkdError:
-            if not (out / PROGRESS).exists():  # refused before any training: leave nothing behind
+            if not (out / PROGRESS).exists():  # refused before any training: leave nothing
                 shutil.rmtree(out)
                 for parent in made:
                     with suppress(OSError):  # another run has settled in it
@@ -112,9 +112,11 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
-        "split": settings.eval_split, "prompts": settings.eval_prompts, "seed": settings.eval_seed
-    }  # fmt: skip
-    # All is measured against the teacher of the beginning, wherever training has been or will move it.
+        "split": settings.eval_split,
+        "prompts": settings.eval_prompts,
+        "seed": settings.eval_seed,
+    }
+    # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
     rewind(agent, out)
@@ -233,7 +235,7 @@ def _cut(file: Path, size: int) -> None:
     """Cut a file that grew beyond the checkpoint; one that is shorter was damaged."""
     have = file.stat().st_size if file.exists() else 0
     if have < size:
-        raise CheckpointError("resume", str(file), f"it has {have} bytes but the checkpoint knows {size}; start anew")
+        raise CheckpointError("resume", str(file), f"it has {have} bytes but the checkpoint knows {size}; start again")
     if have:
         with file.open("r+") as opened:
             opened.truncate(size)

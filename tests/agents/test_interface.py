@@ -183,7 +183,7 @@ def test_the_memo_is_dropped_when_the_weights_change():
     learner, env = agent(learning_rate=0.5), environment()
     learner.predict(env.reset())
     learner.learn(6)
-    assert learner.policy.reader.memo is None
+    assert learner.policy.reader.cached is None
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_coin_can_be_thrown_for_each_prompt():
 def test_a_mixed_batch_trains_the_policy_term_on_the_students_texts_alone():
     some = agent(algorithm=GRPO, alpha=0.5, mixture="prompt", student_fraction=0.5, seed=3)
     some.learn(200)
-    advantages_BL = some.advantages()
+    advantages_BL = some.credit(some.rollout).advantages_BL
     own = [t.source is Source.STUDENT for t in some.trajectories]
     assert len(advantages_BL) == len(own) and 0 < sum(own) < len(own)
     assert not advantages_BL[~np.array(own)].any()
@@ -67,7 +67,7 @@ def test_a_mixed_batch_trains_the_policy_term_on_the_students_texts_alone():
 def test_the_share_of_the_students_texts_follows_its_schedule():
     some = agent(student_fraction=Schedule(0.0, 1.0))
     share = []
-    some.train = lambda: share.append(some.objective.student_fraction)
+    some.train = lambda: share.append(some.rollout.student_fraction)
     some.learn(800)
     assert share[0] == 0.0 and share == sorted(share) and share[-1] > 0.9
 
@@ -115,10 +115,10 @@ def test_a_teachers_texts_are_drawn_once_and_kept(tmp_path, monkeypatch):
 
 def test_a_line_that_was_cut_off_is_drawn_again(tmp_path):
     texts = TeacherTexts(tmp_path / "t.jsonl", {"teacher": "x"})
-    assert texts.of(["a", "b", "a"], lambda rows: [[row] for row in rows]) == [[0], [1], [0]]
+    assert texts.ids_for(["a", "b", "a"], lambda rows: [[row] for row in rows]) == [[0], [1], [0]]
     (tmp_path / "t.jsonl").write_text((tmp_path / "t.jsonl").read_text()[:-3])
     again = TeacherTexts(tmp_path / "t.jsonl", {"teacher": "x"})
-    assert again.of(["a", "b"], lambda rows: [[9] for _ in rows]) == [[0], [9]]
+    assert again.ids_for(["a", "b"], lambda rows: [[9] for _ in rows]) == [[0], [9]]
     assert TeacherTexts(tmp_path / "t.jsonl", {"teacher": "x"}).ids == {"a": [0], "b": [9]}
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from gradients import accumulate
 from transformers import BartConfig, BartForConditionalGeneration
 
 from rlgkd.agents import GRPO, PPO, Distill, Reinforce
-from rlgkd.agents.update import accumulate_gradient
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import DataError, ModelError
 from rlgkd.lm import decode, language_model, load
@@ -109,15 +109,7 @@ def test_the_gradient_follows_the_formula_and_does_not_depend_on_micro_batches()
 
     def gradient(token_budget: int) -> torch.Tensor:
         student.module.zero_grad()
-        accumulate_gradient(
-            student,
-            teacher,
-            objective,
-            texts,
-            advantages_B1,
-            token_budget=token_budget,
-            backward=lambda loss: loss.backward(),
-        )
+        accumulate(objective, student, teacher, texts, advantages_B1, token_budget=token_budget)
         return torch.cat([p.grad.flatten() for p in student.module.parameters()])
 
     whole = gradient(10**6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from rlgkd.objective import Objective
+from rlgkd.objective import Actions, Objective
 from rlgkd.ops import behaviour_policy, divergence, policy_loss, returns, sampling
 
 huge = st.one_of(st.floats(-1e4, 1e4, width=32), st.sampled_from([0.0, -1e4, 1e4, -1e30, 1e30, 1e-30]))
@@ -86,9 +86,9 @@ def slow_loss(
 
         def surrogate(a: float, logp: float = logp, old: float = old) -> float:
             rho = math.exp(logp - old)
-            if objective.policy_loss == "reinforce":
+            if objective.policy_loss.name == "reinforce":
                 return -a * logp
-            if objective.policy_loss == "clipped":
+            if objective.policy_loss.name == "clipped":
                 return -min(rho * a, min(max(rho, 0.8), 1.2) * a)
             return -min(rho, 5.0) * a * logp
 
@@ -124,6 +124,8 @@ def test_the_loss_in_float32_is_that_of_a_slow_reference_in_float64(estimator, l
     tensors: list[Tensor] = [
         torch.from_numpy(values if values.dtype == np.int64 else values.astype(np.float32)) for values in rest.values()
     ]
-    given_loss, _ = objective.loss(torch.from_numpy(student), torch.from_numpy(teacher), *tensors)
+    fields = ("token_N", "old_logp_N", "advantage_N", "policy_weight_N", "divergence_weight_N", "future_N")
+    actions = Actions(**dict(zip(fields, tensors, strict=True)))
+    given_loss, _ = objective.loss(torch.from_numpy(student), torch.from_numpy(teacher), actions)
     expected, size = slow_loss(objective, student, teacher, {k: t.numpy() for k, t in zip(rest, tensors, strict=True)})
     assert given_loss.item() == pytest.approx(expected, abs=1e-5 * max(1.0, size))

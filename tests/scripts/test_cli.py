@@ -1,7 +1,9 @@
-"""What the command line says of an error: one line, and where the traceback of the user's own code is."""
+"""The command line: errors are one line, options reach the commands, and its import stays light."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
         try:
             raise LookupError("no such page")
         except LookupError as error:
-            raise RewardError("reward", "64 of 64 samples failed", "mend it") from error
+            raise RewardError("reward", "64 of 64 samples failed", "fix it") from error
 
     monkeypatch.setattr(train, "start", start)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -29,15 +31,22 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
     with pytest.raises(SystemExit) as left:
         cli.main(["train", "quickstart"])
     (file,) = tmp_path.iterdir()
-    said = f"rlgkd: reward: '64 of 64 samples failed' does not work; mend it; its traceback: {file}\n"
-    assert (left.value.code, capsys.readouterr().err) == (2, said)
+    line = f"rlgkd: reward: '64 of 64 samples failed' does not work; fix it; its traceback: {file}\n"
+    assert (left.value.code, capsys.readouterr().err) == (2, line)
     assert "Traceback" in file.read_text() and "LookupError: no such page" in file.read_text()
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, rlgkd.scripts.cli\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "stable_baselines3", "matplotlib", "scipy"}
+    assert not heavy & set(found.stdout.split())
 
 
 PROMPT = " A farm was sold by Mara Telby.\nSummary:"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     assert left.value.code in (0, None)
@@ -49,12 +58,12 @@ def test_filters_and_stop_strings_are_options_of_generate(
 ) -> None:
     for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
         monkeypatch.setenv(name, "error")  # main would leave its own behind
-    greedy = said(capsys, "generate", "embedded:grounded-student", PROMPT, "--greedy").strip()
+    greedy = output(capsys, "generate", "embedded:grounded-student", PROMPT, "--greedy").strip()
     for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
-        assert said(capsys, "generate", "embedded:grounded-student", PROMPT, *option).strip() == greedy
-    whole = said(capsys, "generate", "embedded:grounded-student", PROMPT).strip()
+        assert output(capsys, "generate", "embedded:grounded-student", PROMPT, *option).strip() == greedy
+    whole = output(capsys, "generate", "embedded:grounded-student", PROMPT).strip()
     middle = whole[len(whole) // 2 :][:5]
-    stopped = said(capsys, "generate", "embedded:grounded-student", PROMPT, "--stop", "no such", "--stop", middle)
+    stopped = output(capsys, "generate", "embedded:grounded-student", PROMPT, "--stop", "no such", "--stop", middle)
     assert whole != greedy and stopped.strip() == whole.split(middle)[0].strip()
 
 
@@ -63,8 +72,8 @@ def test_filters_are_options_of_evaluate_and_change_the_texts_alone(
 ) -> None:
     for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
         monkeypatch.setenv(name, "error")
-    asked = ("evaluate", "embedded:grounded-student", "--prompts", "4")
-    greedy = said(capsys, *asked, "--greedy")
+    command = ("evaluate", "embedded:grounded-student", "--prompts", "4")
+    greedy = output(capsys, *command, "--greedy")
     for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
-        assert said(capsys, *asked, *option) == greedy
-    assert said(capsys, *asked) != greedy
+        assert output(capsys, *command, *option) == greedy
+    assert output(capsys, *command) != greedy

@@ -38,7 +38,7 @@ UPDATES = 3
 
 def trained(name: str, out: Path, *settings: str) -> list[dict[str, float]]:
     """The pinned columns of the recipe's log, one row per update."""
-    group = min(2, read(name).group_size)
+    group = min(2, read(name).algorithm.sampling.group_size)
     start(read(name, [*SMALL, f"group_size={group}", *settings]), out, quiet=True)
     with (out / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -86,7 +86,7 @@ class _HeadIndex:
     def gather(self, x_MKD: Tensor) -> Tensor:
         """[r G, t Q, D]: the block's heads, 0 at padding."""
         x_mD = x_MKD[self.tokens].flatten(0, 1).index_select(0, self.source_m)
-        if len(self.padding_m):
+        if len(self.padding_m):  # it was filled with heads of the first token
             x_mD.index_fill_(0, self.padding_m, 0.0)
         return x_mD.view(*self.shape, x_MKD.shape[-1])
 
@@ -146,6 +146,7 @@ def plan_attention(
         for planned, index_M, first in zip(blocks, selections, firsts, strict=True):
             if end <= first:
                 continue
+            # Where all tokens have a query and heads are not grouped, queries lie in a block just as keys do.
             if group == 1 and first == 0 and index_M is key_index_N:
                 queries = keys
             else:
@@ -215,6 +216,7 @@ class _BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream_MKD: Tensor) -> tuple[Tensor | None, ...]:
         query_MKD, key_NGD, value_NGD = ctx.saved_tensors
+        # Zeros, since tokens of rows without a query are in no block.
         query_grad_MKD, key_grad_NGD, value_grad_NGD = (
             torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query_MKD, key_NGD, value_NGD)
         )
@@ -229,6 +231,7 @@ class _BlockedAttention(torch.autograd.Function):
             for queries, end, weights in _attention_weights(query, key, block, ctx.packed, ctx.scale):
                 value_grad[:, :end] += torch.bmm(weights.mT, upstream[:, queries])
                 score_grad = torch.bmm(upstream[:, queries], value[:, :end].mT)
+                # The kernel that autograd calls for softmax itself; torch has no public name for it.
                 score_grad = torch._softmax_backward_data(score_grad, weights, -1, weights.dtype).mul_(ctx.scale)
                 query_grad[:, queries] = torch.bmm(score_grad, key[:, :end])
                 key_grad[:, :end] += torch.bmm(score_grad.mT, query[:, queries])

@@ -32,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, sqrt_eps: Tensor) -> Tensor:
 def _root(x: Tensor, sqrt_eps: Tensor) -> Tensor:
     """[..., 1]: r."""
     root: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
-    return root.hypot_(sqrt_eps)
+    return root.hypot_(sqrt_eps)  # adds eps under the root in one call
 
 
 def _scale(x: Tensor, weight: Tensor, root: Tensor) -> Tensor:
@@ -58,6 +58,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, root = ctx.saved_tensors
+        # A copy to overwrite: autograd may use the upstream gradient elsewhere.
         return *_rms_norm_gradients(upstream.clone(), x / root, root, weight), None
 
 

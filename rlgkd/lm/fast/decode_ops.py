@@ -67,6 +67,7 @@ class CpuDecodeOps:
         self.half = cos_TD.shape[1] // 2
         self.eps = eps
         rotation_TKd = torch.complex(cos_TD, sin_TD)[:, None, : self.half].repeat(1, heads, 1)
+        # Values are multiplied by 1: one call over all heads takes less time than to leave some out.
         rotation_TKd[:, heads - value_heads :] = 1
         self.rotation_TKd = rotation_TKd
 

@@ -131,6 +131,7 @@ def _layer_forward(
     if on_layer is not None:
         on_layer(key, value)
     output = packed_attention(query, key, value, packed, plan, attention.scaling)
+    # Added in place: the backward pass of a linear layer does not need its output.
     state_NH = onednn_linear(output.flatten(1), attention.o_proj.weight, attention.o_proj.bias).add_(state_NH)
     norm = layer.post_attention_layernorm.weight
     gate, up = rms_norm_linears(state_NH, norm, sqrt_eps, mlp.gate_proj, mlp.up_proj)
@@ -147,7 +148,7 @@ class _TiedEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, token_N: Tensor, weight_VH: Tensor, padding_index: int | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(token_N)
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # None for an unused output, and not zeros of the weight's size
         ctx.shape = weight_VH.shape
         ctx.padding_index = padding_index
         return weight_VH[token_N], weight_VH.view_as(weight_VH)

@@ -90,12 +90,12 @@ def test_the_memo_goes_when_the_weights_change():
     agent = learner(A2C, environment(4), n_steps=4, learning_rate=0.3)
     observations = agent.env.reset()
     agent.predict(observations)
-    assert agent.policy.reader.memo is not None
+    assert agent.policy.reader.cached is not None
     agent.learn(16)
-    assert agent.policy.reader.memo is None
+    assert agent.policy.reader.cached is None
     agent.predict(observations)
     agent.set_parameters(agent.get_parameters())
-    assert agent.policy.reader.memo is None
+    assert agent.policy.reader.cached is None
 
 
 def test_dropout_is_off_in_training_too():

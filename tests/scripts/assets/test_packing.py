@@ -1,4 +1,4 @@
-"""Sentences packed behind one passage are read as if each stood there alone."""
+"""A sentence packed with others after one passage has the hidden states that it has alone after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENIZER = load_tokenizer("embedded:grounded-student")
 
 
 @torch.no_grad()
-def test_a_packed_sentence_is_read_as_if_it_stood_alone_behind_the_passage() -> None:
+def test_a_packed_sentence_has_the_logits_that_it_has_alone_after_the_passage() -> None:
     model = load("embedded:grounded-student")
     packed = next(summaries(TOKENIZER, 4, seed=1, wordings=3))
     logits_BTV = model(**packed.inputs).logits
@@ -25,17 +25,17 @@ def test_a_packed_sentence_is_read_as_if_it_stood_alone_behind_the_passage() -> 
         alone_TV = model(torch.cat([passage, ids])[None]).logits[0]
         torch.testing.assert_close(
             logits_BTV[sentence.row_N, sentence.before_N], alone_TV[len(passage) - 1 : -1], rtol=1e-4, atol=1e-4
-        )  # the shift by one: a state predicts the token behind it
+        )  # the shift by one: a state predicts the next token
         assert ids[-1] == TOKENIZER.eos_token_id
 
 
 @torch.no_grad()
-def test_a_token_tried_in_the_place_of_another_changes_nothing_and_reads_as_if_it_stood_there() -> None:
+def test_an_alternative_token_changes_nothing_and_has_the_logits_that_it_would_have_there() -> None:
     model = load("embedded:grounded-student")
     packed = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
     third = packed.tokens_of(torch.arange(len(packed.row_S)) == 3)
     other_N = third.ids(packed).roll(1)
-    wider, tried = packed.beside(third, other_N)
+    wider, tried = packed.with_alternatives(third, other_N)
     assert torch.equal(tried.ids(wider), other_N)
     logits_BTV = model(**wider.inputs).logits
     torch.testing.assert_close(
@@ -49,14 +49,14 @@ def test_a_token_tried_in_the_place_of_another_changes_nothing_and_reads_as_if_i
 
 def test_the_first_wording_is_the_reference() -> None:
     packed = next(summaries(TOKENIZER, 4, seed=1, wordings=2))
-    told = {prompt_of(s.passage): s.reference for s in (story("train", 1, index) for index in range(32))}
+    references = {prompt_of(s.passage): s.reference for s in (story("train", 1, index) for index in range(32))}
     for s in range(0, len(packed.row_S), 2):
         row, passage = packed.ids_BT[packed.row_S[s]], int(packed.passage_S[s])
         sentence = row[packed.begin_S[s] : packed.end_S[s] - 1]
-        assert TOKENIZER.decode(sentence).strip() == told[TOKENIZER.decode(row[:passage])]
+        assert TOKENIZER.decode(sentence).strip() == references[TOKENIZER.decode(row[:passage])]
 
 
-def test_a_sentence_is_true_up_to_its_first_error_and_false_behind_it() -> None:
+def test_a_sentence_is_true_up_to_its_first_error_and_false_after_it() -> None:
     batch = next(judged(TOKENIZER, 8, seed=1, sentences=4))
     drawn = {
         f" {p.hypothesis}": p for p in (pair("train", 1, index, variant=v) for index in range(64) for v in range(4))

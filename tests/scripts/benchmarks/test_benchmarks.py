@@ -15,7 +15,7 @@ from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.loading import save
 from rlgkd.scripts.benchmarks import command, parts, step, workloads
 from rlgkd.scripts.benchmarks.env_stepping import stepping
-from rlgkd.scripts.benchmarks.job import Job
+from rlgkd.scripts.benchmarks.job import BenchmarkJob
 from rlgkd.scripts.cli import main
 
 
@@ -53,13 +53,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(models: Path, **changes: Any) -> Job:
-    asked: dict[str, Any] = {
-        "student": str(models / "student"), "teacher": str(models / "teacher"), "kind": "distill", "batch": 4,
-        "prompts": ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10"], "group": 1, "new_tokens": 5, "steps": 2, "warmup": 1,
-        "threads": 1, "seed": 0,
-    }  # fmt: skip
-    return Job(**(asked | changes))
+def job(models: Path, **changes: Any) -> BenchmarkJob:
+    settings: dict[str, Any] = {
+        "student": str(models / "student"),
+        "teacher": str(models / "teacher"),
+        "kind": "distill",
+        "batch": 4,
+        "prompts": ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10"],
+        "group": 1,
+        "new_tokens": 5,
+        "steps": 2,
+        "warmup": 1,
+        "threads": 1,
+        "seed": 0,
+    }
+    return BenchmarkJob(**(settings | changes))
 
 
 @pytest.mark.parametrize(("kind", "group"), [("distill", 1), ("rl", 2), ("both", 2)])
@@ -73,16 +81,16 @@ def test_the_parts_of_a_step_are_the_step(kind: str, group: int, models: Path) -
     assert all(0 < tokens <= 20 for tokens in measured["tokens"])
 
 
-def test_a_divergence_is_taken_apart_before_it_reaches_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_divergence_reaches_the_agent_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(workloads, "step", lambda name, **asked: given.update(asked) or {})
     command.show("embedded-distill", ["divergence=jsd(0.9)"])
-    assert given["settings"] == {"divergence": "jsd", "beta": 0.9}
+    assert given["settings"] == {"divergence": "jsd(0.9)"}
 
 
 def test_a_setting_reaches_the_agent(models: Path) -> None:
-    agent = step._agent(job(models, settings={"token_budget": 77}))
-    assert agent.token_budget == 77
+    agent = step.make_agent(job(models, settings={"token_budget": 77}))
+    assert agent.config.optimizer.token_budget == 77
 
 
 def test_generation_is_timed_alone(models: Path) -> None:
@@ -93,13 +101,13 @@ def test_generation_is_timed_alone(models: Path) -> None:
 
 
 def test_lengths_are_spread_and_one_is_the_limit() -> None:
-    lengths = parts.spread(200, 64, seed=0)
+    lengths = parts.spread_lengths(200, 64, seed=0)
     assert max(lengths) == lengths[0] == 64 and min(lengths) >= 1
     assert 16 < statistics.median(lengths) < 28
 
 
 def test_padded_rows_carry_the_loss_of_ragged_ones(models: Path) -> None:
-    long = parts._row([1, 2], [3, 4, 5, 6], 2)
+    long = parts._trajectory([1, 2], [3, 4, 5, 6], 2)
     assert long.action_mask_T.tolist() == [False, False, True, True, False, False]
     measured = parts.measure(job(models, kind="ragged"))
     assert len(measured["ragged"]) == len(measured["padded"]) == 2
@@ -111,17 +119,17 @@ def test_the_loss_takes_memory_of_a_chunk_and_not_of_the_batch(models: Path) -> 
     assert measured["mb"] >= 0
 
 
-def test_a_run_that_fails_is_told_with_its_last_line(models: Path, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_reported_with_its_last_line(models: Path, tmp_path: Path) -> None:
     given = dataclasses.asdict(job(models, student="nowhere"))
     with pytest.raises(ModelError, match="nowhere"):
-        workloads.run(given, workloads.OURS, tmp_path)
+        workloads.run_job(given, workloads.STEP_RUNNER, tmp_path)
 
 
 def test_medians_ratios_and_powers() -> None:
     ours = [{"seconds": [1.0, 2.0, 3.0], "tokens": [10, 10, 10], "bound": 0.5, "peak_mb": 100.0, "parts": {"a": 1.0}}]
     theirs = [{"seconds": [5.0, 6.0, 9.0], "tokens": [10], "peak_mb": 200.0, "versions": {}}]
-    told = workloads.summary(ours)
-    assert (told["seconds"], told["tokens_per_second"], told["of_the_bound"]) == (2.0, 5, 0.25)
-    peer = workloads.beside(theirs, ours)
+    summary = workloads.summarise(ours)
+    assert (summary["seconds"], summary["tokens_per_second"], summary["of_the_bound"]) == (2.0, 5, 0.25)
+    peer = workloads.compare_with_peer(theirs, ours)
     assert (peer["times_as_long"], peer["memory_of_it"]) == (3.0, 0.5)
-    assert workloads._power({8: 1.0, 16: 7.0, 32: 16.0}) == pytest.approx(2.0)
+    assert workloads.growth_power({8: 1.0, 16: 7.0, 32: 16.0}) == pytest.approx(2.0)

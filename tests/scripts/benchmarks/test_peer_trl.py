@@ -1,4 +1,4 @@
-"""The peer beside us: the line without it, its peak of memory, its losses as ours, its steps as they were asked for.
+"""The peer: the line without it, its peak of memory, its losses as ours, its steps as they were asked for.
 
 TRL's losses are the mean over all completion tokens of the batch (`token_mean` here), and its beta is the teacher's
 share of the mixture as ours is: forward KL at 0, reverse KL at 1, JSD(beta) between.
@@ -17,21 +17,31 @@ import tiny
 import torch
 from torch import Tensor
 
+from rlgkd.errors import SettingError
 from rlgkd.lm.loading import save
 from rlgkd.ops import divergence as D
 from rlgkd.scripts.benchmarks import peer_trl
+from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb
 
 VOCABULARY = 64
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 
 
 def job(folder: Path, **changes: object) -> dict[str, object]:
-    asked: dict[str, object] = {
-        "student": str(folder / "student"), "teacher": str(folder / "teacher"), "kind": "distill", "batch": 4,
-        "prompts": ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10"], "group": 1, "new_tokens": 5, "steps": 2, "warmup": 1,
-        "threads": 1, "seed": 0,
-    }  # fmt: skip
-    return asked | changes
+    settings: dict[str, object] = {
+        "student": str(folder / "student"),
+        "teacher": str(folder / "teacher"),
+        "kind": "distill",
+        "batch": 4,
+        "prompts": ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10"],
+        "group": 1,
+        "new_tokens": 5,
+        "steps": 2,
+        "warmup": 1,
+        "threads": 1,
+        "seed": 0,
+    }
+    return settings | changes
 
 
 def test_without_trl_there_is_one_line_that_says_what_to_install(
@@ -48,16 +58,16 @@ def test_without_trl_there_is_one_line_that_says_what_to_install(
 
 
 def test_an_unknown_kind_of_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(peer_trl.SettingError, match="kind: 'sft' does not work; choose one of distill, gkd, rl"):
-        peer_trl.measure(peer_trl.Job(**job(tmp_path, kind="sft")))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="kind: 'sft' does not work; choose one of distill, gkd, rl"):
+        peer_trl.measure(BenchmarkJob(**job(tmp_path, kind="sft")))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="getrusage does count the parent's on Linux alone")
 def test_the_peak_of_memory_is_the_process_s_own_and_not_its_parent_s() -> None:
     held = b"x" * (512 * 2**20)
-    child = "from rlgkd.scripts.benchmarks.peer_trl import peak_mb; print(peak_mb())"
+    child = "from rlgkd.scripts.benchmarks.job import peak_mb; print(peak_mb())"
     printed = subprocess.run([sys.executable, "-c", child], check=True, capture_output=True, text=True).stdout
-    assert 5 < float(printed) < len(held) / 2**20 < peer_trl.peak_mb()
+    assert 5 < float(printed) < len(held) / 2**20 < peak_mb()
 
 
 def ours(beta: float) -> Callable[[Tensor, Tensor], Tensor]:

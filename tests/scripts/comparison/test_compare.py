@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, capsy
         (["--vary", "alpha="], ["alpha", "at least one value"]),
         (["--vary", "alpha"], ["KEY=a,b,c"]),
         (["--vary", "alpha=0,0"], ["once"]),
-        (["--vary", "alpha=0,2"], ["alpha", "less than or equal to 1"]),
+        (["--vary", "alpha=0,2"], ["alpha: 2", "give a number in [0, 1]"]),
         (["--vary", "divergence=reverse_kl,jsd"], ["beta"]),
         (["--vary", "seed=0,1"], ["seed", "--seeds"]),
         (["--alphas", "0,1", "--vary", "alpha=0.5"], ["alpha", "each setting once"]),

@@ -82,7 +82,7 @@ def test_signature_docstring_files_and_command_line_say_the_same_of_every_settin
     config = config_of(name)
     signature = inspect.signature(agent_class(name)).parameters
     own = {key: p for key, p in signature.items() if p.kind is p.KEYWORD_ONLY and key in config.declared()}
-    assert {*own} == {*config.declared()} - config.fixed
+    assert {*own} == {*config.declared()} - config.fixed_names()
     resolved = config().flat()
     assert all(p.default == resolved.get(key) for key, p in own.items())
     described = arguments_of(agent_class(name).__doc__ or "")

@@ -1,6 +1,6 @@
-"""Memory that is freed is kept: a large block is of the heap, and the heap is as large after it as with it.
+"""Freed memory is kept: a large block comes from the heap, which stays as large after the block is freed.
 
-In a process of its own, for what is set stays set.
+Each test runs in a process of its own, because the settings of the allocator cannot be undone.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ class Info(ctypes.Structure):
 info = ctypes.CDLL(None).mallinfo2
 info.restype = Info
 
-def come_and_gone():
+def allocate_and_free():
     before = info()
     block = torch.ones(2**22)  # 16 MiB
-    there = info()
+    during = info()
     del block
     after = info()
-    held = [now.arena + now.mapped for now in (before, there, after)]
+    held = [now.arena + now.mapped for now in (before, during, after)]
     print(held[1] - held[0], held[2] - held[1])
 """
 ONE = """
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
-come_and_gone()
+allocate_and_free()
 """
 LEARNING = """
 from stable_baselines3.common.callbacks import BaseCallback
@@ -42,22 +42,22 @@ from rlgkd.scripts.runs.train import build_agent
 
 class Probe(BaseCallback):
     def _on_rollout_start(self):
-        come_and_gone()
+        allocate_and_free()
 
     def _on_step(self):
         return True
 
 agent = build_agent(read("quickstart", ["prompts_per_update=2"]))
-tokens = 3 * 2 * agent.group_size * agent.task.max_new_tokens
+tokens = 3 * 2 * agent.config.sampling.group_size * agent.task.max_new_tokens
 keep_freed_memory_after_first(agent.policy.optimizer)
 agent.learn(tokens, callback=Probe())
-come_and_gone()
+allocate_and_free()
 """
 needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc, or one before 2.33")
 
 
 def blocks(program, *arguments):
-    """[n, 2]: the bytes that the process has more while there is a block, and those that it has more after it."""
+    """Return (bytes that the process gains while it holds a block, bytes that it gains by freeing it) of each block."""
     run = [sys.executable, "-c", BLOCK + program, *arguments]
     done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
     return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]

@@ -14,13 +14,25 @@ from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs.train import build_agent
 
 SETTINGS = {
-    "name": "mine", "env": "rlgkd/Dataset-v0", "student": "embedded:arithmetic-student", "teacher": None, "alpha": 0.0,
-    "tokens": 60, "prompts_per_update": 2, "group_size": 2, "eval_prompts": 3, "threads": 1, "temperature": 0.5,
+    "name": "mine",
+    "env": "rlgkd/Dataset-v0",
+    "student": "embedded:arithmetic-student",
+    "teacher": None,
+    "alpha": 0.0,
+    "tokens": 60,
+    "prompts_per_update": 2,
+    "group_size": 2,
+    "eval_prompts": 3,
+    "threads": 1,
+    "temperature": 0.5,
     "env_settings": {
-        "data": "rows.csv", "reward": "own_reward:long", "split_shares": None, "max_prompt_tokens": 32,
+        "data": "rows.csv",
+        "reward": "own_reward:long",
+        "split_shares": None,
+        "max_prompt_tokens": 32,
         "max_new_tokens": 4,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,7 @@ def test_a_run_is_evaluated_on_its_own_environment_which_is_named(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         (["env_settings.max_new_tokens=1"], ["rlgkd/Dataset-v0", "length  │ 1.0000"]),
         (["env_settings.data=others.csv"], ["2 test prompts of rlgkd/Dataset-v0"]),
@@ -86,11 +98,15 @@ def test_a_run_is_evaluated_on_its_own_environment_which_is_named(
     ],
 )
 def test_the_environment_and_its_settings_can_be_others(
-    mine: Path, given: list[str], told: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    mine: Path,
+    given: list[str],
+    expected: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "others.csv").write_text("prompt\n Five?\n Six?\n")
     rlgkd("evaluate", str(mine / "run"), *given, "--prompts", "3")
     printed = capsys.readouterr().out
-    assert all(words in printed for words in told), printed
+    assert all(words in printed for words in expected), printed

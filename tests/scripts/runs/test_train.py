@@ -131,7 +131,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
     [
         (["train", "quickstrat"], ["recipe", "quickstrat", "'quickstart'"]),
         (["train", "quickstart", "alhpa=0.5"], ["alhpa", "'alpha'"]),
-        (["train", "quickstart", "alpha=1.5"], ["alpha", "1.5", "less than or equal to 1"]),
+        (["train", "quickstart", "alpha=1.5"], ["alpha", "1.5", "in [0, 1]"]),
         (["train", "quickstart", "env=rlgkd/GroundedSumary-v0"], ["env", "'rlgkd/GroundedSummary-v0'"]),
         (["train", "quickstart", "student=embedded:nobody"], ["embedded:nobody", "embedded:grounded-student"]),
         (["train", "quickstart", "student=/no/such/model"], ["/no/such/model", "config.json"]),

@@ -1,0 +1,39 @@
+"""What would work for a setting, in words, from its type and its range."""
+
+from __future__ import annotations
+
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+
+def remedy_for(annotation: Any, metadata: list[Any]) -> str:
+    """What would work for a setting of this type and range.
+
+    Example:
+        >>> remedy_for(float, [Ge(0), Lt(1)]), remedy_for(int, [Ge(1)]), remedy_for(Literal["a", "b"], [])
+        ('give a number in [0, 1)', 'give a whole number of 1 or more', 'choose one of a, b')
+    """
+    options = [option for option in get_args(annotation) if option is not types.NoneType]
+    if get_origin(annotation) is Literal:
+        return f"choose one of {', '.join(map(str, options))}"
+    if get_origin(annotation) is Annotated:
+        return remedy_for(options[0], [*options[1:], *metadata])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return remedy_for(options[0], metadata)
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text (a string)"}
+    kind = kinds.get(annotation, "names and values" if get_origin(annotation) is dict else "a list of numbers")
+    low = next((bound for bound in metadata if isinstance(bound, Ge | Gt)), None)
+    high = next((bound for bound in metadata if isinstance(bound, Le | Lt)), None)
+    if low and high:
+        opening = f"[{low.ge}" if isinstance(low, Ge) else f"({low.gt}"
+        return f"give {kind} in {opening}, {f'{high.le}]' if isinstance(high, Le) else f'{high.lt})'}"
+    if isinstance(low, Ge):
+        return f"give {kind} of {low.ge} or more"
+    return f"give {kind} above {low.gt}" if isinstance(low, Gt) else f"give {kind}"
+
+
+def takes_none(annotation: Any) -> bool:
+    """Whether None is a value of this type."""
+    return get_origin(annotation) is not Literal and types.NoneType in get_args(annotation)

@@ -1,0 +1,74 @@
+"""Settings: flat outside and nested inside, and nothing that is given is dropped in silence."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlgkd.agents import Distill, Reinforce
+from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.errors import SettingError
+from rlgkd.objective import Objective
+from rlgkd.ops import divergence
+from rlgkd.ops.schedule import Schedule
+from rlgkd.settings import Settings, layered
+
+GROUPS = [name for name, info in AlgorithmConfig.model_fields.items() if isinstance(info.default, Settings)]
+
+
+def test_flat_names_go_to_their_groups_and_come_back() -> None:
+    config = AlgorithmConfig(alpha=0.25, divergence="jsd", beta=0.9, group_size=8, teacher_decay=0.5, epochs=1)
+    assert config.alpha == Schedule(0.25) and config.sampling.group_size == 8
+    assert dict(config.objective.divergence.parameters) == {"beta": 0.9, "normalized": False}
+    assert AlgorithmConfig(**config.flat()) == config
+    assert Objective(divergence="jsd(0.9)") == Objective(divergence="jsd", beta=0.9)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_name_of_a_group_is_no_setting(group: str) -> None:
+    with pytest.raises(SettingError, match="give its settings by their own names"):
+        AlgorithmConfig(**{group: {"group_size": 8}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"alpha_end": 0.5, "alpha": 1.5}, r"alpha: 1.5 does not work; give a number in \[0, 1\]"),
+        ({"alpha_shape": "cosine"}, "say where it goes, with alpha_end"),
+        ({"alpha_end": 0.5}, "say where it begins, with alpha"),
+        ({"beta": 0.3}, "beta: 0.3 does not work; it belongs to jsd; set divergence"),
+        ({"divergence": "reverse_kl", "beta": 0.3}, "it belongs to jsd; divergence is reverse_kl"),
+        ({"divergence": {"jsd": 0.9}}, "divergence: None does not work; known: "),
+        ({"group_size": "many"}, "give a whole number of 1 or more"),
+        ({"mixture": "text"}, "choose one of batch, prompt"),
+    ],
+)
+def test_what_does_not_work_is_refused_with_what_would(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        AlgorithmConfig(**settings)
+
+
+@pytest.mark.parametrize("given", [{"alpha": 0.2}, {"alpha": 1.0, "alpha_end": 0.0}])
+def test_what_an_agent_fixes_cannot_move_either(given: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match="Distill fixes it at"):
+        Distill.Config(**given)
+
+
+def test_a_parameter_with_the_name_of_a_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ambiguous(teacher_logits, student_logits, *, temperature=1.0):
+        return divergence.reverse_kl(teacher_logits, student_logits)
+
+    monkeypatch.setitem(divergence.DIVERGENCES, "ambiguous", ambiguous)
+    with pytest.raises(SettingError, match="name of a setting; rename the parameter"):
+        Reinforce.Config(divergence="ambiguous", alpha=0.5)
+
+
+def test_a_layer_above_replaces_variants_and_schedules_as_a_whole() -> None:
+    below = {"alpha": 0.9, "alpha_end": 0.5, "divergence": "jsd", "beta": 0.1, "horizon": 0.5}
+    above = layered(AlgorithmConfig, below, {"alpha": 0.3, "divergence": "reverse_kl"})
+    assert above == {"alpha": 0.3, "divergence": "reverse_kl", "horizon": 0.5}
+    assert layered(AlgorithmConfig, below, {"divergence": "jsd"})["beta"] == 0.1
+
+
+def test_cross_entropy_on_data_needs_no_ratios_for_several_epochs() -> None:
+    config = Distill.Config(divergence="forward_kl", estimator="sampled", student_fraction=0.0, epochs=2)
+    assert config.optimizer.epochs == 2
