@@ -49,7 +49,7 @@ def served(
     concurrency: int = 16,
     headers: Mapping[str, str] | None = None,
 ) -> Reward:
-    """What a server answers, any number: it gets prompts, completions and references as JSON, and gives rewards.
+    """A server's answer, any number: it gets prompts, completions and references as JSON, and returns rewards.
 
     The request is `{"prompts": [...], "completions": [...], "references": [...]}`, the answer `{"rewards": [...]}` with
     a number for each sample, or null if the server has none. Exploited by whatever exploits the server's own reward.

@@ -41,12 +41,12 @@ class GroundedItems:
 
     def item(self, split: str, seed: int, index: int) -> Item:
         """Return the story at this index."""
-        drawn = story(split, seed, index)
+        generated = story(split, seed, index)
         return Item(
             key=f"{split}/{seed}/{index}",
-            prompt=prompt_of(drawn.passage),
-            reference=drawn.reference,
-            columns={"passage": drawn.passage, "events": drawn.events},
+            prompt=prompt_of(generated.passage),
+            reference=generated.reference,
+            columns={"passage": generated.passage, "events": generated.events},
         )
 
 
