@@ -73,12 +73,14 @@ def forward(
     for index, layer in enumerate(body.layers):
         last = index == len(body.layers) - 1
         plan = plan_wanted if last else plan_all
-        inputs = (state_NH, layer, sqrt_eps, packed, rotary, plan, wanted_M if last else None, on_layer)
+        inputs = (layer, sqrt_eps, packed, rotary, plan, wanted_M if last else None, on_layer)
         if layer.gradient_checkpointing and torch.is_grad_enabled():
             # No random state is kept, for nothing in a layer is random: dropout is off (rlgkd.lm.model).
-            state_NH = cast(Any, checkpoint)(_layer_forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+            state_NH = cast(Any, checkpoint)(
+                _layer_forward, state_NH, *inputs, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            state_NH = _layer_forward(*inputs)
+            state_NH = _layer_forward(state_NH, *inputs)
     if not len(body.layers):
         state_NH = state_NH[wanted_M]
     return rms_norm(state_NH, body.norm.weight, sqrt_eps).index_select(0, inverse_M), head_VH
