@@ -29,8 +29,9 @@ class AlgorithmSettings(TypedDict, total=False):
     clip_high: float | None
     ratio: Literal["token", "sequence"]
     entropy_bonus: float
-    policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
-    divergence_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+    reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
+    policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
+    divergence_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
     advantage: str
     drop_even_groups: bool
     overlong_buffer: int
@@ -58,6 +59,7 @@ class AlgorithmSettings(TypedDict, total=False):
     epochs: int
     token_budget: int
     precision: Literal["float32", "bfloat16"]
+    gradient_norms_every: int
     student_layers: Sequence[int]
     lora_rank: int
     lora_alpha: int | None

@@ -31,7 +31,14 @@ from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewar
 from rlgkd.agents.build import build_optimizer, open_models, trainable_state
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.agents.metrics import CONSTANT_UPDATES, constant_reward, rollout_metrics, warn_of_constant_reward
+from rlgkd.agents.metrics import (
+    CONSTANT_UPDATES,
+    LONG_TEXT,
+    constant_reward,
+    rollout_metrics,
+    warn_of_constant_reward,
+    warn_of_reductions,
+)
 from rlgkd.agents.micro_batch import log_probabilities, log_ratios, prefetch_teacher_states
 from rlgkd.agents.persistence import read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
@@ -40,7 +47,7 @@ from rlgkd.agents.sb3.policy import LanguageModelPolicy
 from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
-from rlgkd.agents.update import Means, accumulate_gradient
+from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward, term_norms
 from rlgkd.errors import SettingError, TrainingError
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
@@ -97,7 +104,7 @@ class TextAlgorithm(TokenAlgorithm):
         self.objective = self.config.objective_at(1.0)
         self.rollout = Rollout()
         self.last_metrics: dict[str, Any] = {}
-        self._warned = False
+        self._warned: set[str] = set()
         self.accelerator = Accelerator(cpu=str(device) == "cpu")
         if self.accelerator.num_processes > 1:
             raise SettingError("processes", self.accelerator.num_processes, "this version trains in one process")
@@ -228,19 +235,22 @@ class TextAlgorithm(TokenAlgorithm):
         if self.config.optimizer.epochs > 1 and self.teacher is not None and self.following_teacher is None:
             with self.autocast():
                 prefetch_teacher_states(self.teacher, self.rollout.micro_batches)
+        if self._measures_terms():
+            self.measure_terms(self.rollout, credit)
         for _ in range(self.config.optimizer.epochs):
             means = self.gradient_step(self.rollout, credit)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
+        if self.teacher is not None and self.objective.alpha < 1:
+            self._record_beta()
         if self.steering is not None and self.rollout.on_policy:
             self.steering.step(self.state, alpha=self.objective.alpha, divergence=means.divergence)
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
 
     def after_update(self) -> None:
         """Warn once of a reward that never differs."""
-        if not self._warned and self.state.updates >= CONSTANT_UPDATES and self.constant_reward is not None:
+        if self.state.updates >= CONSTANT_UPDATES and self.constant_reward is not None and self._first("reward"):
             warn_of_constant_reward(self.constant_reward, self.state.rewards.count)
-            self._warned = True
 
     def credit(self, rollout: Rollout) -> Credit:
         """Turn the rollout's scores into advantages."""
@@ -283,6 +293,43 @@ class TextAlgorithm(TokenAlgorithm):
         for name, value in credit.auxiliary.metrics().items() if credit.auxiliary else ():
             self.logger.record(name, value)
         return means
+
+    def measure_terms(self, rollout: Rollout, credit: Credit) -> None:
+        """Record how long the gradients of the policy term and of the divergence are, before they are added."""
+        with self.autocast():
+            policy, divergence = term_norms(
+                self.student,
+                self.teacher,
+                self.objective,
+                rollout,
+                credit,
+                backward=self.accelerator.backward,
+                max_new_tokens=self.task.max_new_tokens,
+            )
+        self.logger.record("train/policy_grad_norm", policy)
+        self.logger.record("train/divergence_grad_norm", divergence)
+
+    def _measures_terms(self) -> bool:
+        """Whether this update's gradient has two terms, and it is time to measure them."""
+        every = self.config.optimizer.gradient_norms_every
+        mixes = self.config.reward.combination == "in_loss" and 0 < self.objective.alpha < 1
+        return mixes and every > 0 and self._n_updates % every == 0 and bool(self.rollout.on_policy)
+
+    def _record_beta(self) -> None:
+        """Record the weight of the divergence beside the reward, and warn once if it hangs on the texts' length."""
+        alpha, ratio = self.objective.alpha, 1.0
+        if self.config.reward.combination == "in_loss":
+            ratio = divergence_per_reward(self.objective, self.trajectories, self.task.max_new_tokens)
+        beta = alpha / (1 - alpha) * ratio
+        self.logger.record("train/beta", beta)
+        if alpha > 0 and max(ratio, 1 / ratio) > LONG_TEXT and self._first("beta"):
+            warn_of_reductions(self.objective, beta)
+
+    def _first(self, warning: str) -> bool:
+        """Whether this warning has not been given yet; from now on it has."""
+        given = warning in self._warned
+        self._warned.add(warning)
+        return not given
 
     @property
     def trajectories(self) -> list[Trajectory]:

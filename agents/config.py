@@ -101,6 +101,8 @@ class OptimizerSettings(Settings):
     """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is mixed precision."""
+    gradient_norms_every: Annotated[int, Ge(0)] = 50
+    """Updates between two measurements of both terms' gradient norms, at the cost of two passes; 0 is never."""
 
 
 class ModelSettings(Settings):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.objective import Objective
 from rlgkd.ops.schedule import Schedule
 from rlgkd.settings import Moving, Scheduled
 
@@ -16,6 +17,7 @@ class DistillConfig(AlgorithmConfig):
     owner = "Distill"
     fixed = frozenset({"alpha"})
 
+    objective: Objective = Objective(reduction="sequence_mean")
     alpha: Annotated[Moving, Scheduled()] = Schedule(1.0)
     """Weight of the divergence in Eq. 5, which is always 1 here."""
 

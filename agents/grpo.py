@@ -4,9 +4,9 @@ Deviates from the paper: the divergence to the teacher (for the paper's own, giv
 Eq. 5's, exact over the vocabulary, and weighed by alpha against 1 - alpha, instead of the sampled k3 with a beta and a
 reward of weight 1.
 
-Dr. GRPO (arXiv 2503.20783) is advantage="mean_baseline", policy_reduction="constant". DAPO (arXiv 2503.14476) is
-policy_reduction="token_mean", clip_high=0.28, drop_even_groups=True and an overlong_buffer. GSPO (arXiv 2507.18071) is
-ratio="sequence", CISPO (arXiv 2506.13585) policy_loss="clipped_weight", policy_reduction="token_mean".
+Dr. GRPO (arXiv 2503.20783) is advantage="mean_baseline", reduction="constant". DAPO (arXiv 2503.14476) is
+reduction="token_mean", clip_high=0.28, drop_even_groups=True and an overlong_buffer. GSPO (arXiv 2507.18071) is
+ratio="sequence", CISPO (arXiv 2506.13585) policy_loss="clipped_weight", reduction="token_mean".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class GRPOConfig(AlgorithmConfig):
     owner = "GRPO"
 
     reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("group_normalised"))
-    objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), policy_reduction="sequence_mean")
+    objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), reduction="sequence_mean")
 
 
 class GRPO(TextAlgorithm):

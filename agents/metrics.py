@@ -15,6 +15,8 @@ from rlgkd.types import ON_POLICY, StopReason, Trajectory
 _log = logging.getLogger(__name__)
 CONSTANT_UPDATES = 5
 """Updates with a constant reward before the warning."""
+LONG_TEXT = 32
+"""Tokens from which texts are long: a beta that is so many times off alpha / (1 - alpha) is warned of."""
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -51,6 +53,17 @@ def warn_of_constant_reward(reward: float, samples: int) -> None:
         "(rollouts.jsonl of a run, or the agent's trajectories)",
         reward,
         samples,
+    )
+
+
+def warn_of_reductions(objective: Objective, beta: float) -> None:
+    """Say once that alpha is not what it looks like, because the two terms do not share their normaliser."""
+    _log.warning(
+        "alpha: %g weighs the divergence by beta = %.2g beside the reward at texts of this length, and %.2g with one "
+        "reduction for both terms; set reduction alone, or choose alpha for this beta (docs/choosing-alpha.md)",
+        objective.alpha,
+        beta,
+        objective.alpha / (1 - objective.alpha),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlgkd.agents.old_settings import upgraded
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.lm.loading import save
@@ -70,4 +71,4 @@ def read_agent(
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
-    return layered(config, {**settings, "policy": str(folder)}, given), state
+    return layered(config, {**upgraded(settings, agent), "policy": str(folder)}, given), state

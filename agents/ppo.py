@@ -41,7 +41,7 @@ class PPOConfig(AlgorithmConfig):
     fixed = frozenset({"advantage", "drop_even_groups"})
 
     reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("raw"))
-    objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), policy_reduction="token_mean")
+    objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), reduction="token_mean")
     gae_lambda: Fraction = 0.95
     """Of PPO: 0 trusts the values alone, 1 the rewards alone."""
     value_coefficient: Annotated[float, Ge(0)] = 0.1

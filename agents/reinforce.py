@@ -10,7 +10,7 @@ from rlgkd.agents.config import AlgorithmConfig
 
 
 class ReinforceConfig(AlgorithmConfig):
-    """The defaults of all agents: the leave-one-out baseline, no ratio, Eq. 5's own reductions."""
+    """The defaults of all agents: the leave-one-out baseline, no ratio, sums over a text by the length limit."""
 
     owner = "Reinforce"
 

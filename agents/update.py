@@ -31,7 +31,7 @@ class Means:
     loss: float = 0.0
     """The sum of all terms."""
     divergence: float = 0.0
-    """Reduced as the objective says."""
+    """Over each text's tokens, then over texts, whatever the reduction of the loss."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
 
@@ -45,6 +45,7 @@ def accumulate_gradient(
     *,
     backward: Callable[[Tensor], None],
     max_new_tokens: int | None = None,
+    with_policy_term: bool = True,
 ) -> Means:
     """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole rollout.
 
@@ -56,9 +57,12 @@ def accumulate_gradient(
         credit: Their advantages.
         backward: Takes the scalar loss of a micro-batch.
         max_new_tokens: The length that the reduction `constant` divides by.
+        with_policy_term: False leaves the divergence alone.
     """
     trajectories = rollout.trajectories
     policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens)
+    policy_B = policy_B * with_policy_term
+    mean_B = _reduced("sequence_mean", _lengths(trajectories), None)
     advantages_BL = credit.advantages_BL.float().expand(-1, rollout.longest)
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
@@ -95,7 +99,7 @@ def accumulate_gradient(
             others_N = part.per_row(~recorded_B)
             means.entropy += (records["entropy"] * others_N).sum().item() / tokens
         if "divergence" in records:
-            means.divergence += (records["divergence"] * divergence_weight_N).sum().item()
+            means.divergence += (records["divergence"] * part.per_row(mean_B)).sum().item()
     return means
 
 
@@ -106,19 +110,65 @@ def term_weights(
 
     The policy term has on-policy rows that are valid, the divergence has all rows.
     """
-    lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
+    lengths_B = _lengths(trajectories)
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
-
-    def weights(name: str, lengths_B: Tensor) -> Tensor:
-        sequences, tokens = reduction.totals(lengths_B)
-        length = max_new_tokens if name == "constant" else None
-        return reduction.weights(name, lengths_B, total_sequences=sequences, total_tokens=tokens, length=length)
-
-    policy_B = on_policy_B * weights(objective.policy_reduction, lengths_B * (valid_B | ~on_policy_B))
+    counted_B = lengths_B * (valid_B | ~on_policy_B)
+    policy_B = on_policy_B * _reduced(objective.policy_reduction or objective.reduction, counted_B, max_new_tokens)
     if on_policy_B.any():
         # One batch in 1 / lambda is on-policy: with this weight its policy term has Eq. 5's expectation.
         policy_B = policy_B / objective.student_fraction
-    return policy_B, weights(objective.divergence_reduction, lengths_B)
+    return policy_B, _reduced(objective.divergence_reduction or objective.reduction, lengths_B, max_new_tokens)
+
+
+def term_norms(
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    objective: Objective,
+    rollout: Rollout,
+    credit: Credit,
+    *,
+    backward: Callable[[Tensor], None],
+    max_new_tokens: int,
+) -> tuple[float, float]:
+    """The norms of the policy term's gradient and the divergence's, each with its weight in Eq. 5.
+
+    Costs a pass for each and leaves no gradient behind. A loss besides Eq. 5's, such as a value head's, is in neither.
+    """
+    credit = dataclasses.replace(credit, auxiliary=None)
+    alone = objective.model_copy(update={"horizon": 0.0})
+    norms = []
+    for guide, loss, with_policy_term in ((None, alone, True), (teacher, objective, False)):
+        accumulate_gradient(
+            student, guide, loss, rollout, credit,
+            backward=backward, max_new_tokens=max_new_tokens, with_policy_term=with_policy_term,
+        )  # fmt: skip
+        gradients = [p.grad for p in student.module.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        student.module.zero_grad()
+    return norms[0], norms[1]
+
+
+def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajectory], max_new_tokens: int) -> float:
+    """How often the policy term's weight of a token of these texts the divergence's is: 1 where the reductions agree.
+
+    Times alpha / (1 - alpha) it is beta, the weight of the divergence in E[r] - beta D.
+    """
+    lengths_B = _lengths(trajectories)
+    names = (objective.divergence_reduction, objective.policy_reduction)
+    weighs = [(_reduced(name or objective.reduction, lengths_B, max_new_tokens) * lengths_B).sum() for name in names]
+    return float(weighs[0] / weighs[1])
+
+
+def _lengths(trajectories: Sequence[Trajectory]) -> Tensor:
+    """[B], tokens."""
+    return torch.tensor([t.length for t in trajectories], device="cpu")
+
+
+def _reduced(name: str, lengths_B: Tensor, max_new_tokens: int | None) -> Tensor:
+    """[B], the weight of each row's tokens in the whole rollout's reduction of this name."""
+    sequences, tokens = reduction.totals(lengths_B)
+    length = max_new_tokens if name == "constant" else None
+    return reduction.weights(name, lengths_B, total_sequences=sequences, total_tokens=tokens, length=length)
 
 
 def _fused_loss(

@@ -48,6 +48,8 @@ def test_its_first_updates_are_those_of_reinforce() -> None:
         seed=settings.seed,
         learning_rate=settings.learning_rate,
         device="cpu",
+        policy_reduction="sequence_sum",
+        divergence_reduction="sequence_mean",
         **given,
     )
     for update in train(settings, task, student, teacher):

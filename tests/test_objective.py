@@ -27,6 +27,11 @@ END = 0
 BUDGET = 10**6
 
 
+def equation_5(**given: object) -> Objective:
+    """Its two averages to the letter: the policy term sums over a text, the divergence averages."""
+    return Objective(**{"policy_reduction": "sequence_sum", "divergence_reduction": "sequence_mean"} | given)
+
+
 def policy(seed: int, temperature: float = 1.0) -> LanguageModel:
     return LanguageModel(tiny.model(vocabulary=4, seed=seed).double(), TOKENIZER, temperature=temperature)
 
@@ -67,7 +72,7 @@ def gradient(
 def test_the_entropy_is_as_sampled_where_the_text_is_the_students_own_and_else_as_it_is_now():
     student = policy(0)
     own = dataclasses.replace(BATCH[0], entropy_T=0.5 * BATCH[0].action_mask_T)
-    for objective in (Objective(alpha=1.0), Objective(alpha=0.5), Objective(alpha=1.0, horizon=1.0)):
+    for objective in (equation_5(alpha=1.0), equation_5(alpha=0.5), equation_5(alpha=1.0, horizon=1.0)):
         for other in (Source.DATA, Source.MIXED):
             rest = dataclasses.replace(BATCH[3], source=other)
             batch = Batch.collate([rest], pad=END)
@@ -118,7 +123,7 @@ def jsd(p: Tensor, q: Tensor) -> Tensor:
 def test_the_gradient_is_that_of_equation_5_for_every_reduction(alpha, policy_reduction):
     student, teacher = policy(0, temperature=1.3), policy(1, temperature=0.8)
     for reduction in ("sequence_mean", "token_mean", "sequence_sum"):
-        objective = Objective(alpha=alpha, policy_reduction=policy_reduction, divergence_reduction=reduction)
+        objective = equation_5(alpha=alpha, policy_reduction=policy_reduction, divergence_reduction=reduction)
         torch.testing.assert_close(
             gradient(objective, student, teacher), slow_gradient(objective, student, teacher, reverse_kl),
             atol=1e-7, rtol=1e-6,
@@ -127,7 +132,7 @@ def test_the_gradient_is_that_of_equation_5_for_every_reduction(alpha, policy_re
 
 def test_the_gradient_with_jsd_is_the_papers():
     student, teacher = policy(0), policy(1)
-    objective = Objective(alpha=0.3, divergence="jsd", beta=0.9)
+    objective = equation_5(alpha=0.3, divergence="jsd", beta=0.9)
     torch.testing.assert_close(
         gradient(objective, student, teacher), slow_gradient(objective, student, teacher, jsd), atol=1e-7, rtol=1e-6
     )
@@ -135,31 +140,31 @@ def test_the_gradient_with_jsd_is_the_papers():
 
 def test_alpha_1_is_exactly_distillation_and_alpha_0_exactly_reinforcement():
     student, teacher = policy(0), policy(1)
-    pure = gradient(Objective(alpha=1.0), student, teacher)
-    assert torch.equal(pure, gradient(Objective(alpha=1.0), student, teacher, advantages_BL=1e6 * ADVANTAGES))
-    pure = gradient(Objective(alpha=0.0), student, None)
-    assert torch.equal(pure, gradient(Objective(alpha=0.0), student, teacher))
+    pure = gradient(equation_5(alpha=1.0), student, teacher)
+    assert torch.equal(pure, gradient(equation_5(alpha=1.0), student, teacher, advantages_BL=1e6 * ADVANTAGES))
+    pure = gradient(equation_5(alpha=0.0), student, None)
+    assert torch.equal(pure, gradient(equation_5(alpha=0.0), student, teacher))
 
 
 def test_at_alpha_0_an_infinite_divergence_does_not_spoil_the_gradient():
     student, teacher = policy(0), policy(1)
     with torch.no_grad():
         teacher.head.weight.mul_(1e308)
-    assert gradient(Objective(alpha=0.0), student, teacher).isfinite().all()
+    assert gradient(equation_5(alpha=0.0), student, teacher).isfinite().all()
 
 
 @pytest.mark.parametrize("name", divergence.names())
 def test_where_the_student_is_the_teacher_loss_and_gradient_are_zero(name):
     student = policy(0)
     beta = 0.9 if name == "jsd" else None
-    objective = Objective(alpha=1.0, divergence=name, beta=beta)
+    objective = equation_5(alpha=1.0, divergence=name, beta=beta)
     means = accumulate(objective, student, student, BATCH, ADVANTAGES)
     assert abs(means.loss) < 1e-12 and abs(means.divergence) < 1e-12
     assert all(p.grad.abs().max() < 1e-12 for p in student.module.parameters())
 
 
 def test_padding_batch_order_and_micro_batches_do_not_change_the_gradient():
-    student, teacher, objective = policy(0), policy(1), Objective(alpha=0.3, divergence_reduction="token_mean")
+    student, teacher, objective = policy(0), policy(1), equation_5(alpha=0.3, divergence_reduction="token_mean")
     whole = gradient(objective, student, teacher)
     for budget in (1, 8, 14):
         torch.testing.assert_close(
@@ -184,7 +189,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
 def test_the_prompt_carries_no_loss():
     student, teacher = policy(0), policy(1)
     prompt = trajectory([1, 2, 3], [2])
-    objective = Objective(alpha=1.0, divergence_reduction="sequence_sum")
+    objective = equation_5(alpha=1.0, divergence_reduction="sequence_sum")
     means = accumulate(objective, student, teacher, [prompt], torch.zeros(1, 1), backward=lambda loss: None)
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -193,10 +198,10 @@ def test_the_prompt_carries_no_loss():
 
 
 def test_the_policy_term_applies_to_the_students_own_texts_alone():
-    student, teacher, objective = policy(0), policy(1), Objective(alpha=0.5)
+    student, teacher, objective = policy(0), policy(1), equation_5(alpha=0.5)
     data = [trajectory([1], [2, 3, END], Source.DATA)]
     given = gradient(objective, student, teacher, data, torch.tensor([[5.0]]))
-    torch.testing.assert_close(given, 0.5 * gradient(Objective(alpha=1.0), student, teacher, data, torch.zeros(1, 1)))
+    torch.testing.assert_close(given, 0.5 * gradient(equation_5(alpha=1.0), student, teacher, data, torch.zeros(1, 1)))
 
 
 # An enumerable world: the prompt A, four tokens, at most three of them.
@@ -247,13 +252,13 @@ def test_the_world_is_complete():
 
 def test_reinforce_estimates_the_exact_gradient_of_the_expected_reward():
     student = policy(0)
-    expected = expected_gradient(Objective(alpha=0.0), student, None)
+    expected = expected_gradient(equation_5(alpha=0.0), student, None)
     torch.testing.assert_close(expected, exact_gradient(student), atol=1e-6, rtol=1e-6)
 
 
 def test_a_mean_over_the_tokens_would_not():
     student = policy(0)
-    wrong = expected_gradient(Objective(alpha=0.0, policy_reduction="sequence_mean"), student, None)
+    wrong = expected_gradient(equation_5(alpha=0.0, policy_reduction="sequence_mean"), student, None)
     assert (wrong - exact_gradient(student)).abs().max() > 1e-3
 
 
@@ -262,7 +267,7 @@ def test_leaving_one_out_stays_unbiased():
     with torch.no_grad():
         p_Y = torch.stack([log_likelihood(student, y).exp() for y in ALL])
     score = [
-        gradient(Objective(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1, 1)) for y in ALL
+        gradient(equation_5(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1, 1)) for y in ALL
     ]  # of -log p(y)
     pairs = list(itertools.product(range(len(ALL)), repeat=2))
     reward_PG = torch.tensor([[reward(ALL[a]), reward(ALL[b])] for a, b in pairs], dtype=torch.float64)
@@ -290,7 +295,7 @@ def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_grad
         for token, log_b in enumerate(log_b_V.tolist()):
             t = trajectory(PROMPT, [token], Source.MIXED)
             t = dataclasses.replace(t, logp_T=np.array([0.0, log_b]))
-            objective = Objective(alpha=0.0, **settings)
+            objective = equation_5(alpha=0.0, **settings)
             total = total + math.exp(log_b) * gradient(objective, student, None, [t], torch.tensor([[rewards[token]]]))
         expected[name] = total
     student.module.zero_grad()
@@ -304,10 +309,10 @@ def test_importance_weights_make_texts_of_another_sampler_estimate_the_same_grad
 def test_the_sampled_estimator_expects_the_exact_gradient_at_horizon_0():
     student, teacher = policy(0), policy(1)
     settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum"}
-    exact = expected_gradient(Objective(**settings), student, teacher)
+    exact = expected_gradient(equation_5(**settings), student, teacher)
     assert exact.abs().max() > 1e-2
     for estimator in ("sampled", "sampled_centred"):
-        sampled = expected_gradient(Objective(**settings, estimator=estimator), student, teacher)
+        sampled = expected_gradient(equation_5(**settings, estimator=estimator), student, teacher)
         torch.testing.assert_close(sampled, exact, atol=1e-6, rtol=1e-6)
 
 
@@ -315,18 +320,18 @@ def test_k2_descends_the_reverse_kl_k3_the_forward_kl_and_k1_nothing_at_all():
     student, teacher = policy(0), policy(1)
     settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum"}
     reverse, forward = (
-        expected_gradient(Objective(**settings, divergence=name), student, teacher)
+        expected_gradient(equation_5(**settings, divergence=name), student, teacher)
         for name in ("reverse_kl", "forward_kl")
     )
-    k2 = expected_gradient(Objective(**settings, estimator="k2"), student, teacher)
+    k2 = expected_gradient(equation_5(**settings, estimator="k2"), student, teacher)
     torch.testing.assert_close(k2, reverse, atol=1e-6, rtol=1e-6)
-    k3 = expected_gradient(Objective(**settings, estimator="k3"), student, teacher)
+    k3 = expected_gradient(equation_5(**settings, estimator="k3"), student, teacher)
     torch.testing.assert_close(k3, forward, atol=1e-6, rtol=1e-6)
     assert (reverse - forward).abs().max() > 1e-2
     # k1 as a loss is the score with a weight of one: what RL at a reward of 1 everywhere descends.
     k1 = sum(
         log_likelihood(student, y).exp().detach()
-        * gradient(Objective(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1, 1))
+        * gradient(equation_5(alpha=0.0), student, None, [trajectory(PROMPT, y)], torch.ones(1, 1))
         for y in ALL
     )
     assert k1.abs().max() < 1e-6
@@ -347,11 +352,11 @@ def test_the_cross_entropy_of_the_teachers_texts_expects_the_gradient_of_its_for
         with torch.no_grad():
             probability = log_likelihood(teacher, y).exp()
         text = [trajectory(PROMPT, y, Source.TEACHER)]
-        sampled = Objective(**settings, estimator="sampled")
+        sampled = equation_5(**settings, estimator="sampled")
         given = gradient(sampled, student, teacher, text, torch.zeros(1, 1))
         assert torch.equal(gradient(sampled, student, None, text, torch.zeros(1, 1)), given)
         total = total + probability * given
-        exact = exact + probability * gradient(Objective(**settings), student, teacher, text, torch.zeros(1, 1))
+        exact = exact + probability * gradient(equation_5(**settings), student, teacher, text, torch.zeros(1, 1))
     torch.testing.assert_close(total, exact, atol=1e-6, rtol=1e-6)
 
 
@@ -359,7 +364,7 @@ def test_centring_leaves_the_mean_of_the_sampled_gradient_and_takes_from_its_var
     student, teacher = policy(0), policy(1)
     spread = {}
     for estimator in ("sampled", "sampled_centred"):
-        objective = Objective(alpha=1.0, divergence_reduction="sequence_sum", estimator=estimator)
+        objective = equation_5(alpha=1.0, divergence_reduction="sequence_sum", estimator=estimator)
         with torch.no_grad():
             p_Y = [log_likelihood(student, y).exp() for y in ALL]
         gradients = [gradient(objective, student, teacher, [trajectory(PROMPT, y)], torch.zeros(1, 1)) for y in ALL]
@@ -385,15 +390,15 @@ def test_at_horizon_1_the_gradient_is_that_of_the_kl_over_texts_and_at_horizon_0
     student, teacher = policy(0), policy(1)
     settings = {"alpha": 1.0, "divergence_reduction": "sequence_sum", "estimator": estimator}
     expected = sequence_kl_gradient(student, teacher)
-    whole = expected_gradient(Objective(**settings, horizon=1.0), student, teacher)
+    whole = expected_gradient(equation_5(**settings, horizon=1.0), student, teacher)
     torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-6)
-    near = expected_gradient(Objective(**settings), student, teacher)
+    near = expected_gradient(equation_5(**settings), student, teacher)
     assert (near - expected).abs().max() > 1e-2
 
 
 def test_the_kl_over_texts_is_the_sum_of_the_expected_kls_at_their_prefixes():
     student, teacher = policy(0), policy(1)
-    objective = Objective(alpha=1.0, divergence_reduction="sequence_sum")
+    objective = equation_5(alpha=1.0, divergence_reduction="sequence_sum")
     total = 0.0
     with torch.no_grad():
         for y in ALL:
@@ -401,13 +406,13 @@ def test_the_kl_over_texts_is_the_sum_of_the_expected_kls_at_their_prefixes():
             means = accumulate(
                 objective, student, teacher, [trajectory(PROMPT, y)], torch.zeros(1, 1), backward=lambda loss: None
             )
-            total += probability * means.divergence
+            total += probability * means.loss
         assert total == pytest.approx(sequence_kl(student, teacher).item(), abs=1e-9)
 
 
 def test_the_entropy_bonus_has_the_gradient_of_the_entropy():
-    student, with_bonus = policy(0, temperature=1.3), Objective(alpha=0.0, entropy_bonus=0.7)
-    given = gradient(with_bonus, student, None) - gradient(Objective(alpha=0.0), student, None)
+    student, with_bonus = policy(0, temperature=1.3), equation_5(alpha=0.0, entropy_bonus=0.7)
+    given = gradient(with_bonus, student, None) - gradient(equation_5(alpha=0.0), student, None)
     total = 0.0
     for t in BATCH:
         log_q = (student.module(torch.from_numpy(t.tokens_T)[None]).logits[0] / 1.3).log_softmax(-1)
@@ -428,7 +433,7 @@ def test_a_sequences_ratio_is_the_geometric_mean_of_its_tokens():
         logp_T = np.concatenate([[0.0], logp_T.numpy()]) * t.action_mask_T
         batch.append(dataclasses.replace(t, logp_T=logp_T.astype(np.float32)))
     settings = {"policy_loss": "clipped", "clip_low": 0.1, "clip_high": 0.3, "policy_reduction": "sequence_mean"}
-    given = gradient(Objective(alpha=0.0, **settings, ratio="sequence"), student, None, batch)
+    given = gradient(equation_5(alpha=0.0, **settings, ratio="sequence"), student, None, batch)
     loss, ratios = 0.0, []
     for t, advantage in zip(batch, ADVANTAGES[:, 0].double(), strict=True):
         ids, places = torch.from_numpy(t.tokens_T), np.flatnonzero(t.action_mask_T)
@@ -442,18 +447,18 @@ def test_a_sequences_ratio_is_the_geometric_mean_of_its_tokens():
     expected = torch.cat([p.grad.flatten() for p in student.module.parameters()])
     torch.testing.assert_close(given, expected, atol=1e-6, rtol=1e-5)
     assert any(not 0.9 < ratio < 1.3 for ratio in ratios) and any(0.9 < ratio < 1.3 for ratio in ratios)
-    assert (given - gradient(Objective(alpha=0.0, **settings), student, None, batch)).abs().max() > 1e-3
+    assert (given - gradient(equation_5(alpha=0.0, **settings), student, None, batch)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "token_mean"])
 def test_a_trajectory_without_an_advantage_is_as_if_it_were_not_there_for_the_policy_term(reduction):
-    student, objective = policy(0), Objective(alpha=0.0, policy_reduction=reduction)
+    student, objective = policy(0), equation_5(alpha=0.0, policy_reduction=reduction)
     missing = ADVANTAGES.clone()
     missing[2] = math.nan
     rest = [0, 1, 3]
     given = gradient(objective, student, None, advantages_BL=missing)
     torch.testing.assert_close(given, gradient(objective, student, None, [BATCH[n] for n in rest], ADVANTAGES[rest]))
-    distilled = Objective(alpha=1.0)
+    distilled = equation_5(alpha=1.0)
     teacher = policy(1)
     assert torch.equal(
         gradient(distilled, student, teacher, advantages_BL=missing), gradient(distilled, student, teacher)
@@ -463,7 +468,7 @@ def test_a_trajectory_without_an_advantage_is_as_if_it_were_not_there_for_the_po
 def test_an_advantage_of_each_action_weighs_that_action():
     student = policy(0)
     each_BL = torch.arange(20.0).view(4, 5)
-    given = gradient(Objective(alpha=0.0), student, None, advantages_BL=each_BL, token_budget=8)
+    given = gradient(equation_5(alpha=0.0), student, None, advantages_BL=each_BL, token_budget=8)
     loss = 0.0
     for row, t in enumerate(BATCH):
         ids = torch.from_numpy(t.tokens_T)
@@ -477,19 +482,19 @@ def test_an_advantage_of_each_action_weighs_that_action():
 
 
 def test_the_future_does_not_depend_on_the_batch_and_texts_from_data_have_none():
-    student, teacher, objective = policy(0), policy(1), Objective(alpha=0.3, horizon=0.7)
+    student, teacher, objective = policy(0), policy(1), equation_5(alpha=0.3, horizon=0.7)
     whole = gradient(objective, student, teacher)
     torch.testing.assert_close(gradient(objective, student, teacher, token_budget=8), whole, atol=1e-9, rtol=1e-6)
-    assert (whole - gradient(Objective(alpha=0.3), student, teacher)).abs().max() > 1e-3
+    assert (whole - gradient(equation_5(alpha=0.3), student, teacher)).abs().max() > 1e-3
     data = [dataclasses.replace(t, source=Source.DATA) for t in BATCH]
     torch.testing.assert_close(
-        gradient(objective, student, teacher, data), gradient(Objective(alpha=0.3), student, teacher, data)
+        gradient(objective, student, teacher, data), gradient(equation_5(alpha=0.3), student, teacher, data)
     )
 
 
 def test_a_training_step_makes_no_tensor_on_the_default_device():
     student, teacher = policy(0), policy(1)
-    objective = Objective(alpha=0.3, divergence="jsd", beta=0.9)
+    objective = equation_5(alpha=0.3, divergence="jsd", beta=0.9)
     expected = gradient(objective, student, teacher)
     torch.set_default_device("meta")  # what is made without naming its device is unusable
     try:
@@ -542,8 +547,8 @@ def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):
 def test_over_the_coin_the_policy_term_has_the_weight_that_equation_5_gives_it() -> None:
     student, teacher = policy(0), policy(1)
     data = [dataclasses.replace(t, source=Source.DATA) for t in BATCH]
-    mixed = Objective(alpha=0.3, student_fraction=0.25)
+    mixed = equation_5(alpha=0.3, student_fraction=0.25)
     expected = 0.25 * gradient(mixed, student, teacher) + 0.75 * gradient(mixed, student, teacher, batch=data)
-    on_policy = gradient(Objective(alpha=0.3), student, teacher)
+    on_policy = gradient(equation_5(alpha=0.3), student, teacher)
     # The texts are the same, so is the divergence; the reward counts once.
     torch.testing.assert_close(expected, on_policy, rtol=1e-5, atol=1e-6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,8 +21,6 @@ from rlgkd.scripts.report.lenient import to_float, to_interval
 from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, METRICS, Metric, metric_of
 from rlgkd.scripts.report.svg import Panel, style
 
-UNITS: Final = {"sequence_mean": "nats/token", "token_mean": "nats/token", "sequence_sum": "nats/text"}
-"""Reduction of a divergence -> its unit."""
 CURVES: Final = {
     "reward": METRICS["reward"],
     **{name: METRICS[name] for name in UNSEEN},
@@ -94,7 +91,6 @@ def _curves(
         if name == "divergence":
             if "divergence" in results["vary"]:  # different divergences have no common scale
                 continue
-            metric = replace(metric, unit=UNITS.get(results["settings"]["divergence_reduction"], "nats"))
         lines = []
         for cell in cells:
             runs = []
@@ -144,8 +140,7 @@ def _paths(results: Mapping[str, Any], cells: Sequence[Cell], looks: Looks) -> l
     for cell in cells:
         settings = {**results["settings"], **cell["values"]}
         divergence = settings["divergence"]
-        unit = UNITS.get(settings["divergence_reduction"], "nats")
-        axis = f"{DIVERGENCE_LABELS.get(divergence, divergence)} to the teacher, {unit}"
+        axis = f"{DIVERGENCE_LABELS.get(divergence, divergence)} to the teacher, nats/token"
         unseen = [name for name in UNSEEN if all(name in run["training"] for run in cell["runs"])]
         means = {}
         for name in ("divergence", "reward", *unseen[:PATH_MEASURES]):

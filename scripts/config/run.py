@@ -16,6 +16,7 @@ from pydantic import Field
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig, Count
+from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import SettingError, one_line
 from rlgkd.objective import Fraction
@@ -158,6 +159,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
     values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
+    values = upgraded(values, values.get("agent") or RunConfig.model_fields["agent"].default)
     chosen = override(values, overrides)
     ours, theirs = (given.get("env", RunConfig.model_fields["env"].default) for given in (chosen, values))
     if is_recipe and ours != theirs:

@@ -23,7 +23,7 @@ METHOD_SETTINGS = (
     "student_fraction_end",
     "mixture",
     "off_policy",
-    "divergence_reduction",
+    "reduction",
 )
 """Settings of a recipe that make its method."""
 BASELINES = {
@@ -151,7 +151,6 @@ def cell_settings(task: PaperTask, tokens: int) -> dict[str, dict[str, Any]]:
         "agent": "Reinforce",
         "prompts_per_update": 16,
         "group_size": 4,
-        "policy_reduction": "constant",
         "learning_rate": RL_RATE * task.settings["learning_rate"],
         **COMPARED_DIVERGENCES["JSD(0.9)"],
     }
