@@ -316,7 +316,7 @@ class TextAlgorithm(TokenAlgorithm):
         return mixes and every > 0 and self._n_updates % every == 0 and bool(self.rollout.on_policy)
 
     def _record_beta(self) -> None:
-        """Record the weight of the divergence beside the reward, and warn once if it hangs on the texts' length."""
+        """Record beta, and warn once if it changes with the length of texts."""
         alpha, ratio = self.objective.alpha, 1.0
         if self.config.reward.combination == "in_loss":
             ratio = divergence_per_reward(self.objective, self.trajectories, self.task.max_new_tokens)

@@ -132,14 +132,14 @@ def term_norms(
 ) -> tuple[float, float]:
     """The norms of the policy term's gradient and the divergence's, each with its weight in Eq. 5.
 
-    Costs a pass for each and leaves no gradient behind. A loss besides Eq. 5's, such as a value head's, is in neither.
+    Costs a pass for each and leaves no gradient. A loss besides Eq. 5's, such as a value head's, is in neither.
     """
     credit = dataclasses.replace(credit, auxiliary=None)
     alone = objective.model_copy(update={"horizon": 0.0})
     norms = []
-    for guide, loss, with_policy_term in ((None, alone, True), (teacher, objective, False)):
+    for its_teacher, loss, with_policy_term in ((None, alone, True), (teacher, objective, False)):
         accumulate_gradient(
-            student, guide, loss, rollout, credit,
+            student, its_teacher, loss, rollout, credit,
             backward=backward, max_new_tokens=max_new_tokens, with_policy_term=with_policy_term,
         )  # fmt: skip
         gradients = [p.grad for p in student.module.parameters() if p.grad is not None]

@@ -6,11 +6,11 @@ The loss whose gradient estimates -grad J, over the actions n of a batch:
 
     L = (1-alpha) sum_n w_n * (-A_n log p_S(y_n))  +  alpha sum_n v_n * D_n
 
-A is the advantage of the task reward, w and v the weights of the two reductions. With one `reduction` for both, a
-token's divergence weighs beta = alpha / (1-alpha) beside its policy term, however long the texts are: the beta of
-E[r] - beta KL, as RLHF, TRL and verl write it. Eq. 5 to the letter has two: `sequence_sum` for the policy term (the
-gradient of E[r] sums over a sequence's tokens), `sequence_mean` for the divergence, the paper's (1/L_y) sum_n D_n, in
-which 1/L_y is held constant; then beta = alpha / ((1-alpha) L_y).
+A is the advantage of the task reward, w and v the weights of the two reductions. With one `reduction` for both, D_n has
+beta = alpha / (1-alpha) times the weight of the policy term, however long the texts are: the beta of E[r] - beta KL, as
+RLHF, TRL and verl write it. Eq. 5 to the letter has two: `sequence_sum` for the policy term (the gradient of E[r] sums
+over a sequence's tokens), `sequence_mean` for the divergence, the paper's (1/L_y) sum_n D_n, in which 1/L_y is held
+constant; then beta = alpha / ((1-alpha) L_y).
 
 `estimator` says what stands for D_n, with l = log p_S(y_n) - log p_T(y_n) of the token that was written:
 
@@ -104,7 +104,7 @@ class Objective(Settings):
     entropy_bonus: Annotated[float, Ge(0)] = 0.0
     """Weight of the policy's entropy at each of the student's tokens, in reward per nat."""
     reduction: Reduction = "constant"
-    """How both terms average over tokens: the divergence weighs alpha / (1 - alpha) beside the reward."""
+    """How both terms average over tokens; the reward's weight is then 1 to the divergence's alpha / (1 - alpha)."""
     policy_reduction: Reduction | None = None
     """How the policy term averages over tokens; null is `reduction`."""
     divergence_reduction: Reduction | None = None

@@ -88,9 +88,8 @@ def _curves(
     for name, metric in CURVES.items():
         if timing is not None and name not in TIMED:
             continue
-        if name == "divergence":
-            if "divergence" in results["vary"]:  # different divergences have no common scale
-                continue
+        if name == "divergence" and "divergence" in results["vary"]:  # different divergences have no common scale
+            continue
         lines = []
         for cell in cells:
             runs = []

@@ -105,7 +105,7 @@ def test_it_warns_once_where_beta_hangs_on_the_length_and_texts_are_long(caplog)
     with caplog.at_level(logging.WARNING):
         agent_of(Reinforce, alpha=0.2, max_new_tokens=48, policy_reduction="sequence_sum").learn(300)
         (warning,) = [record.getMessage() for record in caplog.records if "reduction" in record.getMessage()]
-        assert warning.startswith("alpha: 0.2 weighs the divergence by beta = 0.0052")
+        assert warning.startswith("alpha: 0.2 is a beta of 0.0052 at texts of this length, and of 0.25")
         caplog.clear()
         agent_of(Reinforce, alpha=0.2, max_new_tokens=48).learn(300)
         agent_of(Reinforce, alpha=0.2, **EQUATION_5).learn(300)  # of short texts
