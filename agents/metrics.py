@@ -59,8 +59,8 @@ def warn_of_constant_reward(reward: float, samples: int) -> None:
 def warn_of_reductions(objective: Objective, beta: float) -> None:
     """Say once that alpha is not what it looks like, because the two terms do not share their normaliser."""
     _log.warning(
-        "alpha: %g is a beta of %.2g at texts of this length, and of %.2g with one reduction for both terms; set reduction "
-        "alone, or choose alpha for this beta (docs/choosing-alpha.md)",
+        "alpha: %g is a beta of %.2g at texts of this length, and of %.2g with one reduction for both terms; "
+        "set reduction alone, or choose alpha for this beta (docs/choosing-alpha.md)",
         objective.alpha,
         beta,
         objective.alpha / (1 - objective.alpha),
