@@ -51,7 +51,7 @@ from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_rewar
 from rlgkd.errors import SettingError, TrainingError
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
-from rlgkd.rollout import check_reference, sample_episodes
+from rlgkd.rollout import check_references, sample_episodes
 from rlgkd.settings import span
 from rlgkd.types import Item, Task, Trajectory
 
@@ -150,7 +150,7 @@ class TextAlgorithm(TokenAlgorithm):
         if buffer := config.reward.overlong_buffer:
             overlong_penalty(torch.zeros(0, device="cpu"), self.task.max_new_tokens, buffer)  # refuses a longer one
         if span(config.student_fraction)[0] < 1 and config.sampling.off_policy == "references":
-            check_reference(self.task.item(self.split, seed, 0))
+            check_references(self.task, self.split, seed)
         self.student, self.teacher = open_models(
             self.task,
             config,

@@ -17,6 +17,7 @@ from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.envs.text.encoder import TextEncoder
+from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.errors import DataError, RlgkdError, SettingError
 from rlgkd.imports import import_object
 from rlgkd.lm.loading import load_tokenizer
@@ -55,6 +56,10 @@ class TextTask:
         prompt: str = "prompt",
         reference: str | None = None,
         split_shares: Shares = "auto",
+        subset: str = "",
+        max_rows: int | None = None,
+        unusable_rows: str = "refuse",
+        tools: Sequence[Callable[..., Any] | str] = (),
         quality: Quality | None = None,
         name: str = "text",
         reward_timeout: float | None = None,
@@ -64,8 +69,10 @@ class TextTask:
         """Describe the task.
 
         Args:
-            prompts: Strings, rows, a file, a folder, a data set, a function or a source of items: what
-                rlgkd.envs.data.items.read_items takes, with `prompt`, `reference` and `split_shares` from here.
+            prompts: Strings, conversations, rows, a file, a folder, a data set, a function or a source of items: what
+                rlgkd.envs.data.items.read_items takes, with the settings of data from here. A conversation is a list
+                of {role, content}: a system's message, examples, earlier turns. It needs `chat`, and the turns of the
+                assistant in it are no actions.
             reward: A function of any of `prompts`, `completions`, `references`, `items` and the items' columns by
                 name, each a list over the batch, that returns a list of floats or of Scores; or of `completion` and
                 its like, for one sample at a time. It may be async. `tokens` are the actions as text; a reward may
@@ -83,10 +90,21 @@ class TextTask:
             stop: A string, or several, that ends a turn as soon as its text contains it. The text that is scored ends
                 before it; the tokens up to the one that completed it are actions. With `chat`, the end token that such
                 a turn lacks is put in front of a reply, as no action.
-            system: The system's message before the prompt; it needs `chat`.
-            prompt: Column or template of the prompt, for data in rows.
-            reference: Column or template of the reference; None takes the column `reference` if there is one.
+            system: The system's message before a prompt that has none of its own; it needs `chat`.
+            prompt: Column or template of the prompt, for data in rows. A conversation that ends with a turn of the
+                assistant has its answer with it, which is the reference if no other is given.
+            reference: Column or template of the reference; None takes the column `reference` if there is one. The
+                column may hold a list of right answers: the best match counts as the reward, and training on references
+                takes the first.
             split_shares: Tenths of a lone file's prompts for train, validation and test; None gives all to each.
+            subset: Configuration of a data set of the Hugging Face hub.
+            max_rows: Rows that are read of each split; None reads all. Streaming data sets need it.
+            unusable_rows: `refuse`: rows that are too long, malformed, or lack a reference that is needed are named in
+                one error before training. `drop`: they are left out, and their number is logged.
+            tools: Typed functions that the policy may call, or their import paths (see rlgkd.envs.tools); with `chat`
+                alone, and in the place of `reply`. The answer is a message of the role `tool`, no action. A failed call
+                is answered with `Error: ...`. The score's parts count `tool_calls` and `tool_errors`. Schemas in a
+                column `tools` of the data are what the chat template shows of a row instead.
             quality: Measures for evaluation, never seen by training.
             name: Shown in reports.
             reward_timeout: Seconds for a batch (or for a sample, if the reward takes single samples), after which the
@@ -106,9 +124,18 @@ class TextTask:
             raise SettingError("at_limit", at_limit, f"choose one of {', '.join(AT_LIMIT)}")
         if system and not chat:
             raise SettingError("system", system, "a system's message needs chat=True")
+        if tools and not chat:
+            raise SettingError("tools", callable_names(tools), "tools need a chat template: set chat to true")
+        if tools and reply is not None:
+            raise SettingError("reply", callable_name(reply), "tools answer the turns; give one of the two")
         self.name = name
-        self.items = read_items(prompts, prompt=prompt, reference=reference, split_shares=split_shares)
-        self.grader = Grader(reward_from(reward), timeout=reward_timeout, max_failed=max_failed_rewards)
+        self.tools = Tools(tools) if tools else None
+        self.grader = Grader(
+            reward_from(reward),
+            timeout=reward_timeout,
+            max_failed=max_failed_rewards,
+            parts_of_turns=tool_counts if tools else None,
+        )
         self.quality_of = quality
         self.reply_of = reply
         self.max_new_tokens = max_new_tokens
@@ -120,8 +147,21 @@ class TextTask:
         stops = StopStrings(self.tokenizer, stop)
         self.stops = stops if stops.strings else None
         self.chat = chat
-        self._encoder = TextEncoder(self.tokenizer, chat=chat, system=system, replies=reply is not None)
+        self._encoder = TextEncoder(
+            self.tokenizer, chat=chat, system=system, replies=bool(tools) or reply is not None, tool_replies=bool(tools)
+        )
         self._warned_long_reply = False
+        self.items = read_items(
+            prompts,
+            prompt=prompt,
+            reference=reference,
+            split_shares=split_shares,
+            subset=subset,
+            max_rows=max_rows,
+            unusable_rows=unusable_rows,
+            tools=chat,
+            check=self._check_item,
+        )
 
     def size(self, split: str) -> int:
         """See `Task.size`."""
@@ -134,9 +174,17 @@ class TextTask:
     def encode_prompt(self, item: Item) -> list[int]:
         """See `Task.encode_prompt`.
 
-        Raises: DataError if it is empty, longer than `max_prompt_tokens`, or would hold a special token.
+        Raises: DataError if it is empty, longer than `max_prompt_tokens`, or would hold a special token; SettingError
+            for a conversation without `chat`.
         """
-        ids = self._encoder.prompt(item.key, item.prompt)
+        if item.messages and not self.chat:
+            raise SettingError("chat", False, f"the prompt of {item.key} is a conversation; set chat to true")
+        tools = item.tools or (self.tools.schemas if self.tools else ())
+        if item.messages or tools:
+            messages = item.messages or [{"role": "user", "content": item.prompt}]
+            ids = self._encoder.conversation(item.key, messages, tools)
+        else:
+            ids = self._encoder.prompt(item.key, item.prompt)
         if len(ids) > self.max_prompt_tokens:
             remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"
             raise DataError("prompt", item.key, remedy)
@@ -156,6 +204,8 @@ class TextTask:
 
         Raises: SettingError if the user's `reply` raised, or returned neither a text nor None.
         """
+        if self.tools is not None:
+            return self.tools.answer(turns[-1])
         if self.reply_of is None:
             return None
         try:
@@ -218,6 +268,12 @@ class TextTask:
             return [{} for _ in items]
         return self.quality_of(items, completions)
 
+    def _check_item(self, item: Item) -> None:
+        """Raise DataError for an item that cannot be used."""
+        self.encode_prompt(item)
+        if not item.reference and getattr(self.grader.reward, "needs_references", False):
+            raise DataError("reference", item.key, "it has none, with which the reward compares; fill it in")
+
     def _extra_arguments(
         self, completions: Sequence[str], turns: Sequence[Sequence[str]], ids: Sequence[Sequence[int]]
     ) -> dict[str, Sequence[Any]]:
@@ -265,6 +321,11 @@ def _call_maker(maker: Callable[..., Task], path: str, settings: dict[str, Any])
     if not isinstance(task, Task):
         raise SettingError("task", path or name, f"it returned {task!r:.60} and no task; return a TextTask")
     return task
+
+
+def callable_names(functions: Sequence[object]) -> list[str]:
+    """Return the names of functions or their import paths."""
+    return [given if isinstance(given, str) else callable_name(given) for given in functions]
 
 
 def callable_name(function: object) -> str:

@@ -20,6 +20,7 @@ _TASKS = {
     "Arithmetic": "rlgkd.envs.tasks.arithmetic:arithmetic",
     "Translate": "rlgkd.envs.tasks.translate:translate",
     "Guess": "rlgkd.envs.tasks.guess:guess",
+    "Calculator": "rlgkd.envs.tasks.calculator:calculator",
     "DocstringSummary": "rlgkd.envs.tasks.docstrings:docstring_summary",
     "Dataset": "rlgkd.envs.tasks.dataset:dataset",
     "ReasoningGym": "rlgkd.envs.tasks.reasoning_gym:reasoning_gym",

@@ -6,6 +6,11 @@ these errors as one line and exits with 2; any other exception is a bug and keep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_KEYS = 5
+"""Rows that one message names."""
+
 
 class RlgkdError(Exception):
     """Base of every error that the user can fix: one line that names the field, the value and the remedy."""
@@ -27,6 +32,22 @@ class ModelError(RlgkdError, ValueError):
 
 class DataError(RlgkdError, ValueError):
     """Prompts that are missing, empty, too long or malformed."""
+
+
+def in_one_message(errors: Sequence[tuple[str, DataError]], seen: int, hint: str = "") -> DataError:
+    """Return the error that stands for several of `seen` rows: the first one, how many there are, and the first keys.
+
+    Example:
+        >>> errors = [(f"x:{n}", DataError("prompt", f"x:{n}", "it is empty")) for n in range(7)]
+        >>> print(in_one_message(errors, 9))
+        prompt: 'x:0' does not work; it is empty. 7 of 9 rows cannot be used: 'x:0', 'x:1', 'x:2', 'x:3', 'x:4', ...
+    """
+    first = errors[0][1]
+    remedy = first.remedy
+    if len(errors) > 1:
+        shown = [*[repr(key) for key, _ in errors[:MAX_KEYS]], *["..."] * (len(errors) > MAX_KEYS)]
+        remedy += f". {len(errors)} of {seen} rows cannot be used: {', '.join(shown)}"
+    return DataError(first.field, first.value, remedy + hint)
 
 
 class RewardError(RlgkdError, RuntimeError):

@@ -13,13 +13,16 @@ import numpy.typing as npt
 
 from rlgkd import scoring
 from rlgkd.dialogue import Dialogue, stop_strings
-from rlgkd.errors import DataError, SettingError
+from rlgkd.errors import DataError, SettingError, in_one_message
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.scoring import Ended
 from rlgkd.types import Episode, Item, Source, StopReason, Task, Trajectory
+
+MAX_CHECKED = 200_000
+"""Items that are all checked before training; of more, only the first is."""
 
 
 def rollout(
@@ -231,6 +234,27 @@ def check_reference(item: Item) -> None:
     """Raise DataError if the item has none."""
     if not item.reference:
         raise DataError("reference", item.key, "it has none; give references or set student_fraction to 1")
+
+
+def check_references(task: Task, split: str, seed: int) -> None:
+    """Check before training that every item has a reference that can be encoded.
+
+    Of items without end, and of more than `MAX_CHECKED`, the first of the stream is checked.
+
+    Raises: DataError that counts the items that have none, and names the first ones.
+    """
+    size = task.size(split)
+    number = size if size <= MAX_CHECKED else 1
+    found: list[tuple[str, DataError]] = []
+    for index in range(number):
+        item = task.item(split, seed, index)
+        try:
+            check_reference(item)
+            task.encode_completion(item.reference)
+        except DataError as error:
+            found.append((item.key, error))
+    if found:
+        raise in_one_message(found, number)
 
 
 def encode_within(lm: LanguageModel, task: Task, item: Item) -> list[int]:

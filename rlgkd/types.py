@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,10 @@ ON_POLICY = (Source.STUDENT, Source.MIXED)
 """Sources sampled with the student, with recorded log-probabilities: the policy term applies to them."""
 
 
+Message = Mapping[str, Any]
+"""A message of a conversation: its `role`, its `content`, and what else a chat template reads, such as `tool_calls`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """A prompt, its reference (empty if there is none), and further columns that a reward may ask for by name."""
@@ -60,7 +64,14 @@ class Item:
     key: str
     """Unique and stable, such as `train/0/17`; the stream of random numbers for sampling depends on it."""
     prompt: str
+    """As text; of a conversation, all its messages with their roles, or the one message of a user's alone."""
     reference: str = ""
+    references: tuple[str, ...] = ()
+    """All right answers, if the data has a list of them; `reference` is the first."""
+    messages: tuple[Message, ...] = ()
+    """The prompt as a conversation, for the chat template; empty if the prompt is a text."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of tools, which the chat template shows the policy."""
     columns: Mapping[str, object] = field(default_factory=dict)
 
 

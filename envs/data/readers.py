@@ -1,4 +1,4 @@
-"""Reads rows from files: JSON Lines, CSV and TSV, Parquet, and folders that `datasets` saved.
+"""Reads rows: JSON Lines, CSV and TSV (each also gzip'd), Parquet, folders that `datasets` saved, streams, a hub.
 
 A file is read as a whole before training, so that whatever is wrong with it is reported at once, with its line. Parquet
 needs pyarrow, a data set's folder needs datasets: `rlgkd[data]`.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlgkd.envs.data.rows import Row, Rows
+from rlgkd.envs.data.rows import Row, Rows, as_row
 from rlgkd.errors import DataError, DependencyError, one_line
 
 SPLIT_NAMES = {
@@ -36,15 +39,22 @@ def read_file(path: Path, name: str = "") -> Rows:
 
     Raises: DataError for a file that cannot be read, with its line; DependencyError for Parquet without pyarrow.
     """
-    if path.suffix.lower() not in READERS:
+    if format_of(path) not in READERS:
         raise _unreadable(str(path), f"give a file that ends in {', '.join(READERS)}, or a folder")
     try:
-        rows = list(READERS[path.suffix.lower()](path, name or path.name))
-    except OSError as error:
-        raise _unreadable(str(path), f"it could not be read: {error.strerror or error}") from error
+        rows = list(READERS[format_of(path)](path, name or path.name))
+    except (OSError, EOFError, zlib.error) as error:  # gzip's own errors are of all three kinds
+        reason = getattr(error, "strerror", None) or error
+        raise _unreadable(str(path), f"it could not be read: {reason}") from error
     if not rows:
         raise _unreadable(str(path), "it has no rows; give at least one")
     return rows
+
+
+def format_of(path: Path) -> str:
+    """Return the suffix that names a file's format, `.jsonl` or `.jsonl.gz`, in lower case."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
 def read_folder(path: Path) -> Rows | dict[str, Rows]:
@@ -57,14 +67,14 @@ def read_folder(path: Path) -> Rows | dict[str, Rows]:
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in READERS and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if format_of(file) in READERS and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
         raise _unreadable(str(path), f"it holds no file that ends in {', '.join(READERS)}")
     splits: dict[str, Rows] = {}
     for file in files:
         name = file.relative_to(path)
-        words = re.split(r"[^a-z]+", name.with_suffix("").as_posix().lower())
+        words = re.split(r"[^a-z]+", name.as_posix().lower().removesuffix(format_of(file)))
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
         splits.setdefault(split, []).extend(read_file(file, name.as_posix()))
     if len(splits) > 1 and "" in splits:
@@ -78,6 +88,43 @@ def read_folder(path: Path) -> Rows | dict[str, Rows]:
 def dataset_rows(rows: Any, name: str) -> Rows:
     """Return the rows of a `datasets.Dataset`; their keys begin with `name`."""
     return [(f"{name}[{n}]", row) for n, row in enumerate(rows.with_format(None))]
+
+
+def read_stream(rows: Iterable[Any], max_rows: int | None, name: str) -> Rows:
+    """Return the first rows of what can be read once, such as a streaming data set; their keys begin with `name`.
+
+    Raises: DataError without `max_rows`, for a stream may have no end, or if the reading fails.
+    """
+    if max_rows is None:
+        raise _unreadable(name, "it is read as a stream, which may have no end; set max_rows to the rows to read")
+    try:
+        read = list(islice(rows, max_rows))
+    except Exception as error:  # of many kinds: the network's, Arrow's, a function's that is mapped over the rows
+        raise _unreadable(name, f"reading it failed: {one_line(error, MAX_REASON)}") from error
+    if not read:
+        raise _unreadable(name, "it has no rows; give at least one")
+    return [(f"{name}[{n}]", as_row(f"{name}[{n}]", row)) for n, row in enumerate(read)]
+
+
+def read_hub(name: str, subset: str, max_rows: int | None) -> Rows | dict[str, Rows]:
+    """Return the rows of the Hugging Face hub's data set `owner/name`; with `max_rows` they are streamed.
+
+    Raises: DataError if the data set cannot be had; DependencyError without datasets.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        remedy = "there is no such file or folder; to read a data set of the hub: pip install 'rlgkd[data]'"
+        raise DependencyError("data", name, remedy) from error
+    try:
+        loaded = load_dataset(name, subset or None, streaming=max_rows is not None)
+    except Exception as error:  # of many kinds: the network's, the hub's, the data set's own
+        reason = one_line(error, MAX_REASON)
+        raise _unreadable(name, f"no such file or folder, and the hub did not give it: {reason}") from error
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    if max_rows is not None:
+        return {str(split): read_stream(rows, max_rows, f"{name}/{split}") for split, rows in splits.items()}
+    return {str(split): dataset_rows(rows, f"{name}/{split}") for split, rows in splits.items()}
 
 
 def _read_saved_dataset(path: Path) -> Rows | dict[str, Rows]:
@@ -96,7 +143,7 @@ def _read_saved_dataset(path: Path) -> Rows | dict[str, Rows]:
 
 def _decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, line ends included."""
-    with path.open("rb") as file:
+    with gzip.open(path) if format_of(path).endswith(".gz") else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1:  # some programs mark UTF-8 files with it
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -195,6 +242,8 @@ READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Row]]]] = {
     ".tsv": lambda path, name: _read_csv(path, name, "\t"),
     ".parquet": _read_parquet,
 }
+"""The suffix of a file -> what reads it."""
+READERS |= {f"{suffix}.gz": reader for suffix, reader in READERS.items() if suffix != ".parquet"}
 
 
 def _unreadable(where: str, remedy: str) -> DataError:

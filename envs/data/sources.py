@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,12 @@ class ListItems:
     def all(self) -> list[Item]:
         """Return every item once, in whatever splits it is."""
         return list({id(item): item for items in self._splits.values() for item in items}.values())
+
+    def filtered(self, keep: Callable[[Item], bool]) -> ListItems:
+        """Return a source of the items that `keep`, called once for each, accepts; a split without items is no more."""
+        kept = {id(item) for item in self.all() if keep(item)}
+        splits = {split: [item for item in items if id(item) in kept] for split, items in self._splits.items()}
+        return ListItems({split: items for split, items in splits.items() if items}, advice=self._advice)
 
     def _items_of(self, split: str) -> tuple[Item, ...]:
         if split not in self._splits:

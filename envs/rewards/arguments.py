@@ -13,7 +13,8 @@ from rlgkd.types import REWARD_ARGUMENTS, Item
 Reward = Callable[..., Any]
 """A function of any of `prompts`, `completions`, `references`, `items` and the data's columns, each a list over the
 batch, that returns one number or Score for each sample. Or a function of `prompt`, `completion`, `reference`, `item`
-and columns, that is called for each sample and returns one. It may be `async`. Two more things may stand in a number's
+and columns, that is called for each sample and returns one. A reference is a text, or a tuple of right answers where
+the data has a list of them. It may be `async`. Two more things may stand in a number's
 place: an exception, for a sample that failed alone, and a list of numbers, one for each action (the actions are the
 argument `tokens`, as text)."""
 
@@ -43,7 +44,7 @@ def reward_calls(
         **_shared_columns(items),
         "prompts": [item.prompt for item in items],
         "completions": list(completions),
-        "references": [item.reference for item in items],
+        "references": [item.references or item.reference for item in items],
         "items": list(items),
         **{name: list(values) for name, values in extra.items()},
     }

@@ -36,6 +36,11 @@ class Weighted:
             name: (float(weight), Grader(reward, max_failed=1.0)) for name, (weight, reward) in parts.items()
         }
 
+    @property
+    def needs_references(self) -> bool:
+        """Whether one of the parts compares with references."""
+        return any(getattr(grader.reward, "needs_references", False) for _, grader in self._parts.values())
+
     def asks_for(self, name: str) -> bool:
         """Whether one of the parts has an argument of that name."""
         return any(grader.asks_for(name) for _, grader in self._parts.values())
@@ -70,6 +75,11 @@ class Shaped:
         """Take the reward, and the potential of unfinished texts (the empty one among them)."""
         self._grader = Grader(reward, max_failed=1.0)
         self._potential = potential
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether the reward compares with references."""
+        return bool(getattr(self._grader.reward, "needs_references", False))
 
     def __call__(
         self, items: Sequence[Item], completions: Sequence[str], tokens: Sequence[Sequence[str]], **extra: Any

@@ -21,7 +21,15 @@ from rlgkd.envs.rewards.batched_model import (
     config_of,
     first_probability,
 )
-from rlgkd.envs.rewards.prompts import ModelInput, Template, argument_names, first_tokens, pair_encoder, text_encoder
+from rlgkd.envs.rewards.prompts import (
+    ModelInput,
+    Template,
+    argument_names,
+    first_answer,
+    first_tokens,
+    pair_encoder,
+    text_encoder,
+)
 from rlgkd.errors import SettingError
 from rlgkd.lm.shared_prefix import last_token_layouts, pack_shared_prefixes, supports_shared_prefix
 
@@ -94,7 +102,7 @@ class Entailment:
     def __call__(self, *columns: Sequence[str], **named: Sequence[str]) -> list[float | Exception]:
         """Return a probability for each pair, or why it has none."""
         arguments = self.__signature__.bind(*columns, **named).arguments
-        premises, hypotheses = (arguments[name] for name in self._names)
+        premises, hypotheses = ([first_answer(text) for text in arguments[name]] for name in self._names)
         values: list[float | Exception] = [0.0] * len(hypotheses)
         filled = [number for number, hypothesis in enumerate(hypotheses) if hypothesis.strip()]
         rows = [self._fitting_pair(premises[number], hypotheses[number]) for number in filled]

@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,14 @@ Results = list[Score | Exception]
 class Grader:
     """A reward whose failures become NaN; it counts its samples, failures and seconds."""
 
-    def __init__(self, reward: Reward, *, timeout: float | None = None, max_failed: float = 0.1) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        timeout: float | None = None,
+        max_failed: float = 0.1,
+        parts_of_turns: Callable[[Sequence[str]], Mapping[str, float]] | None = None,
+    ) -> None:
         """Wrap a reward.
 
         Args:
@@ -44,6 +51,7 @@ class Grader:
             max_failed: Share of the samples that may fail, in [0, 1], counted over 200 samples or more. The one batch
                 with the most failures is left out of the count if there are others. A reward that has failed for all
                 of 50 samples stops the run earlier.
+            parts_of_turns: What is added to the parts of each score: a function of the episode's turns.
 
         Raises: SettingError.
         """
@@ -56,6 +64,7 @@ class Grader:
         self.reward = reward
         self.timeout = timeout
         self.max_failed = max_failed
+        self._parts_of_turns = parts_of_turns
         self.seconds = 0.0
         self._count = FailureCount()
         self._first_error: Exception | None = None
@@ -139,6 +148,11 @@ class Grader:
             if error is not None:
                 scores[row] = self._failed(error)
         scores = [_with_reason(score) for score in scores]
+        if self._parts_of_turns is not None:
+            added = map(self._parts_of_turns, extra["turns"])
+            scores = [
+                replace(score, parts={**score.parts, **parts}) for score, parts in zip(scores, added, strict=True)
+            ]
         reasons = [score.failure for score in scores if math.isnan(score.reward)]
         if reasons and not self._first_reason:
             self._first_reason = reasons[0]

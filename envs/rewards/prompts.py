@@ -40,8 +40,9 @@ class Template:
                 raise SettingError("template", text, f"it lacks the field {{{name}}}")
 
     def __call__(self, **values: object) -> str:
-        """Fill in these values."""
-        return self._format.fill(lambda name: str(values[name]))
+        """Fill in these values; of several right answers all, with `or` between them."""
+        texts = {name: " or ".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+        return self._format.fill(texts.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class SampleEncoder:
 def argument_names(fields: Sequence[str]) -> tuple[str, ...]:
     """The arguments that fill these fields: `completions` for `completion`; a column keeps its name."""
     return tuple(REWARD_ARGUMENTS.get(name, name) for name in fields)
+
+
+def first_answer(value: Any) -> Any:
+    """Return the first of several right answers, which stands for all where a model reads one text."""
+    return value[0] if isinstance(value, tuple) else value
 
 
 def samples_of(fields: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -88,7 +94,10 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, template: Template) -> Samp
 
 def pair_encoder(tokenizer: PreTrainedTokenizerBase, first: str, second: str) -> SampleEncoder:
     """Encode two fields as the tokenizer joins a pair."""
-    return SampleEncoder((first, second), lambda **values: _tokenized(tokenizer, values[first], values[second]))
+    return SampleEncoder(
+        (first, second),
+        lambda **values: _tokenized(tokenizer, first_answer(values[first]), first_answer(values[second])),
+    )
 
 
 def chat_encoder(tokenizer: PreTrainedTokenizerBase, *messages: tuple[str, Template]) -> SampleEncoder:

@@ -1,7 +1,7 @@
 """Rewards that compare texts: overlap with a reference, exact and numeric match, patterns, length.
 
 Each takes `completions` and `references` (or completions alone) and returns one number in [0, 1] for each completion;
-its docstring says how a policy could exploit it.
+its docstring says how a policy could exploit it. A reference may be a tuple of right answers: the best match counts.
 """
 
 from __future__ import annotations
@@ -11,11 +11,30 @@ from collections.abc import Callable, Sequence
 
 from rlgkd.errors import DependencyError, SettingError
 
-Matching = Callable[[Sequence[str], Sequence[str]], list[float]]
+RightAnswers = str | Sequence[str]
+"""A reference, or several, of which any is right."""
 NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
-def rouge(kind: str) -> Matching:
+class BestMatch:
+    """Compares each completion with its right answers; the best one counts."""
+
+    needs_references = True
+    """Without a reference there is nothing to compare with: a row that has none cannot be used."""
+
+    def __init__(self, compare: Callable[[str, str], float]) -> None:
+        """Take the comparison of a completion with one reference."""
+        self._compare = compare
+
+    def __call__(self, completions: Sequence[str], references: Sequence[RightAnswers]) -> list[float]:
+        """Return the value of each completion."""
+        return [
+            max(self._compare(completion, answer) for answer in ([given] if isinstance(given, str) else given))
+            for completion, given in zip(completions, references, strict=True)
+        ]
+
+
+def rouge(kind: str) -> BestMatch:
     """ROUGE F1 against the reference (`rouge1`, `rouge2`, `rougeL`), as the rouge-score package computes it.
 
     Exploited by frequent words in any order (`rouge1`).
@@ -27,17 +46,10 @@ def rouge(kind: str) -> Matching:
     except ImportError as error:
         raise DependencyError("reward", kind, "install it: pip install 'rlgkd[metrics]'") from error
     scorer = RougeScorer([kind], use_stemmer=False)
-
-    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [
-            scorer.score(reference, completion)[kind].fmeasure
-            for reference, completion in zip(references, completions, strict=True)
-        ]
-
-    return score
+    return BestMatch(lambda completion, reference: float(scorer.score(reference, completion)[kind].fmeasure))
 
 
-def bleu() -> Matching:
+def bleu() -> BestMatch:
     """BLEU of each sentence against its reference, as sacrebleu computes it (effective order), divided by 100.
 
     Exploited by short texts of safe words, as far as the brevity penalty allows.
@@ -47,7 +59,7 @@ def bleu() -> Matching:
     return _sacrebleu("sentence_bleu")
 
 
-def chrf() -> Matching:
+def chrf() -> BestMatch:
     """chrF (character n-grams) of each sentence against its reference, as sacrebleu computes it, divided by 100.
 
     Raises: DependencyError if the package is not installed.
@@ -55,36 +67,26 @@ def chrf() -> Matching:
     return _sacrebleu("sentence_chrf")
 
 
-def _sacrebleu(name: str) -> Matching:
+def _sacrebleu(name: str) -> BestMatch:
     try:
         import sacrebleu
     except ImportError as error:
         raise DependencyError("reward", name, "install it: pip install 'rlgkd[metrics]'") from error
     measure = getattr(sacrebleu, name)
-
-    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [
-            float(measure(completion, [reference]).score) / 100
-            for completion, reference in zip(completions, references, strict=True)
-        ]
-
-    return score
+    return BestMatch(lambda completion, reference: float(measure(completion, [reference]).score) / 100)
 
 
-def exact(*, ignore_case: bool = False) -> Matching:
+def exact(*, ignore_case: bool = False) -> BestMatch:
     """1 if the completion is the reference, except for white space; a longer text that contains it earns nothing."""
 
     def normalized(text: str) -> str:
         text = " ".join(text.split())
         return text.casefold() if ignore_case else text
 
-    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [float(normalized(c) == normalized(r)) for c, r in zip(completions, references, strict=True)]
-
-    return score
+    return BestMatch(lambda completion, reference: float(normalized(completion) == normalized(reference)))
 
 
-def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> Matching:
+def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> BestMatch:
     """1 if the number after the last marker, at the end of the text, is the reference's.
 
     Nothing but the number may follow the marker, so naming the right number before, or several, earns nothing. The
@@ -105,14 +107,11 @@ def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> Matching:
         value = answer(reference)
         return float(reference.replace(",", "")) if value is None else value
 
-    def is_right(completion: str, reference: str) -> bool:
+    def is_right(completion: str, reference: str) -> float:
         value = answer(completion)
-        return value is not None and abs(value - right_answer(reference)) <= tolerance
+        return float(value is not None and abs(value - right_answer(reference)) <= tolerance)
 
-    def score(completions: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [float(is_right(c, r)) for c, r in zip(completions, references, strict=True)]
-
-    return score
+    return BestMatch(is_right)
 
 
 def pattern(regular_expression: str) -> Callable[[Sequence[str]], list[float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlgkd.envs.data.sources import ListItems
 from rlgkd.envs.task import TextTask
 
 EXAMPLE = [
@@ -24,8 +23,8 @@ def dataset(
 ) -> TextTask:
     """Your own data, from a file, a folder or a list, with a reward by name (see rlgkd.envs.data.items.read_items).
 
-    Prompt: The column `prompt`, or a template with the data's columns. Every prompt is encoded once at the start, so
-    that one that is too long is reported then, and not during training.
+    Prompt: The column `prompt`, or a template with the data's columns: a text, or with `chat` a conversation. Every
+    prompt is encoded once at the start, so that all that are too long are reported then, and not during training.
 
     Reward: An exact match with the reference, in {0, 1}, or the one that `reward` names.
 
@@ -34,7 +33,8 @@ def dataset(
     Splits: Those of the data. A lone file is divided by the hash of the prompt, 8, 1 and 1 tenths.
 
     Args:
-        data: A file, a folder, a list, a data set, a function of `rng`, or an import path of one of these.
+        data: A file, a folder, a list, a data set, a function of `rng`, an import path of one of these, or a data set
+            of the Hugging Face hub, `owner/name`.
         reward: A reward's name, with settings or as a sum, an import path, or a function.
         tokenizer: The student's, as `rlgkd train` sets it; the default is a stand-in, like the example data.
         name: Shown in reports; by default the path of the data.
@@ -44,8 +44,4 @@ def dataset(
     """
     if not name:
         name = "example" if data is EXAMPLE else data if isinstance(data, str) else "Dataset"
-    task = TextTask(prompts=data, reward=reward, tokenizer=tokenizer, name=name, **settings)
-    if isinstance(task.items, ListItems):
-        for item in task.items.all():
-            task.encode_prompt(item)
-    return task
+    return TextTask(prompts=data, reward=reward, tokenizer=tokenizer, name=name, **settings)

@@ -5,19 +5,26 @@ A user's text stays ordinary text: what looks like a special token in it does no
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.chat_template import chat_pieces
-from rlgkd.errors import DataError
+from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.model import end_token
+from rlgkd.types import Message
 
 MAX_CACHED_PROMPTS = 4096
 """Prompts whose ids are kept: to encode one takes as long as some decode steps of a small model."""
 Frame = tuple[list[int], list[int]]
 """Ids before and after a message."""
+TOOLS_MESSAGE = """You may call these tools:
+{schemas}
+To call one, write <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call> and end your turn."""
+"""What a system's message says of tools if the chat template has no place for them."""
 _log = logging.getLogger(__name__)
 
 
@@ -25,9 +32,18 @@ class TextEncoder:
     """Encodes texts with one tokenizer; with `chat` a prompt is a user's message in its chat template."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, system: str = "", replies: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat: bool = False,
+        system: str = "",
+        replies: bool = False,
+        tool_replies: bool = False,
     ) -> None:
-        """Read the chat template; `system` is a message before the prompt, `replies` says whether there are replies.
+        """Read the chat template.
+
+        `system` is a message before the prompt, `replies` says whether there are replies, and `tool_replies` whether
+        they are those of tools: of the role `tool`, or the user's if the template has no such role.
 
         Raises: ModelError for a tokenizer without an end token; SettingError for a chat template that is missing, or
             has no place for a message.
@@ -42,9 +58,11 @@ class TextEncoder:
             if text != tokenizer.unk_token or id_ == self.end
         }
         self._cached_prompts: dict[str, list[int]] = {}
+        self._cached_pieces: dict[str, list[list[int]]] = {}
+        self._system = system
         self._warned_unknown = False
         self._prompt_frame: Frame = self._first_frame(system) if chat else ([], [])
-        self._reply_frame: Frame = self._next_frame() if chat and replies else ([], [])
+        self._reply_frame: Frame = self._next_frame(tool_replies) if chat and replies else ([], [])
 
     def prompt(self, key: str, text: str) -> list[int]:
         """Return the ids of a prompt; `key` names it in errors.
@@ -61,6 +79,26 @@ class TextEncoder:
             raise DataError("prompt", key, "it is empty; give a prompt of at least one token")
         before, after = self._prompt_frame
         return [*before, *message, *after]
+
+    def conversation(self, key: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the ids of a conversation in the chat template, up to where the answer begins.
+
+        The system's message comes first unless the conversation has one of its own. Tools that the template does not
+        show are described in the system's message.
+
+        Raises: DataError if the template refuses the conversation, or a text in it would hold a special token.
+        """
+        try:
+            messages = self._with_system(messages, tools)
+            pieces = self._pieces(messages, tools)
+        except SettingError as error:
+            raise DataError("prompt", key, error.remedy) from error
+        self._refuse_special_texts(key, messages, tools)
+        ids = list(pieces[0])
+        contents = [message["content"] for message in messages if message["content"]]
+        for content, piece in zip(contents, pieces[1:], strict=True):
+            ids += [*self.plain("prompt", key, content), *piece]
+        return ids
 
     def completion(self, text: str) -> list[int]:
         """Return the ids of a completion, end token included; after a plain prompt it begins with a space.
@@ -103,7 +141,49 @@ class TextEncoder:
         first, between, after = chat_pieces(self.tokenizer, "system", "user")
         return [*first, *self.plain("system", "system", system), *between], after
 
-    def _next_frame(self) -> Frame:
-        """The ids around a user's message that follows an answer of the policy's."""
+    def _next_frame(self, of_tools: bool) -> Frame:
+        """The ids around a user's message, or the result of a tool, that follows an answer of the policy's."""
+        if of_tools:
+            try:
+                *_, before, after = chat_pieces(self.tokenizer, "user", "assistant", "tool")
+                return before, after
+            except SettingError:  # this template has no such role
+                pass
         *_, before, after = chat_pieces(self.tokenizer, "user", "assistant", "user")
         return before, after
+
+    def _with_system(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Sequence[Message]:
+        """The messages with the system's in front, and in it the tools that the template does not show."""
+        said, rest = self._system, list(messages)
+        if rest[0]["role"] == "system":
+            said, rest = rest[0]["content"], rest[1:]
+        if tools and not self._shows(tools):
+            schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+            said = "\n\n".join(filter(None, [said, TOOLS_MESSAGE.format(schemas=schemas)]))
+        return [{"role": "system", "content": said}, *rest] if said else rest
+
+    def _shows(self, tools: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the template shows tools."""
+        asked = {"role": "user", "content": "..."}
+        return self._pieces([asked], tools) != self._pieces([asked], ())
+
+    def _pieces(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """The ids around the contents of the messages; they are the same for all conversations of one form."""
+        form = json.dumps([[{**message, "content": bool(message["content"])} for message in messages], list(tools)])
+        pieces = self._cached_pieces.get(form)
+        if pieces is None:
+            pieces = chat_pieces(self.tokenizer, *messages, tools=tools)
+            if len(self._cached_pieces) >= MAX_CACHED_PROMPTS:
+                self._cached_pieces.clear()
+            self._cached_pieces[form] = pieces
+        return pieces
+
+    def _refuse_special_texts(self, key: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
+        """Raise DataError for a special token in what the template itself writes: schemas, calls, names."""
+        given = [{name: value for name, value in message.items() if name != "content"} for message in messages]
+        text = json.dumps([given, list(tools)], ensure_ascii=False)
+        for special in self._special.values():
+            if special in text:
+                raise DataError(
+                    "prompt", key, f"a role, call or tool of it holds the special token {special!r}; reword it"
+                )

@@ -1,6 +1,7 @@
 """A text with names in braces, `Question: {question}`; doubled braces stand for braces of the text itself.
 
-Only names are filled in: a format string cannot reach an object's attributes, and braces in a value stay what they are.
+Only names are filled in, and what a dotted name means is the caller's: a format string cannot reach an object's
+attributes. Braces in a value stay what they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import pairwise
 
 from rlgkd.errors import SettingError
 
-NAME = r"\w[\w -]*"
+NAME = r"\w[\w -]*(?:\.\w[\w -]*)*"
 BRACES = re.compile(rf"\{{\{{|\}}\}}|\{{({NAME})\}}|[{{}}]")
 """A doubled brace, a name in braces, or a brace that is neither."""
 

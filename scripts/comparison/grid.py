@@ -18,6 +18,7 @@ import yaml
 
 from rlgkd.errors import SettingError
 from rlgkd.ops._registry import unknown_remedy
+from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
 
@@ -114,7 +115,7 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
     if key not in setting_names():
         raise SettingError("vary", key, unknown_remedy(key, setting_names()))
     try:
-        values = yaml.safe_load(f"[{text}]")
+        values = load_yaml(f"[{text}]")
     except yaml.YAMLError as error:
         raise SettingError(key, text, "write values with commas between them, each in YAML") from error
     if not values:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import yaml
-
+from rlgkd.scripts._yaml import dump_yaml
 from rlgkd.scripts.comparison.findings import Cell, clearly_best, findings, title
 from rlgkd.scripts.comparison.panels import panels
 from rlgkd.scripts.comparison.plots import Look
@@ -44,7 +43,7 @@ def comparison_view(results: Mapping[str, Any], timing: Mapping[str, Any]) -> di
             _change_table(cells, baseline, [*quality, *diversity]) for baseline in _shown_baselines(results, cells)
         ],
         "examples": _examples(results, cells),
-        "config": yaml.safe_dump(settings, sort_keys=False),
+        "config": dump_yaml(settings),
     }
 
 

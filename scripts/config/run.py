@@ -21,6 +21,7 @@ from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import SettingError, one_line
 from rlgkd.objective import Fraction
 from rlgkd.ops._registry import unknown_remedy
+from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import settled
 from rlgkd.settings import Settings, layered
 
@@ -153,7 +154,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             remedy = f"{unknown_remedy(str(source), recipe_names())}, or a .yaml file"
             raise SettingError("recipe", str(source), remedy)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingError("settings", str(source), f"it could not be read: {one_line(error, 200)}") from error
     if not isinstance(values, dict):
@@ -178,7 +179,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         if not equals:
             raise SettingError("argument", given, "write overrides as key=value")
         try:
-            value = yaml.safe_load(text) if text else ""
+            value = load_yaml(text) if text else ""
         except yaml.YAMLError as error:
             quoted = text.replace('"', r"\"")
             remedy = f"it is no YAML value; if it is a text, write '{key}=\"{quoted}\"'"
@@ -219,7 +220,7 @@ def check(values: Mapping[str, Any]) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The settings as YAML that runs again as it is."""
-    return yaml.safe_dump(config.flat(), sort_keys=False)
+    return dump_yaml(config.flat())
 
 
 def _taken(agent: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.config.run import RECIPES, check
 
@@ -137,7 +136,7 @@ def cell_settings(task: PaperTask, tokens: int) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
     distill = {"agent": "Distill", "prompts_per_update": 64, "group_size": 1}
     for name, recipe in BASELINES.items():
-        given = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+        given = load_yaml((RECIPES / f"{recipe}.yaml").read_text())
         cells[name] = {**distill, **{key: given[key] for key in METHOD_SETTINGS if key in given}}
     for name, divergence in COMPARED_DIVERGENCES.items():
         cells[on_policy(name)] = {**distill, **divergence}

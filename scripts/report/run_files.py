@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.report.lenient import to_float, to_mapping
 from rlgkd.statistics import Floats
 
@@ -59,7 +60,7 @@ def _text(path: Path, problems: list[str]) -> str:
 
 def _config(text: str, problems: list[str]) -> Mapping[str, Any]:
     try:
-        return to_mapping(yaml.safe_load(text))
+        return to_mapping(load_yaml(text))
     except yaml.YAMLError:
         problems.append("config.yaml is not YAML")
         return {}

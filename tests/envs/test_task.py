@@ -21,18 +21,17 @@ def test_a_text_task_is_a_task(task: TextTask) -> None:
 
 
 def test_a_prompt_too_long_is_an_error_that_names_item_length_and_remedy(make_task: MakeTask) -> None:
-    task = make_task(prompts=["dog" * 9], max_prompt_tokens=4)
-    item = task.item("test", 0, 0)
-    length = len(task.tokenizer("dog" * 9)["input_ids"])
+    length = len(make_task().tokenizer("dog" * 9)["input_ids"])
     with pytest.raises(DataError) as caught:
-        task.encode_prompt(item)
+        make_task(prompts=["dog" * 9], max_prompt_tokens=4)
     remedy = f"it has {length} tokens; shorten it or raise max_prompt_tokens, now 4"
     assert length > 4 and str(caught.value) == f"prompt: '0' does not work; {remedy}"
 
 
 def test_a_prompt_of_just_the_limit_fits(make_task: MakeTask) -> None:
-    ids = make_task(max_prompt_tokens=50).encode_prompt(Item(key="a", prompt="see a dog"))
-    assert make_task(max_prompt_tokens=len(ids)).encode_prompt(Item(key="a", prompt="see a dog")) == ids
+    item = Item(key="a", prompt="see a dog")
+    ids = make_task(max_prompt_tokens=50).encode_prompt(item)
+    assert make_task(prompts=["see a dog"], max_prompt_tokens=len(ids)).encode_prompt(item) == ids
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -48,7 +47,7 @@ def test_an_empty_list_is_refused(make_task: MakeTask) -> None:
         ListItems({"train": [Item(key="a", prompt="a")], "test": []})
 
 
-@pytest.mark.parametrize("prompts", ["one string", 7, None, b"bytes", (text for text in ["a"]), {"a"}])
+@pytest.mark.parametrize("prompts", ["one string", 7, None, b"bytes", {"a"}])
 def test_prompts_that_are_neither_list_nor_data_are_refused(make_task: MakeTask, prompts: object) -> None:
     with pytest.raises(DataError, match="a list of strings"):
         make_task(prompts=prompts)

@@ -244,9 +244,9 @@ def test_an_unknown_split_a_negative_index_and_a_missing_tokenizer_are_refused(
         TextGenerationEnv(prompts=["a"], reward=len, tokenizer=str(tmp_path))
 
 
-def test_a_prompt_too_long_is_an_error_at_its_reset(make_task: MakeTask) -> None:
-    env = TextGenerationEnv(make_task(prompts=["dog" * 9], max_prompt_tokens=4))
-    with pytest.raises(DataError, match="prompt: '0' does not work; it has"):
+def test_a_drawn_prompt_that_is_too_long_is_an_error_at_its_reset(make_task: MakeTask) -> None:
+    env = TextGenerationEnv(make_task(prompts=lambda rng: "dog" * 9, split_shares=None, max_prompt_tokens=4))
+    with pytest.raises(DataError, match="prompt: 'train/0/0' does not work; it has"):
         env.reset(seed=0)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -195,3 +197,69 @@ def test_settings_that_a_source_of_items_would_ignore_are_refused() -> None:
     assert read_items(source) is source
     with pytest.raises(SettingError, match="has prompts and splits of its own"):
         read_items(source, prompt="{question}")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_may_be_compressed_by_gzip(suffix: str, tmp_path: Path) -> None:
+    plain = write(tmp_path / f"test{suffix}", ROWS[:9])
+    (tmp_path / "zipped").mkdir()
+    zipped = tmp_path / "zipped" / f"test{suffix}.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    prompts = [item.prompt for item in all_of(read_items(plain, split_shares=None, **ASKED))["test"]]
+    assert [item.prompt for item in all_of(read_items(zipped, split_shares=None, **ASKED))["test"]] == prompts
+    assert read_items(tmp_path / "zipped", **ASKED).size("test") == 9  # named after its split
+    for damaged in (b"no gzip", zipped.read_bytes()[:-20]):
+        zipped.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"\.gz' does not work; it could not be read"):
+            read_items(zipped, **ASKED)
+
+
+def test_a_stream_is_read_to_as_many_rows_as_are_wanted() -> None:
+    datasets = pytest.importorskip("datasets")
+    taken = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in ROWS:
+            taken.append(row)
+            yield row
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    with pytest.raises(DataError, match="it is read as a stream, which may have no end; set max_rows"):
+        read_items(stream, **ASKED)
+    assert not taken
+    assert read_items(stream, split_shares=None, max_rows=5, **ASKED).size("test") == 5 and len(taken) == 5
+    assert read_items(rows(), max_rows=7, **ASKED).size("test") == 7
+    assert read_items(ROWS, max_rows=3, **ASKED).size("train") == 3
+    with pytest.raises(SettingError, match="max_rows: 0 does not work; give 1 or more"):
+        read_items(ROWS, max_rows=0, **ASKED)
+    with pytest.raises(SettingError, match="a function draws rows without end"):
+        read_items(lambda rng: "a", max_rows=3)
+
+
+def test_a_data_set_of_the_hub_is_loaded_by_its_name_unless_a_folder_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[Any] = []
+
+    def load_dataset(name: str, subset: str | None, streaming: bool) -> Any:
+        asked.append((name, subset, streaming))
+        if name == "no/where":
+            raise RuntimeError("not\nfound")
+        made = datasets.Dataset.from_list(ROWS)
+        return {"train": made.to_iterable_dataset()} if streaming else datasets.DatasetDict(train=made, test=made)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    assert read_items("some/sums", subset="main", **ASKED).size("test") == 60
+    assert read_items("some/sums", max_rows=4, split_shares=None, **ASKED).size("train") == 4
+    assert asked == [("some/sums", "main", False), ("some/sums", None, True)]
+    with pytest.raises(DataError, match="no such file or folder, and the hub did not give it: not found"):
+        read_items("no/where")
+    asked.clear()
+    (tmp_path / "some" / "sums").mkdir(parents=True)
+    write(tmp_path / "some" / "sums" / "test.csv")
+    assert read_items("some/sums", **ASKED).size("test") == 60 and not asked
+    with pytest.raises(DataError, match="no such file or folder"):
+        read_items("some/sums.csv", **ASKED)
+    assert not asked

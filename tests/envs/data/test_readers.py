@@ -116,11 +116,10 @@ def test_without_its_package_a_file_names_the_extra(tmp_path: Path, monkeypatch:
 def test_a_line_of_a_million_characters_is_read_and_reported_by_its_length(name: str, tmp_path: Path) -> None:
     text, limit = "many words " * (MILLION // 11), csv.field_size_limit()
     (tmp_path / name).write_text(json.dumps({"prompt": text}) if name == "a.jsonl" else f"prompt\n{text}\n")
-    task = TextTask(prompts=tmp_path / name, reward=nothing, tokenizer=EMBEDDED, split_shares=None)
-    item = task.item("test", 0, 0)
+    item = read_items(tmp_path / name, split_shares=None).item("test", 0, 0)
     assert item.prompt == text and csv.field_size_limit() == limit
     with pytest.raises(DataError, match=r"it has \d{6} tokens; shorten it or raise max_prompt_tokens") as caught:
-        task.encode_prompt(item)
+        TextTask(prompts=tmp_path / name, reward=nothing, tokenizer=EMBEDDED, split_shares=None)
     assert len(str(caught.value)) < 200
 
 

@@ -36,7 +36,7 @@ def test_a_template_fills_in_columns_and_leaves_doubled_braces_and_a_rows_own_br
 
 
 @pytest.mark.parametrize(
-    "text", ["{x.__class__}", "{x[0]}", "{x!r}", "{x:>9}", "{}", "{0.real}", "{", "a } b", "{ x}", "{{x}", "{x{y}}", ""]
+    "text", ["{x.}", "{.x}", "{x[0]}", "{x!r}", "{x:>9}", "{}", "{", "a } b", "{ x}", "{{x}", "{x{y}}", ""]
 )
 def test_a_template_that_holds_more_than_columns_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="prompt: "):

@@ -81,7 +81,8 @@ def test_a_python_file_is_imported_with_the_modules_of_its_folder_and_its_packag
 
 def test_a_part_of_a_sum_goes_by_its_functions_name(tmp_path: Path, make_task: Callable[..., TextTask]) -> None:
     (tmp_path / "parts_of_mine.py").write_text("def short(completion): return 0.5\n")
-    task = make_task(prompts=["see"], reward=["exact", f"{tmp_path / 'parts_of_mine.py'}:short"])
+    short = f"{tmp_path / 'parts_of_mine.py'}:short"
+    task = make_task(prompts=[{"prompt": "see", "reference": "b"}], reward=["exact", short])
     assert task.score([task.item("test", 0, 0)], ["a"])[0].parts == {"exact": 0.0, "short": 0.5}
 
 

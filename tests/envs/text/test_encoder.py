@@ -39,6 +39,7 @@ def test_a_prompt_that_comes_again_is_not_encoded_again_and_no_list_is_shared(ma
     task, asked = make_task(), []
     encode = task._encoder.plain
     monkeypatch.setattr(task._encoder, "plain", lambda *given: asked.append(given[2]) or encode(*given))
+    task._encoder._cached_prompts.clear()
     for text in ("a", "b", "a", "c", "c", "b"):  # the third sends the first two away
         ids = task.encode_prompt(Item(key=text, prompt=text))
         assert ids == encode("prompt", text, text)
@@ -92,11 +93,11 @@ def test_a_tokenizer_that_has_no_other_way_to_write_it_makes_it_an_error() -> No
     core = Tokenizer(models.WordLevel({"<end>": 0, "<unk>": 1, "a": 2}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", unk_token="<unk>")
-    task = TextTask(prompts=["a <end> a"], reward=nothing, tokenizer=tokenizer)
     with pytest.raises(
         DataError, match="prompt: '0' does not work; this tokenizer makes its special token '<end>' of it"
     ):
-        task.encode_prompt(task.item("test", 0, 0))
+        TextTask(prompts=["a <end> a"], reward=nothing, tokenizer=tokenizer)
+    task = TextTask(prompts=["a"], reward=nothing, tokenizer=tokenizer)
     with pytest.raises(DataError, match="completion: '<end>'"):
         task.encode_completion("<end>")
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rlgkd.errors import SettingError
-from rlgkd.scripts.comparison.grid import grid
+from rlgkd.scripts.comparison.grid import grid, parse_variation
 from rlgkd.scripts.config.run import RunConfig, check, dump, read
 
 
@@ -26,6 +26,16 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
     assert settings.algorithm.model.student_layers == (0, 1)
     assert settings.env_settings == {"split": "train"}
     assert check(yaml.safe_load(dump(settings))) == settings
+
+
+def test_a_number_with_an_exponent_alone_is_a_number_wherever_settings_are_read(tmp_path: Path) -> None:
+    """PyYAML reads 1e-1 as a text, which only the settings of known types would turn into a number again."""
+    settings = read("quickstart", ["env_settings={a: 1e-1, b: '1e-1', c: -2E3, d: v1e1}", "alpha=25e-2"])
+    assert settings.env_settings == {"a": 0.1, "b": "1e-1", "c": -2000.0, "d": "v1e1"}
+    assert settings.algorithm.alpha(1.0) == 0.25
+    (tmp_path / "mine.yaml").write_text(dump(settings))
+    assert read(tmp_path / "mine.yaml") == settings
+    assert parse_variation("alpha=1e-1,5e-1") == ("alpha", [0.1, 0.5])
 
 
 @pytest.mark.parametrize(
