@@ -6,6 +6,8 @@ these errors as one line and exits with 2; any other exception is a bug and keep
 
 from __future__ import annotations
 
+from rlgkd.secret_masks import masked
+
 
 class RlgkdError(Exception):
     """Base of every error that the user can fix: one line that names the field, the value and the remedy."""
@@ -14,7 +16,7 @@ class RlgkdError(Exception):
         self.field = field
         self.value = value
         self.remedy = remedy
-        super().__init__(f"{field}: {value!r} does not work; {remedy}")
+        super().__init__(f"{field}: {masked(value)!r} does not work; {remedy}")
 
 
 class SettingError(RlgkdError, ValueError):

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlgkd.envs.rewards.time_limit import AGAIN, Warn, late
-
+GRACE = 1.0
+"""Seconds beyond its limit after which a call that blocks the others is abandoned."""
 Start = Callable[[], Any]
 """Begins a call, and returns its awaitable or its value."""
 
@@ -17,10 +17,13 @@ Start = Callable[[], Any]
 class AsyncCalls:
     """The calls of a batch and their outcomes: each what the call returned, or what it raised."""
 
-    def __init__(self, starts: Sequence[Start], seconds: float | None, warn: Warn) -> None:
-        """Take the calls; each has so many seconds, None sets no limit."""
+    def __init__(
+        self, starts: Sequence[Start], seconds: float | None, late: Exception, warn: Callable[[str], None]
+    ) -> None:
+        """Take the calls; each has so many seconds and is else `late`, None sets no limit."""
         self._starts = starts
         self._limit = seconds
+        self._late = late
         self._warn = warn
         self._outcomes: dict[int, Any] = {}
         self._began = self._stirred = time.perf_counter()
@@ -37,15 +40,14 @@ class AsyncCalls:
 
     def stuck(self) -> bool:
         """Whether a call has held up all others for longer than its limit: it does not await, and runs on."""
-        return self._limit is not None and time.perf_counter() - self._stirred > self._limit + AGAIN
+        return self._limit is not None and time.perf_counter() - self._stirred > self._limit + GRACE
 
     def outcomes(self) -> list[Any]:
         """What each call returned or raised; calls that are still running are late."""
         if len(self._outcomes) < len(self._starts):
             self._warn("it goes on running in the background")
             self.seconds = time.perf_counter() - self._began
-        missing = late(self._limit or 0.0)
-        return [self._outcomes.get(n, missing) for n in range(len(self._starts))]
+        return [self._outcomes.get(n, self._late) for n in range(len(self._starts))]
 
     async def _call(self, number: int, start: Start) -> None:
         began = self._stirred = time.perf_counter()
@@ -55,7 +57,7 @@ class AsyncCalls:
         if not task.done():
             task.cancel()
         if self._limit is not None and (not task.done() or time.perf_counter() - began > self._limit):
-            self._outcomes[number] = late(self._limit)
+            self._outcomes[number] = self._late
         else:
             self._outcomes[number] = task.result()
         self._stirred = time.perf_counter()

@@ -23,9 +23,10 @@ from rlgkd.envs.rewards.background import BackgroundTask
 from rlgkd.envs.rewards.failures import FailureCount
 from rlgkd.envs.rewards.global_state import restored_state
 from rlgkd.envs.rewards.returned import ABSTAINED, Abstained, scores_or_errors, steps_error
-from rlgkd.envs.rewards.time_limit import call_within
+from rlgkd.envs.rewards.time_limit import call_within, late
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.errors import RewardError, SettingError, one_line
+from rlgkd.secret_masks import masked
 from rlgkd.types import Item, Score
 
 _log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Grader:
 
     def _in_background(self, starts: Sequence[Start], finish: Callable[[AsyncCalls], T]) -> BackgroundTask[T]:
         """Make all calls at once in another thread; `finish` makes the result of them."""
-        calls = AsyncCalls(starts, self.timeout, self._warn_of_no_limit)
+        calls = AsyncCalls(starts, self.timeout, late(self.timeout or 0.0), self._warn_of_no_limit)
 
         async def run() -> None:
             with restored_state():
@@ -195,7 +196,7 @@ class Grader:
         if self._first_error is None:
             _log.warning("the reward failed, and its samples are left out: %s", describe_failure(error, self.reward))
             self._first_error = error
-        return Score(reward=math.nan, failure=one_line(f"{type(error).__name__}: {error}", MAX_REASON))
+        return Score(reward=math.nan, failure=one_line(masked(f"{type(error).__name__}: {error}"), MAX_REASON))
 
 
 def _listed(returned: Any) -> Any:

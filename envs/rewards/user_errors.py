@@ -13,6 +13,7 @@ from typing import Any
 
 from rlgkd import scoring
 from rlgkd.errors import one_line
+from rlgkd.secret_masks import masked
 
 MAX_MESSAGE = 300
 """Characters of an exception's message that are shown."""
@@ -36,7 +37,7 @@ def describe_failure(error: BaseException, function: Callable[..., Any]) -> str:
     The line is the deepest one in the file that was entered first. An exception without such a line, because it was
     returned and not raised or because it is about the function's result, gets the function's own first line.
     """
-    message = one_line(error)
+    message = masked(one_line(error))
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
     frames = traceback.extract_tb(error.__traceback__)

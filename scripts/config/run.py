@@ -21,6 +21,7 @@ from rlgkd.errors import SettingError, one_line
 from rlgkd.objective import Fraction
 from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts.config.paths import settled
+from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -216,8 +217,8 @@ def check(values: Mapping[str, Any]) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """The settings as YAML that runs again as it is."""
-    return yaml.safe_dump(config.flat(), sort_keys=False)
+    """The settings as YAML that runs again as it is, unless a secret in it had to be masked."""
+    return yaml.safe_dump(masked(config.flat()), sort_keys=False)
 
 
 def _taken(agent: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -465,7 +465,7 @@ def test_a_limit_is_held_in_other_threads_with_one_warning(caplog: pytest.LogCap
 def test_an_async_reward_that_blocks_for_ever_is_abandoned_with_one_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_calls, "AGAIN", 0.2)
+    monkeypatch.setattr(async_calls, "GRACE", 0.2)
     free = threading.Event()
 
     async def blocks(completion: str) -> float:
