@@ -13,6 +13,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.data.items import Shares, read_items
+from rlgkd.envs.rewards.global_state import restored_state
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.envs.rewards.user_errors import describe_failure
@@ -209,10 +210,11 @@ class TextTask:
         if self.reply_of is None:
             return None
         try:
-            text: Any = self.reply_of(item, turns)
+            with restored_state():
+                text: Any = self.reply_of(item, turns)
         except RlgkdError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = describe_failure(error, self.reply_of)
             remedy = f"it raised {failure}; return a text, or None where the episode is over"
             raise SettingError("reply", callable_name(self.reply_of), remedy) from error
@@ -266,7 +268,8 @@ class TextTask:
         """See `Task.quality`; empty if the task has no measures."""
         if self.quality_of is None:
             return [{} for _ in items]
-        return self.quality_of(items, completions)
+        with restored_state():
+            return self.quality_of(items, completions)
 
     def _check_item(self, item: Item) -> None:
         """Raise DataError for an item that cannot be used."""

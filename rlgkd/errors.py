@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlgkd.secret_masks import masked
+
 MAX_KEYS = 5
 """Rows that one message names."""
 
@@ -19,7 +21,7 @@ class RlgkdError(Exception):
         self.field = field
         self.value = value
         self.remedy = remedy
-        super().__init__(f"{field}: {value!r} does not work; {remedy}")
+        super().__init__(f"{field}: {masked(value)!r} does not work; {remedy}")
 
 
 class SettingError(RlgkdError, ValueError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from numbers import Complex, Real
+from typing import Any, NamedTuple
 
+from rlgkd.errors import one_line
 from rlgkd.types import AsyncTask, Item, PendingScores, Score, StopReason, Task
 
 
@@ -60,6 +63,51 @@ def is_async(task: Task) -> bool:
     return isinstance(task, AsyncTask) and task.is_async
 
 
+def as_float(value: Any) -> float:
+    """Return a number of any library: a bool, a Decimal, a Fraction, an array or tensor of one element.
+
+    Raises: TypeError for what is no number, such as None or a text; ValueError for one that no float can hold.
+    """
+    if type(value) is float:
+        return value
+    number = value
+    if not isinstance(value, Real) and callable(getattr(value, "item", None)):
+        try:
+            number = value.item()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"it returned {_shown(value)}, which is not one number") from error
+    odd = number is None or isinstance(number, str | bytes | bytearray)  # float("nan") and float("1") work
+    if odd or (isinstance(number, Complex) and not isinstance(number, Real)):
+        raise TypeError(f"it returned {_shown(value)}, which is no number")
+    try:
+        return float(number)
+    except TypeError as error:
+        raise TypeError(f"it returned {_shown(value)}, which is no number") from error
+    except OverflowError as error:
+        raise ValueError("it returned a number that is too large for a float") from error
+
+
+def with_floats(score: Score) -> Score:
+    """Return a score whose reward, parts and steps are floats; a reward of None is NaN.
+
+    Raises: TypeError or ValueError, as `as_float`.
+    """
+    reward: Any = score.reward
+    numbers = [reward, *score.parts.values(), *(() if score.steps is None else score.steps)]
+    if all(type(number) is float for number in numbers):
+        return score
+    return replace(
+        score,
+        reward=math.nan if reward is None else as_float(reward),
+        parts={name: as_float(part) for name, part in score.parts.items()},
+        steps=None if score.steps is None else tuple(map(as_float, score.steps)),
+    )
+
+
+def _shown(value: object) -> str:
+    return one_line(f"{value!r:.200}", 60)
+
+
 def _scorable(ended: Sequence[Ended]) -> list[Ended]:
     return [one for one in ended if one.stop is not StopReason.TRUNCATED]
 
@@ -79,5 +127,13 @@ def _ids(ended: Sequence[Ended]) -> list[Sequence[int]]:
 def _with_cut_ones(ended: Sequence[Ended], given: Sequence[Score]) -> list[Score]:
     """A score for every episode, in order."""
     cut = Score(reward=math.nan)
-    scores = iter(given)
+    scores = map(_checked, given)
     return [cut if one.stop is StopReason.TRUNCATED else next(scores) for one in ended]
+
+
+def _checked(score: Score) -> Score:
+    """The score in floats, NaN if it cannot be; a task of one's own may give any."""
+    try:
+        return with_floats(score)
+    except (TypeError, ValueError) as error:
+        return Score(reward=math.nan, failure=one_line(f"{type(error).__name__}: {error}"))

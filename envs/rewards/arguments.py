@@ -12,11 +12,11 @@ from rlgkd.types import REWARD_ARGUMENTS, Item
 
 Reward = Callable[..., Any]
 """A function of any of `prompts`, `completions`, `references`, `items` and the data's columns, each a list over the
-batch, that returns one number or Score for each sample. Or a function of `prompt`, `completion`, `reference`, `item`
-and columns, that is called for each sample and returns one. A reference is a text, or a tuple of right answers where
-the data has a list of them. It may be `async`. Two more things may stand in a number's
-place: an exception, for a sample that failed alone, and a list of numbers, one for each action (the actions are the
-argument `tokens`, as text)."""
+batch, that returns one number (of any library) or Score for each sample. Or a function of `prompt`, `completion`,
+`reference`, `item` and columns, that is called for each sample and returns one. A reference is a text, or a tuple of
+right answers where the data has a list of them. It may be `async`, or return what has to be awaited. Three more things
+may stand in a number's place: None, where the reward does not apply; an exception, for a sample that failed alone; a
+list of numbers, one for each action (the actions are the argument `tokens`, as text)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -10,13 +11,21 @@ from typing import Any
 import numpy as np
 
 from rlgkd.envs.rewards.arguments import Reward
+from rlgkd.envs.rewards.failures import MIN_SAMPLES_ALL_FAILED
 from rlgkd.envs.rewards.grader import Grader
+from rlgkd.envs.rewards.returned import ABSTAINED
 from rlgkd.errors import SettingError
 from rlgkd.types import Item, Score
 
+_log = logging.getLogger(__name__)
+
 
 class Weighted:
-    """A sum of rewards, each logged under its name; a sample for which one of them fails has failed."""
+    """A sum of rewards, each logged under its name; a sample for which one of them fails has failed.
+
+    A part that gives None for a sample abstains: it is left out of that sample's sum and parts. A sample for which all
+    parts abstain has failed.
+    """
 
     def __init__(self, parts: Mapping[str, tuple[float, Reward]]) -> None:
         """Take {name: (weight, reward)}.
@@ -32,8 +41,11 @@ class Weighted:
         """
         if not parts:
             raise SettingError("parts", parts, "give {name: (weight, reward)}")
+        self._silent: set[str] = set()
+        """Parts that have always abstained, which was said."""
         self._parts = {
-            name: (float(weight), Grader(reward, max_failed=1.0)) for name, (weight, reward) in parts.items()
+            name: (float(weight), Grader(reward, max_failed=1.0, may_abstain=True))
+            for name, (weight, reward) in parts.items()
         }
 
     @property
@@ -48,12 +60,23 @@ class Weighted:
     def __call__(self, items: Sequence[Item], completions: Sequence[str], **extra: Any) -> list[Score]:
         """Return one Score for each completion, its parts those of this sum."""
         columns = [grader(items, completions, **extra) for _, grader in self._parts.values()]
+        for name, (_, grader) in self._parts.items():
+            if grader.scored == grader.abstained >= MIN_SAMPLES_ALL_FAILED and name not in self._silent:
+                self._silent.add(name)
+                _log.warning(
+                    "the reward %s has returned None for all of %d samples: it has no part in the sum",
+                    name,
+                    grader.scored,
+                )
         return [self._sum(row) for row in zip(*columns, strict=True)]
 
     def _sum(self, scores: Sequence[Score]) -> Score:
         """The Score of one sample, of the Scores of its parts."""
-        names = list(self._parts)
-        weights = [weight for weight, _ in self._parts.values()]
+        given = [(name, weight, score) for (name, (weight, _)), score in zip(self._parts.items(), scores, strict=True)]
+        given = [part for part in given if part[2].failure != ABSTAINED]
+        if not given:
+            return Score(reward=math.nan, failure=ABSTAINED)
+        names, weights, scores = zip(*given, strict=True)
         reward = sum(weight * score.reward for weight, score in zip(weights, scores, strict=True))
         failures = [f"{name}: {score.failure}" for name, score in zip(names, scores, strict=True) if score.failure]
         return Score(

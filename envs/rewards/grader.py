@@ -6,28 +6,34 @@ counted. It is never scored as a number. If too many samples fail, the run stops
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import inspect
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from itertools import chain
+from typing import Any, TypeVar
 
 from rlgkd.envs.rewards.arguments import Reward, RewardCall, asks_for, reward_calls
+from rlgkd.envs.rewards.async_calls import AsyncCalls, Start, has_awaitables
 from rlgkd.envs.rewards.background import BackgroundTask
 from rlgkd.envs.rewards.failures import FailureCount
-from rlgkd.envs.rewards.returned import scores_or_errors, steps_error
-from rlgkd.envs.rewards.time_limit import time_limit
+from rlgkd.envs.rewards.global_state import restored_state
+from rlgkd.envs.rewards.returned import ABSTAINED, Abstained, scores_or_errors, steps_error
+from rlgkd.envs.rewards.time_limit import call_within, late
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.errors import RewardError, SettingError, one_line
+from rlgkd.secret_masks import masked
 from rlgkd.types import Item, Score
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 MAX_REASON = 200
 """Characters of a failure's reason that are kept."""
-Results = list[Score | Exception]
+Results = list[Score | BaseException]
 """One for each sample: its score, or why it has none."""
 
 
@@ -40,6 +46,7 @@ class Grader:
         *,
         timeout: float | None = None,
         max_failed: float = 0.1,
+        may_abstain: bool = False,
         parts_of_turns: Callable[[Sequence[str]], Mapping[str, float]] | None = None,
     ) -> None:
         """Wrap a reward.
@@ -52,6 +59,7 @@ class Grader:
                 with the most failures is left out of the count if there are others. A reward that has failed for all
                 of 50 samples stops the run earlier.
             parts_of_turns: What is added to the parts of each score: a function of the episode's turns.
+            may_abstain: Whether a reward of None is expected, and not reported as a failure.
 
         Raises: SettingError.
         """
@@ -65,10 +73,14 @@ class Grader:
         self.timeout = timeout
         self.max_failed = max_failed
         self._parts_of_turns = parts_of_turns
+        self._may_abstain = may_abstain
         self.seconds = 0.0
+        self.abstained = 0
+        """Samples for which the reward gave None; they have failed too."""
         self._count = FailureCount()
-        self._first_error: Exception | None = None
+        self._first_error: BaseException | None = None
         self._first_reason = ""
+        self._warned_of_no_limit = False
 
     @property
     def scored(self) -> int:
@@ -83,7 +95,10 @@ class Grader:
     @property
     def is_async(self) -> bool:
         """Whether the reward is `async`: it waits, for a server say, while other work goes on."""
-        return any(map(inspect.iscoroutinefunction, (self.reward, type(self.reward).__call__)))
+        reward = self.reward
+        while isinstance(reward, functools.partial):
+            reward = reward.func
+        return any(map(inspect.iscoroutinefunction, (reward, type(reward).__call__)))
 
     def asks_for(self, name: str) -> bool:
         """Whether the reward, or one that it is made of, has an argument of that name."""
@@ -102,40 +117,52 @@ class Grader:
             return self.submit(items, completions, **extra).result()
         began = time.perf_counter()
         calls = reward_calls(self.reward, items, completions, extra)
-        results = [result for call in calls for result in self._call(call)]
+        with restored_state():
+            returned = list(map(self._call, calls))
+        waiting = [n for n, value in enumerate(returned) if has_awaitables(value)]
+        if waiting:  # the reward is not declared `async`, and what it returned has to be awaited
+            starts: list[Start] = [partial(_same, returned[n]) for n in waiting]
+            awaited = self._in_background(starts, AsyncCalls.outcomes).result()
+            for n, value in zip(waiting, awaited, strict=True):
+                returned[n] = value
+        results = list(chain.from_iterable(map(_results, calls, returned)))
         return self._record(results, time.perf_counter() - began, extra)
 
     def submit(
         self, items: Sequence[Item], completions: Sequence[str], **extra: Sequence[Any]
-    ) -> BackgroundTask[Any, list[Score]]:
+    ) -> BackgroundTask[list[Score]]:
         """Start to score a batch, not empty, with an `async` reward.
 
         Only the reward runs in the other thread: samples, failures and seconds are counted when the result is taken.
         """
         calls = reward_calls(self.reward, items, completions, extra)
-        return BackgroundTask(self._await_all(calls), lambda awaited: self._record(*awaited, extra))
 
-    def _call(self, call: RewardCall) -> Results:
-        """The results of a call; an exception that it raises is the result of all its samples."""
+        def finish(made: AsyncCalls) -> list[Score]:
+            results = list(chain.from_iterable(map(_results, calls, made.outcomes())))
+            return self._record(results, made.seconds, extra)
+
+        return self._in_background([partial(self.reward, **call.arguments) for call in calls], finish)
+
+    def _in_background(self, starts: Sequence[Start], finish: Callable[[AsyncCalls], T]) -> BackgroundTask[T]:
+        """Make all calls at once in another thread; `finish` makes the result of them."""
+        calls = AsyncCalls(starts, self.timeout, late(self.timeout or 0.0), self._warn_of_no_limit)
+
+        async def run() -> None:
+            with restored_state():
+                await calls.run()
+
+        return BackgroundTask(run(), lambda: finish(calls), stuck=None if self.timeout is None else calls.stuck)
+
+    def _call(self, call: RewardCall) -> Any:
+        """What a call returned, or what it raised; Ctrl-C alone is passed on."""
         try:
-            with time_limit(self.timeout):
-                return _results(call, self.reward(**call.arguments))
-        except Exception as error:
-            return [error] * call.size
-
-    async def _await_all(self, calls: Sequence[RewardCall]) -> tuple[Results, float]:
-        """Make all calls at once; return their results, and the seconds that they took together."""
-        began = time.perf_counter()
-        results = await asyncio.gather(*map(self._await, calls))
-        return [result for some in results for result in some], time.perf_counter() - began
-
-    async def _await(self, call: RewardCall) -> Results:
-        """As `_call`, for an `async` reward."""
-        try:
-            returned: Awaitable[Any] = self.reward(**call.arguments)
-            return _results(call, await asyncio.wait_for(returned, self.timeout))
-        except Exception as error:
-            return [error] * call.size
+            return call_within(
+                self.timeout, lambda: _listed(self.reward(**call.arguments)), warn=self._warn_of_no_limit
+            )
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and CancelledError too: a reward that exits has failed
+            return error
 
     def _record(self, results: Results, seconds: float, extra: Mapping[str, Sequence[Any]]) -> list[Score]:
         """Return the Scores of a batch, and count it.
@@ -168,18 +195,42 @@ class Grader:
             ) from first
         return scores
 
-    def _failed(self, error: Exception) -> Score:
+    def _warn_of_no_limit(self, reason: str) -> None:
+        if not self._warned_of_no_limit:
+            self._warned_of_no_limit = True
+            _log.warning("the reward took longer than reward_timeout, %s seconds: %s", self.timeout, reason)
+
+    def _failed(self, error: BaseException) -> Score:
         """The Score of a sample that failed; the first failure is logged."""
+        if isinstance(error, Abstained):
+            self.abstained += 1
+            if self._may_abstain:
+                return Score(reward=math.nan, failure=ABSTAINED)
         if self._first_error is None:
             _log.warning("the reward failed, and its samples are left out: %s", describe_failure(error, self.reward))
             self._first_error = error
-        return Score(reward=math.nan, failure=one_line(f"{type(error).__name__}: {error}", MAX_REASON))
+        return Score(reward=math.nan, failure=one_line(masked(f"{type(error).__name__}: {error}"), MAX_REASON))
+
+
+def _listed(returned: Any) -> Any:
+    """The values of a generator, which are made within the time limit and may be awaitables."""
+    return list(returned) if isinstance(returned, Iterator) else returned
+
+
+def _same(value: T) -> T:
+    return value
 
 
 def _results(call: RewardCall, returned: Any) -> Results:
+    """The results of a call; an exception that it raised is the result of all its samples."""
+    if isinstance(returned, BaseException):
+        return [returned] * call.size
     if call.single and "tokens" in call.arguments:  # a list is then the steps of the one sample
         returned = [returned]
-    return scores_or_errors(returned, call.size)
+    try:
+        return scores_or_errors(returned, call.size, single=call.single)
+    except Exception as error:
+        return [error] * call.size
 
 
 def _with_reason(score: Score) -> Score:

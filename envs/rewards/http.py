@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rlgkd.envs.rewards.arguments import Reward, signature_of
-from rlgkd.envs.rewards.json_server import JsonServer
+from rlgkd.envs.rewards.json_server import JsonServer, with_variables
 from rlgkd.envs.rewards.prompts import Template, argument_names, samples_of
 from rlgkd.errors import SettingError
 
@@ -55,26 +55,29 @@ def served(
     a number for each sample, or null if the server has none. Exploited by whatever exploits the server's own reward.
 
     Args:
-        url: Where to post.
+        url: Where to post. `$NAME` or `${NAME}` in it is the value of that environment variable, so that no secret
+            stands in the settings; `$$` is a dollar sign.
         columns: Columns of the data to send as well, each as a list under its name.
         batch_size: Samples in a request; a failed request costs all of them.
-        timeout: Seconds for an answer, in each try. Leave the environment's `reward_timeout` at None.
+        timeout: Seconds for a whole answer, in each try. Leave the environment's `reward_timeout` at None.
         retries: Further tries if the connection fails or the server answers 429 or 5xx.
         backoff: Seconds before the first of them; doubled for each further one.
         concurrency: Requests at once.
-        headers: Sent with each request, such as an authorization.
+        headers: Sent with each request, such as `{"Authorization": "Bearer $NAME"}`, with variables as in `url`.
 
     Raises: SettingError.
     """
     if batch_size < 1:
         raise SettingError("batch_size", batch_size, "give 1 or more")
+    url = with_variables("url", url, url=True)
+    sent = {name: with_variables("headers", value) for name, value in (headers or {}).items()}
     server = JsonServer(url=url, timeout=timeout, retries=retries, backoff=backoff, concurrency=concurrency)
     signature = signature_of(("prompts", "completions", "references", *columns))
 
     async def reward(*given: Sequence[object], **named: Sequence[object]) -> list[Value]:
         batch = signature.bind(*given, **named).arguments
 
-        async with server.open(dict(headers or {})) as post:
+        async with server.open(sent) as post:
 
             async def ask(start: int) -> list[Value]:
                 body = {name: list(values[start : start + batch_size]) for name, values in batch.items()}
@@ -111,7 +114,8 @@ def judge(
     style. A judge may answer differently next time, and a served model may be exchanged: keep its name with the run.
 
     Args:
-        url: The API's base, such as `http://localhost:8000/v1`; `/chat/completions` is added.
+        url: The API's base, such as `http://localhost:8000/v1`; `/chat/completions` is added. Variables as
+            in `served`.
         model: The model's name there.
         template: The question: a text with `{completion}` and any of `{prompt}`, `{reference}` and the data's columns.
         pattern: Regular expression whose first group is the grade; its last match in the answer counts.
@@ -135,7 +139,7 @@ def judge(
     if compiled.groups < 1:
         raise SettingError("pattern", pattern, "put the grade into a group: (...)")
     question = Template(template)
-    address = url.rstrip("/") + "/chat/completions"
+    address = with_variables("url", url, url=True).rstrip("/") + "/chat/completions"
     server = JsonServer(url=address, timeout=timeout, retries=retries, backoff=backoff, concurrency=concurrency)
     signature = signature_of(argument_names(question.fields))
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
 from rlgkd.errors import SettingError
+from rlgkd.secret_masks import MASK, VARIABLE
 
+MAX_ANSWER_BYTES = 2**24
+"""Size of an answer, decompressed, beyond which it has failed."""
+MIN_SECRET = 6
+"""Characters of the shortest text that is hidden where an answer repeats it."""
 Post = Callable[[object], Awaitable[Any]]
 """Posts a JSON body and returns the JSON answer."""
 
@@ -30,7 +38,7 @@ class JsonServer:
 
     url: str
     timeout: float
-    """Seconds for an answer, in each try."""
+    """Seconds for a whole answer, in each try."""
     retries: int
     """Tries after the first one."""
     backoff: float
@@ -65,6 +73,7 @@ class JsonServer:
         slots = asyncio.Semaphore(self.concurrency)
         limits = httpx2.Limits(max_connections=self.concurrency)
         # No timeout of the client's own: it would limit parts of a request, and asyncio's limits all of a try.
+        headers = {"Accept-Encoding": "identity", **headers}
         async with httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_certificates()) as client:
 
             async def post(body: object) -> Any:
@@ -73,26 +82,68 @@ class JsonServer:
                         await asyncio.sleep(self.backoff * 2 ** (attempt - 1))
                     try:
                         async with slots, asyncio.timeout(self.timeout):
-                            answer = await client.post(self.url, json=body)
+                            answer, content = await self._answer(client, body)
                     except TimeoutError:
                         raise TimeoutError(f"{self} did not answer within {self.timeout} seconds") from None
                     except httpx2.TransportError as error:
                         failure = ConnectionError(f"{self}: {type(error).__name__}: {error}")
                         continue
+                    said = content[:1000].decode(errors="replace")
+                    for secret in self._secrets(headers):
+                        said = said.replace(secret, MASK)
                     if answer.is_success:
-                        return self._parsed(answer)
-                    failure = ConnectionError(f"{self} answered {answer.status_code}: {answer.text[:200]!r}")
+                        return self._parsed(content, said)
+                    failure = ConnectionError(f"{self} answered {answer.status_code}: {said[:200]!r}")
                     if answer.status_code != 429 and answer.status_code < 500:
                         break
                 raise failure
 
             yield post
 
-    def _parsed(self, answer: httpx2.Response) -> Any:
+    async def _answer(self, client: httpx2.AsyncClient, body: object) -> tuple[httpx2.Response, bytes]:
+        """The answer and its content, read in pieces: it may be endless, or small before it is decompressed."""
+        content = bytearray()
+        async with client.stream("POST", self.url, json=body) as answer:
+            async for piece in answer.aiter_bytes():
+                content += piece
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"{self} answered with more than {MAX_ANSWER_BYTES} bytes")
+        return answer, bytes(content)
+
+    def _secrets(self, headers: dict[str, str]) -> list[str]:
+        """What an answer may repeat and nobody should see; the longest first."""
+        url = httpx2.URL(self.url)
+        found = {url.password, *(value for _, value in url.params.multi_items())}
+        found |= {word for value in headers.values() for word in value.split()}
+        return sorted((word for word in found if len(word) >= MIN_SECRET), key=len, reverse=True)
+
+    def _parsed(self, content: bytes, said: str) -> Any:
         try:
-            return json.loads(answer.content)
+            return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self} answered with what is no JSON: {answer.text[:80]!r}") from error
+            raise ValueError(f"{self} answered with what is no JSON: {said[:80]!r}") from error
+
+
+def with_variables(field: str, text: str, *, url: bool = False) -> str:
+    """Put the values of environment variables in the place of `$NAME` and `${NAME}`; `$$` is a dollar sign.
+
+    In an address a value is quoted, unless the address begins with it.
+
+    Raises: SettingError for a variable that is not set, or a secret that was masked where it was written.
+    """
+    if MASK in text:
+        raise SettingError(field, text, "a secret was masked when it was written; name an environment variable: $NAME")
+
+    def value_of(found: re.Match[str]) -> str:
+        if found[1]:
+            return "$"
+        name = found[2] or found[3]
+        value = os.environ.get(name, "").strip()  # a key that was read from a file may end with a line break
+        if not value:
+            raise SettingError(field, f"${name}", "set this environment variable, or write $$ for a dollar sign")
+        return quote(value, safe=":") if url and found.start() else value
+
+    return VARIABLE.sub(value_of, text)
 
 
 @cache

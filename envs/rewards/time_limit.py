@@ -1,33 +1,126 @@
-"""A time limit for a function that is not `async`."""
+"""A time limit for a function that is not `async`: a late function has failed, whatever it makes of the interruption.
+
+In the main thread a signal interrupts the function, so that nothing goes on running. Elsewhere, and where there are no
+signals, the function runs in a thread that is abandoned at the limit.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+AGAIN = 1.0
+"""Seconds after which a function that goes on is interrupted again."""
+Warn = Callable[[str], None]
 
 
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TimeoutError in the body after so many seconds; None sets no limit.
+def late(seconds: float) -> TimeoutError:
+    """Return the failure of a reward that took longer than its limit."""
+    return TimeoutError(f"the reward took longer than {seconds:g} seconds")
 
-    A signal interrupts the body, so nothing goes on running in the background. Python delivers signals only in the main
-    thread, and only when the body executes Python code: in another thread there is no limit, and a long call of C code
-    is interrupted when it returns.
+
+def call_within(seconds: float | None, function: Callable[[], T], *, warn: Warn) -> T:
+    """Call a function, for at most so many seconds; None sets no limit.
+
+    `warn` is called with the reason where the limit cannot be held: the function goes on running.
+
+    Raises: TimeoutError if it took longer, also if it returned or raised something then; what it raises.
     """
-    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
+    if seconds is None:
+        return function()
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_kill"):
+        return _InterruptedCall(seconds, warn)(function)
+    return _call_in_thread(seconds, function, warn)
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise TimeoutError(f"the reward took longer than {seconds} seconds")
 
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+class _Interrupt(BaseException):
+    """Interrupts a function at its limit; an `except Exception` of the function's own does not stop it."""
+
+
+class _InterruptedCall:
+    """A call in the main thread, interrupted by a signal that another thread sends at the limit.
+
+    No timer of the process is used: one of the user's goes on, and the function may set or reset timers of its own.
+    """
+
+    def __init__(self, seconds: float, warn: Warn) -> None:
+        self._seconds = seconds
+        self._warn = warn
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._due = False
+        self._previous: Any = None
+
+    def __call__(self, function: Callable[[], T]) -> T:
+        self._previous = signal.signal(signal.SIGALRM, self._on_signal)
+        watch = threading.Thread(target=self._interrupt_when_late, daemon=True)
+        began = time.perf_counter()
+        try:
+            watch.start()
+            returned = function()
+            if time.perf_counter() - began > self._seconds:
+                raise late(self._seconds)
+            return returned
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if isinstance(error, _Interrupt) or time.perf_counter() - began > self._seconds:
+                raise late(self._seconds).with_traceback(error.__traceback__) from None
+            raise
+        finally:
+            with suppress(_Interrupt):  # sent just before the call ended
+                self._ended.set()
+                with self._lock:  # nothing is sent from here on
+                    pass
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if self._previous is None else self._previous)
+            watch.join()
+
+    def _interrupt_when_late(self) -> None:
+        warned, pause = False, self._seconds
+        while not self._ended.wait(pause):
+            with self._lock:
+                # A handler of the function's own is left alone; most functions soon put back the one that was there.
+                if not self._ended.is_set() and signal.getsignal(signal.SIGALRM) == self._on_signal:
+                    self._due = True
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            if pause == AGAIN and not warned:
+                warned = True
+                self._warn("it cannot be interrupted, and is waited for")
+            pause = AGAIN
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._due:
+            self._due = False
+            if not self._ended.is_set():
+                raise _Interrupt
+        elif callable(self._previous):  # a timer of the user's
+            self._previous(number, frame)
+        elif self._previous == signal.SIG_DFL:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGALRM)
+
+
+def _call_in_thread(seconds: float, function: Callable[[], T], warn: Warn) -> T:
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
+    thread.start()
+    wait([outcome], seconds)
+    if not outcome.done():
+        warn("it goes on running in the background")
+        raise late(seconds)
+    thread.join()
+    return outcome.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import inspect
 import traceback
@@ -10,28 +11,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlgkd import scoring
 from rlgkd.errors import one_line
+from rlgkd.secret_masks import masked
 
 MAX_MESSAGE = 300
 """Characters of an exception's message that are shown."""
 OWN_FILES = (
     Path(__file__).with_name("grader.py"),
+    Path(__file__).with_name("async_calls.py"),
     Path(__file__).with_name("returned.py"),
     Path(__file__).with_name("time_limit.py"),
+    Path(scoring.__file__),
     Path(asyncio.__file__).parent,
+    Path(concurrent.futures.__file__).parent,
 )
 """Files and folders whose frames stand between the call of a user's function and the function itself."""
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 """Frames whose names say nothing to a reader."""
 
 
-def describe_failure(error: Exception, function: Callable[..., Any]) -> str:
+def describe_failure(error: BaseException, function: Callable[..., Any]) -> str:
     """Return type and message of the exception with the file, line and name of the function it came from.
 
     The line is the deepest one in the file that was entered first. An exception without such a line, because it was
     returned and not raised or because it is about the function's result, gets the function's own first line.
     """
-    message = one_line(error)
+    message = masked(one_line(error))
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
     frames = traceback.extract_tb(error.__traceback__)

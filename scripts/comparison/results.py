@@ -19,6 +19,7 @@ from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.run_cell import MEASURED, block_means, rounded
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.recorder import TIMES
+from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
 
 RESULTS, TABLE, TIMING = "results.json", "results.csv", "timing.json"
@@ -103,7 +104,7 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
         "vary": {key: list(values) for key, values in grid.vary.items()},
         "seeds": list(grid.seeds),
         "baselines": [cell.name for cell in grid.baselines],
-        "settings": grid.base.flat(),
+        "settings": masked(grid.base.flat()),
         "prompts": prompts,
         "missing": missing,
         "references": {

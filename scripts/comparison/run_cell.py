@@ -27,6 +27,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
 from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
+from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
@@ -89,7 +90,7 @@ def check_same(settings: RunConfig, out: Path) -> None:
     """Raise CheckpointError if the folder holds the run of other settings."""
     if not (out / CONFIG).is_file():
         return
-    theirs, ours = read(out / CONFIG).flat(), settings.flat()
+    theirs, ours = masked(read(out / CONFIG).flat()), masked(settings.flat())
     for name, value in theirs.items():
         if name not in EVALUATION_SETTINGS and value != ours.get(name):
             remedy = f"its {name} is {value!r}, not {ours.get(name)!r}; give another --out"
@@ -150,7 +151,7 @@ def write(measured: Mapping[str, Any], base: RunConfig, samples: int, out: Path)
 def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
     """Return all that decides the evaluation: a change of it makes a measurement out of date."""
     names = ("env", "env_settings", "teacher", "teacher_temperature", *EVALUATION_SETTINGS)
-    return {"samples": samples, **{name: base.flat()[name] for name in names}}
+    return {"samples": samples, **{name: masked(base.flat())[name] for name in names}}
 
 
 def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:

@@ -23,6 +23,7 @@ from rlgkd.objective import Fraction
 from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import settled
+from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -219,8 +220,8 @@ def check(values: Mapping[str, Any]) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """The settings as YAML that runs again as it is."""
-    return dump_yaml(config.flat())
+    """The settings as YAML that runs again as it is, unless a secret in it had to be masked."""
+    return dump_yaml(masked(config.flat()))
 
 
 def _taken(agent: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
+from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
 PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
@@ -155,7 +156,7 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": self.settings.flat()},
+            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": masked(self.settings.flat())},
         )
         checkpoint.prune(folder)
         self._saved_update = updates

@@ -234,11 +234,13 @@ def test_an_agent_with_a_reward_that_waits_can_be_copied():
 def test_aside_begins_at_once_and_ends_with_its_result(no_thread_left):
     began = threading.Event()
 
+    numbers = []
+
     async def told():
         began.set()
-        return 2
+        numbers.append(2)
 
-    aside = BackgroundTask(told(), lambda number: number + 1)
+    aside = BackgroundTask(told(), lambda: numbers[0] + 1)
     assert began.wait(PATIENCE) and aside.result() == 3 and aside.done()
 
 

@@ -44,3 +44,32 @@ def test_a_sum_fails_for_its_parts_reason_in_one_line() -> None:
     assert (first.failure, second.failure) == ("odd: ValueError: no number", "")
     (none, _) = graded(lambda completions: [math.nan, 1.0], max_failed=1.0)
     assert none.failure == "it returned NaN"
+
+
+def test_a_part_that_abstains_is_left_out_for_that_sample_alone(caplog: pytest.LogCaptureFixture) -> None:
+    grader = Grader(
+        rewards.Weighted(
+            {
+                "some": (2.0, lambda completion: None if completion == TEXTS[0] else 1.0),
+                "all": (0.5, lambda completions: [4.0] * len(completions)),
+            }
+        )
+    )
+    assert grader(ITEMS, TEXTS) == [
+        Score(reward=2.0, parts={"all": 4.0}),
+        *[Score(reward=4.0, parts={"some": 1.0, "all": 4.0})] * (len(TEXTS) - 1),
+    ]
+    assert grader.failed == 0 and not caplog.records
+
+
+def test_a_sample_for_which_every_part_abstains_has_failed_and_a_part_that_always_does_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (score,) = Grader(rewards.Weighted({"a": (1.0, lambda completion: None)}))(ITEMS[:1], TEXTS[:1])
+    assert math.isnan(score.reward) and score.failure == "it abstained: it returned None"
+    caplog.clear()
+    silent = rewards.Weighted({"forgotten": (1.0, lambda completion: None), "one": (1.0, lambda completion: 1.0)})
+    for _ in range(3):
+        assert silent(ITEMS[:1] * 50, ["a"] * 50) == [Score(reward=1.0, parts={"one": 1.0})] * 50
+    (record,) = caplog.records
+    assert "forgotten has returned None for all of 50 samples" in record.getMessage()

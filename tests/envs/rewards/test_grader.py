@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 import re
+import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -16,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlgkd.envs.rewards import Weighted, async_calls, time_limit
 from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError
@@ -257,3 +263,312 @@ def test_an_exception_in_a_samples_place_is_the_cause_of_that_sample_alone(caplo
         score.reward for score in graded(lambda completion: KeyError(completion) if completion == "three" else 1.0)
     ]
     assert math.isnan(single[0]) and single[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        np.bool_(True),
+        np.array(1.0),
+        np.array([1.0]),
+        np.ones((1, 1)),
+        torch.tensor(1.0),
+        torch.ones(1, 1, requires_grad=True),
+        torch.tensor(1.0, dtype=torch.bfloat16),
+        Decimal(1),
+        Fraction(1),
+        Score(reward=np.float32(1)),  # type: ignore[arg-type]
+    ],
+)
+def test_a_number_of_any_library_is_a_reward(one: Any) -> None:
+    for reward in (lambda completion: one, lambda completions: [one, one]):
+        for score in graded(reward):
+            assert score.reward == 1.0 and type(score.reward) is float
+
+
+@pytest.mark.parametrize(
+    "two", [np.ones((2, 1)), torch.ones(2, 1), torch.ones(2, dtype=torch.int64), {1: 1, 2: 1}.values()]
+)
+def test_a_column_of_numbers_is_one_for_each_completion(two: Any) -> None:
+    assert graded(lambda completions: two) == [Score(reward=1.0)] * 2
+
+
+def test_the_numbers_within_a_score_become_floats() -> None:
+    odd: Any = Score(reward=torch.tensor(3.0), parts={"a": np.float32(1)}, steps=(np.float64(1), Decimal(2)))
+    for reward in (lambda completions, tokens: [odd, odd], lambda completion, tokens: odd):
+        for score in Grader(reward)(ITEMS, TEXTS, tokens=[["a", "b"]] * 2):
+            assert score == Score(reward=3.0, parts={"a": 1.0}, steps=(1.0, 2.0))
+            assert [*map(type, (score.reward, *score.parts.values(), *(score.steps or ())))] == [float] * 4
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (10**400, "too large for a float"),
+        (1e20, r"a reward of 1e\+20; divide or clip it"),
+        (-1e155, r"a reward of -1e\+155; divide or clip it"),
+        (math.inf, "an infinite reward; divide or clip it"),
+        (1j, "1j, which is no number"),
+        (np.complex64(1), "which is no number"),
+        ({"a": 1}, "{'a': 1}, which is no number"),
+        ((1.0, {"a": 1}), "{'a': 1}, which is no number"),
+        (np.array("1"), "which is no number"),
+        (Score(reward=1.0, parts={"a": "x"}), "'x', which is no number"),  # type: ignore[dict-item]
+        (None, "it abstained: it returned None"),
+    ],
+)
+def test_a_value_that_is_no_reward_says_why_and_is_lost_alone(odd: Any, words: str) -> None:
+    first, second = graded(lambda completions: [odd, 1.0])
+    assert math.isnan(first.reward) and re.search(words, first.failure) and second.reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ({1.0, 2.0}, "it returned a set; return a list with a number for each completion"),
+        ({"a": 1.0, "b": 2.0}, "it returned a dict; return a list"),
+        ("12", "it returned a str; return a list"),
+        (1.0, "it returned 1.0 for 2 completions; return a list"),
+        (np.array(1.0), r"it returned array\(1.\) for 2 completions; return a list"),
+        (None, "it returned None for 2 completions; return a list"),
+    ],
+)
+def test_what_holds_no_number_for_each_completion_is_a_failure_that_says_so(returned: Any, words: str) -> None:
+    assert all(
+        math.isnan(score.reward) and re.search(words, score.failure) for score in graded(lambda completions: returned)
+    )
+
+
+class Waits:
+    async def __call__(self, completions: list[str], scale: float = 1.0) -> list[float]:
+        await asyncio.sleep(0)
+        return [scale * len(text) for text in completions]
+
+
+async def waits(completions: list[str], scale: float = 1.0) -> list[float]:
+    return [scale * len(text) for text in completions]
+
+
+async def waits_for_one(completion: str) -> float:
+    await asyncio.sleep(0.2)
+    return float(len(completion))
+
+
+@functools.wraps(waits)
+def wrapped(*given: Any, **named: Any) -> Any:
+    return waits(*given, **named)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        partial(Waits(), scale=1.0),
+        partial(partial(waits), scale=1.0),
+        wrapped,
+        lambda completions: waits(completions),
+        lambda completions: [waits_for_one(text) for text in completions],
+        lambda completions: (waits_for_one(text) for text in completions),
+        lambda completion: waits_for_one(completion),
+        Weighted({"a": (0.5, wrapped), "b": (0.5, lambda completion: waits_for_one(completion))}),
+    ],
+)
+def test_what_has_to_be_awaited_is_awaited_in_whatever_form_it_comes(reward: Any) -> None:
+    async def in_a_notebook() -> list[float]:
+        return rewards_of(reward)
+
+    assert rewards_of(reward) == asyncio.run(in_a_notebook()) == [5.0, 5.0]
+    assert Grader(partial(Waits(), scale=2.0)).is_async and not Grader(wrapped).is_async
+
+
+def test_one_awaitable_of_a_list_that_fails_costs_its_sample_alone() -> None:
+    async def picky(text: str) -> float:
+        if text == "three":
+            sys.exit("why")
+        return 1.0
+
+    first, second = graded(lambda completions: [picky(text) for text in completions])
+    assert first.failure == "SystemExit: why" and second.reward == 1.0
+
+
+def resets(completion: str) -> float:
+    signal.alarm(0)
+    time.sleep(9)
+    return 1.0
+
+
+def catches(completion: str) -> float:
+    try:
+        time.sleep(9)
+    except Exception:
+        return 0.0
+    return 1.0
+
+
+def tries_again(completions: list[str]) -> list[float]:
+    while True:
+        try:
+            time.sleep(9)
+        except Exception:
+            continue
+
+
+def catches_all(completion: str) -> float:
+    try:
+        time.sleep(9)
+    except BaseException:
+        return 0.0
+    return 1.0
+
+
+async def never_waits(completion: str) -> float:
+    time.sleep(0.3)
+    return 1.0
+
+
+async def stays(completions: list[str]) -> list[float]:
+    while True:
+        try:
+            await asyncio.sleep(9)
+        except asyncio.CancelledError:
+            return [1.0, 1.0]
+
+
+async def in_a_thread(completions: list[str]) -> list[float]:
+    await asyncio.to_thread(time.sleep, 0.3)
+    return [1.0, 1.0]
+
+
+@pytest.mark.parametrize("reward", [resets, catches, tries_again, catches_all, never_waits, stays, in_a_thread])
+def test_a_late_reward_is_never_a_number_whatever_it_makes_of_its_limit(reward: Any) -> None:
+    began = time.perf_counter()
+    for score in graded(reward, timeout=0.1):
+        assert math.isnan(score.reward) and "the reward took longer than 0.1 seconds" in score.failure
+    assert time.perf_counter() - began < 2
+
+
+def test_a_limit_is_held_in_other_threads_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    scores: list[Score] = []
+    free = threading.Event()
+
+    def hangs(completion: str) -> float:
+        free.wait(9)
+        return 1.0
+
+    thread = threading.Thread(target=lambda: scores.extend(graded(hangs, timeout=0.1)))
+    thread.start()
+    thread.join(5)
+    free.set()
+    assert len(scores) == 2 and all(math.isnan(score.reward) for score in scores)
+    assert sum("it goes on running in the background" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_an_async_reward_that_blocks_for_ever_is_abandoned_with_one_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_calls, "GRACE", 0.2)
+    free = threading.Event()
+
+    async def blocks(completion: str) -> float:
+        free.wait(9)
+        return 1.0
+
+    scores = graded(blocks, timeout=0.1)
+    free.set()
+    assert all("took longer" in score.failure for score in scores)
+    assert sum("it goes on running in the background" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_reward_that_cannot_be_interrupted_is_late_and_one_warning_says_that_it_is_waited_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_limit, "AGAIN", 0.1)
+
+    def stubborn(completion: str) -> float:
+        end = time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            try:
+                time.sleep(0.5)
+            except BaseException:
+                continue
+        return 1.0
+
+    assert all("took longer" in score.failure for score in graded(stubborn, timeout=0.1))
+    assert sum("it cannot be interrupted" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_an_alarm_of_the_users_still_rings_and_its_handler_is_put_back() -> None:
+    rang: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        for pause in (0.0, 0.1):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            assert rewards_of(lambda completion, pause=pause: time.sleep(pause) or 1, timeout=1.0) == [1.0, 1.0]
+            time.sleep(0.2)
+        assert rang == [1, 1]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("error", [SystemExit("why"), asyncio.CancelledError("why"), GeneratorExit("why")])
+def test_a_reward_that_exits_has_failed_with_its_reason(error: BaseException) -> None:
+    def exits(completion: str) -> float:
+        if completion == "three":
+            raise error
+        return 1.0
+
+    async def exits_later(completion: str) -> float:
+        await asyncio.sleep(0)
+        return exits(completion)
+
+    for reward in (exits, exits_later):
+        for timeout in (None, 1.0):
+            first, second = graded(reward, timeout=timeout)
+            assert first.failure == f"{type(error).__name__}: why" and second.reward == 1.0
+
+
+def test_ctrl_c_in_a_reward_still_stops() -> None:
+    def interrupted(completion: str) -> float:
+        raise KeyboardInterrupt
+
+    async def interrupted_later(completion: str) -> float:
+        raise KeyboardInterrupt
+
+    for reward in (interrupted, interrupted_later):
+        for timeout in (None, 1.0):
+            with pytest.raises(KeyboardInterrupt):
+                graded(reward, timeout=timeout)
+
+
+def test_settings_of_torch_that_a_reward_changes_are_put_back() -> None:
+    before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads())
+
+    def rude(completions: list[str]) -> list[float]:
+        torch.set_grad_enabled(not before[0])
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_num_threads(before[3] + 1)
+        return [1.0, 1 / (len(completions) - 2)]
+
+    async def rude_later(completions: list[str]) -> list[float]:
+        return rude(completions)
+
+    for reward in (rude, rude_later):
+        graded(reward)
+        after = (
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.get_num_threads(),
+        )
+        assert after == before
+
+
+def test_a_reward_runs_outside_of_autocast() -> None:
+    weight = torch.ones(2, 2)
+
+    def multiplies(completion: str) -> float:
+        return float(torch.nn.functional.linear(weight, weight).dtype == torch.float32)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert rewards_of(multiplies) == rewards_of(lambda completions: [multiplies(t) for t in completions]) == [1, 1]
+        assert torch.is_autocast_enabled("cpu")

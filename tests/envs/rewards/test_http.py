@@ -5,6 +5,7 @@ The server does what a completion says: `good 7` earns 7, `drop 7` closes the co
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,6 +21,7 @@ import psutil
 import pytest
 
 from rlgkd.envs import rewards
+from rlgkd.envs.rewards import json_server
 from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError
@@ -78,6 +81,18 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "half":
             self.reply(200, b'{"rewards": [1.0', length=1000)
             self.close_connection = True
+        elif kind == "echo":
+            self.reply(200, asked["completions"][0].encode())
+        elif kind == "large":
+            self.reply(200, b" " * 2**21)
+        elif kind == "bomb":
+            self.reply(200, gzip.compress(b" " * 2**24), encoding="gzip")
+        elif kind in ("endless", "trickle"):
+            self.reply(200, b"", length=2**40)
+            self.close_connection = True
+            with suppress(OSError):
+                while not self.server.over.wait(0.1 if kind == "trickle" else 0):
+                    self.wfile.write(b" " * (1 if kind == "trickle" else 2**16))
         elif kind in STATUSES:
             self.reply(STATUSES[kind], b'{"rewards": [1.0]}')
         elif kind == "once" and self.server.first(asked["completions"][0]):
@@ -88,8 +103,9 @@ class Handler(BaseHTTPRequestHandler):
             numbers = [None if text.startswith("null") else float(text.split()[1]) for text in asked["completions"]]
             self.reply(200, json.dumps({"rewards": numbers}).encode())
 
-    def reply(self, status: int, body: bytes, length: int | None = None) -> None:
+    def reply(self, status: int, body: bytes, length: int | None = None, encoding: str = "identity") -> None:
         self.send_response(status)
+        self.send_header("Content-Encoding", encoding)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         self.wfile.write(body)
@@ -300,3 +316,37 @@ def test_settings_out_of_range_are_refused_by_name(make: Any, settings: dict[str
     with pytest.raises(SettingError) as error:
         make(**{**needed, **settings})
     assert error.value.field == field
+
+
+def test_secrets_come_from_environment_variables(server: Server, monkeypatch: Any) -> None:
+    monkeypatch.setenv("REWARD_KEY", "s/e cret\n")
+    monkeypatch.setenv("REWARD_URL", server.url)
+    reward = rewards.served("$REWARD_URL/r?key=${REWARD_KEY}&a=$$b", headers={"Authorization": "Bearer $REWARD_KEY"})
+    assert rewards_of(reward, ["good 1"]) == [1.0]
+    path, headers, _ = server.asked[0]
+    assert path == "/r?key=s%2Fe%20cret&a=$b" and headers["Authorization"] == "Bearer s/e cret"
+    monkeypatch.delenv("REWARD_KEY")
+    for settings in ({"url": "http://a/$REWARD_KEY"}, {"url": "http://a", "headers": {"X": "$REWARD_KEY"}}):
+        with pytest.raises(SettingError, match="set this environment variable"):
+            rewards.served(**settings)
+    with pytest.raises(SettingError, match="a secret was masked when it was written"):
+        rewards.served("http://a", headers={"Authorization": "Bearer ***"})
+
+
+def test_an_answer_that_repeats_a_key_is_shown_without_it(server: Server) -> None:
+    reward = rewards.served(server.url, headers={"Authorization": "Bearer sk-123456"})
+    grader = Grader(reward, max_failed=1.0)
+    (score,) = grader(items(1), ["echo sk-123456"])
+    assert "no JSON" in score.failure and "***" in score.failure and "sk-123456" not in score.failure
+
+
+def test_an_answer_has_a_limit_of_bytes_also_when_it_is_decompressed(server: Server, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json_server, "MAX_ANSWER_BYTES", 2**20)
+    reward = rewards.served(server.url, batch_size=1, timeout=5)
+    for score in Grader(reward, max_failed=1.0)(items(3), ["large 1", "bomb 1", "endless 1"]):
+        assert math.isnan(score.reward) and "answered with more than 1048576 bytes" in score.failure
+
+
+def test_an_answer_that_trickles_has_a_limit_of_time(server: Server) -> None:
+    (score,) = Grader(rewards.served(server.url, timeout=0.3), max_failed=1.0)(items(1), ["trickle 1"])
+    assert "did not answer within 0.3 seconds" in score.failure
