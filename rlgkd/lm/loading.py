@@ -32,6 +32,7 @@ from transformers import (
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.lora import merged_state_dict
 from rlgkd.lm.model import LanguageModel
+from rlgkd.permissions import follow_umask
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
@@ -123,6 +124,7 @@ def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: st
     module._hf_peft_config_loaded = False
     module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state_dict(module))
     tokenizer.save_pretrained(folder)
+    follow_umask(Path(folder).glob("*.safetensors"))
 
 
 def copy_sharing_frozen(model: ModelT) -> ModelT:
