@@ -30,6 +30,7 @@ from rlgkd.errors import CheckpointError
 from rlgkd.objective import POLICY_LOSS, Fraction, Objective
 from rlgkd.ops.policy_loss import value_loss
 from rlgkd.ops.returns import gae
+from rlgkd.permissions import follow_umask
 
 VALUE_FILE = "value.safetensors"
 
@@ -112,7 +113,9 @@ class PPO(TextAlgorithm):
     def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
         """Save as `Reinforce` does, and the value head."""
         super().save(path, exclude, include)
-        save_file(self.value_head.state_dict(), agent_folder(path) / VALUE_FILE)
+        file = agent_folder(path) / VALUE_FILE
+        save_file(self.value_head.state_dict(), file)
+        follow_umask([file])
 
     @classmethod
     def load(  # type: ignore[override]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlgkd.errors import CheckpointError, one_line
+from rlgkd.permissions import follow_umask
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)")
 
@@ -61,7 +62,7 @@ def write(path: Path, content: str | bytes | dict[str, Tensor]) -> None:
     """Write text, bytes or tensors and flush them to the disk."""
     if isinstance(content, dict):
         save_file(content, path)
-        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors leaves 0600, whatever the umask
+        follow_umask([path])
     else:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(path)

@@ -127,12 +127,15 @@ class EncoderDecoderModel(LanguageModel):
             raise ModelError("model", config.model_type, remedy)
         if config.decoder_start_token_id is None:
             raise ModelError("model", config.model_type, "set its decoder_start_token_id, with which a text begins")
-        with torch.inference_mode():
-            ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
-            ours = self.logits(self.prefill(ids.tolist())[0])
-            end = ids.new_tensor([[self.end]])
-            theirs = self.module(
-                input_ids=torch.cat([ids, end[:, : int(ids[0, -1] != self.end)]], dim=1),
-                decoder_input_ids=torch.full_like(end, self._start),
-            ).logits[:, -1, : self.vocabulary]
-        self._check_same_logits(ours, theirs.to(ours.dtype))
+        ids = list(range(min(8, self.vocabulary)))
+        self._check_same_logits(self.logits(self.prefill([ids])[0]), self._plain_logits(ids, ()))
+
+    def _plain_logits(self, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
+        """See `LanguageModel._plain_logits`."""
+        end = [] if prompt[-1] == self.end else [self.end]
+        logits_TV: Tensor = self.module(
+            input_ids=torch.tensor([[*prompt, *end]], device=self.device),
+            decoder_input_ids=torch.tensor([[self._start, *completion]], device=self.device),
+            use_cache=False,
+        ).logits[0]
+        return logits_TV[:, : self.vocabulary]

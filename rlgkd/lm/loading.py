@@ -32,6 +32,7 @@ from transformers import (
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.lora import merged_state_dict
 from rlgkd.lm.model import LanguageModel
+from rlgkd.permissions import follow_umask
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
@@ -59,8 +60,8 @@ def load(
     """Open a model, in evaluation mode.
 
     Args:
-        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved itself, or where
-            layers are cut its `copy_sharing_frozen`.
+        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved to the device
+            itself. Where layers are cut its `copy_sharing_frozen` is taken instead, and in another precision a copy.
         layers: The transformer layers to keep, in order; empty keeps all.
         dtype: The weights' precision.
         device: Where to put it.
@@ -69,7 +70,9 @@ def load(
     Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
     """
     if isinstance(name, PreTrainedModel):
-        module = copy_sharing_frozen(name) if layers else name
+        module = name if _has_dtype(name, dtype) else _copy_in(name, dtype)
+        if layers and module is name:
+            module = copy_sharing_frozen(name)
     else:
         where, arguments = _resolve(str(name))
         if auto_class is None:
@@ -91,9 +94,10 @@ def load(
             raise ModelError("model", str(name), f"its file lacks weights ({lacking}, ...); copy it again")
         if arguments.get("gguf_file"):
             module = _without_quantization(module)
+        module = cast(Any, module).to(dtype=dtype)
     if layers:
         module = _keep_layers(module, layers)
-    return cast(PreTrainedModel, cast(Any, module).to(device=device, dtype=dtype).eval())
+    return cast(PreTrainedModel, cast(Any, module).to(device=device).eval())
 
 
 def load_config(name: str | Path) -> PreTrainedConfig:
@@ -123,6 +127,7 @@ def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: st
     module._hf_peft_config_loaded = False
     module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state_dict(module))
     tokenizer.save_pretrained(folder)
+    follow_umask(Path(folder).glob("*.safetensors"))
 
 
 def copy_sharing_frozen(model: ModelT) -> ModelT:
@@ -130,6 +135,17 @@ def copy_sharing_frozen(model: ModelT) -> ModelT:
     module = model if isinstance(model, PreTrainedModel) else model.module
     # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
+
+
+def _has_dtype(module: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether all weights are of this precision."""
+    return all(part.dtype == dtype for part in module.parameters() if part.is_floating_point())
+
+
+def _copy_in(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy in another precision: `to` would change the caller's module."""
+    _log.warning("model %r: a copy of it in %s is used; it stays as it is", module.config.name_or_path, dtype)
+    return cast(PreTrainedModel, cast(Any, copy.deepcopy(module)).to(dtype=dtype))
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from rlgkd.errors import ModelError, SettingError
+from rlgkd.errors import ModelError, SettingError, one_line
 from rlgkd.lm import fast
 from rlgkd.lm.linear import onednn_linear, onednn_linears
 from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
 from rlgkd.types import Batch
+
+_decodes: WeakSet[PreTrainedModel] = WeakSet()
+"""Modules that `LanguageModel` has seen decode rightly, which it need not see again."""
 
 
 @dataclass
@@ -39,7 +43,8 @@ class DecodeState:
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but these; the same row may be kept several times."""
-        self.cache.batch_select_indices(rows)
+        # Not `batch_select_indices`, which the caches of linear attention lack.
+        self.cache.reorder_cache(cast(torch.LongTensor, rows))
         self.attention_BT = self.attention_BT[rows]
         if self.encoder_BTH is not None and self.encoder_attention_BT is not None:
             self.encoder_BTH = self.encoder_BTH[rows]
@@ -90,8 +95,9 @@ class LanguageModel:
             rows_at_once: Rows that are decoded at a time; others wait for free slots. None: all.
             compile_decoding: Compile the decode step of a Llama-family model, on CUDA as a graph.
 
-        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if the
-        output head is more than a linear layer (see `logits`), which is tested on a few tokens.
+        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if on a
+        few tokens the output head is more than a linear layer (see `logits`), or decoding with a cache differs from
+        the model's whole forward pass.
         """
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
@@ -109,7 +115,7 @@ class LanguageModel:
             remedy = f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens"
             raise ModelError("model", module.config.model_type, remedy)
         self.head: nn.Linear = head
-        self._check_head()
+        self._check_forward()
 
     @property
     def device(self) -> torch.device:
@@ -223,19 +229,72 @@ class LanguageModel:
         """The transformer without its head."""
         return self.module.base_model
 
+    def _check_forward(self) -> None:
+        """Refuse by name what `_check_head` and `_check_decoding` find, or cannot run."""
+        try:
+            with torch.inference_mode():
+                self._check_head()
+                if self.module not in _decodes:
+                    self._check_decoding()
+        except (ModelError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # an architecture of another interface fails in any way
+            remedy = f"it cannot be run as a transformer with a cache ({type(error).__name__}: {one_line(error, 200)})"
+            raise ModelError("model", self.module.config.model_type, remedy) from error
+        _decodes.add(self.module)
+
     def _check_head(self) -> None:
         """Refuse architectures whose logits are not head(body): their probabilities would be wrong in silence."""
-        with torch.inference_mode():
-            ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
-            ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
-            theirs = self.module(input_ids=ids, use_cache=False).logits[..., : self.vocabulary].to(ours.dtype)
-        self._check_same_logits(ours, theirs)
+        ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
+        ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
+        self._check_same_logits(ours[0], self._plain_logits(ids[0, :1].tolist(), ids[0, 1:].tolist()))
+
+    def _check_decoding(self) -> None:
+        """Refuse architectures that ignore the cache, the padding mask or the positions that `prefill` hands them.
+
+        Two prompts of unequal length, so that one is padded, exchange their rows and grow by two tokens.
+        """
+        rows = [[token % self.vocabulary for token in row] for row in ([1, 2, 3, 4, 5], [7, 6])]
+        states_BH, state = self.prefill(rows)
+        state.keep_rows(torch.tensor([1, 0], device=self.device))
+        rows = rows[::-1]
+        steps = [self.logits(states_BH.flip(0))]
+        completions: list[list[int]] = [[], []]
+        for _ in range(2):
+            tokens = steps[-1].argmax(-1)
+            for completion, token in zip(completions, tokens.tolist(), strict=True):
+                completion.append(token)
+            steps.append(self.logits(self.advance(tokens, state)))
+        for ours_TV, row, completion in zip(torch.stack(steps, dim=1), rows, completions, strict=True):
+            # In 16 bits the order of a sum changes a state by percents; what ignores the cache is off by a whole.
+            if not self._agree(ours_TV, self._plain_logits(row, completion), rounding=5e-3, rounding_16_bits=0.25):
+                remedy = (
+                    "decoded with a cache and padding, its log-probabilities are not those of its whole forward pass; "
+                    "give a model that takes attention_mask, position_ids and past_key_values"
+                )
+                raise ModelError("model", self.module.config.model_type, remedy)
+
+    def _plain_logits(self, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
+        """[len(completion) + 1, V]: transformers' own logits after the prompt and each token, untempered."""
+        tokens_1T = torch.tensor([[*prompt, *completion]], device=self.device)
+        logits_TV: Tensor = self.module(input_ids=tokens_1T, use_cache=False).logits[0, len(prompt) - 1 :]
+        return logits_TV[:, : self.vocabulary]
 
     def _check_same_logits(self, ours: Tensor, theirs: Tensor) -> None:
-        if not torch.allclose(ours, theirs / self.temperature, rtol=1e-3, atol=1e-3):
+        if not self._agree(ours, theirs, rounding=1e-3, rounding_16_bits=0.02):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
             )
+
+    def _agree(self, ours_TV: Tensor, theirs_TV: Tensor, *, rounding: float, rounding_16_bits: float) -> bool:
+        """Whether our logits and transformers' untempered ones give the same log-probabilities up to rounding.
+
+        The difference is taken relative to how far the distribution is from uniform, for the sake of untrained models.
+        """
+        theirs_TV = theirs_TV.to(ours_TV.dtype) / self.temperature
+        difference_TV, scale_TV = (x - x.mean(-1, keepdim=True) for x in (ours_TV - theirs_TV, theirs_TV))
+        tolerance = rounding if self.body.dtype in (torch.float32, torch.float64) else rounding_16_bits
+        return bool((difference_TV.norm(dim=-1) <= tolerance * scale_TV.norm(dim=-1)).all())
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
