@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,45 +14,45 @@ from stable_baselines3.common.logger import KVWriter
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.types import Trajectory
 
 PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
 GROWING = (PROGRESS, TIMES, ROLLOUTS)
-"""Files that are appended to; a checkpoint stores their sizes, and resuming cuts them to these."""
+"""Files that are appended to. Resuming cuts the tables to a row for each update, rollouts.jsonl to the size that the
+checkpoint stores; those of older versions store the sizes of all three."""
 SLOW_REWARD_SECONDS = 0.1
 """The live line shows the time that an update's reward takes if it is longer than this."""
 
 
 class ProgressCsv(KVWriter):
-    """SB3's CSV writer, but append-only: the first row's keys are the header, and later keys are dropped.
+    """Appends a row for each update; a column that comes later is empty in the rows before it.
 
-    SB3's own rewrites the whole file when a new key appears; a resumed run could then not cut it to a known size.
+    Unlike SB3's, it goes on with the file of a run that was stopped.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-        file.seek(0, 2)
-        self.keys: list[str] = []
-        if file.tell():
-            with open(file.name) as written:
-                self.keys = written.readline().rstrip("\n").split(",")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self.names, _ = read_rows(path)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append one row."""
-        row = {name: value for name, value in key_values.items() if self.wants(name, key_excluded[name] or ())}
-        if not self.keys:
-            self.keys = sorted(row)
-            self.file.write(",".join(self.keys) + "\n")
-        self.file.write(",".join(str(row.get(name, "")) for name in self.keys) + "\n")
-        self.file.flush()
+        row = {name: str(value) for name, value in key_values.items() if self.wants(name, key_excluded[name] or ())}
+        if new := sorted(row.keys() - {*self.names}):
+            _, rows = read_rows(self.path)
+            self.names += new
+            checkpoint.atomic_write(self.path, write_table(self.names, [[*old, *[""] * len(new)] for old in rows]))
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(write_rows([[row.get(name, "") for name in self.names]]))
 
     def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
         """Return whether a value belongs into this file."""
         return "csv" not in excluded
 
     def close(self) -> None:
-        """Leave the file open: the run owns it."""
+        """Nothing stays open between two rows."""
 
 
 class TimesCsv(ProgressCsv):
@@ -64,16 +63,30 @@ class TimesCsv(ProgressCsv):
         return name.startswith("time/")
 
 
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of progress.csv or times.csv, without a last row that was not written to its end."""
+    text = path.read_bytes().decode(errors="replace")
+    return read_table(text[: text.rfind("\n") + 1])
+
+
+def cut_rows(path: Path, rows: int) -> None:
+    """Shorten progress.csv or times.csv to this number of rows, if it has more."""
+    if not path.exists():
+        return
+    names, have = read_rows(path)
+    text = write_table(names, have[:rows]) if rows else ""
+    if text.encode() != path.read_bytes():
+        checkpoint.atomic_write(path, text)
+
+
 class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
-    def __init__(
-        self, settings: RunConfig, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
-    ) -> None:
+    def __init__(self, settings: RunConfig, out: Path, rollouts: TextIO, *, quiet: bool, console: Console) -> None:
         super().__init__()
         self.settings = settings
         self.out = out
-        self.files = files
+        self.rollouts = rollouts
         self.quiet = quiet
         self.console = console
         self.model: TextAlgorithm
@@ -100,8 +113,8 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         for trajectory in self.model.trajectories:
-            self.files[ROLLOUTS].write(json.dumps(self._record(trajectory)) + "\n")
-        self.files[ROLLOUTS].flush()
+            self.rollouts.write(json.dumps(self._record(trajectory)) + "\n")
+        self.rollouts.flush()
 
     def _on_training_end(self) -> None:
         self._line.stop()
@@ -148,7 +161,7 @@ class Recorder(BaseCallback):
             self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
 
     def _checkpoint(self, updates: int) -> None:
-        sizes = {name: file.tell() for name, file in self.files.items()}
+        sizes = {ROLLOUTS: self.rollouts.tell()}
         folder = self.out / CHECKPOINTS
         folder.mkdir(exist_ok=True)
         checkpoint.save(

@@ -1,7 +1,7 @@
 """Trains from settings into a run's folder, and continues it exactly: `rlgkd train`.
 
 The folder holds config.yaml (resolved; runs again as it is), progress.csv, times.csv, TensorBoard events,
-rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint remembers
+rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint knows
 how long the growing files were, so a continued run cuts them to that length and ends with the files of one never
 stopped (but for the seconds in times.csv).
 """
@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,16 @@ from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
-from rlgkd.scripts.runs.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
+from rlgkd.scripts.runs.recorder import (
+    CHECKPOINTS,
+    PROGRESS,
+    ROLLOUTS,
+    TIMES,
+    ProgressCsv,
+    Recorder,
+    TimesCsv,
+    cut_rows,
+)
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -141,25 +150,25 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
 def rewind(agent: TextAlgorithm, out: Path) -> None:
     """Bring agent and growing files to the newest whole checkpoint, or to the beginning where there is none."""
     newest = checkpoint.latest(out / CHECKPOINTS)
-    sizes = dict.fromkeys(GROWING, 0)
+    size = 0
     if newest is not None:
         state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
         # Checkpoints of before the first release have the state as `counters`.
         agent.state = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
-        sizes = state["sizes"]
-    for name, size in sizes.items():
-        _cut(out / name, size)
+        size = state["sizes"][ROLLOUTS]
+    for name in (PROGRESS, TIMES):
+        cut_rows(out / name, agent.state.updates)
+    _cut(out / ROLLOUTS, size)
 
 
 def fit(settings: RunConfig, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
     """Train from where `rewind` has brought the agent to the last token, and write its model."""
-    with ExitStack() as stack:
-        files = {name: stack.enter_context((out / name).open("a")) for name in GROWING}
+    with (out / ROLLOUTS).open("a") as rollouts:
         events = TensorBoardOutputFormat(str(out / "tensorboard"))
-        agent.set_logger(Logger(str(out), [ProgressCsv(files[PROGRESS]), TimesCsv(files[TIMES]), events]))
+        agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, files, quiet=quiet, console=console)
+            recorder = Recorder(settings, out, rollouts, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
             agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
         events.close()
