@@ -59,8 +59,9 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
         teacher = _comparison_teacher(base, agent)
-        rewind(agent, out)
-        fit(settings, agent, out, quiet=True, console=Console(stderr=True))
+        console = Console(stderr=True)
+        rewind(settings, agent, out, console)
+        fit(settings, agent, out, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,12 +71,23 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     return read_table(text[: text.rfind("\n") + 1])
 
 
+def number_of_rows(path: Path) -> int:
+    """Return how many updates progress.csv or times.csv has; a file that is missing or not CSV has none."""
+    try:
+        return len(read_rows(path)[1])
+    except (OSError, csv.Error):
+        return 0
+
+
 def cut_rows(path: Path, rows: int) -> None:
     """Shorten progress.csv or times.csv to this number of rows, if it has more."""
     if not path.exists():
         return
-    names, have = read_rows(path)
-    text = write_table(names, have[:rows]) if rows else ""
+    text = ""
+    if rows:
+        with suppress(csv.Error):  # damaged times: `number_of_rows` has seen that progress.csv is whole
+            names, have = read_rows(path)
+            text = write_table(names, have[:rows])
     if text.encode() != path.read_bytes():
         checkpoint.atomic_write(path, text)
 
@@ -161,14 +174,20 @@ class Recorder(BaseCallback):
             self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
 
     def _checkpoint(self, updates: int) -> None:
-        sizes = {ROLLOUTS: self.rollouts.tell()}
+        self.rollouts.flush()
+        # A checkpoint counts on these files: they are on the disk before it is, whenever the power goes.
+        for path in (*(self.out / name for name in GROWING), self.out):
+            checkpoint.sync(path)
         folder = self.out / CHECKPOINTS
-        folder.mkdir(exist_ok=True)
         checkpoint.save(
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": self.settings.flat()},
+            state={
+                "training": self.model.state.to_json(),
+                "sizes": {ROLLOUTS: self.rollouts.tell()},
+                "settings": self.settings.flat(),
+            },
         )
         checkpoint.prune(folder)
         self._saved_update = updates

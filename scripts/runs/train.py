@@ -12,6 +12,7 @@ import copy
 import fcntl
 import json
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,7 @@ from rlgkd.scripts.runs.recorder import (
     Recorder,
     TimesCsv,
     cut_rows,
+    number_of_rows,
 )
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
@@ -79,9 +81,9 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
 
 
 def resume(out: Path, *, quiet: bool = False) -> Path:
-    """Continue a run's folder from its newest whole checkpoint, or from its beginning if there is none yet.
+    """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
 
-    Raises: CheckpointError if the folder holds no run or another process trains in it.
+    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it.
     """
     if not (out / CONFIG).is_file():
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
@@ -128,7 +130,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
-    rewind(agent, out)
+    rewind(settings, agent, out, console)
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
     console.print(
@@ -147,22 +149,54 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     return page
 
 
-def rewind(agent: TextAlgorithm, out: Path) -> None:
-    """Bring agent and growing files to the newest whole checkpoint, or to the beginning where there is none."""
-    newest = checkpoint.latest(out / CHECKPOINTS)
-    size = 0
-    if newest is not None:
-        state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
+def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> None:
+    """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
+
+    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits: nothing is cut then.
+    """
+    checkpoint.remove_stale(out)
+    skipped = []
+    for folder in checkpoint.whole(out / CHECKPOINTS):
+        state = checkpoint.read_state(folder)
         # Checkpoints of before the first release have the state as `counters`.
-        agent.state = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
+        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
         size = state["sizes"][ROLLOUTS]
-    for name in (PROGRESS, TIMES):
-        cut_rows(out / name, agent.state.updates)
-    _cut(out / ROLLOUTS, size)
+        if lack := _lack(out, training.updates, size):
+            skipped.append(f"{lack} of {folder.name}")
+            continue
+        if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
+            console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
+        checkpoint.load(folder, model=agent.modules, optimizer=agent.policy.optimizer)
+        agent.state = training
+        _cut(out, training.updates, size)
+        return
+    _check_nothing_lost(settings, out, skipped)
+    _cut(out, 0, 0)
+
+
+def _lack(out: Path, updates: int, size: int) -> str | None:
+    """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
+    rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
+    if rows < updates:
+        return f"{PROGRESS} has {rows} of the {updates} updates"
+    return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
+
+
+def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> None:
+    """Raise CheckpointError if a run that no checkpoint continues has had some; a short one may have had none yet."""
+    lost = [*checkpoint.damages(out / CHECKPOINTS), *skipped]
+    rows = number_of_rows(out / PROGRESS)
+    if not lost and (rows or _size(out / ROLLOUTS)):  # `fit` makes the folder before it trains
+        had = not (out / CHECKPOINTS).is_dir() or (out / SUMMARY).exists() or rows > settings.checkpoint_every
+        lost = [f"{CHECKPOINTS} is missing or empty after {rows} updates"] if had else []
+    if lost:
+        again = f"rlgkd train {shlex.quote(str(out / CONFIG))} --out ANOTHER"
+        raise CheckpointError("resume", str(out), f"{'; '.join(lost)}; put it back, or begin again: {again}")
 
 
 def fit(settings: RunConfig, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
     """Train from where `rewind` has brought the agent to the last token, and write its model."""
+    (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
     with (out / ROLLOUTS).open("a") as rollouts:
         events = TensorBoardOutputFormat(str(out / "tensorboard"))
         agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
@@ -240,14 +274,17 @@ def _save_model(agent: TextAlgorithm, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def _cut(file: Path, size: int) -> None:
-    """Cut a file that grew beyond the checkpoint; one that is shorter was damaged."""
-    have = file.stat().st_size if file.exists() else 0
-    if have < size:
-        raise CheckpointError("resume", str(file), f"it has {have} bytes but the checkpoint knows {size}; start again")
-    if have:
-        with file.open("r+") as opened:
-            opened.truncate(size)
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _cut(out: Path, updates: int, size: int) -> None:
+    """Cut the growing files, which have at least so much (the times maybe less), to a number of updates."""
+    for name in (PROGRESS, TIMES):
+        cut_rows(out / name, updates)
+    if _size(out / ROLLOUTS) > size:
+        with (out / ROLLOUTS).open("r+") as rollouts:
+            rollouts.truncate(size)
 
 
 @contextmanager

@@ -1,17 +1,23 @@
 """What a run writes while it trains: every value under its own column, in strict formats, also after a resume.
 
 The behaviours guarded: a name with a comma is one column; a column that comes later is kept and empties none; a table
-is cut to a number of updates, whole rows only; tables of older versions are read and go on.
+is cut to a number of updates, whole rows only; a power cut loses nothing
+that a checkpoint counts on; tables of older versions are read and go on.
 """
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+from rich.console import Console
+
+from rlgkd import checkpoint
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
-from rlgkd.scripts.runs.recorder import ProgressCsv, cut_rows
+from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, cut_rows
 
 NAME = 'rollout/reward/right, "exact"'
 
@@ -58,6 +64,24 @@ def test_a_table_is_cut_to_whole_rows(tmp_path: Path) -> None:
     assert path.read_bytes() == two
     cut_rows(path, 0)
     assert path.read_bytes() == b""
+
+
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(checkpoint, "sync", lambda path: done.append(f"{path.name} {path.stat().st_size}"))
+    monkeypatch.setattr(checkpoint, "save", lambda folder, **content: done.append(f"{folder.name} {content['state']}"))
+    state = SimpleNamespace(to_json=lambda: {"updates": 3})
+    for name in ("progress.csv", "times.csv"):
+        (tmp_path / name).write_text("12345")
+    with (tmp_path / "rollouts.jsonl").open("a") as rollouts:
+        settings = SimpleNamespace(tokens=100, flat=dict)
+        recorder = Recorder(settings, tmp_path, rollouts, quiet=True, console=Console())  # type: ignore[arg-type]
+        policy = SimpleNamespace(optimizer=None)
+        recorder.model = SimpleNamespace(state=state, modules=None, policy=policy)  # type: ignore[assignment]
+        rollouts.write("1234567")
+        recorder._checkpoint(3)
+    assert done[:3] == ["progress.csv 5", "times.csv 5", "rollouts.jsonl 7"] and tmp_path.name in done[3]
+    assert done[4].startswith("step-3 ") and "{'rollouts.jsonl': 7}" in done[4] and len(done) == 5
 
 
 def test_a_table_of_an_older_version_is_read_and_goes_on(tmp_path: Path) -> None:

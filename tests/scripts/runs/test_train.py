@@ -11,15 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from rlgkd import agents
+from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import make_sb3_vec_env
+from rlgkd.errors import CheckpointError
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import train
 
@@ -214,6 +218,74 @@ def test_a_damaged_checkpoint_falls_back_to_the_whole_one_before_it(finished: Pa
     weights.write_bytes(weights.read_bytes()[:-100])
     result = rlgkd("train", "--resume", str(out), "--quiet")
     assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+def _steps(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _shorten(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def _damage_all(run: Path) -> None:
+    for step in _steps(run):
+        _shorten(step / "optimizer.json")
+
+
+def _empty(run: Path) -> None:
+    for step in _steps(run):
+        shutil.rmtree(step)
+    (run / "summary.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def agent(finished: Path) -> TextAlgorithm:
+    return train.build_agent(read(finished / "config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("lose", "words"),
+    [
+        (_damage_all, r"step-\d+/optimizer\.json is truncated .*step-\d+/optimizer\.json is truncated"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), r"checkpoints is missing or empty after \d+ updates"),
+        (_empty, r"checkpoints is missing or empty after \d+ updates"),
+        (lambda run: (run / "progress.csv").unlink(), r"progress\.csv has 0 of the \d+ updates of step-"),
+        (lambda run: (run / "rollouts.jsonl").unlink(), r"rollouts\.jsonl has 0 of the \d+ bytes of step-"),
+    ],
+)
+def test_a_run_whose_checkpoints_are_lost_is_refused_and_left_as_it_is(
+    lose: Callable[[Path], None], words: str, finished: Path, agent: TextAlgorithm, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "lost", ignore=shutil.ignore_patterns("model", "again")))
+    lose(out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=words) as caught:
+        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert f"rlgkd train {out / 'config.yaml'} --out" in str(caught.value) and "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_had_no_checkpoint_yet_begins_again(finished: Path, agent: TextAlgorithm, tmp_path: Path) -> None:
+    out = tmp_path / "early"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "progress.csv", "times.csv", "rollouts.jsonl"):
+        lines = (finished / name).read_text().splitlines(keepends=True)
+        (out / name).write_text("".join(lines if name == "config.yaml" else lines[:2]))
+    train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert [(out / name).read_bytes() for name in ("progress.csv", "times.csv", "rollouts.jsonl")] == [b""] * 3
+
+
+def test_a_log_shorter_than_the_newest_checkpoint_falls_back_to_the_older_one(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "short", ignore=shutil.ignore_patterns("model", "again")))
+    _shorten(out / "rollouts.jsonl")
+    (out / "times.csv").unlink()
+    older, newest = _steps(out)
+    result = rlgkd("train", "--resume", str(out), "--quiet", env={**os.environ, "COLUMNS": "200"})
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "going on from" in line]
+    assert line.startswith(f"going on from {older.name}: rollouts.jsonl has ") and line.endswith(f" of {newest.name}")
     assert _outcome(out) == _outcome(finished)
 
 
