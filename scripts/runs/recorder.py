@@ -65,6 +65,24 @@ class TimesCsv(ProgressCsv):
         return name.startswith("time/")
 
 
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON as RFC 8259 has it, in which a number that is not finite is null.
+
+    Example:
+        >>> strict_json({"reward": math.nan, "parts": (1.0, math.inf)})
+        '{"reward": null, "parts": [1.0, null]}'
+    """
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: known(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(value), indent=indent, allow_nan=False)
+
+
 def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of progress.csv or times.csv, without a last row that was not written to its end."""
     text = path.read_bytes().decode(errors="replace")
@@ -126,7 +144,7 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         for trajectory in self.model.trajectories:
-            self.rollouts.write(json.dumps(self._record(trajectory)) + "\n")
+            self.rollouts.write(strict_json(self._record(trajectory)) + "\n")
         self.rollouts.flush()
 
     def _on_training_end(self) -> None:

@@ -38,6 +38,7 @@ from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
+from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.recorder import (
     CHECKPOINTS,
@@ -49,6 +50,7 @@ from rlgkd.scripts.runs.recorder import (
     TimesCsv,
     cut_rows,
     number_of_rows,
+    strict_json,
 )
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
@@ -141,7 +143,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
     summary["seconds"] = round(time.perf_counter() - began, 1)
-    checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
     for remark in view.remarks(summary):
@@ -251,7 +253,8 @@ def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
     with (out / ROLLOUTS).open() as file:
         for record in map(json.loads, file):
             scored += record["stop"] != StopReason.TRUNCATED
-            if math.isnan(record["reward"]) and record["stop"] != StopReason.TRUNCATED:
+            # Null, or NaN in a file of an older version.
+            if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
                 failures.append(record.get("failure", ""))
     return {
         "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),

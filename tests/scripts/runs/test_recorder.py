@@ -8,16 +8,20 @@ that a checkpoint counts on; tables of older versions are read and go on.
 from __future__ import annotations
 
 import csv
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from rlgkd import checkpoint
+from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
-from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, cut_rows
+from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, cut_rows, strict_json
 
 NAME = 'rollout/reward/right, "exact"'
 
@@ -82,6 +86,18 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
         recorder._checkpoint(3)
     assert done[:3] == ["progress.csv 5", "times.csv 5", "rollouts.jsonl 7"] and tmp_path.name in done[3]
     assert done[4].startswith("step-3 ") and "{'rollouts.jsonl': 7}" in done[4] and len(done) == 5
+
+
+def test_scores_that_are_not_finite_are_null_in_json_and_unknown_in_a_report(tmp_path: Path) -> None:
+    score = {"mean": math.nan, "low": -math.inf, "high": math.inf}
+    text = strict_json(
+        {"before": {"reward": score, "truth": {"mean": 0.5}}, "examples": ({"reward": np.float64("nan")},)}
+    )
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "before": {"reward": dict.fromkeys(score), "truth": {"mean": 0.5}}, "examples": [{"reward": None}],
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(text)
+    assert len(measure_rows(read_run(tmp_path).summary)) == 1
 
 
 def test_a_table_of_an_older_version_is_read_and_goes_on(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -322,13 +322,27 @@ def test_a_run_says_how_many_rewards_failed_and_why(
 ) -> None:
     out = tmp_path / "there" / "run"
     told, page = _reward_of(out, monkeypatch, "sometimes")
-    records = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    records = [_strictly(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    _strictly((out / "summary.json").read_text())
     failed = [record for record in records if "failure" in record]
-    assert 0 < len(failed) < len(records) and all(math.isnan(record["reward"]) for record in failed)
+    assert 0 < len(failed) < len(records) and all(record["reward"] is None for record in failed)
     first = "LookupError: no such word"
     assert told == {"scored": len(records), "failed": len(failed), "first_failure": first, "always": None}
     line = f"The reward failed for {len(failed)} of {len(records)} samples, which were left out. First: {first}"
     assert line in page and line in " ".join(capsys.readouterr().err.split())
+    text = (out / "rollouts.jsonl").read_text()
+    (out / "rollouts.jsonl").write_text(text.replace('"reward": null', '"reward": NaN'))  # as older versions wrote it
+    agent = SimpleNamespace(constant_reward=None)
+    assert text != (out / "rollouts.jsonl").read_text() and train.rewards_of(out, agent) == told  # type: ignore[arg-type]
+
+
+def _strictly(text: str) -> Any:
+    """What a strict reader makes of JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def test_a_run_says_that_its_reward_was_always_the_same(
