@@ -27,6 +27,7 @@ from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
+from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
 from rlgkd.types import ON_POLICY, Task
 
@@ -61,7 +62,7 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
         rewind(settings, agent, out, console)
-        fit(settings, agent, out, quiet=True, console=console)
+        fit(settings, agent, out, StopRequest(), quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates

@@ -18,6 +18,7 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
+from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.types import Trajectory
 
 PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
@@ -113,11 +114,18 @@ def cut_rows(path: Path, rows: int) -> None:
 class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
-    def __init__(self, settings: RunConfig, out: Path, rollouts: TextIO, *, quiet: bool, console: Console) -> None:
+    def __init__(
+        self, settings: RunConfig, out: Path, rollouts: TextIO, stop: StopRequest, *, quiet: bool, console: Console
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
+        self.stop = stop
+        self._goes_on = True
+        """False from the step at which an update's sampling was stopped: the update is not whole."""
+        self._whole: dict[str, Any] = {}
+        """Where the run stood before the update that is being sampled."""
         self.quiet = quiet
         self.console = console
         self.model: TextAlgorithm
@@ -132,7 +140,8 @@ class Recorder(BaseCallback):
 
     def _on_step(self) -> bool:
         self._line.update(self._task, completed=self.model.num_timesteps)
-        return True
+        self._goes_on = self.stop.number is None
+        return self._goes_on
 
     def _on_rollout_start(self) -> None:
         # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
@@ -140,16 +149,19 @@ class Recorder(BaseCallback):
         if updates > self._saved_update:
             self._show(updates)
             if updates % self.settings.checkpoint_every == 0:
-                self._checkpoint(updates)
+                self._checkpoint(self._position())
+        self._whole = self._position()
 
     def _on_rollout_end(self) -> None:
+        if not self._goes_on:
+            return  # texts that were cut off, which no update learns from
         for trajectory in self.model.trajectories:
             self.rollouts.write(strict_json(self._record(trajectory)) + "\n")
         self.rollouts.flush()
 
     def _on_training_end(self) -> None:
         self._line.stop()
-        self._checkpoint(self.model.state.updates)
+        self._checkpoint(self._position() if self._goes_on else self._whole)
 
     def _record(self, t: Trajectory) -> dict[str, Any]:
         """Return a trajectory's line of rollouts.jsonl."""
@@ -191,7 +203,12 @@ class Recorder(BaseCallback):
         if self.quiet and updates % 10 == 0:
             self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
 
-    def _checkpoint(self, updates: int) -> None:
+    def _position(self) -> dict[str, Any]:
+        """Return where the run stands; weights and optimizer stay as they are while texts are sampled."""
+        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.tell()}}
+
+    def _checkpoint(self, position: dict[str, Any]) -> None:
+        updates = position["training"]["updates"]
         self.rollouts.flush()
         # A checkpoint counts on these files: they are on the disk before it is, whenever the power goes.
         for path in (*(self.out / name for name in GROWING), self.out):
@@ -201,11 +218,7 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={
-                "training": self.model.state.to_json(),
-                "sizes": {ROLLOUTS: self.rollouts.tell()},
-                "settings": self.settings.flat(),
-            },
+            state={**position, "settings": self.settings.flat()},
         )
         checkpoint.prune(folder)
         self._saved_update = updates

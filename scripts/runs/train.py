@@ -16,7 +16,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from rlgkd.scripts.runs.recorder import (
     number_of_rows,
     strict_json,
 )
+from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -120,8 +121,18 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
 
 
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
-    """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report."""
+    """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
+
+    Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
+    """
     console = Console(stderr=True)
+    with stoppable(out, console) as stop:
+        return _evaluated_run(settings, agent, out, quiet, console, stop)
+
+
+def _evaluated_run(
+    settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
+) -> Path:
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
@@ -138,7 +149,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
-    fit(settings, agent, out, quiet=quiet, console=console)
+    fit(settings, agent, out, stop, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
@@ -196,18 +207,23 @@ def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> N
         raise CheckpointError("resume", str(out), f"{'; '.join(lost)}; put it back, or begin again: {again}")
 
 
-def fit(settings: RunConfig, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
-    """Train from where `rewind` has brought the agent to the last token, and write its model."""
+def fit(
+    settings: RunConfig, agent: TextAlgorithm, out: Path, stop: StopRequest, *, quiet: bool, console: Console
+) -> None:
+    """Train from where `rewind` has brought the agent to the last token, and write its model.
+
+    Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
+    """
     (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-    with (out / ROLLOUTS).open("a") as rollouts:
-        events = TensorBoardOutputFormat(str(out / "tensorboard"))
+    events = TensorBoardOutputFormat(str(out / "tensorboard"))
+    with (out / ROLLOUTS).open("a") as rollouts, closing(events):
         agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, rollouts, quiet=quiet, console=console)
+            recorder = Recorder(settings, out, rollouts, stop, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
-            agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-        events.close()
+            with stop.at_whole_update():
+                agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
     _save_model(agent, out / "model")
 
 

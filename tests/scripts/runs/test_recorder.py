@@ -22,6 +22,7 @@ from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, cut_rows, strict_json
+from rlgkd.scripts.runs.stopping import StopRequest
 
 NAME = 'rollout/reward/right, "exact"'
 
@@ -79,11 +80,11 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
         (tmp_path / name).write_text("12345")
     with (tmp_path / "rollouts.jsonl").open("a") as rollouts:
         settings = SimpleNamespace(tokens=100, flat=dict)
-        recorder = Recorder(settings, tmp_path, rollouts, quiet=True, console=Console())  # type: ignore[arg-type]
+        recorder = Recorder(settings, tmp_path, rollouts, StopRequest(), quiet=True, console=Console())  # type: ignore[arg-type]
         policy = SimpleNamespace(optimizer=None)
         recorder.model = SimpleNamespace(state=state, modules=None, policy=policy)  # type: ignore[assignment]
         rollouts.write("1234567")
-        recorder._checkpoint(3)
+        recorder._checkpoint(recorder._position())
     assert done[:3] == ["progress.csv 5", "times.csv 5", "rollouts.jsonl 7"] and tmp_path.name in done[3]
     assert done[4].startswith("step-3 ") and "{'rollouts.jsonl': 7}" in done[4] and len(done) == 5
 

@@ -130,6 +130,51 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
     assert _outcome(out) == _outcome(finished)
 
 
+def test_a_run_that_was_asked_to_stop_saves_the_last_whole_update_and_goes_on(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    arguments = ["train", "quickstart", "--out", str(out), "--quiet", *SMALL, "checkpoint_every=50"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlgkd.scripts", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        )
+        deadline, have = time.monotonic() + 300, _rows(out)
+        while _rows(out) < have + 4 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == code, said
+        assert said.splitlines()[-1] == f"stopped; go on with: rlgkd train --resume {out}"
+        updates = _rows(out) - 1
+        assert _steps(out)[-1].name == f"step-{updates}" and have <= updates < _rows(finished) - 1
+        assert not (out / "model").exists() and not (out / "summary.json").exists()
+        arguments = ["train", "--resume", str(out), "--quiet"]
+    result = rlgkd(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_second_signal_ends_at_once(waits: bool) -> None:
+    block = "with stop.at_whole_update(): end(); end()" if waits else "end()"
+    script = f"""
+import os, pathlib, signal, time
+from rich.console import Console
+from rlgkd.scripts.runs.stopping import stoppable
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end = lambda: os.kill(os.getpid(), signal.SIGINT)
+with stoppable(pathlib.Path("a run"), Console(stderr=True)) as stop:
+    {block}
+    time.sleep(60)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    told = "stopping at a whole update" if waits else "stopped; go on with: rlgkd train --resume 'a run'"
+    assert result.returncode == (-signal.SIGINT if waits else 130) and told in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
