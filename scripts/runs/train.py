@@ -42,6 +42,7 @@ from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.recorder import (
     CHECKPOINTS,
+    GROWING,
     PROGRESS,
     ROLLOUTS,
     TIMES,
@@ -167,13 +168,12 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
 
     Raises: CheckpointError if checkpoints that the folder had are lost, or none fits: nothing is cut then.
     """
+    for name in GROWING:
+        _check_own_file(out / name)
     checkpoint.remove_stale(out)
     skipped = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
-        state = checkpoint.read_state(folder)
-        # Checkpoints of before the first release have the state as `counters`.
-        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
-        size = state["sizes"][ROLLOUTS]
+        training, size = _position(folder)
         if lack := _lack(out, training.updates, size):
             skipped.append(f"{lack} of {folder.name}")
             continue
@@ -185,6 +185,32 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
         return
     _check_nothing_lost(settings, out, skipped)
     _cut(out, 0, 0)
+
+
+def _check_own_file(path: Path) -> None:
+    """Raise CheckpointError if a file that is cut and appended to is a link, whose target is not the run's."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
+
+
+def _position(folder: Path) -> tuple[TrainingState, int]:
+    """Return the state of training of a whole checkpoint, and the size of rollouts.jsonl that it counts on.
+
+    Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
+    """
+    state = checkpoint.read_state(folder)
+    try:
+        # Checkpoints of before the first release have the state as `counters`.
+        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
+        sizes = state["sizes"]
+        unknown = sorted(sizes.keys() - {*GROWING})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
+    size = sizes.get(ROLLOUTS)
+    if unknown or not isinstance(size, int) or size < 0:
+        remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
+        raise CheckpointError("checkpoint", str(folder), remedy)
+    return training, size
 
 
 def _lack(out: Path, updates: int, size: int) -> str | None:
@@ -312,7 +338,8 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
     """
-    with (out / ".lock").open("w") as lock:
+    _check_own_file(out / ".lock")
+    with (out / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -310,6 +311,39 @@ def test_a_run_whose_checkpoints_are_lost_is_refused_and_left_as_it_is(
         train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert f"rlgkd train {out / 'config.yaml'} --out" in str(caught.value) and "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["progress.csv", "times.csv", "rollouts.jsonl", ".lock"])
+def test_no_link_in_a_run_is_followed(name: str, finished: Path, agent: TextAlgorithm, tmp_path: Path) -> None:
+    out, victim = tmp_path / "linked", tmp_path / "victim.txt"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("model", "again"))
+    victim.write_text("precious")
+    (out / name).unlink()
+    (out / name).symlink_to(victim)
+    with pytest.raises(CheckpointError, match=f"{name}' does not work; it is a link"), train.locked(out):
+        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"rollouts.jsonl": 0, "../victim.txt": 0}, {"/etc/hosts": 0}, {"rollouts.jsonl": "0"}, [], None]
+)
+def test_a_checkpoint_cuts_no_file_but_the_run_s(
+    sizes: Any, finished: Path, agent: TextAlgorithm, tmp_path: Path
+) -> None:
+    out, victim = tmp_path / "foreign", tmp_path / "victim.txt"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("model", "again"))
+    victim.write_text("precious")
+    newest = _steps(out)[-1]
+    state = json.dumps(json.loads((newest / "state.json").read_text()) | {"sizes": sizes}).encode()
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    (newest / "state.json").write_bytes(state)
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    before = (out / "rollouts.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"step-\d+' does not work; its state\.json"):
+        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert victim.read_text() == "precious" and (out / "rollouts.jsonl").read_bytes() == before
 
 
 def test_a_run_that_had_no_checkpoint_yet_begins_again(finished: Path, agent: TextAlgorithm, tmp_path: Path) -> None:
