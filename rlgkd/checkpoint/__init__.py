@@ -24,7 +24,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,22 @@ from rlgkd.checkpoint.files import (
 from rlgkd.checkpoint.state import JSON, checked_restore, file_contents
 from rlgkd.errors import CheckpointError, SettingError
 
-__all__ = ["FILES", "FORMAT", "JSON", "MANIFEST", "atomic_write", "latest", "load", "prune", "remove_stale", "save"]
+__all__ = [
+    "FILES",
+    "FORMAT",
+    "JSON",
+    "MANIFEST",
+    "atomic_write",
+    "damages",
+    "latest",
+    "load",
+    "prune",
+    "read_state",
+    "remove_stale",
+    "save",
+    "sync",
+    "whole",
+]
 
 FORMAT = "rlgkd-checkpoint-1"
 MANIFEST = "manifest.json"
@@ -148,10 +163,34 @@ def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, A
 
 def latest(parent: Path) -> Path | None:
     """Return the whole `step-N` in `parent` with the highest number, skipping temporary and damaged ones, or None."""
+    return next(whole(parent), None)
+
+
+def whole(parent: Path) -> Iterator[Path]:
+    """Yield the whole `step-N` in `parent`, highest number first, skipping temporary and damaged ones."""
     for path, match in leftovers(parent):
         if match["kind"] == "old":  # a process died between the two renames of `publish`
             restore_replaced(path, match["name"])
-    return next((folder for folder in _steps(parent) if not _damage(folder)), None)
+    yield from (folder for folder in _steps(parent) if not _damage(folder))
+
+
+def damages(parent: Path) -> list[str]:
+    """Return what is wrong with each `step-N` in `parent` that is not whole, highest number first.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     (Path(run) / "step-7").mkdir()
+        ...     damages(Path(run))
+        ['step-7/manifest.json is missing']
+    """
+    found = ((folder, _damage(folder)) for folder in _steps(parent))
+    return [f"{damage[0].relative_to(parent)} is {damage[1]}" for folder, damage in found if damage]
+
+
+def read_state(folder: Path) -> Any:
+    """Return the caller's `state` of a whole checkpoint, and restore nothing."""
+    return read_json(Path(folder) / "state.json")
 
 
 def prune(parent: Path, keep: int = 2) -> list[Path]:

@@ -7,7 +7,6 @@ computed afterwards on the completions that it sampled. No times and no paths: t
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -25,7 +24,10 @@ from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.report.lenient import to_float
+from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
+from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
@@ -59,8 +61,9 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
         teacher = _comparison_teacher(base, agent)
-        rewind(agent, out)
-        fit(settings, agent, out, quiet=True, console=Console(stderr=True))
+        console = Console(stderr=True)
+        rewind(settings, agent, out, console)
+        fit(settings, agent, out, StopRequest(), quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates
@@ -121,11 +124,9 @@ def measure(
 
 def training_curves(settings: RunConfig, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
     """Return how training went: curves of progress.csv, and the unseen measures of the completions it sampled."""
-    with (out / PROGRESS).open() as file:
-        rows = list(csv.DictReader(file))
-    curves = {
-        name: [float(row[column] or "nan") for row in rows] for name, column in CURVES.items() if column in rows[0]
-    }
+    names, rows = read_table((out / PROGRESS).read_text())
+    columns = {name: [to_float(row[number]) for row in rows] for number, name in enumerate(names)}
+    curves = {name: columns[column] for name, column in CURVES.items() if column in columns}
     curves |= _unseen_measures(settings, agent, out, len(rows))
     return {name: rounded(block_means(values)) for name, values in curves.items()}
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.report.lenient import to_float, to_mapping
+from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.statistics import Floats
 
 
@@ -76,13 +75,10 @@ def _summary(text: str, problems: list[str]) -> Mapping[str, Any]:
 
 def _progress(text: str, problems: list[str]) -> dict[str, Floats]:
     try:
-        lines = list(csv.reader(io.StringIO(text.replace("\0", ""))))
+        names, rows = read_table(text)
     except csv.Error:
         problems.append("progress.csv is not CSV")
         return {}
-    header, *body = lines or [[]]
-    columns = {}
-    for number, name in enumerate(header):
-        values = [to_float(line[number]) if number < len(line) else math.nan for line in body]
-        columns[name] = np.array(values, dtype=np.float64)
-    return columns
+    return {
+        name: np.array([to_float(row[number]) for row in rows], dtype=np.float64) for number, name in enumerate(names)
+    }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,46 +16,47 @@ from stable_baselines3.common.logger import KVWriter
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
+from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
 PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
 GROWING = (PROGRESS, TIMES, ROLLOUTS)
-"""Files that are appended to; a checkpoint stores their sizes, and resuming cuts them to these."""
+"""Files that are appended to. Resuming cuts the tables to a row for each update, rollouts.jsonl to the size that the
+checkpoint stores; those of older versions store the sizes of all three."""
 SLOW_REWARD_SECONDS = 0.1
 """The live line shows the time that an update's reward takes if it is longer than this."""
 
 
 class ProgressCsv(KVWriter):
-    """SB3's CSV writer, but append-only: the first row's keys are the header, and later keys are dropped.
+    """Appends a row for each update; a column that comes later is empty in the rows before it.
 
-    SB3's own rewrites the whole file when a new key appears; a resumed run could then not cut it to a known size.
+    Unlike SB3's, it goes on with the file of a run that was stopped.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-        file.seek(0, 2)
-        self.keys: list[str] = []
-        if file.tell():
-            with open(file.name) as written:
-                self.keys = written.readline().rstrip("\n").split(",")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self.names, _ = read_rows(path)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append one row."""
-        row = {name: value for name, value in key_values.items() if self.wants(name, key_excluded[name] or ())}
-        if not self.keys:
-            self.keys = sorted(row)
-            self.file.write(",".join(self.keys) + "\n")
-        self.file.write(",".join(str(row.get(name, "")) for name in self.keys) + "\n")
-        self.file.flush()
+        row = {name: str(value) for name, value in key_values.items() if self.wants(name, key_excluded[name] or ())}
+        if new := sorted(row.keys() - {*self.names}):
+            _, rows = read_rows(self.path)
+            self.names += new
+            checkpoint.atomic_write(self.path, write_table(self.names, [[*old, *[""] * len(new)] for old in rows]))
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(write_rows([[row.get(name, "") for name in self.names]]))
 
     def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
         """Return whether a value belongs into this file."""
         return "csv" not in excluded
 
     def close(self) -> None:
-        """Leave the file open: the run owns it."""
+        """Nothing stays open between two rows."""
 
 
 class TimesCsv(ProgressCsv):
@@ -65,16 +67,66 @@ class TimesCsv(ProgressCsv):
         return name.startswith("time/")
 
 
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON as RFC 8259 has it, in which a number that is not finite is null.
+
+    Example:
+        >>> strict_json({"reward": math.nan, "parts": (1.0, math.inf)})
+        '{"reward": null, "parts": [1.0, null]}'
+    """
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: known(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(value), indent=indent, allow_nan=False)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of progress.csv or times.csv, without a last row that was not written to its end."""
+    text = path.read_bytes().decode(errors="replace")
+    return read_table(text[: text.rfind("\n") + 1])
+
+
+def number_of_rows(path: Path) -> int:
+    """Return how many updates progress.csv or times.csv has; a file that is missing or not CSV has none."""
+    try:
+        return len(read_rows(path)[1])
+    except (OSError, csv.Error):
+        return 0
+
+
+def cut_rows(path: Path, rows: int) -> None:
+    """Shorten progress.csv or times.csv to this number of rows, if it has more."""
+    if not path.exists():
+        return
+    text = ""
+    if rows:
+        with suppress(csv.Error):  # damaged times: `number_of_rows` has seen that progress.csv is whole
+            names, have = read_rows(path)
+            text = write_table(names, have[:rows])
+    if text.encode() != path.read_bytes():
+        checkpoint.atomic_write(path, text)
+
+
 class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
     def __init__(
-        self, settings: RunConfig, out: Path, files: Mapping[str, TextIO], *, quiet: bool, console: Console
+        self, settings: RunConfig, out: Path, rollouts: TextIO, stop: StopRequest, *, quiet: bool, console: Console
     ) -> None:
         super().__init__()
         self.settings = settings
         self.out = out
-        self.files = files
+        self.rollouts = rollouts
+        self.stop = stop
+        self._goes_on = True
+        """False from the step at which an update's sampling was stopped: the update is not whole."""
+        self._whole: dict[str, Any] = {}
+        """Where the run stood before the update that is being sampled."""
         self.quiet = quiet
         self.console = console
         self.model: TextAlgorithm
@@ -89,7 +141,8 @@ class Recorder(BaseCallback):
 
     def _on_step(self) -> bool:
         self._line.update(self._task, completed=self.model.num_timesteps)
-        return True
+        self._goes_on = self.stop.number is None
+        return self._goes_on
 
     def _on_rollout_start(self) -> None:
         # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
@@ -97,16 +150,19 @@ class Recorder(BaseCallback):
         if updates > self._saved_update:
             self._show(updates)
             if updates % self.settings.checkpoint_every == 0:
-                self._checkpoint(updates)
+                self._checkpoint(self._position())
+        self._whole = self._position()
 
     def _on_rollout_end(self) -> None:
+        if not self._goes_on:
+            return  # texts that were cut off, which no update learns from
         for trajectory in self.model.trajectories:
-            self.files[ROLLOUTS].write(json.dumps(self._record(trajectory)) + "\n")
-        self.files[ROLLOUTS].flush()
+            self.rollouts.write(strict_json(self._record(trajectory)) + "\n")
+        self.rollouts.flush()
 
     def _on_training_end(self) -> None:
         self._line.stop()
-        self._checkpoint(self.model.state.updates)
+        self._checkpoint(self._position() if self._goes_on else self._whole)
 
     def _record(self, t: Trajectory) -> dict[str, Any]:
         """Return a trajectory's line of rollouts.jsonl."""
@@ -148,15 +204,22 @@ class Recorder(BaseCallback):
         if self.quiet and updates % 10 == 0:
             self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
 
-    def _checkpoint(self, updates: int) -> None:
-        sizes = {name: file.tell() for name, file in self.files.items()}
+    def _position(self) -> dict[str, Any]:
+        """Return where the run stands; weights and optimizer stay as they are while texts are sampled."""
+        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.tell()}}
+
+    def _checkpoint(self, position: dict[str, Any]) -> None:
+        updates = position["training"]["updates"]
+        self.rollouts.flush()
+        # A checkpoint counts on these files: they are on the disk before it is, whenever the power goes.
+        for path in (*(self.out / name for name in GROWING), self.out):
+            checkpoint.sync(path)
         folder = self.out / CHECKPOINTS
-        folder.mkdir(exist_ok=True)
         checkpoint.save(
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={"training": self.model.state.to_json(), "sizes": sizes, "settings": masked(self.settings.flat())},
+            state={**position, "settings": masked(self.settings.flat())},
         )
         checkpoint.prune(folder)
         self._saved_update = updates

@@ -1,7 +1,7 @@
 """Trains from settings into a run's folder, and continues it exactly: `rlgkd train`.
 
 The folder holds config.yaml (resolved; runs again as it is), progress.csv, times.csv, TensorBoard events,
-rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint remembers
+rollouts.jsonl, checkpoints/step-N, model/ (a Hugging Face folder), summary.json and report.html. A checkpoint knows
 how long the growing files were, so a continued run cuts them to that length and ends with the files of one never
 stopped (but for the seconds in times.csv).
 """
@@ -12,10 +12,11 @@ import copy
 import fcntl
 import json
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,22 @@ from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
+from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
-from rlgkd.scripts.runs.recorder import CHECKPOINTS, GROWING, PROGRESS, ROLLOUTS, TIMES, ProgressCsv, Recorder, TimesCsv
+from rlgkd.scripts.runs.recorder import (
+    CHECKPOINTS,
+    GROWING,
+    PROGRESS,
+    ROLLOUTS,
+    TIMES,
+    ProgressCsv,
+    Recorder,
+    TimesCsv,
+    cut_rows,
+    number_of_rows,
+    strict_json,
+)
+from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -70,9 +85,9 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
 
 
 def resume(out: Path, *, quiet: bool = False) -> Path:
-    """Continue a run's folder from its newest whole checkpoint, or from its beginning if there is none yet.
+    """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
 
-    Raises: CheckpointError if the folder holds no run or another process trains in it.
+    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it.
     """
     if not (out / CONFIG).is_file():
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
@@ -107,8 +122,18 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
 
 
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
-    """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report."""
+    """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
+
+    Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
+    """
     console = Console(stderr=True)
+    with stoppable(out, console) as stop:
+        return _evaluated_run(settings, agent, out, quiet, console, stop)
+
+
+def _evaluated_run(
+    settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
+) -> Path:
     console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
@@ -119,18 +144,18 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
-    rewind(agent, out)
+    rewind(settings, agent, out, console)
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
-    fit(settings, agent, out, quiet=quiet, console=console)
+    fit(settings, agent, out, stop, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
     summary["seconds"] = round(time.perf_counter() - began, 1)
-    checkpoint.atomic_write(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
     for remark in view.remarks(summary):
@@ -138,31 +163,93 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     return page
 
 
-def rewind(agent: TextAlgorithm, out: Path) -> None:
-    """Bring agent and growing files to the newest whole checkpoint, or to the beginning where there is none."""
-    newest = checkpoint.latest(out / CHECKPOINTS)
-    sizes = dict.fromkeys(GROWING, 0)
-    if newest is not None:
-        state = checkpoint.load(newest, model=agent.modules, optimizer=agent.policy.optimizer)
+def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> None:
+    """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
+
+    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits: nothing is cut then.
+    """
+    for name in GROWING:
+        _check_own_file(out / name)
+    checkpoint.remove_stale(out)
+    skipped = []
+    for folder in checkpoint.whole(out / CHECKPOINTS):
+        training, size = _position(folder)
+        if lack := _lack(out, training.updates, size):
+            skipped.append(f"{lack} of {folder.name}")
+            continue
+        if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
+            console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
+        checkpoint.load(folder, model=agent.modules, optimizer=agent.policy.optimizer)
+        agent.state = training
+        _cut(out, training.updates, size)
+        return
+    _check_nothing_lost(settings, out, skipped)
+    _cut(out, 0, 0)
+
+
+def _check_own_file(path: Path) -> None:
+    """Raise CheckpointError if a file that is cut and appended to is a link, whose target is not the run's."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
+
+
+def _position(folder: Path) -> tuple[TrainingState, int]:
+    """Return the state of training of a whole checkpoint, and the size of rollouts.jsonl that it counts on.
+
+    Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
+    """
+    state = checkpoint.read_state(folder)
+    try:
         # Checkpoints of before the first release have the state as `counters`.
-        agent.state = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
+        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
         sizes = state["sizes"]
-    for name, size in sizes.items():
-        _cut(out / name, size)
+        unknown = sorted(sizes.keys() - {*GROWING})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
+    size = sizes.get(ROLLOUTS)
+    if unknown or not isinstance(size, int) or size < 0:
+        remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
+        raise CheckpointError("checkpoint", str(folder), remedy)
+    return training, size
 
 
-def fit(settings: RunConfig, agent: TextAlgorithm, out: Path, *, quiet: bool, console: Console) -> None:
-    """Train from where `rewind` has brought the agent to the last token, and write its model."""
-    with ExitStack() as stack:
-        files = {name: stack.enter_context((out / name).open("a")) for name in GROWING}
-        events = TensorBoardOutputFormat(str(out / "tensorboard"))
-        agent.set_logger(Logger(str(out), [ProgressCsv(files[PROGRESS]), TimesCsv(files[TIMES]), events]))
+def _lack(out: Path, updates: int, size: int) -> str | None:
+    """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
+    rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
+    if rows < updates:
+        return f"{PROGRESS} has {rows} of the {updates} updates"
+    return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
+
+
+def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> None:
+    """Raise CheckpointError if a run that no checkpoint continues has had some; a short one may have had none yet."""
+    lost = [*checkpoint.damages(out / CHECKPOINTS), *skipped]
+    rows = number_of_rows(out / PROGRESS)
+    if not lost and (rows or _size(out / ROLLOUTS)):  # `fit` makes the folder before it trains
+        had = not (out / CHECKPOINTS).is_dir() or (out / SUMMARY).exists() or rows > settings.checkpoint_every
+        lost = [f"{CHECKPOINTS} is missing or empty after {rows} updates"] if had else []
+    if lost:
+        again = f"rlgkd train {shlex.quote(str(out / CONFIG))} --out ANOTHER"
+        raise CheckpointError("resume", str(out), f"{'; '.join(lost)}; put it back, or begin again: {again}")
+
+
+def fit(
+    settings: RunConfig, agent: TextAlgorithm, out: Path, stop: StopRequest, *, quiet: bool, console: Console
+) -> None:
+    """Train from where `rewind` has brought the agent to the last token, and write its model.
+
+    Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
+    """
+    (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
+    events = TensorBoardOutputFormat(str(out / "tensorboard"))
+    with (out / ROLLOUTS).open("a") as rollouts, closing(events):
+        agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, files, quiet=quiet, console=console)
+            recorder = Recorder(settings, out, rollouts, stop, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
-            agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-        events.close()
+            with stop.at_whole_update():
+                agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
     _save_model(agent, out / "model")
 
 
@@ -208,7 +295,8 @@ def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
     with (out / ROLLOUTS).open() as file:
         for record in map(json.loads, file):
             scored += record["stop"] != StopReason.TRUNCATED
-            if math.isnan(record["reward"]) and record["stop"] != StopReason.TRUNCATED:
+            # Null, or NaN in a file of an older version.
+            if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
                 failures.append(record.get("failure", ""))
     return {
         "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
@@ -231,14 +319,17 @@ def _save_model(agent: TextAlgorithm, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def _cut(file: Path, size: int) -> None:
-    """Cut a file that grew beyond the checkpoint; one that is shorter was damaged."""
-    have = file.stat().st_size if file.exists() else 0
-    if have < size:
-        raise CheckpointError("resume", str(file), f"it has {have} bytes but the checkpoint knows {size}; start again")
-    if have:
-        with file.open("r+") as opened:
-            opened.truncate(size)
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _cut(out: Path, updates: int, size: int) -> None:
+    """Cut the growing files, which have at least so much (the times maybe less), to a number of updates."""
+    for name in (PROGRESS, TIMES):
+        cut_rows(out / name, updates)
+    if _size(out / ROLLOUTS) > size:
+        with (out / ROLLOUTS).open("r+") as rollouts:
+            rollouts.truncate(size)
 
 
 @contextmanager
@@ -247,7 +338,8 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
     """
-    with (out / ".lock").open("w") as lock:
+    _check_own_file(out / ".lock")
+    with (out / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.recorder import Recorder
+from rlgkd.scripts.runs.stopping import StopRequest
 
 PIECES = ["reward -12.345", "divergence 12.345", "update 1200", "12345 tokens/s", "length 123.4"]
 
@@ -37,7 +38,7 @@ def test_a_training_shows_reward_and_divergence_first_and_in_a_log_all_of_it(qui
     }
     output = io.StringIO()
     console = Console(file=output, force_terminal=not quiet, width=80)
-    recorder = Recorder(SimpleNamespace(tokens=100), None, {}, quiet=quiet, console=console)  # type: ignore[arg-type]
+    recorder = Recorder(SimpleNamespace(tokens=100), None, None, StopRequest(), quiet=quiet, console=console)  # type: ignore[arg-type]
     recorder.model = SimpleNamespace(last_metrics=metrics)  # type: ignore[assignment]
     recorder._show(120)
     console.print(recorder._line)

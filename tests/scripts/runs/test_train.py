@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from rlgkd import agents
+from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import make_sb3_vec_env
+from rlgkd.errors import CheckpointError
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import train
 
@@ -126,6 +131,51 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
     assert _outcome(out) == _outcome(finished)
 
 
+def test_a_run_that_was_asked_to_stop_saves_the_last_whole_update_and_goes_on(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    arguments = ["train", "quickstart", "--out", str(out), "--quiet", *SMALL, "checkpoint_every=50"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlgkd.scripts", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        )
+        deadline, have = time.monotonic() + 300, _rows(out)
+        while _rows(out) < have + 4 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == code, said
+        assert said.splitlines()[-1] == f"stopped; go on with: rlgkd train --resume {out}"
+        updates = _rows(out) - 1
+        assert _steps(out)[-1].name == f"step-{updates}" and have <= updates < _rows(finished) - 1
+        assert not (out / "model").exists() and not (out / "summary.json").exists()
+        arguments = ["train", "--resume", str(out), "--quiet"]
+    result = rlgkd(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert _outcome(out) == _outcome(finished)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_second_signal_ends_at_once(waits: bool) -> None:
+    block = "with stop.at_whole_update(): end(); end()" if waits else "end()"
+    script = f"""
+import os, pathlib, signal, time
+from rich.console import Console
+from rlgkd.scripts.runs.stopping import stoppable
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end = lambda: os.kill(os.getpid(), signal.SIGINT)
+with stoppable(pathlib.Path("a run"), Console(stderr=True)) as stop:
+    {block}
+    time.sleep(60)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    told = "stopping at a whole update" if waits else "stopped; go on with: rlgkd train --resume 'a run'"
+    assert result.returncode == (-signal.SIGINT if waits else 130) and told in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -217,6 +267,107 @@ def test_a_damaged_checkpoint_falls_back_to_the_whole_one_before_it(finished: Pa
     assert _outcome(out) == _outcome(finished)
 
 
+def _steps(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _shorten(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def _damage_all(run: Path) -> None:
+    for step in _steps(run):
+        _shorten(step / "optimizer.json")
+
+
+def _empty(run: Path) -> None:
+    for step in _steps(run):
+        shutil.rmtree(step)
+    (run / "summary.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def agent(finished: Path) -> TextAlgorithm:
+    return train.build_agent(read(finished / "config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("lose", "words"),
+    [
+        (_damage_all, r"step-\d+/optimizer\.json is truncated .*step-\d+/optimizer\.json is truncated"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), r"checkpoints is missing or empty after \d+ updates"),
+        (_empty, r"checkpoints is missing or empty after \d+ updates"),
+        (lambda run: (run / "progress.csv").unlink(), r"progress\.csv has 0 of the \d+ updates of step-"),
+        (lambda run: (run / "rollouts.jsonl").unlink(), r"rollouts\.jsonl has 0 of the \d+ bytes of step-"),
+    ],
+)
+def test_a_run_whose_checkpoints_are_lost_is_refused_and_left_as_it_is(
+    lose: Callable[[Path], None], words: str, finished: Path, agent: TextAlgorithm, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "lost", ignore=shutil.ignore_patterns("model", "again")))
+    lose(out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=words) as caught:
+        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert f"rlgkd train {out / 'config.yaml'} --out" in str(caught.value) and "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["progress.csv", "times.csv", "rollouts.jsonl", ".lock"])
+def test_no_link_in_a_run_is_followed(name: str, finished: Path, agent: TextAlgorithm, tmp_path: Path) -> None:
+    out, victim = tmp_path / "linked", tmp_path / "victim.txt"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("model", "again"))
+    victim.write_text("precious")
+    (out / name).unlink()
+    (out / name).symlink_to(victim)
+    with pytest.raises(CheckpointError, match=f"{name}' does not work; it is a link"), train.locked(out):
+        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"rollouts.jsonl": 0, "../victim.txt": 0}, {"/etc/hosts": 0}, {"rollouts.jsonl": "0"}, [], None]
+)
+def test_a_checkpoint_cuts_no_file_but_the_run_s(
+    sizes: Any, finished: Path, agent: TextAlgorithm, tmp_path: Path
+) -> None:
+    out, victim = tmp_path / "foreign", tmp_path / "victim.txt"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("model", "again"))
+    victim.write_text("precious")
+    newest = _steps(out)[-1]
+    state = json.dumps(json.loads((newest / "state.json").read_text()) | {"sizes": sizes}).encode()
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    (newest / "state.json").write_bytes(state)
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    before = (out / "rollouts.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"step-\d+' does not work; its state\.json"):
+        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert victim.read_text() == "precious" and (out / "rollouts.jsonl").read_bytes() == before
+
+
+def test_a_run_that_had_no_checkpoint_yet_begins_again(finished: Path, agent: TextAlgorithm, tmp_path: Path) -> None:
+    out = tmp_path / "early"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "progress.csv", "times.csv", "rollouts.jsonl"):
+        lines = (finished / name).read_text().splitlines(keepends=True)
+        (out / name).write_text("".join(lines if name == "config.yaml" else lines[:2]))
+    train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    assert [(out / name).read_bytes() for name in ("progress.csv", "times.csv", "rollouts.jsonl")] == [b""] * 3
+
+
+def test_a_log_shorter_than_the_newest_checkpoint_falls_back_to_the_older_one(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "short", ignore=shutil.ignore_patterns("model", "again")))
+    _shorten(out / "rollouts.jsonl")
+    (out / "times.csv").unlink()
+    older, newest = _steps(out)
+    result = rlgkd("train", "--resume", str(out), "--quiet", env={**os.environ, "COLUMNS": "200"})
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "going on from" in line]
+    assert line.startswith(f"going on from {older.name}: rollouts.jsonl has ") and line.endswith(f" of {newest.name}")
+    assert _outcome(out) == _outcome(finished)
+
+
 REWARDS = """
 def zero(completions):
     return [0.0] * len(completions)
@@ -250,13 +401,27 @@ def test_a_run_says_how_many_rewards_failed_and_why(
 ) -> None:
     out = tmp_path / "there" / "run"
     told, page = _reward_of(out, monkeypatch, "sometimes")
-    records = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    records = [_strictly(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    _strictly((out / "summary.json").read_text())
     failed = [record for record in records if "failure" in record]
-    assert 0 < len(failed) < len(records) and all(math.isnan(record["reward"]) for record in failed)
+    assert 0 < len(failed) < len(records) and all(record["reward"] is None for record in failed)
     first = "LookupError: no such word"
     assert told == {"scored": len(records), "failed": len(failed), "first_failure": first, "always": None}
     line = f"The reward failed for {len(failed)} of {len(records)} samples, which were left out. First: {first}"
     assert line in page and line in " ".join(capsys.readouterr().err.split())
+    text = (out / "rollouts.jsonl").read_text()
+    (out / "rollouts.jsonl").write_text(text.replace('"reward": null', '"reward": NaN'))  # as older versions wrote it
+    agent = SimpleNamespace(constant_reward=None)
+    assert text != (out / "rollouts.jsonl").read_text() and train.rewards_of(out, agent) == told  # type: ignore[arg-type]
+
+
+def _strictly(text: str) -> Any:
+    """What a strict reader makes of JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def test_a_run_says_that_its_reward_was_always_the_same(

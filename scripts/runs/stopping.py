@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM of `rlgkd train`: the first stops at a whole update, a second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOTICE = b"\nstopping at a whole update; a second signal ends at once\n"
+
+
+class StopRequest:
+    """Whether the run was asked to stop, and when it may."""
+
+    number: int | None = None
+    """The signal that was received."""
+    _waits: bool = False
+    """Whether training looks at `number` by itself; outside of it a signal interrupts at once."""
+
+    @contextmanager
+    def at_whole_update(self) -> Iterator[None]:
+        """Let the block end by itself after a signal; only then raise KeyboardInterrupt."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal; the next one has the system's own effect, whatever the process is doing."""
+        self.number = number
+        for each in SIGNALS:
+            if signal.getsignal(each) == self.receive:
+                signal.signal(each, signal.SIG_DFL)
+        if not self._waits:
+            raise KeyboardInterrupt
+        os.write(2, NOTICE)  # a handler may not wait for a lock of the console's
+
+
+@contextmanager
+def stoppable(out: Path, console: Console) -> Iterator[StopRequest]:
+    """Exit with 130 or 143, as a shell expects, after SIGINT or SIGTERM, and say how the run goes on.
+
+    Outside of the main thread, which alone may handle signals, nothing is changed.
+    """
+    request, before = StopRequest(), {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup: it stays ignored
+                before[number] = signal.signal(number, request.receive)
+    try:
+        yield request
+    except KeyboardInterrupt:
+        if request.number is None:
+            raise
+        command = f"rlgkd train --resume {shlex.quote(str(out))}"
+        console.print(f"stopped; go on with: {command}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(128 + request.number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
