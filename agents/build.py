@@ -17,7 +17,9 @@ from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.loading import copy_sharing_frozen, load, load_tokenizer
 from rlgkd.lm.lora import add_adapters, check_adapters
-from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+from rlgkd.lm.text_format import end_token
+from rlgkd.rollout import share_end_ids
 from rlgkd.types import Task
 
 FUSED_ADAMW = ("cpu", "cuda")
@@ -79,6 +81,7 @@ def open_models(
         name = module.config.name_or_path
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
+    share_end_ids(task, student)
     return student, frozen
 
 

@@ -11,8 +11,8 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.chat_template import chat_pieces
-from rlgkd.errors import DataError
-from rlgkd.lm.model import end_token
+from rlgkd.errors import DataError, SettingError
+from rlgkd.lm.text_format import end_token, tokenizer_end_ids
 
 MAX_CACHED_PROMPTS = 4096
 """Prompts whose ids are kept: to encode one takes as long as some decode steps of a small model."""
@@ -35,6 +35,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.end = end_token(tokenizer)
+        self.end_ids = tokenizer_end_ids(tokenizer)
         # The unknown token may occur, because it stands for any character that the tokenizer does not know.
         self._special = {
             id_: text
@@ -44,6 +45,7 @@ class TextEncoder:
         self._cached_prompts: dict[str, list[int]] = {}
         self._warned_unknown = False
         self._prompt_frame: Frame = self._first_frame(system) if chat else ([], [])
+        self._turn_end = self._token_after_answer() if chat else None
         self._reply_frame: Frame = self._next_frame() if chat and replies else ([], [])
 
     def prompt(self, key: str, text: str) -> list[int]:
@@ -65,19 +67,22 @@ class TextEncoder:
     def completion(self, text: str) -> list[int]:
         """Return the ids of a completion, end token included; after a plain prompt it begins with a space.
 
+        In a chat, the end token is the one that the template puts after an answer, if it puts one.
+
         Raises: DataError if it would hold another special token.
         """
-        return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), self.end]
+        end = self._turn_end if self._turn_end in self.end_ids else self.end
+        return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), end]
 
     def reply(self, text: str, *, closed: bool = True) -> list[int]:
         """Return the ids of a reply; with `chat`, it is the user's next message.
 
-        If the policy's turn is not `closed` by its own end token, the one of the template comes first.
+        If the policy's turn is not `closed` by an end token of its own, the one of the template comes first.
 
         Raises: DataError if it would hold a special token.
         """
         before, after = self._reply_frame
-        if closed and before[:1] == [self.end]:
+        if closed and before and before[0] in self.end_ids:
             before = before[1:]
         return [*before, *self.plain("reply", text[:40], text), *after]
 
@@ -102,6 +107,13 @@ class TextEncoder:
             return before, after
         first, between, after = chat_pieces(self.tokenizer, "system", "user")
         return [*first, *self.plain("system", "system", system), *between], after
+
+    def _token_after_answer(self) -> int | None:
+        try:
+            *_, after = chat_pieces(self.tokenizer, "user", "assistant")
+        except SettingError:  # a template for prompts alone
+            return None
+        return after[0] if after else None
 
     def _next_frame(self) -> Frame:
         """The ids around a user's message that follows an answer of the policy's."""
