@@ -6,6 +6,7 @@ A user's text stays ordinary text: what looks like a special token in it does no
 from __future__ import annotations
 
 import logging
+from itertools import takewhile
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -44,12 +45,15 @@ class TextEncoder:
         }
         self._cached_prompts: dict[str, list[int]] = {}
         self._warned_unknown = False
-        self._prompt_frame: Frame = self._first_frame(system) if chat else ([], [])
+        self._prompt_frame: Frame = self._first_frame(system) if chat else (_tokens_before_texts(tokenizer), [])
         self._turn_end = self._token_after_answer() if chat else None
         self._reply_frame: Frame = self._next_frame() if chat and replies else ([], [])
 
     def prompt(self, key: str, text: str) -> list[int]:
         """Return the ids of a prompt; `key` names it in errors.
+
+        A plain one begins as the tokenizer begins a text, most often with its BOS or with nothing. What it puts after
+        a text, as T5's does, is left out, for the completion follows.
 
         Raises: DataError if it is empty, or would hold a special token.
         """
@@ -119,3 +123,10 @@ class TextEncoder:
         """The ids around a user's message that follows an answer of the policy's."""
         *_, before, after = chat_pieces(self.tokenizer, "user", "assistant", "user")
         return before, after
+
+
+def _tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = cast(list[int], encoded["input_ids"]), cast(list[int], encoded["special_tokens_mask"])
+    return [id_ for id_, _ in takewhile(lambda pair: pair[1], zip(ids, special, strict=True))] if 0 in special else []

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlgkd.envs import TextTask
@@ -193,3 +194,20 @@ def test_after_a_plain_prompt_a_completion_begins_with_a_space(task: TextTask) -
 def _frame(task: TextTask) -> tuple[list[int], list[int]]:
     before, after = "<|user|>\n", "<|end|>\n<|bot|>"
     return task.tokenizer(before)["input_ids"], task.tokenizer(after)["input_ids"]
+
+
+# What a tokenizer puts around a text
+
+
+@pytest.mark.parametrize("single", ["<bos> $A", "<bos> $A <|end|>", "$A <|end|>", "$A"])
+def test_a_plain_prompt_begins_as_the_tokenizer_begins_a_text_and_has_no_end(
+    make_task: MakeTask, tokenizer: PreTrainedTokenizerFast, single: str
+) -> None:
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", bos_token="<bos>")
+    marks = [("<bos>", own.bos_token_id), ("<|end|>", own.eos_token_id)]
+    own.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=marks)
+    ids = make_task(tokenizer=own).encode_prompt(Item(key="a", prompt="see a dog"))
+    whole = own("see a dog")["input_ids"]
+    assert ids == (whole[:-1] if single.endswith("<|end|>") else whole)
+    assert ids.count(own.bos_token_id) == single.count("<bos>")
