@@ -11,13 +11,14 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from rlgkd.agents import Reinforce
+from rlgkd.agents import Distill, Reinforce
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv
 from rlgkd.evaluation import evaluate
-from rlgkd.lm import load_tokenizer, open_by_name, save
+from rlgkd.lm import load, load_tokenizer, open_by_name, save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.text_format import model_end_ids
 from rlgkd.rollout import replay_episodes
+from rlgkd.scripts.runs import evaluate as command
 from rlgkd.scripts.runs.generate import complete
 from rlgkd.types import Source
 from tests.tiny import word_tokenizer
@@ -135,3 +136,49 @@ def test_an_ordinary_token_that_a_configuration_names_ends_no_text_and_is_report
     with caplog.at_level(logging.WARNING):
         assert model_end_ids(module, tokenizer) == {END}
     assert "end id 4, which its tokenizer has as the ordinary token 'yes'" in caplog.text
+
+
+def test_a_teacher_that_ends_or_formats_texts_otherwise_is_reported_with_both_names(
+    tokenizer: PreTrainedTokenizerFast, module: PreTrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, teacher = str(tmp_path / "student"), str(tmp_path / "teacher")
+    save(writes(END, tokenizer), tokenizer, student)
+    tokenizer.chat_template = TEMPLATE.replace(" <end_of_turn>", ":")
+    save(module, tokenizer, teacher)
+    env = env_of(student, chat=True)
+    few = {"prompts_per_update": 2}
+    with caplog.at_level(logging.WARNING, "rlgkd.lm.text_format"):
+        Distill(student, env, teacher=student, **few)
+        assert not caplog.messages
+        Distill(student, env, teacher=teacher, **few)
+    ends, template = caplog.messages
+    assert "the teacher ends a text with '<end>', '<end_of_turn>', the student with '<end>'" in ends
+    assert "chat template differs from the student's" in template and "<user> question <end_of_turn>" in template
+    caplog.clear()
+    rows = tmp_path / "t.jsonl"
+    rows.write_text('{"prompt": "hi"}\n')
+    how = {"split": "test", "prompts": 1, "temperature": 1.0, "greedy": False, "seed": 0}
+    filters = {"top_k": None, "top_p": None, "min_p": None}
+    settings = {"data": rows, "split_shares": "null", "reward": f"{__file__}:lengths", "chat": "true", **LIMITS}
+    overrides = [f"env_settings.{name}={value}" for name, value in settings.items()]
+    with caplog.at_level(logging.WARNING, "rlgkd.lm.text_format"):
+        command.show(student, overrides, env="rlgkd/Dataset-v0", teacher=teacher, **how, **filters)
+    assert len(caplog.messages) == 2
+    assert "the model with '<end>'" in caplog.messages[0]
+
+
+def test_a_saved_folder_has_the_template_and_the_end_ids_that_training_had(
+    tokenizer: PreTrainedTokenizerFast, module: PreTrainedModel, tmp_path: Path
+) -> None:
+    old, new = str(tmp_path / "old"), tmp_path / "new"
+    save(writes(END, tokenizer), tokenizer, old)
+    mine = load_tokenizer(old)
+    mine.chat_template = TEMPLATE.replace("<user>", "no")
+    agent = Reinforce(old, env_of(mine, chat=True), **FEW)
+    agent.save(new)
+    assert load_tokenizer(new).chat_template == mine.chat_template
+    assert load(new).generation_config.eos_token_id == END
+    mine.eos_token = "<end_of_turn>"
+    Reinforce(old, env_of(mine), tokenizer=mine, **FEW).save(new)
+    assert load_tokenizer(new).eos_token_id == TURN_END
+    assert load(new).generation_config.eos_token_id == [TURN_END, END]
