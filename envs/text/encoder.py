@@ -6,9 +6,11 @@ A user's text stays ordinary text: what looks like a special token in it does no
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import cast
+from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.chat_template import chat_pieces
@@ -48,6 +50,8 @@ class TextEncoder:
         self._prompt_frame: Frame = self._first_frame(system) if chat else (_tokens_before_texts(tokenizer), [])
         self._turn_end = self._token_after_answer() if chat else None
         self._reply_frame: Frame = self._next_frame() if chat and replies else ([], [])
+        if chat:
+            self._compare_with_template(system, replies)
 
     def prompt(self, key: str, text: str) -> list[int]:
         """Return the ids of a prompt; `key` names it in errors.
@@ -111,6 +115,48 @@ class TextEncoder:
             return before, after
         first, between, after = chat_pieces(self.tokenizer, "system", "user")
         return [*first, *self.plain("system", "system", system), *between], after
+
+    def _compare_with_template(self, system: str, replies: bool) -> None:
+        """Log the first probe whose ids are not those that the template makes of the whole conversation.
+
+        Messages are encoded apart from what stands around them, which most tokenizers and templates do not notice.
+        """
+        probes = [["Hello there"], [" Hello there "]]
+        if replies:
+            probes += [["Hello there", "I see", "Go on"], ["Hello there", "<think>so</think>I see", "Go on"]]
+        for texts in probes:
+            trained = self._conversation(texts)
+            messages = [{"role": "system", "content": system}] if system else []
+            messages += [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
+            try:
+                served = cast(Any, self.tokenizer).apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False
+                )
+            except TemplateError:  # it refuses such a conversation, which then is not served either
+                continue
+            if trained != served:
+                _log.warning(
+                    "chat: with this template a conversation such as %r is trained as %s but served by "
+                    "apply_chat_template as %s: texts are trained as they are, so serve them by the same tokens, or "
+                    "give a template that keeps messages as they are",
+                    texts,
+                    self.tokenizer.convert_ids_to_tokens(trained),
+                    self.tokenizer.convert_ids_to_tokens(served),
+                )
+                return
+
+    def _conversation(self, texts: Sequence[str]) -> list[int]:
+        """The ids of the user's and the policy's messages in alternation, as training has them."""
+        encoded = [
+            cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            for text in texts
+        ]
+        before, after = self._prompt_frame
+        ids = [*before, *encoded[0], *after]
+        for answer, message in zip(encoded[1::2], encoded[2::2], strict=True):
+            before, after = self._reply_frame  # it begins with what ends the answer
+            ids += [*answer, *before, *message, *after]
+        return ids
 
     def _token_after_answer(self) -> int | None:
         try:

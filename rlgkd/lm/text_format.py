@@ -110,7 +110,7 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, given: Iterable[Any]) -> frozen
                 continue
             if id_ in tokenizer.added_tokens_decoder or id_ in tokenizer.all_special_ids:
                 ids.add(int(id_))
-            elif id_ not in ids:  # most likely the default of a configuration that was never told of its tokenizer
+            elif id_ not in ids:  # most likely a default that nobody has fitted to the tokenizer
                 _warn_of_ordinary_token(int(id_), str(tokenizer.convert_ids_to_tokens(int(id_))))
     return frozenset(ids)
 
@@ -140,5 +140,5 @@ def _read(name: str, file: str) -> dict[str, Any]:
         )
         found = json.loads(Path(path).read_text()) if path else {}
     except (OSError, ValueError):
-        return {}  # whoever opens the model reports a damaged file
+        return {}  # a damaged file is reported when the model is opened
     return found if isinstance(found, dict) else {}
