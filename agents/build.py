@@ -17,7 +17,9 @@ from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.loading import copy_sharing_frozen, load, load_tokenizer
 from rlgkd.lm.lora import add_adapters, check_adapters
-from rlgkd.lm.model import LanguageModel, check_same_vocabulary, end_token
+from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+from rlgkd.lm.text_format import end_token, warn_of_other_format
+from rlgkd.rollout import share_end_ids
 from rlgkd.types import Task
 
 FUSED_ADAMW = ("cpu", "cuda")
@@ -54,6 +56,10 @@ def open_models(
         check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
         if end_token(tokenizer) != end_token(task.tokenizer):
             raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
+        if getattr(task, "chat", False) and tokenizer.chat_template != task.tokenizer.chat_template:
+            # The student is saved with the template that it is trained in.
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = task.tokenizer.chat_template
         opened = load(policy, device=device)
     if model.lora_rank:
         opened.requires_grad_(False)
@@ -79,6 +85,12 @@ def open_models(
         name = module.config.name_or_path
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
+    share_end_ids(task, student)
+    if frozen is not None:
+        chat = bool(getattr(task, "chat", False))
+        warn_of_other_format(
+            task.tokenizer, student.end_ids, frozen.tokenizer, frozen.end_ids, owner="student", chat=chat
+        )
     return student, frozen
 
 

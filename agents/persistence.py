@@ -40,10 +40,10 @@ def write_agent(
     Models and schedules that were given as functions are left out.
     """
     folder = agent_folder(path)
-    save(student.module, student.tokenizer, folder)
+    save(student.module, student.tokenizer, folder, end_ids=student.end_ids)
     shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
     if teacher is not None:
-        save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER)
+        save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
     kept = {name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START}
     text = json.dumps({"agent": agent, "settings": kept, "state": state.to_json()}, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlgkd.agents.config import SamplingSettings
-from rlgkd.dialogue import stop_strings
+from rlgkd.dialogue import stop_strings, task_end_ids
 from rlgkd.errors import DataError
 from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.model import LanguageModel
@@ -81,7 +81,8 @@ class Sources:
         ids = self.teacher_texts.ids_for(
             [item.key for item in items], lambda rows: self._draw([items[r] for r in rows])
         )
-        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER)
+        assert self.teacher is not None
+        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=self.teacher.end_ids)
 
     def _draw(self, items: Sequence[Item]) -> list[list[int]]:
         assert self.teacher is not None
@@ -92,6 +93,7 @@ class Sources:
         """What a file of the teacher's texts is valid for."""
         assert self.teacher is not None
         stops = stop_strings(self.task)
+        end_ids = self.teacher.end_ids | task_end_ids(self.task)
         weights = hashlib.sha256()
         for parameter in self.teacher.module.parameters():
             weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -103,6 +105,7 @@ class Sources:
             "max_new_tokens": self.task.max_new_tokens,
             "seed": self.seed,
             **({"stop": list(stops.strings)} if stops else {}),
+            **({"end_ids": sorted(end_ids)} if len(end_ids) > 1 else {}),
         }
 
 

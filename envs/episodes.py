@@ -2,7 +2,7 @@
 
 The scalar environment is one row, the vector environments are many; none has a rule of its own. An observation is the
 tokens so far, padded on the right with `PAD` (-1, which is no token, so an end token that doubles as padding stays
-visible). A turn ends with the end token or a stop string. If the task then replies, the reply's tokens stand in the
+visible). A turn ends with an end token or a stop string. If the task then replies, the reply's tokens stand in the
 next observation and the policy's next turn follows them; otherwise the episode is over.
 
 How the length limit ends an episode is the task's `at_limit`: `terminate` scores the text as it stands, and there is
@@ -27,9 +27,8 @@ import numpy as np
 import torch
 
 from rlgkd import scoring
-from rlgkd.dialogue import Dialogue, stop_strings
+from rlgkd.dialogue import Dialogue, stop_strings, task_end_ids
 from rlgkd.errors import SettingError
-from rlgkd.lm.model import end_token
 from rlgkd.ops.token_masks import allowed_tokens
 from rlgkd.types import Score, StopReason, Task
 
@@ -62,7 +61,6 @@ class Episodes:
         self.num = num
         self.width = task.max_prompt_tokens + task.max_new_tokens
         self.vocabulary = len(task.tokenizer)
-        self.end = end_token(task.tokenizer)
         self.stops = stop_strings(task)
         self.tokens_NT = np.full((num, self.width), PAD, dtype=np.int64)
         self.action_NT = np.zeros((num, self.width), dtype=bool)
@@ -121,7 +119,7 @@ class Episodes:
         self.action_NT[rows_R, columns_R] = True
         self.length_N[rows_R] += 1
         at_limit_R = self.length_N[rows_R] - self.prompt_N[rows_R] >= self.task.max_new_tokens
-        turn_over_R = (actions_R == self.end) | at_limit_R
+        turn_over_R = np.isin(actions_R, list(task_end_ids(self.task))) | at_limit_R
         if self.stops is not None:
             turn_over_R |= [self.stops.should_stop(self.turn(row)) for row in rows]
         over: dict[int, Dialogue] = {}

@@ -22,8 +22,8 @@ from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.errors import DataError, RlgkdError, SettingError
 from rlgkd.imports import import_object
 from rlgkd.lm.loading import load_tokenizer
-from rlgkd.lm.model import end_token
 from rlgkd.lm.stop_strings import StopStrings
+from rlgkd.lm.text_format import end_token
 from rlgkd.ops._registry import UnknownSettingError, checked_kwargs, keywords, takes_any
 from rlgkd.ops.token_masks import TokenMask
 from rlgkd.types import Item, PendingScores, Score, Task
@@ -164,6 +164,15 @@ class TextTask:
             check=self._check_item,
         )
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end a turn: the tokenizer's, those of the model that it belongs to, and those of its agents."""
+        return self._encoder.end_ids
+
+    def add_end_ids(self, ids: frozenset[int]) -> None:
+        """End turns with these too: agents add those of the model that they train."""
+        self._encoder.end_ids |= ids
+
     def size(self, split: str) -> int:
         """See `Task.size`."""
         return self.items.size(split)
@@ -197,7 +206,8 @@ class TextTask:
 
     def decode_completion(self, ids: Sequence[int]) -> str:
         """See `Task.decode_completion`: the text before a stop string, without special tokens and outer white space."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        ended = bool(ids) and ids[-1] in self.end_ids  # an end token need not be special to the tokenizer
+        text = str(self.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=True))
         return (text if self.stops is None else self.stops.text_before_stop(text)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:

@@ -1,6 +1,6 @@
 """How an episode continues after a turn: the one rule that rollouts and environments share.
 
-A turn ends with the end token, or with a stop string if the task has any (`stops`). The task may then reply with tokens
+A turn ends with an end token, or with a stop string if the task has any (`stops`). The task may then reply with tokens
 of its own, which are not actions, and the policy takes another turn; if it does not reply, the episode is over. Nearly
 all tasks have one turn.
 """
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlgkd.lm.model import end_token
 from rlgkd.lm.stop_strings import StopStrings
+from rlgkd.lm.text_format import end_token
 from rlgkd.types import Item, StopReason, Task
 
 
 class Dialogue:
     """The turns of one episode so far."""
 
-    def __init__(self, task: Task, item: Item, *, single_turn: bool = False) -> None:
-        """Begin with the policy's first turn, which is the only one if `single_turn`."""
+    def __init__(
+        self, task: Task, item: Item, *, single_turn: bool = False, end_ids: frozenset[int] | None = None
+    ) -> None:
+        """Begin with the policy's first turn, the only one if `single_turn`; `end_ids` None takes the task's."""
         self.task, self.item, self.single_turn = task, item, single_turn
+        self.end_ids = task_end_ids(task) if end_ids is None else end_ids
         self.turns: list[str] = []
         self.room = task.max_new_tokens
         """Tokens that still fit below the length limit."""
@@ -36,7 +39,7 @@ class Dialogue:
         self.room -= len(ids)
         at_limit = StopReason.TRUNCATED if self.task.at_limit == "truncate" else StopReason.LENGTH
         stops = stop_strings(self.task)
-        closed = ids[-1] == end_token(self.task.tokenizer)
+        closed = ids[-1] in self.end_ids
         if not closed and (stops is None or not stops.should_stop(ids)):
             self.stop = at_limit
             return []
@@ -66,6 +69,11 @@ class Dialogue:
     def all_turns(self) -> tuple[str, ...]:
         """All turns, or none if there is only one."""
         return tuple(self.turns) if len(self.turns) > 1 else ()
+
+
+def task_end_ids(task: Task) -> frozenset[int]:
+    """The ids that end a turn; of a task that names none, its tokenizer's."""
+    return getattr(task, "end_ids", None) or frozenset({end_token(task.tokenizer)})
 
 
 def stop_strings(task: Task) -> StopStrings | None:

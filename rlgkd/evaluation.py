@@ -19,7 +19,7 @@ from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
-from rlgkd.rollout import reference_episodes, rollout
+from rlgkd.rollout import reference_episodes, rollout, share_end_ids
 from rlgkd.statistics import Interval, prompt_interval
 from rlgkd.types import Batch, Episode, Task, Trajectory
 
@@ -95,6 +95,7 @@ def evaluate(
     filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
     if prompts < 1 or group < 1:
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
+    share_end_ids(task, policy)
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]
     trajectories: list[Trajectory] = []

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlgkd import scoring
-from rlgkd.dialogue import Dialogue, stop_strings
+from rlgkd.dialogue import Dialogue, stop_strings, task_end_ids
 from rlgkd.errors import DataError, SettingError, in_one_message
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
@@ -95,7 +95,8 @@ def sample_episodes(
         return going
 
     stops = stop_strings(task)
-    ends = None if stops is None else stops.should_stop
+    should_stop = None if stops is None else stops.should_stop
+    end_ids = lm.end_ids | task_end_ids(task)
     completions = decode(
         lm,
         prompts,
@@ -105,10 +106,11 @@ def sample_episodes(
         on_step=step,
         co_sampler=co_sampler,
         filters=filters,
-        should_stop=ends,
+        should_stop=should_stop,
+        end_ids=end_ids,
     )
     rows = [
-        _Row(prompt, Dialogue(task, item, single_turn=single_turn), g)
+        _Row(prompt, Dialogue(task, item, single_turn=single_turn, end_ids=end_ids), g)
         for item, prompt in zip(items, prompts, strict=True)
         for g in range(group)
     ]
@@ -128,11 +130,19 @@ def sample_episodes(
             on_step=step,
             co_sampler=co_sampler,
             filters=filters,
-            should_stop=ends,
+            should_stop=should_stop,
+            end_ids=end_ids,
         )
         for row, completion in zip(some, completions, strict=True):
             row.take(completion)
     return [row.episode(source) for row in rows if row.dialogue.turns]
+
+
+def share_end_ids(task: Task, policy: LanguageModel) -> None:
+    """Let a text end with the same tokens wherever it is sampled: from the policy, or by stepping an environment."""
+    policy.end_ids |= task_end_ids(task)
+    if add_end_ids := getattr(task, "add_end_ids", None):
+        add_end_ids(policy.end_ids)
 
 
 def reference_episodes(lm: LanguageModel, task: Task, items: Sequence[Item]) -> list[Episode]:
@@ -146,7 +156,13 @@ def reference_episodes(lm: LanguageModel, task: Task, items: Sequence[Item]) -> 
 
 
 def replay_episodes(
-    lm: LanguageModel, task: Task, items: Sequence[Item], ids: Sequence[Sequence[int]], *, source: Source
+    lm: LanguageModel,
+    task: Task,
+    items: Sequence[Item],
+    ids: Sequence[Sequence[int]],
+    *,
+    source: Source,
+    end_ids: frozenset[int] | None = None,
 ) -> list[Episode]:
     """Existing completions as episodes, cut at the length limit.
 
@@ -156,15 +172,17 @@ def replay_episodes(
         items: The item of each completion.
         ids: The actions of each; an end token or a stop string ends a turn, and the task replies as it did.
         source: Who generated them.
+        end_ids: Those of who generated them; None takes the model's.
 
     Raises: DataError as `sample_episodes` does.
     """
     stops = stop_strings(task)
-    rows = [_Row(encode_within(lm, task, item), Dialogue(task, item), 0) for item in items]
+    end_ids = (lm.end_ids if end_ids is None else end_ids) | task_end_ids(task)
+    rows = [_Row(encode_within(lm, task, item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]
     for row, actions in zip(rows, ids, strict=True):
         rest = list(actions)
         while rest and row.dialogue.stop is None:
-            turn = rest[: rest.index(lm.end) + 1] if lm.end in rest else rest
+            turn = rest[: next((n for n, id_ in enumerate(rest, 1) if id_ in end_ids), len(rest))]
             turn = turn if stops is None else list(stops.truncate(turn))
             rest = rest[len(turn) :]
             turn = turn[: row.dialogue.room]

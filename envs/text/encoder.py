@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.chat_template import chat_pieces
 from rlgkd.errors import DataError, SettingError
-from rlgkd.lm.model import end_token
+from rlgkd.lm.text_format import end_token, tokenizer_end_ids
 from rlgkd.types import Message
 
 MAX_CACHED_PROMPTS = 4096
@@ -51,6 +53,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.end = end_token(tokenizer)
+        self.end_ids = tokenizer_end_ids(tokenizer)
         # The unknown token may occur, because it stands for any character that the tokenizer does not know.
         self._special = {
             id_: text
@@ -61,11 +64,17 @@ class TextEncoder:
         self._cached_pieces: dict[str, list[list[int]]] = {}
         self._system = system
         self._warned_unknown = False
-        self._prompt_frame: Frame = self._first_frame(system) if chat else ([], [])
+        self._prompt_frame: Frame = self._first_frame(system) if chat else (_tokens_before_texts(tokenizer), [])
+        self._turn_end = self._token_after_answer() if chat else None
         self._reply_frame: Frame = self._next_frame(tool_replies) if chat and replies else ([], [])
+        if chat:
+            self._compare_with_template(system, replies and not tool_replies)
 
     def prompt(self, key: str, text: str) -> list[int]:
         """Return the ids of a prompt; `key` names it in errors.
+
+        A plain one begins as the tokenizer begins a text, most often with its BOS or with nothing. What it puts after
+        a text, as T5's does, is left out, for the completion follows.
 
         Raises: DataError if it is empty, or would hold a special token.
         """
@@ -103,19 +112,22 @@ class TextEncoder:
     def completion(self, text: str) -> list[int]:
         """Return the ids of a completion, end token included; after a plain prompt it begins with a space.
 
+        In a chat, the end token is the one that the template puts after an answer, if it puts one.
+
         Raises: DataError if it would hold another special token.
         """
-        return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), self.end]
+        end = self._turn_end if self._turn_end in self.end_ids else self.end
+        return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), end]
 
     def reply(self, text: str, *, closed: bool = True) -> list[int]:
         """Return the ids of a reply; with `chat`, it is the user's next message.
 
-        If the policy's turn is not `closed` by its own end token, the one of the template comes first.
+        If the policy's turn is not `closed` by an end token of its own, the one of the template comes first.
 
         Raises: DataError if it would hold a special token.
         """
         before, after = self._reply_frame
-        if closed and before[:1] == [self.end]:
+        if closed and before and before[0] in self.end_ids:
             before = before[1:]
         return [*before, *self.plain("reply", text[:40], text), *after]
 
@@ -187,3 +199,59 @@ class TextEncoder:
                 raise DataError(
                     "prompt", key, f"a role, call or tool of it holds the special token {special!r}; reword it"
                 )
+
+    def _compare_with_template(self, system: str, replies: bool) -> None:
+        """Log the first probe whose ids are not those that the template makes of the whole conversation.
+
+        Messages are encoded apart from what stands around them, which most tokenizers and templates do not notice.
+        """
+        probes = [["Hello there"], [" Hello there "]]
+        if replies:
+            probes += [["Hello there", "I see", "Go on"], ["Hello there", "<think>so</think>I see", "Go on"]]
+        for texts in probes:
+            trained = self._conversation(texts)
+            messages = [{"role": "system", "content": system}] if system else []
+            messages += [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
+            try:
+                served = cast(Any, self.tokenizer).apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False
+                )
+            except TemplateError:  # it refuses such a conversation, which then is not served either
+                continue
+            if trained != served:
+                _log.warning(
+                    "chat: with this template a conversation such as %r is trained as %s but served by "
+                    "apply_chat_template as %s: texts are trained as they are, so serve them by the same tokens, or "
+                    "give a template that keeps messages as they are",
+                    texts,
+                    self.tokenizer.convert_ids_to_tokens(trained),
+                    self.tokenizer.convert_ids_to_tokens(served),
+                )
+                return
+
+    def _conversation(self, texts: Sequence[str]) -> list[int]:
+        """The ids of the user's and the policy's messages in alternation, as training has them."""
+        encoded = [
+            cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            for text in texts
+        ]
+        before, after = self._prompt_frame
+        ids = [*before, *encoded[0], *after]
+        for answer, message in zip(encoded[1::2], encoded[2::2], strict=True):
+            before, after = self._reply_frame  # it begins with what ends the answer
+            ids += [*answer, *before, *message, *after]
+        return ids
+
+    def _token_after_answer(self) -> int | None:
+        try:
+            *_, after = chat_pieces(self.tokenizer, "user", "assistant")
+        except SettingError:  # a template for prompts alone
+            return None
+        return after[0] if after else None
+
+
+def _tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = cast(list[int], encoded["input_ids"]), cast(list[int], encoded["special_tokens_mask"])
+    return [id_ for id_, _ in takewhile(lambda pair: pair[1], zip(ids, special, strict=True))] if 0 in special else []

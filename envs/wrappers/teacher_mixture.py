@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from rlgkd.dialogue import task_end_ids
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import check_same_vocabulary
 from rlgkd.lm.prefix_cache import PrefixCache
+from rlgkd.lm.text_format import model_end_ids, warn_of_other_format
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.types import Task
 
@@ -30,6 +32,14 @@ class TeacherMixture:
             tokenizer = load_tokenizer(teacher)
             check_same_vocabulary(task.tokenizer, tokenizer, owner="environment")
             teacher = load(teacher, device="cuda" if torch.cuda.is_available() else "cpu")
+            warn_of_other_format(
+                task.tokenizer,
+                task_end_ids(task),
+                tokenizer,
+                model_end_ids(teacher, tokenizer),
+                owner="environment",
+                chat=bool(getattr(task, "chat", False)),
+            )
         self.lm = language_model(teacher, task.tokenizer, temperature=temperature)
         needed = task.max_prompt_tokens + task.max_new_tokens
         if self.lm.context < needed:

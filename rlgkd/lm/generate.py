@@ -32,7 +32,7 @@ OnStep = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens, the end token included if it was reached, and the distributions that they are from, in nats."""
+    """Sampled tokens, an end token included if it was reached, and the distributions that they are from, in nats."""
 
     ids: list[int]
     logp: list[float]
@@ -62,6 +62,7 @@ def decode(
     co_sampler: CoSampler | None = None,
     filters: Filters | None = None,
     should_stop: Callable[[Sequence[int]], bool] | None = None,
+    end_ids: frozenset[int] | None = None,
 ) -> list[Completion]:
     """Complete each prompt `group` times; row p * group + g is sample g of prompt p.
 
@@ -74,7 +75,8 @@ def decode(
         on_step: See `OnStep`; the completions are returned as they are when it stops the decoding.
         co_sampler: Chooses together with the policy; the recorded values are of their joint distribution.
         filters: Applied to the distribution; the recorded values are of what they leave.
-        should_stop: Whether a completion's ids end it, as the end token does; called after each of its tokens.
+        should_stop: Whether a completion's ids end it, as an end token does; called after each of its tokens.
+        end_ids: The tokens that end a completion; None takes the policy's.
     """
     models = [lm] if co_sampler is None else [lm, co_sampler.lm]
     rows = len(prompts) * group
@@ -90,7 +92,7 @@ def decode(
     cells: list[tuple[np.ndarray, np.ndarray]] = []  # (row, column) of each step's tokens in the tables
     recorded: list[tuple[Tensor, Tensor]] = []  # stays on the device until the end, to wait for it only once
     started = 0
-    end = lm.end
+    ends = lm.end_ids if end_ids is None else end_ids
     while True:
         # 1. Start rows in free slots, but not before a quarter of them is free: to prefill one prompt alone costs about
         # as much as to prefill eight together.
@@ -129,7 +131,9 @@ def decode(
         if on_step is not None and not on_step(len(active)):
             break
         # 5. Drop the rows that have ended.
-        going = (ids_B != end) & (new_length_B < limit_B[active])
+        going = new_length_B < limit_B[active]
+        for end in ends:
+            going &= ids_B != end
         if should_stop is not None:
             for index in np.flatnonzero(going):
                 going[index] = not should_stop(_row_values(ids_BT, length_B, active[index]))

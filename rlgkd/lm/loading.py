@@ -32,6 +32,7 @@ from transformers import (
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.lora import merged_state_dict
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.text_format import end_token
 from rlgkd.permissions import follow_umask
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -120,9 +121,23 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a Hugging Face folder: safetensors (LoRA adapters merged into the weights), configuration, tokenizer."""
+def save(
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    end_ids: frozenset[int] = frozenset(),
+) -> None:
+    """Write a Hugging Face folder: safetensors (LoRA adapters merged into the weights), configuration, tokenizer.
+
+    With `end_ids`, its generation config has these, the tokenizer's own first.
+    """
     module = copy.copy(module)  # shallow: the weights are shared
+    if end_ids and module.generation_config is not None:
+        first = end_token(tokenizer)
+        ids = [first, *sorted(end_ids - {first})]
+        module.generation_config = copy.deepcopy(module.generation_config)
+        module.generation_config.eos_token_id = ids if len(ids) > 1 else first
     # `add_adapter` sets this, and `save_pretrained` would then write the adapters alone.
     module._hf_peft_config_loaded = False
     module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state_dict(module))

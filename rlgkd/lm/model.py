@@ -24,6 +24,7 @@ from rlgkd.errors import ModelError, SettingError, one_line
 from rlgkd.lm import fast
 from rlgkd.lm.linear import onednn_linear, onednn_linears
 from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
+from rlgkd.lm.text_format import end_token, model_end_ids
 from rlgkd.types import Batch
 
 _decodes: WeakSet[PreTrainedModel] = WeakSet()
@@ -107,7 +108,8 @@ class LanguageModel:
         self.rows_at_once = rows_at_once
         self.compile_decoding = compile_decoding
         self.vocabulary = len(tokenizer)
-        end_token(tokenizer)
+        self.end_ids = model_end_ids(module, tokenizer)
+        """Each of them ends a text."""
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
@@ -130,7 +132,7 @@ class LanguageModel:
 
     @property
     def end(self) -> int:
-        """The id of the end token."""
+        """The id of the tokenizer's end token."""
         return end_token(self.tokenizer)
 
     @property
@@ -313,16 +315,6 @@ def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = width - shape[dim]
     return torch.cat([tensor.new_zeros(shape), tensor], dim)
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the tokenizer's end token.
-
-    Raises: ModelError if it has none; without one no completion can end by itself.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ModelError("tokenizer", tokenizer.name_or_path, "set its eos_token, without which no text can end")
-    return cast(int, tokenizer.eos_token_id)
 
 
 def check_same_vocabulary(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, open_by_name
+from rlgkd.lm.text_format import warn_of_other_format
 from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.train import CONFIG, make_env
 
@@ -47,6 +48,14 @@ def show(
     teacher_model = open_by_name(teacher) if teacher else None
     if teacher_model is not None:
         check_same_vocabulary(policy.tokenizer, teacher_model.tokenizer, owner="model", name=teacher)
+        warn_of_other_format(
+            task.tokenizer,
+            policy.end_ids,
+            teacher_model.tokenizer,
+            teacher_model.end_ids,
+            owner="model",
+            chat=bool(getattr(task, "chat", False)),
+        )
     evaluation = evaluate(
         policy,
         teacher_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlgkd.envs import TextTask
 from rlgkd.envs.text import encoder
+from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.types import Item
@@ -194,3 +197,60 @@ def test_after_a_plain_prompt_a_completion_begins_with_a_space(task: TextTask) -
 def _frame(task: TextTask) -> tuple[list[int], list[int]]:
     before, after = "<|user|>\n", "<|end|>\n<|bot|>"
     return task.tokenizer(before)["input_ids"], task.tokenizer(after)["input_ids"]
+
+
+# What a tokenizer puts around a text
+
+
+@pytest.mark.parametrize("single", ["<bos> $A", "<bos> $A <|end|>", "$A <|end|>", "$A"])
+def test_a_plain_prompt_begins_as_the_tokenizer_begins_a_text_and_has_no_end(
+    make_task: MakeTask, tokenizer: PreTrainedTokenizerFast, single: str
+) -> None:
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", bos_token="<bos>")
+    marks = [("<bos>", own.bos_token_id), ("<|end|>", own.eos_token_id)]
+    own.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=marks)
+    ids = make_task(tokenizer=own).encode_prompt(Item(key="a", prompt="see a dog"))
+    whole = own("see a dog")["input_ids"]
+    assert ids == (whole[:-1] if single.endswith("<|end|>") else whole)
+    assert ids.count(own.bos_token_id) == single.count("<bos>")
+
+
+# What is trained and what is served
+
+
+CHATML = (
+    "{% for m in messages %}{{ m['role'] }}<|pad|>{{ CONTENT }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant<|pad|>{% endif %}"
+)
+TEMPLATES = {
+    "as it is": ("m['content']", False, None),
+    "trimmed": ("m['content'] | trim", False, "' Hello there '"),
+    "without thoughts": ("m['content'].split('</think>')[-1]", True, "'<think>so</think>I see'"),
+    "as it is, with replies": ("m['content']", True, None),
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_template_that_makes_other_ids_of_a_whole_conversation_is_reported_once(
+    embedded: PreTrainedTokenizerBase, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, replies, shown = TEMPLATES[kind]
+    own = copy.deepcopy(embedded)
+    own.chat_template = CHATML.replace("CONTENT", content)
+    with caplog.at_level("WARNING"):
+        TextEncoder(own, chat=True, replies=replies)
+    assert len(caplog.messages) == (shown is not None)
+    if shown is not None:
+        assert shown in caplog.text and "is trained as" in caplog.text and "but served" in caplog.text
+
+
+def test_a_tokenizer_that_joins_a_message_to_the_text_before_it_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    letters = [(chr(n), -5.0) for n in range(33, 127)]
+    core = Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581", -3.0), *letters], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    own = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+    own.chat_template = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+    with caplog.at_level("WARNING"):
+        TextEncoder(own, chat=True)
+    assert len(caplog.messages) == 1 and "['Hello there'] is trained as" in caplog.text

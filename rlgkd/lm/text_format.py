@@ -1,0 +1,144 @@
+"""Which tokens end a text of a model, and whether two models agree on them and on how a chat is written.
+
+A tokenizer names one end token. Chat models have more, in `config` and `generation_config`: the end of a turn next to
+the end of a document. A text ends with any of them, in training as where the model is served.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from rlgkd.errors import ModelError
+
+_log = logging.getLogger(__name__)
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the tokenizer's end token.
+
+    Raises: ModelError if it has none; without one no completion can end by itself.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError("tokenizer", tokenizer.name_or_path, "set its eos_token, without which no text can end")
+    return cast(int, tokenizer.eos_token_id)
+
+
+def model_end_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end a text of the model: its tokenizer's, and those of its two configurations."""
+    configs = (module.config, getattr(module, "generation_config", None))
+    return _end_ids(tokenizer, (getattr(config, "eos_token_id", None) for config in configs))
+
+
+def tokenizer_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokenizer's end id and, if it was opened from a model's folder, those of the configurations there."""
+    return _end_ids(
+        tokenizer,
+        (_read(tokenizer.name_or_path, file).get("eos_token_id") for file in ("config.json", "generation_config.json")),
+    )
+
+
+def warn_of_other_format(
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: frozenset[int],
+    other: PreTrainedTokenizerBase,
+    other_end_ids: frozenset[int],
+    *,
+    owner: str,
+    chat: bool,
+) -> None:
+    """Log where a teacher ends texts otherwise than the `owner` of the first tokenizer or, in a `chat`, writes another.
+
+    Args:
+        tokenizer: The owner's.
+        end_ids: The owner's.
+        other: The teacher's.
+        other_end_ids: The teacher's.
+        owner: What the teacher is compared with, such as the student.
+        chat: Whether prompts are put into the chat template of `tokenizer`.
+    """
+    if end_ids != other_end_ids or end_token(tokenizer) != end_token(other):
+        _log.warning(
+            "the teacher ends a text with %s, the %s with %s: it gives the %s's end little probability; give a teacher "
+            "with the same end tokens",
+            _names(other, other_end_ids),
+            owner,
+            _names(tokenizer, end_ids),
+            owner,
+        )
+    if chat and _example_chat(other) != _example_chat(tokenizer):
+        _log.warning(
+            "the teacher's chat template differs from the %s's: it sees chats in a format that it was not trained on, "
+            "%r, where its own is %r; give a teacher with the same template",
+            owner,
+            _example_chat(tokenizer),
+            _example_chat(other),
+        )
+
+
+def _names(tokenizer: PreTrainedTokenizerBase, ids: frozenset[int]) -> str:
+    """The tokens of these ids, the tokenizer's own end token first."""
+    own = end_token(tokenizer)
+    return ", ".join(
+        repr(tokenizer.convert_ids_to_tokens(id_)) for id_ in sorted(ids, key=lambda id_: (id_ != own, id_))
+    )
+
+
+def _example_chat(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A question and its answer in the chat template; None without one, or if it refuses them."""
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        return str(cast(Any, tokenizer).apply_chat_template(chat, tokenize=False))
+    except (ValueError, TypeError, TemplateError):
+        return None
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, given: Iterable[Any]) -> frozenset[int]:
+    ids = {end_token(tokenizer)}
+    for found in given:
+        for id_ in found if isinstance(found, list | tuple) else [found]:
+            # An id past the vocabulary, such as GPT-2's default one, cannot be sampled.
+            if id_ is None or not 0 <= id_ < len(tokenizer):
+                continue
+            if id_ in tokenizer.added_tokens_decoder or id_ in tokenizer.all_special_ids:
+                ids.add(int(id_))
+            elif id_ not in ids:  # most likely a default that nobody has fitted to the tokenizer
+                _warn_of_ordinary_token(int(id_), str(tokenizer.convert_ids_to_tokens(int(id_))))
+    return frozenset(ids)
+
+
+@cache
+def _warn_of_ordinary_token(id_: int, token: str) -> None:
+    _log.warning(
+        "the model's configuration has the end id %d, which its tokenizer has as the ordinary token %r: it ends no "
+        "text here; give it as a stop string if it should",
+        id_,
+        token,
+    )
+
+
+def _read(name: str, file: str) -> dict[str, Any]:
+    """A JSON file of a local folder, or of a hub's model that is in the cache; empty if there is none."""
+    if not name:
+        return {}
+    try:
+        path = cached_file(
+            name,
+            file,
+            local_files_only=True,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        found = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}  # a damaged file is reported when the model is opened
+    return found if isinstance(found, dict) else {}
