@@ -128,7 +128,7 @@ def test_a_finished_comparison_is_read_and_not_run_again(copied: Path) -> None:
     (out / "results.json").unlink()
     with pytest.raises(RuntimeError, match="its policy_reduction is 'sequence_sum'"):  # today's recipe is another one
         make.command_line(*make.COMPARISON, "--out", str(out))
-    its_own = ("policy_reduction=sequence_sum", "divergence_reduction=sequence_mean")
+    its_own = ("alpha=0.9", "policy_reduction=sequence_sum", "divergence_reduction=sequence_mean")
     make.command_line(*make.COMPARISON, *its_own, "--out", str(out))
     assert not [*out.rglob("progress.csv")], "a cell was trained anew"
     found, expected = (json.loads((folder / "results.json").read_text()) for folder in (out, make.COMPARED))
