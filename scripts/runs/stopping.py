@@ -56,7 +56,7 @@ def stoppable(out: Path, console: Console) -> Iterator[StopRequest]:
     Outside of the main thread, which alone may handle signals, nothing is changed.
     """
     request = StopRequest()
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup: it stays ignored
