@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -54,7 +55,8 @@ def stoppable(out: Path, console: Console) -> Iterator[StopRequest]:
 
     Outside of the main thread, which alone may handle signals, nothing is changed.
     """
-    request, before = StopRequest(), {}
+    request = StopRequest()
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup: it stays ignored
