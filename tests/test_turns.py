@@ -250,7 +250,9 @@ def score(task: TextTask, lm: LanguageModel) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "more"), [(Reinforce, {}), (PPO, {"epochs": 2})], ids=["Reinforce", "PPO"])
+@pytest.mark.parametrize(
+    ("make", "more"), [(Reinforce, {"reduction": "sequence_sum"}), (PPO, {"epochs": 2})], ids=["Reinforce", "PPO"]
+)
 def test_own_agents_learn_to_use_the_answers(make, more):
     task = game()
     lm = beginner(task)
