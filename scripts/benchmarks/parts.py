@@ -54,7 +54,12 @@ def _ragged(job: BenchmarkJob) -> dict[str, Any]:
             rows = [_trajectory(*row) for row in zip(prompts, completions, lengths, strict=True)]
             rollout = Rollout(trajectories=rows).split(student, sys.maxsize)
             accumulate_gradient(
-                student, teacher, Objective(alpha=1.0), rollout, no_credit(rows), backward=lambda loss: loss.backward()
+                student,
+                teacher,
+                Objective(alpha=1.0, reduction="sequence_mean"),
+                rollout,
+                no_credit(rows),
+                backward=lambda loss: loss.backward(),
             )
             student.module.zero_grad()
             seconds[name].append(time.perf_counter() - start)

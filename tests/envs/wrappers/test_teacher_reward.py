@@ -153,6 +153,7 @@ def test_one_batched_pass_a_step_goes_on_from_the_cache(monkeypatch: pytest.Monk
         lambda self, tokens, *rest: fed.append(tuple(tokens.shape)) or extend(self, tokens, *rest),
     )
     vec = TeacherRewardVecEnv(TextVecEnv(task(max_new_tokens=8), num_envs=4), teacher=teacher(), **MIXED)
+    fed.clear()  # the teacher is decoded once when it is opened
     vec.reset()
     for actions in ([1] * 4, [1] * 4, [1, 0, 1, 1], [1] * 4, [1] * 4):
         vec.step(np.array(actions))
