@@ -111,7 +111,8 @@ def test_the_id_of_ones_own_environment_is_made_and_checked_as_printed():
 
 def test_the_calculator_of_ones_own_environment_answers_as_printed(capsys):
     names: dict[str, object] = {}
-    exec(compile(examples(ENVIRONMENTS)[-1], ENVIRONMENTS, "exec"), names)
+    (example,) = (one for one in examples(ENVIRONMENTS) if '"42"' in one)
+    exec(compile(example, ENVIRONMENTS, "exec"), names)
     assert capsys.readouterr().out == " 42\n"
     env = names["env"]
     for reward, text in ((1.0, "42"), (0.0, "41")):
