@@ -120,34 +120,6 @@ def term_weights(
     return policy_B, _reduced(objective.divergence_reduction or objective.reduction, lengths_B, max_new_tokens)
 
 
-def term_norms(
-    student: LanguageModel,
-    teacher: LanguageModel | None,
-    objective: Objective,
-    rollout: Rollout,
-    credit: Credit,
-    *,
-    backward: Callable[[Tensor], None],
-    max_new_tokens: int,
-) -> tuple[float, float]:
-    """The norms of the policy term's gradient and the divergence's, each with its weight in Eq. 5.
-
-    Costs a pass for each and leaves no gradient. A loss besides Eq. 5's, such as a value head's, is in neither.
-    """
-    credit = dataclasses.replace(credit, auxiliary=None)
-    alone = objective.model_copy(update={"horizon": 0.0})
-    norms = []
-    for its_teacher, loss, with_policy_term in ((None, alone, True), (teacher, objective, False)):
-        accumulate_gradient(
-            student, its_teacher, loss, rollout, credit,
-            backward=backward, max_new_tokens=max_new_tokens, with_policy_term=with_policy_term,
-        )  # fmt: skip
-        gradients = [p.grad for p in student.module.parameters() if p.grad is not None]
-        norms.append(torch.nn.utils.get_total_norm(gradients).item())
-        student.module.zero_grad()
-    return norms[0], norms[1]
-
-
 def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajectory], max_new_tokens: int) -> float:
     """How often the policy term's weight of a token of these texts the divergence's is: 1 where the reductions agree.
 

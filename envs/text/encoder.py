@@ -252,6 +252,7 @@ class TextEncoder:
 
 def _tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the tokenizer puts in front of a text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ordinary = tokenizer.decode(min(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))  # it knows this word
+    encoded = tokenizer(ordinary, return_special_tokens_mask=True)
     ids, special = cast(list[int], encoded["input_ids"]), cast(list[int], encoded["special_tokens_mask"])
     return [id_ for id_, _ in takewhile(lambda pair: pair[1], zip(ids, special, strict=True))] if 0 in special else []
