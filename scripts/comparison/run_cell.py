@@ -63,8 +63,8 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         agent = build_agent(settings)
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
-        rewind(settings, agent, out, console)
-        fit(settings, agent, out, StopRequest(), quiet=True, console=console)
+        history = rewind(settings, agent, out, console)
+        fit(settings, agent, out, StopRequest(), history, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +17,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
@@ -116,9 +119,19 @@ class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
     def __init__(
-        self, settings: RunConfig, out: Path, rollouts: TextIO, stop: StopRequest, *, quiet: bool, console: Console
+        self,
+        settings: RunConfig,
+        out: Path,
+        rollouts: TextIO,
+        stop: StopRequest,
+        history: Sequence[Change] = (),
+        *,
+        quiet: bool,
+        console: Console,
     ) -> None:
         super().__init__()
+        self.history = history
+        """Settings that changed since the run began."""
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
@@ -219,7 +232,11 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={**position, "settings": masked(self.settings.flat())},
+            state={
+                **position,
+                "settings": masked(self.settings.flat()),
+                "changes": [asdict(change) for change in self.history],
+            },
         )
         checkpoint.prune(folder)
         self._saved_update = updates
