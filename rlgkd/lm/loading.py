@@ -134,10 +134,10 @@ def save(
     """
     module = copy.copy(module)  # shallow: the weights are shared
     if end_ids and module.generation_config is not None:
-        first = end_token(tokenizer)
-        ids = [first, *sorted(end_ids - {first})]
+        own = end_token(tokenizer)
+        ids = sorted(end_ids, key=lambda id_: (id_ != own, id_))
         module.generation_config = copy.deepcopy(module.generation_config)
-        module.generation_config.eos_token_id = ids if len(ids) > 1 else first
+        module.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
     # `add_adapter` sets this, and `save_pretrained` would then write the adapters alone.
     module._hf_peft_config_loaded = False
     module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state_dict(module))

@@ -19,6 +19,7 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
@@ -136,6 +137,7 @@ class Recorder(BaseCallback):
         self._task = self._line.add_task("sampling", total=settings.tokens)
 
     def _on_training_start(self) -> None:
+        self._text_ids = text_ids(self.model.task, self.model.split, self.settings.seed)
         self._saved_update = self.model.state.updates
         self._line.start()
 
@@ -219,7 +221,7 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={**position, "settings": masked(self.settings.flat())},
+            state={**position, "settings": masked(self.settings.flat()), "text_ids": self._text_ids},
         )
         checkpoint.prune(folder)
         self._saved_update = updates

@@ -54,6 +54,7 @@ from rlgkd.scripts.runs.recorder import (
     strict_json,
 )
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
+from rlgkd.scripts.runs.text_ids import check_text_ids, with_day
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -69,6 +70,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
     agent = build_agent(settings)
+    settings = with_day(settings, agent.task)
     made = [folder for folder in out.parents if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
@@ -173,12 +175,14 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
     checkpoint.remove_stale(out)
     skipped = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
-        training, size = _position(folder)
+        state = checkpoint.read_state(folder)
+        training, size = _position(folder, state)
         if lack := _lack(out, training.updates, size):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
+        check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
         checkpoint.load(folder, model=agent.modules, optimizer=agent.policy.optimizer)
         agent.state = training
         _cut(out, training.updates, size)
@@ -193,12 +197,11 @@ def _check_own_file(path: Path) -> None:
         raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
 
 
-def _position(folder: Path) -> tuple[TrainingState, int]:
+def _position(folder: Path, state: Any) -> tuple[TrainingState, int]:
     """Return the state of training of a whole checkpoint, and the size of rollouts.jsonl that it counts on.
 
     Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
     """
-    state = checkpoint.read_state(folder)
     try:
         # Checkpoints of before the first release have the state as `counters`.
         training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
