@@ -40,7 +40,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a l
 def train(
     arguments: RecipeArguments = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/NAME-TIME.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run's folder exactly.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run's folder exactly, or with changed settings: tokens=...")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
@@ -48,9 +50,9 @@ def train(
     from rlgkd.scripts.runs import train as training
 
     if resume is not None:
-        if arguments or out is not None:
-            raise SettingError("--resume", str(resume), "a run goes on with its own settings; leave the others out")
-        report = training.resume(resume, quiet=quiet)
+        if out is not None:
+            raise SettingError("--out", str(out), "a run goes on in its own folder; leave it out")
+        report = training.resume(resume, arguments or (), quiet=quiet)
     else:
         recipe, overrides = _split_name(arguments, "quickstart")
         settings = run_config.read(recipe, overrides)

@@ -1,7 +1,7 @@
 """A tokenizer's chat template as the pieces that it puts around messages.
 
 Messages are encoded by themselves and put between the pieces, so that nothing in a message becomes a special token.
-A template is code of whoever made the model: whatever it raises is one line that names it, and its time is limited.
+A template is code that comes with a model: whatever it raises is one line that names it, and its time is limited.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ChatTemplate:
 
     @property
     def as_saved(self) -> str | dict[str, str]:
-        """What a tokenizer is saved with, so that the chosen template is its default: one that was named becomes that."""
+        """What a tokenizer is saved with, so that the chosen template is its default."""
         if self._name:
             return {**self._templates, DEFAULT: self.source}
         return cast("str | dict[str, str]", self.tokenizer.chat_template)

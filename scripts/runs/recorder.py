@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,11 +17,11 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.stopping import StopRequest
-from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
@@ -117,9 +119,22 @@ class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
     def __init__(
-        self, settings: RunConfig, out: Path, rollouts: TextIO, stop: StopRequest, *, quiet: bool, console: Console
+        self,
+        settings: RunConfig,
+        out: Path,
+        rollouts: TextIO,
+        stop: StopRequest,
+        history: Sequence[Change] = (),
+        text_ids: Mapping[str, Any] | None = None,
+        *,
+        quiet: bool,
+        console: Console,
     ) -> None:
         super().__init__()
+        self.history = history
+        """Settings that changed since the run began."""
+        self.text_ids = text_ids
+        """What identifies the ids of its texts; see `rlgkd.scripts.runs.text_ids`."""
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
@@ -137,7 +152,6 @@ class Recorder(BaseCallback):
         self._task = self._line.add_task("sampling", total=settings.tokens)
 
     def _on_training_start(self) -> None:
-        self._text_ids = text_ids(self.model.task, self.model.split, self.settings.seed)
         self._saved_update = self.model.state.updates
         self._line.start()
 
@@ -221,7 +235,12 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={**position, "settings": masked(self.settings.flat()), "text_ids": self._text_ids},
+            state={
+                **position,
+                "settings": masked(self.settings.flat()),
+                "text_ids": self.text_ids,
+                "changes": [asdict(change) for change in self.history],
+            },
         )
         checkpoint.prune(folder)
         self._saved_update = updates

@@ -15,7 +15,7 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -35,11 +35,13 @@ from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
+from rlgkd.scripts.runs.changed_settings import changed_settings, restore
 from rlgkd.scripts.runs.recorder import (
     CHECKPOINTS,
     GROWING,
@@ -54,7 +56,7 @@ from rlgkd.scripts.runs.recorder import (
     strict_json,
 )
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.scripts.runs.text_ids import check_text_ids, with_day
+from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids, with_day
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -86,14 +88,18 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
             raise
 
 
-def resume(out: Path, *, quiet: bool = False) -> Path:
+def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Path:
     """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
 
-    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it.
+    Settings may have changed: by `key=value` overrides, which config.yaml then holds, or by an edit of that file; see
+    rlgkd.scripts.config.changes.
+
+    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
+    SettingError for a change that needs a new run.
     """
     if not (out / CONFIG).is_file():
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
-    settings = read(out / CONFIG)
+    settings = read(out / CONFIG, overrides)
     with locked(out):
         return _run(settings, build_agent(settings), out, quiet)
 
@@ -146,16 +152,20 @@ def _evaluated_run(
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
-    rewind(settings, agent, out, console)
+    history = rewind(settings, agent, out, console)
+    if settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
+        checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
-    fit(settings, agent, out, stop, quiet=quiet, console=console)
+    fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
+    if history:
+        summary["changes"] = [asdict(change) for change in history]
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
@@ -165,30 +175,34 @@ def _evaluated_run(
     return page
 
 
-def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> None:
+def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> list[Change]:
     """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
 
-    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits: nothing is cut then.
+    Returns the settings that have changed since the run began.
+
+    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
+    changed with which it cannot go on. Nothing is cut then.
     """
     for name in GROWING:
         _check_own_file(out / name)
     checkpoint.remove_stale(out)
     skipped = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
-        state = checkpoint.read_state(folder)
-        training, size = _position(folder, state)
+        training, size, state = _position(folder)
         if lack := _lack(out, training.updates, size):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
-        check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
-        checkpoint.load(folder, model=agent.modules, optimizer=agent.policy.optimizer)
-        agent.state = training
+        new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
+        if not any(change.setting.startswith("env_settings.") for change in new):
+            check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
+        restore(folder, agent, training, new)
         _cut(out, training.updates, size)
-        return
+        return [*earlier, *new]
     _check_nothing_lost(settings, out, skipped)
     _cut(out, 0, 0)
+    return []
 
 
 def _check_own_file(path: Path) -> None:
@@ -197,11 +211,12 @@ def _check_own_file(path: Path) -> None:
         raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
 
 
-def _position(folder: Path, state: Any) -> tuple[TrainingState, int]:
-    """Return the state of training of a whole checkpoint, and the size of rollouts.jsonl that it counts on.
+def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
+    """Return the state of training of a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
 
     Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
     """
+    state = checkpoint.read_state(folder)
     try:
         # Checkpoints of before the first release have the state as `counters`.
         training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
@@ -213,7 +228,7 @@ def _position(folder: Path, state: Any) -> tuple[TrainingState, int]:
     if unknown or not isinstance(size, int) or size < 0:
         remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
         raise CheckpointError("checkpoint", str(folder), remedy)
-    return training, size
+    return training, size, state
 
 
 def _lack(out: Path, updates: int, size: int) -> str | None:
@@ -237,9 +252,18 @@ def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> N
 
 
 def fit(
-    settings: RunConfig, agent: TextAlgorithm, out: Path, stop: StopRequest, *, quiet: bool, console: Console
+    settings: RunConfig,
+    agent: TextAlgorithm,
+    out: Path,
+    stop: StopRequest,
+    history: Sequence[Change] = (),
+    *,
+    quiet: bool,
+    console: Console,
 ) -> None:
     """Train from where `rewind` has brought the agent to the last token, and write its model.
+
+    Checkpoints keep `history`, which `rewind` has returned.
 
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
@@ -249,7 +273,8 @@ def fit(
         agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, rollouts, stop, quiet=quiet, console=console)
+            ids = text_ids(agent.task, agent.split, settings.seed)
+            recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
             with stop.at_whole_update():
                 agent.learn(remaining, callback=recorder, reset_num_timesteps=False)

@@ -61,7 +61,7 @@ def test_a_special_token_ends_a_turn_as_a_stop_string(token: str, skip: bool) ->
 
 
 def test_more_than_a_special_token_is_found_only_where_special_tokens_are_shown() -> None:
-    with pytest.raises(SettingError, match="stop: 'a<x>' .* '<x>'; give that token alone, or set skip_special_tokens"):
+    with pytest.raises(SettingError, match=r"stop: 'a<x>' .* '<x>'; give that token alone, or set skip_special_tokens"):
         env(stop="a<x>")
     made = env(stop="a<x>", skip_special_tokens=False)
     made.reset(seed=0)
@@ -96,7 +96,7 @@ def test_end_tokens_by_name_end_texts_everywhere_and_are_saved(token: str, tmp_p
 
 
 def test_an_end_token_that_the_tokenizer_lacks_is_refused_and_none_is_the_models_own() -> None:
-    with pytest.raises(SettingError, match="end_tokens: '<stop>' .* no such token; its end token is '<eos>'"):
+    with pytest.raises(SettingError, match=r"end_tokens: '<stop>' .* no such token; its end token is '<eos>'"):
         env(end_tokens=["<stop>"])
     assert env().task.end_ids == env(end_tokens="<eos>").task.end_ids == {EOS}
     texts = []
