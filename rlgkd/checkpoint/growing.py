@@ -15,12 +15,12 @@ REMEDY = "free space, and go on from there; what was written before is whole"
 
 
 class GrowingFile:
-    """Appends to a file without a buffer: what `write` has returned from is in the operating system's hands.
+    r"""Appends to a file without a buffer: what `write` has returned from is in the operating system's hands.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as run, GrowingFile(Path(run) / "rollouts.jsonl") as file:
-        ...     file.write("{}\\n")
+        ...     file.write("{}\n")
         ...     file.size
         3
     """

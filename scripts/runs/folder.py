@@ -6,18 +6,17 @@ import errno
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.file_kinds import other_kind
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+"""None on Windows."""
 CONFIG, SUMMARY, REPORT, LOCK = "config.yaml", "summary.json", "report.html", ".lock"
 PROGRESS, TIMES, ROLLOUTS = "progress.csv", "times.csv", "rollouts.jsonl"
 CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
@@ -31,9 +30,8 @@ _BUSY = (errno.EACCES, errno.EAGAIN)
 def check_new(out: Path) -> None:
     """Raise CheckpointError unless a run can begin in `out`: it is not there yet, or an empty folder."""
     check_system()
-    if out.is_symlink() or out.exists():
-        if not out.is_dir() or any(out.iterdir()):
-            raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
+    if (out.is_symlink() or out.exists()) and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
 
 
 def check_names(out: Path) -> None:
@@ -76,6 +74,6 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
         except OSError as error:
             if error.errno in _BUSY:
                 raise CheckpointError("out", str(out), "another process works in it; wait for it or stop it") from error
-            remedy = f"its file system cannot lock files ({error.strerror}); put the run on another, such as a local disk"
+            remedy = f"its file system cannot lock files ({error.strerror}); put the run on a local disk"
             raise CheckpointError("out", str(out), remedy) from error
         yield
