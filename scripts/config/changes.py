@@ -24,6 +24,7 @@ NEEDS_A_NEW_RUN: Final[Mapping[str, str]] = {
     "agent": "the checkpoint is that agent's",
     "student": "the checkpoint is of that model",
     "student_layers": "the checkpoint is of these layers",
+    "dtype": "the checkpoint's weights are of that precision",
     "lora_rank": "the checkpoint's adapters have that rank",
     "lora_alpha": "the checkpoint's adapters were trained at that scale",
     "teacher_decay": "the checkpoint holds the teacher that moved, or none",
