@@ -16,7 +16,7 @@ from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import rollout
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.run import read
-from rlgkd.scripts.runs.train import CONFIG
+from rlgkd.scripts.runs.folder import CONFIG
 
 OF_TEXTS = ("end_tokens", "skip_special_tokens")
 OF_CHATS = ("chat_template", "chat_template_kwargs", "chat_template_date")

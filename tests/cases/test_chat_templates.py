@@ -148,9 +148,8 @@ def test_a_task_stays_on_its_day(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def run(tmp_path):
     """A run of one update on a dated template, in tmp_path/run; its model's folder is tmp_path/m."""
-    monkeypatch.setattr(train, "EXAMPLES", 1)
     name = folder(model(tokenizer()), tokenizer(template=DATED), tmp_path / "m")
     (tmp_path / "t.jsonl").write_text('{"prompt": "Say N."}\n' * 4)
     (tmp_path / "t.yaml").write_text(
