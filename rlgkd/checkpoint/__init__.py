@@ -44,15 +44,19 @@ from rlgkd.checkpoint.files import (
     sync,
     temporary_name,
     write,
+    writing,
 )
+from rlgkd.checkpoint.growing import GrowingFile
 from rlgkd.checkpoint.state import JSON, checked_restore, file_contents
 from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.file_kinds import check_file
 
 __all__ = [
     "FILES",
     "FORMAT",
     "JSON",
     "MANIFEST",
+    "GrowingFile",
     "atomic_write",
     "damages",
     "latest",
@@ -63,6 +67,7 @@ __all__ = [
     "save",
     "sync",
     "whole",
+    "writing",
 ]
 
 FORMAT = "rlgkd-checkpoint-1"
@@ -261,6 +266,7 @@ def _damage(folder: Path) -> tuple[Path, str] | None:
         for name in FILES:
             file = folder / name
             expected = manifest["files"][name]
+            check_file(file)
             if (size := file.stat().st_size) < expected["size"]:
                 return file, f"truncated ({size} of {expected['size']} bytes)"
             with file.open("rb") as content:
@@ -270,6 +276,6 @@ def _damage(folder: Path) -> tuple[Path, str] | None:
         return file, "missing"
     except OSError as error:
         return file, f"unreadable ({reason(error)})"
-    except (ValueError, KeyError, TypeError):  # JSON that is malformed, or not a manifest
+    except (ValueError, KeyError, TypeError, RecursionError):  # JSON that is malformed, or not a manifest
         return folder / MANIFEST, "damaged (not the manifest of a checkpoint)"
     return None

@@ -30,7 +30,7 @@ from rlgkd.scripts.comparison.results import (
     untrained_models,
 )
 from rlgkd.scripts.comparison.run_cell import check_same, is_measured, measure_untrained, train_and_measure
-from rlgkd.scripts.runs.train import locked
+from rlgkd.scripts.runs.folder import locked
 from rlgkd.scripts.runs.workers import Job, run_jobs
 
 

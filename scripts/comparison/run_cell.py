@@ -27,9 +27,10 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
-from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
+from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
+from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.stopping import StopRequest
-from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
+from rlgkd.scripts.runs.train import build_agent, fit, rewind
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 
@@ -185,11 +186,9 @@ def _unseen_measures(settings: RunConfig, agent: TextAlgorithm, out: Path, updat
     stream = range(updates * settings.algorithm.sampling.prompts_per_update)
     items = {item.key: item for item in (agent.task.item(agent.split, settings.seed, index) for index in stream)}
     completions: dict[int, list[tuple[str, str]]] = defaultdict(list)  # update -> (key of the item, text)
-    with (out / ROLLOUTS).open() as file:
-        for line in file:
-            record = json.loads(line)
-            if record["source"] in ON_POLICY:
-                completions[record["step"]].append((record["key"], record["completion"]))
+    for record in records(out / ROLLOUTS):
+        if record["source"] in ON_POLICY:
+            completions[record["step"]].append((record["key"], record["completion"]))
     means: dict[str, list[float]] = {}
     for update in range(updates):
         keys = [key for key, _ in completions[update]]

@@ -14,7 +14,8 @@ from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared_vocabulary
 from rlgkd.lm.text_format import warn_of_other_format
 from rlgkd.scripts.config.run import RunConfig, override, read
-from rlgkd.scripts.runs.train import CONFIG, make_env
+from rlgkd.scripts.runs.folder import CONFIG
+from rlgkd.scripts.runs.train import make_env
 
 
 def show(

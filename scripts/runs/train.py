@@ -9,14 +9,11 @@ stopped (but for the seconds in times.csv).
 from __future__ import annotations
 
 import copy
-import fcntl
-import json
-import math
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from rich.console import Console
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
@@ -32,35 +29,35 @@ from rlgkd.agents.state import TrainingState
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
-from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
-from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.changed_settings import changed_settings, restore
-from rlgkd.scripts.runs.recorder import (
+from rlgkd.scripts.runs.events import events_if_installed
+from rlgkd.scripts.runs.folder import (
     CHECKPOINTS,
+    CONFIG,
     GROWING,
+    MODEL,
     PROGRESS,
     ROLLOUTS,
+    SUMMARY,
+    TENSORBOARD,
     TIMES,
-    ProgressCsv,
-    Recorder,
-    TimesCsv,
-    cut_rows,
-    number_of_rows,
-    strict_json,
+    check_names,
+    check_new,
+    locked,
 )
+from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, cut_rows, number_of_rows, strict_json
+from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.statistics import Interval
-from rlgkd.types import StopReason
-
-EXAMPLES = 20
-CONFIG, SUMMARY = "config.yaml", "summary.json"
+from rlgkd.scripts.runs.summary import rewards_of, summarise
+from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids, with_day
 
 
 def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
@@ -68,11 +65,12 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
 
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
+    check_new(out)
     agent = build_agent(settings)
+    settings = with_day(settings, agent.task)
     made = [folder for folder in out.parents if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
+    with checkpoint.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
@@ -95,8 +93,9 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
     Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
     SettingError for a change that needs a new run.
     """
-    if not (out / CONFIG).is_file():
+    if not (out / CONFIG).exists():
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
+    check_names(out)
     settings = read(out / CONFIG, overrides)
     with locked(out):
         return _run(settings, build_agent(settings), out, quiet)
@@ -181,8 +180,6 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
     Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
     changed with which it cannot go on. Nothing is cut then.
     """
-    for name in GROWING:
-        _check_own_file(out / name)
     checkpoint.remove_stale(out)
     skipped = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
@@ -193,18 +190,19 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
+        if not any(change.setting.startswith("env_settings.") for change in new):
+            check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
         restore(folder, agent, training, new)
         _cut(out, training.updates, size)
+        if damaged := damaged_lines(out / ROLLOUTS):
+            lost = (
+                f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
+            )
+            console.print(lost, highlight=False, markup=False, soft_wrap=True)
         return [*earlier, *new]
     _check_nothing_lost(settings, out, skipped)
     _cut(out, 0, 0)
     return []
-
-
-def _check_own_file(path: Path) -> None:
-    """Raise CheckpointError if a file that is cut and appended to is a link, whose target is not the run's."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
 
 
 def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
@@ -263,83 +261,33 @@ def fit(
 
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
-    (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-    events = TensorBoardOutputFormat(str(out / "tensorboard"))
-    with (out / ROLLOUTS).open("a") as rollouts, closing(events):
-        agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
+    with checkpoint.writing(out / CHECKPOINTS):
+        (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
+    outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
+    with checkpoint.GrowingFile(out / ROLLOUTS) as rollouts, closing(Logger(str(out), outputs)) as logger:
+        agent.set_logger(logger)
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, rollouts, stop, history, quiet=quiet, console=console)
+            ids = text_ids(agent.task, agent.split, settings.seed)
+            recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
-            with stop.at_whole_update():
+            with stop.at_whole_update(), closing(recorder):
                 agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-    _save_model(agent, out / "model")
-
-
-def summarise(
-    settings: RunConfig, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
-) -> dict[str, Any]:
-    """What summary.json holds: scores with intervals, paired changes, and texts side by side."""
-
-    def plain(scores: dict[str, Interval]) -> dict[str, dict[str, float]]:
-        return {name: asdict(score) for name, score in scores.items()}
-
-    def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
-        written = evaluation.trajectories[row]
-        return {
-            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
-            "quality": evaluation.qualities[row], "stop": str(written.stop),
-        }  # fmt: skip
-
-    return {
-        "name": settings.name, "env": settings.env, "agent": settings.agent,
-        "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
-        "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
-        "tokens": agent.num_timesteps,
-        "prompts": len(before.trajectories), "split": settings.eval_split,
-        "before": plain(before.scores()), "after": plain(after.scores()),
-        "teacher_scores": plain(taught.scores()) if taught else {},
-        "change": plain(after.change_from(before)),
-        "examples": [
-            {
-                "key": item.key, "prompt": item.prompt, "reference": item.reference,
-                "before": text(before, row), "after": text(after, row),
-                **({"teacher": text(taught, row)} if taught else {}),
-            }
-            for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
-        ],
-    }  # fmt: skip
-
-
-def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
-    """How the reward did while training: texts that it scored or failed at, why first, and what all earned alike."""
-    scored, failures = 0, list[str]()
-    with (out / ROLLOUTS).open() as file:
-        for record in map(json.loads, file):
-            scored += record["stop"] != StopReason.TRUNCATED
-            # Null, or NaN in a file of an older version.
-            if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
-                failures.append(record.get("failure", ""))
-    return {
-        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
-        "always": agent.constant_reward,
-    }  # fmt: skip
+    _save_model(agent, out / MODEL)
 
 
 def _save_model(agent: TextAlgorithm, folder: Path) -> None:
     """The model's folder, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        agent.save(temporary)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            "model", str(folder), f"it could not be written ({error}); free space, then --resume"
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with checkpoint.writing(folder, "free space, then --resume"):
+        try:
+            agent.save(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _size(file: Path) -> int:
@@ -353,18 +301,3 @@ def _cut(out: Path, updates: int, size: int) -> None:
     if _size(out / ROLLOUTS) > size:
         with (out / ROLLOUTS).open("r+") as rollouts:
             rollouts.truncate(size)
-
-
-@contextmanager
-def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for this process.
-
-    Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
-    """
-    _check_own_file(out / ".lock")
-    with (out / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise CheckpointError("out", str(out), "another process works in it; wait for it or stop it") from error
-        yield

@@ -27,6 +27,7 @@ from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs.summary import rewards_of
 
 SMALL = (
     "agent=Reinforce", "alpha=0.5",
@@ -412,7 +413,7 @@ def test_a_run_says_how_many_rewards_failed_and_why(
     text = (out / "rollouts.jsonl").read_text()
     (out / "rollouts.jsonl").write_text(text.replace('"reward": null', '"reward": NaN'))  # as older versions wrote it
     agent = SimpleNamespace(constant_reward=None)
-    assert text != (out / "rollouts.jsonl").read_text() and train.rewards_of(out, agent) == told  # type: ignore[arg-type]
+    assert text != (out / "rollouts.jsonl").read_text() and rewards_of(out, agent) == told  # type: ignore[arg-type]
 
 
 def _strictly(text: str) -> Any:
