@@ -63,10 +63,11 @@ def open_models(
         check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
         if end_token(tokenizer) != end_token(task.tokenizer):
             raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
-        if getattr(task, "chat", False) and tokenizer.chat_template != task.tokenizer.chat_template:
+        template = getattr(task, "chat_template", None)
+        if template is not None and tokenizer.chat_template != template.as_saved:
             # The student is saved with the template that it is trained in.
             tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.chat_template = task.tokenizer.chat_template
+            tokenizer.chat_template = template.as_saved
         opened = load(policy, dtype=dtype_of(model.dtype), device=device)
     if model.lora_rank:
         opened.requires_grad_(False)

@@ -12,7 +12,7 @@ import torch
 
 from rlgkd.agents.config import SamplingSettings
 from rlgkd.checkpoint import GrowingFile, atomic_write, writing
-from rlgkd.dialogue import stop_strings, task_end_ids
+from rlgkd.dialogue import end_ids_of, stop_strings
 from rlgkd.errors import DataError
 from rlgkd.file_kinds import other_kind
 from rlgkd.lm.generate import CoSampler, OnStep
@@ -95,7 +95,7 @@ class Sources:
         """What a file of the teacher's texts is valid for."""
         assert self.teacher is not None
         stops = stop_strings(self.task)
-        end_ids = self.teacher.end_ids | task_end_ids(self.task)
+        end_ids = end_ids_of(self.task, self.teacher.end_ids)
         weights = hashlib.sha256()
         for parameter in self.teacher.module.parameters():
             weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -151,6 +151,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Temperature of the samples; ignored with --greedy.")] = 1.0,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
+    chat_template_kwargs: Annotated[
+        str, typer.Option(help="Variables of the chat template, such as '{enable_thinking: false}', over a run's.")
+    ] = "",
     seed: SamplingSeed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeat for others. A new line is $'\\n'.")
@@ -170,6 +173,7 @@ def generate(
         temperature=temperature,
         greedy=greedy,
         chat=chat,
+        chat_template_kwargs=generation.parse_variables(chat_template_kwargs),
         seed=seed,
         stop=stop or (),
         filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -123,6 +123,7 @@ class Recorder(BaseCallback):
         rollouts: checkpoint.GrowingFile,
         stop: StopRequest,
         history: Sequence[Change] = (),
+        text_ids: Mapping[str, Any] | None = None,
         *,
         quiet: bool,
         console: Console,
@@ -130,6 +131,8 @@ class Recorder(BaseCallback):
         super().__init__()
         self.history = history
         """Settings that changed since the run began."""
+        self.text_ids = text_ids
+        """What identifies the ids of its texts; see `rlgkd.scripts.runs.text_ids`."""
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
@@ -235,6 +238,7 @@ class Recorder(BaseCallback):
             state={
                 **position,
                 "settings": masked(self.settings.flat()),
+                "text_ids": self.text_ids,
                 "changes": [asdict(change) for change in self.history],
             },
         )

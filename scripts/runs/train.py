@@ -57,6 +57,7 @@ from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, cut_row
 from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import rewards_of, summarise
+from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids, with_day
 
 
 def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
@@ -66,6 +67,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
     """
     check_new(out)
     agent = build_agent(settings)
+    settings = with_day(settings, agent.task)
     made = [folder for folder in out.parents if not folder.exists()]
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -188,6 +190,8 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
+        if not any(change.setting.startswith("env_settings.") for change in new):
+            check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
         restore(folder, agent, training, new)
         _cut(out, training.updates, size)
         if damaged := damaged_lines(out / ROLLOUTS):
@@ -264,7 +268,8 @@ def fit(
         agent.set_logger(logger)
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, rollouts, stop, history, quiet=quiet, console=console)
+            ids = text_ids(agent.task, agent.split, settings.seed)
+            recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
             with stop.at_whole_update(), closing(recorder):
                 agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
