@@ -154,8 +154,9 @@ def _evaluated_run(
         checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
-    console.print(
-        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
+    say(
+        console,
+        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
     fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)

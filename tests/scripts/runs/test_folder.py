@@ -212,5 +212,5 @@ def test_a_clone_without_links_says_so(tmp_path: Path) -> None:
     (tmp_path / "rlgkd" / "__init__.py").write_text(source.read_text())
     (tmp_path / "rlgkd" / "envs").write_text("../envs")  # what git leaves of a link
     command = [sys.executable, "-c", "import rlgkd"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(tmp_path)})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={})
     assert result.returncode == 1 and "core.symlinks=true" in result.stderr.splitlines()[-1]
