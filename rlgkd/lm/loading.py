@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from rlgkd.errors import DependencyError, ModelError, RlgkdError, SettingError
+from rlgkd.file_kinds import other_kind
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
@@ -228,8 +229,16 @@ def _model_folder(name: str) -> Path:
     lacks = "it holds no model" if os.path.exists(path) else "there is no such folder"
     for folder in (path, path / "model"):
         if os.path.isfile(folder / "config.json"):
+            _check_kinds(name, folder)
             return folder
     raise ModelError("model", name, f"{lacks}; give a folder that holds config.json and model.safetensors")
+
+
+def _check_kinds(name: str, folder: Path) -> None:
+    """Raise ModelError for a pipe or a device in a model's folder, whose reading might never end."""
+    for path in folder.iterdir():
+        if path.exists() and (kind := other_kind(path)) and not path.is_dir():
+            raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
 
 
 def _text(name: Any) -> str:
