@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm import fast
-from rlgkd.lm.model import DecodeState, LanguageModel
+from rlgkd.lm.decode_state import DecodeState
+from rlgkd.lm.model import LanguageModel
 
 
 class Decoder(Protocol):

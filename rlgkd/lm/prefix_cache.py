@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import ModelError
+from rlgkd.lm.decode_state import DecodeState
 from rlgkd.lm.encoder_decoder import EncoderDecoderModel
-from rlgkd.lm.model import DecodeState, LanguageModel
+from rlgkd.lm.model import LanguageModel
 from rlgkd.types import Batch
 
 
