@@ -98,10 +98,12 @@ def action_values(
     lengths_B = torch.tensor([episode.length for episode in episodes], device="cpu")
     mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
     values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
+    rows: list[int] = []
+    values: list[Tensor] = []  # stays on the device until the end, to wait for it only once
     for part in micro_batches(lm, episodes, token_budget):
-        values_RL = values_BL[part.rows]
-        values_RL[mask_BL[part.rows]] = function(lm.states(part.batch), lm.actions(part.batch)).cpu().double()
-        values_BL[part.rows] = values_RL
+        rows += part.rows
+        values.append(function(lm.states(part.batch), lm.actions(part.batch)))
+    values_BL[rows] = values_BL[rows].masked_scatter(mask_BL[rows], torch.cat(values).cpu().double())
     return values_BL
 
 

@@ -159,9 +159,9 @@ class LanguageModel:
             row_N, column_N = batch.action_index_N
             predictor_N = packed.packed_index(row_N * width + column_N - 1)
             return cast("tuple[Tensor, Tensor]", fast.forward(self.body, packed, predictor_N, head_VH=head_VH))
-        # Without a mask: padding stands behind, where no token sees it, and attention has its fast kernels for causal
-        # rows without one alone.
-        with onednn_linears():
+        # Without a mask: attention's fast kernels take causal rows without one alone. Padding stands behind, where no
+        # token sees it.
+        with onednn_linears(self.device):
             states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state
         row_N, column_N = batch.action_index_N
         return states_BTH[row_N, column_N - 1], head_VH
@@ -179,7 +179,7 @@ class LanguageModel:
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         # By the configuration the cache knows layers with sliding windows, which keep less than all tokens.
         state = DecodeState(DynamicCache(config=self.module.config), attention_PT[:, :0])
-        with onednn_linears():
+        with onednn_linears(self.device):
             return self._extend(tokens_PT, attention_PT, state), state
 
     def advance(self, token_B: Tensor, state: DecodeState) -> Tensor:
