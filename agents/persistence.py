@@ -11,8 +11,10 @@ from typing import Any
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
-from rlgkd.lm.loading import save
+from rlgkd.file_kinds import check_file
+from rlgkd.lm.loading import dtype_of
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.saving import save
 from rlgkd.settings import Settings, layered
 
 SETTINGS_FILE = "rlgkd_agent.json"
@@ -40,7 +42,15 @@ def write_agent(
     Models and schedules that were given as functions are left out.
     """
     folder = agent_folder(path)
-    save(student.module, student.tokenizer, folder, end_ids=student.end_ids)
+    dtype = settings["saved_dtype"]
+    save(
+        student.module,
+        student.tokenizer,
+        folder,
+        end_ids=student.end_ids,
+        dtype=None if dtype is None else dtype_of(dtype),
+        adapters=settings["save_adapter"],
+    )
     shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
     if teacher is not None:
         save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
@@ -59,10 +69,11 @@ def read_agent(
     """
     folder = agent_folder(path)
     try:
+        check_file(folder / SETTINGS_FILE)
         saved = json.loads((folder / SETTINGS_FILE).read_text())
-        name, settings = saved["agent"], saved["settings"]
+        name, settings = saved["agent"], dict(saved["settings"])
         state = TrainingState.from_json(saved["state"] if "state" in saved else saved["counters"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")

@@ -2,7 +2,8 @@
 
 The next-token shift is written here and nowhere else: the state at position t-1 predicts token t. Temperature belongs
 to the policy, so sampling and scoring see the same distribution. Vocabulary entries beyond the tokenizer's (of a padded
-embedding) are cut off in both. Dropout is off, in sampling, scoring and training alike.
+embedding), or beyond those that a teacher shares with its student, are cut off in both. Dropout is off, in sampling,
+scoring and training alike.
 
 Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model` wraps either kind.
 """
@@ -17,7 +18,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.devices import to_device
@@ -87,6 +88,7 @@ class LanguageModel:
         temperature: float = 1.0,
         rows_at_once: int | None = None,
         compile_decoding: bool = False,
+        vocabulary: int | None = None,
     ) -> None:
         """Wrap a loaded model.
 
@@ -96,10 +98,12 @@ class LanguageModel:
             temperature: Above 0.
             rows_at_once: Rows that are decoded at a time; others wait for free slots. None: all.
             compile_decoding: Compile the decode step of a Llama-family model, on CUDA as a graph.
+            vocabulary: The first tokens, the only ones that it generates, as `shared_vocabulary` counts them; None is
+                all of the tokenizer's.
 
-        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if on a
-        few tokens the output head is more than a linear layer (see `logits`), or decoding with a cache differs from
-        the model's whole forward pass.
+        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, no end
+        token is in the vocabulary, or if on a few tokens the output head is more than a linear layer (see `logits`),
+        or decoding with a cache differs from the model's whole forward pass.
         """
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
@@ -108,9 +112,12 @@ class LanguageModel:
         self.temperature = temperature
         self.rows_at_once = rows_at_once
         self.compile_decoding = compile_decoding
-        self.vocabulary = len(tokenizer)
-        self.end_ids = model_end_ids(module, tokenizer)
+        self.vocabulary = len(tokenizer) if vocabulary is None else vocabulary
+        self.end_ids = frozenset(id_ for id_ in model_end_ids(module, tokenizer) if id_ < self.vocabulary)
         """Each of them ends a text."""
+        if not self.end_ids:
+            remedy = f"of its vocabulary the first {self.vocabulary} tokens are shared, and none of them ends its texts"
+            raise ModelError("model", tokenizer.eos_token, remedy)
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
@@ -118,6 +125,7 @@ class LanguageModel:
             remedy = f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens"
             raise ModelError("model", module.config.model_type, remedy)
         self.head: nn.Linear = head
+        self._scale_and_cap = _scale_and_cap(module.config)
         self._check_forward()
 
     @property
@@ -128,7 +136,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The longest sequence, in tokens, that the model takes."""
-        limit = getattr(self.module.config, "max_position_embeddings", None)
+        limit = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
         return 2**31 if limit is None else int(limit)
 
     @property
@@ -214,7 +222,9 @@ class LanguageModel:
     def tempered(self, logits: Tensor) -> Tensor:
         """The head's outputs [..., V] as logits at the policy's temperature, in float32 at least."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        cap = getattr(self.module.config, "final_logit_softcapping", None)  # Gemma 2's
+        scale, cap = self._scale_and_cap
+        if scale != 1.0:
+            logits = logits * scale
         if cap:
             logits = cap * torch.tanh(logits / cap)
         return logits if self.temperature == 1.0 else logits / self.temperature
@@ -227,7 +237,8 @@ class LanguageModel:
     @property
     def body(self) -> Any:
         """The transformer without its head."""
-        return self.module.base_model
+        body = self.module.base_model
+        return body if body is not self.module else getattr(body, "model", body)  # Llama 4's prefix names no part of it
 
     def _check_forward(self) -> None:
         """Refuse by name what `_check_head` and `_check_decoding` find, or cannot run."""
@@ -297,6 +308,15 @@ class LanguageModel:
         return bool((difference_TV.norm(dim=-1) <= tolerance * scale_TV.norm(dim=-1)).all())
 
 
+def _scale_and_cap(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """What a family does to the head's outputs: a factor, then a soft cap; what else it does is refused at opening."""
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere's
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1's
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite's
+    return float(scale), getattr(config, "final_logit_softcapping", None)  # Gemma 2's
+
+
 def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both [B, T], of rows padded on the left so that all end in the last column."""
     width = max(map(len, rows))
@@ -313,32 +333,3 @@ def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = width - shape[dim]
     return torch.cat([tensor.new_zeros(shape), tensor], dim)
-
-
-def check_same_vocabulary(
-    tokenizer: PreTrainedTokenizerBase,
-    other: PreTrainedTokenizerBase,
-    *,
-    field: str = "teacher",
-    owner: str = "student",
-    name: str = "",
-) -> None:
-    """Raise ModelError unless both tokenizers map the same tokens to the same ids, as a divergence needs.
-
-    Args:
-        tokenizer: The `owner`'s.
-        other: Must equal it.
-        field: The setting that named the model of `other`.
-        owner: Whose the first tokenizer is.
-        name: The name of the model of `other`.
-    """
-    ours = tokenizer.get_vocab()
-    theirs = other.get_vocab()
-    if ours == theirs:
-        return
-    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    remedy = (
-        f"its vocabulary differs from the {owner}'s ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
-        f"first {odd[0]!r}); give a {field} with the {owner}'s tokenizer"
-    )
-    raise ModelError(field, name or other.name_or_path, remedy)

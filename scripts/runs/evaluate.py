@@ -8,13 +8,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
-from rlgkd.lm import check_same_vocabulary, open_by_name
+from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared_vocabulary
 from rlgkd.lm.text_format import warn_of_other_format
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, override, read
-from rlgkd.scripts.runs.train import CONFIG, make_env
+from rlgkd.scripts.runs.folder import CONFIG
+from rlgkd.scripts.runs.train import make_env
 
 
 def show(
@@ -45,9 +48,10 @@ def show(
     policy = open_by_name(model, temperature=temperature)
     task = make_env(env, env_settings, student=model, seed=seed).task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
-    teacher_model = open_by_name(teacher) if teacher else None
-    if teacher_model is not None:
-        check_same_vocabulary(policy.tokenizer, teacher_model.tokenizer, owner="model", name=teacher)
+    teacher_model = None
+    if teacher:
+        shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
+        teacher_model = open_by_name(teacher, vocabulary=shared)
         warn_of_other_format(
             task.tokenizer,
             policy.end_ids,
@@ -70,10 +74,10 @@ def show(
     )
     table = Table("measure", "mean", "95% interval")
     for name, score in evaluation.scores().items():
-        table.add_row(name, f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}")
+        table.add_row(Text(shown(name)), f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}")
     task_name = env if task.name in env else f"{env} ({task.name})"
     heading = f"{model} on {len(evaluation.trajectories)} {split} prompts of {task_name}"
-    Console().print(heading, highlight=False, markup=False, soft_wrap=True)
+    say(Console(), heading)
     Console().print(table)
 
 

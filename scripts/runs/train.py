@@ -9,14 +9,11 @@ stopped (but for the seconds in times.csv).
 from __future__ import annotations
 
 import copy
-import fcntl
-import json
-import math
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from rich.console import Console
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
@@ -32,33 +29,35 @@ from rlgkd.agents.state import TrainingState
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
-from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.scripts._console import say
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
-from rlgkd.scripts.report.formatting import visible
-from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
-from rlgkd.scripts.runs.recorder import (
+from rlgkd.scripts.runs.changed_settings import changed_settings, restore
+from rlgkd.scripts.runs.events import events_if_installed
+from rlgkd.scripts.runs.folder import (
     CHECKPOINTS,
+    CONFIG,
     GROWING,
+    MODEL,
     PROGRESS,
     ROLLOUTS,
+    SUMMARY,
+    TENSORBOARD,
     TIMES,
-    ProgressCsv,
-    Recorder,
-    TimesCsv,
-    cut_rows,
-    number_of_rows,
-    strict_json,
+    check_names,
+    check_new,
+    locked,
 )
+from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, cut_rows, number_of_rows, strict_json
+from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.statistics import Interval
-from rlgkd.types import StopReason
-
-EXAMPLES = 20
-CONFIG, SUMMARY = "config.yaml", "summary.json"
+from rlgkd.scripts.runs.summary import rewards_of, summarise
+from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids, with_day
 
 
 def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
@@ -66,11 +65,12 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
 
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
+    check_new(out)
     agent = build_agent(settings)
+    settings = with_day(settings, agent.task)
     made = [folder for folder in out.parents if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
+    with checkpoint.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
@@ -84,14 +84,19 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
             raise
 
 
-def resume(out: Path, *, quiet: bool = False) -> Path:
+def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Path:
     """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
 
-    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it.
+    Settings may have changed: by `key=value` overrides, which config.yaml then holds, or by an edit of that file; see
+    rlgkd.scripts.config.changes.
+
+    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
+    SettingError for a change that needs a new run.
     """
-    if not (out / CONFIG).is_file():
+    if not (out / CONFIG).exists():
         raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
-    settings = read(out / CONFIG)
+    check_names(out)
+    settings = read(out / CONFIG, overrides)
     with locked(out):
         return _run(settings, build_agent(settings), out, quiet)
 
@@ -127,14 +132,14 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True)
-    with stoppable(out, console) as stop:
+    with stoppable(f"rlgkd train --resume {shlex.quote(str(out))}", console) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
 def _evaluated_run(
     settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
 ) -> Path:
-    console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
+    say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
         "split": settings.eval_split,
@@ -144,57 +149,65 @@ def _evaluated_run(
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
-    rewind(settings, agent, out, console)
+    history = rewind(settings, agent, out, console)
+    if settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
+        checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
-    console.print(
-        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
+    say(
+        console,
+        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
-    fit(settings, agent, out, stop, quiet=quiet, console=console)
+    fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
+    if history:
+        summary["changes"] = [asdict(change) for change in history]
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
     for remark in view.remarks(summary):
-        console.print(visible(remark), style="yellow", highlight=False, markup=False)
+        say(console, remark, style="yellow")
     return page
 
 
-def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> None:
+def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> list[Change]:
     """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
 
-    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits: nothing is cut then.
+    Returns the settings that have changed since the run began.
+
+    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
+    changed with which it cannot go on. Nothing is cut then.
     """
-    for name in GROWING:
-        _check_own_file(out / name)
     checkpoint.remove_stale(out)
     skipped = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
-        training, size = _position(folder)
+        training, size, state = _position(folder)
         if lack := _lack(out, training.updates, size):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
-            console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
-        checkpoint.load(folder, model=agent.modules, optimizer=agent.policy.optimizer)
-        agent.state = training
+            say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
+        new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
+        if not any(change.setting.startswith("env_settings.") for change in new):
+            check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
+        restore(folder, agent, training, new)
         _cut(out, training.updates, size)
-        return
+        if damaged := damaged_lines(out / ROLLOUTS):
+            lost = (
+                f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
+            )
+            say(console, lost)
+        return [*earlier, *new]
     _check_nothing_lost(settings, out, skipped)
     _cut(out, 0, 0)
+    return []
 
 
-def _check_own_file(path: Path) -> None:
-    """Raise CheckpointError if a file that is cut and appended to is a link, whose target is not the run's."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
-
-
-def _position(folder: Path) -> tuple[TrainingState, int]:
-    """Return the state of training of a whole checkpoint, and the size of rollouts.jsonl that it counts on.
+def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
+    """Return the state of training of a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
 
     Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
     """
@@ -204,13 +217,13 @@ def _position(folder: Path) -> tuple[TrainingState, int]:
         training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
         sizes = state["sizes"]
         unknown = sorted(sizes.keys() - {*GROWING})
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
     size = sizes.get(ROLLOUTS)
     if unknown or not isinstance(size, int) or size < 0:
         remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
         raise CheckpointError("checkpoint", str(folder), remedy)
-    return training, size
+    return training, size, state
 
 
 def _lack(out: Path, updates: int, size: int) -> str | None:
@@ -234,89 +247,48 @@ def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> N
 
 
 def fit(
-    settings: RunConfig, agent: TextAlgorithm, out: Path, stop: StopRequest, *, quiet: bool, console: Console
+    settings: RunConfig,
+    agent: TextAlgorithm,
+    out: Path,
+    stop: StopRequest,
+    history: Sequence[Change] = (),
+    *,
+    quiet: bool,
+    console: Console,
 ) -> None:
     """Train from where `rewind` has brought the agent to the last token, and write its model.
 
+    Checkpoints keep `history`, which `rewind` has returned.
+
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
-    (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-    events = TensorBoardOutputFormat(str(out / "tensorboard"))
-    with (out / ROLLOUTS).open("a") as rollouts, closing(events):
-        agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
+    with checkpoint.writing(out / CHECKPOINTS):
+        (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
+    outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
+    with checkpoint.GrowingFile(out / ROLLOUTS) as rollouts, closing(Logger(str(out), outputs)) as logger:
+        agent.set_logger(logger)
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            recorder = Recorder(settings, out, rollouts, stop, quiet=quiet, console=console)
+            ids = text_ids(agent.task, agent.split, settings.seed)
+            recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
-            with stop.at_whole_update():
+            with stop.at_whole_update(), closing(recorder):
                 agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-    _save_model(agent, out / "model")
-
-
-def summarise(
-    settings: RunConfig, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
-) -> dict[str, Any]:
-    """What summary.json holds: scores with intervals, paired changes, and texts side by side."""
-
-    def plain(scores: dict[str, Interval]) -> dict[str, dict[str, float]]:
-        return {name: asdict(score) for name, score in scores.items()}
-
-    def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
-        written = evaluation.trajectories[row]
-        return {
-            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
-            "quality": evaluation.qualities[row], "stop": str(written.stop),
-        }  # fmt: skip
-
-    return {
-        "name": settings.name, "env": settings.env, "agent": settings.agent,
-        "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
-        "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
-        "tokens": agent.num_timesteps,
-        "prompts": len(before.trajectories), "split": settings.eval_split,
-        "before": plain(before.scores()), "after": plain(after.scores()),
-        "teacher_scores": plain(taught.scores()) if taught else {},
-        "change": plain(after.change_from(before)),
-        "examples": [
-            {
-                "key": item.key, "prompt": item.prompt, "reference": item.reference,
-                "before": text(before, row), "after": text(after, row),
-                **({"teacher": text(taught, row)} if taught else {}),
-            }
-            for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
-        ],
-    }  # fmt: skip
-
-
-def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
-    """How the reward did while training: texts that it scored or failed at, why first, and what all earned alike."""
-    scored, failures = 0, list[str]()
-    with (out / ROLLOUTS).open() as file:
-        for record in map(json.loads, file):
-            scored += record["stop"] != StopReason.TRUNCATED
-            # Null, or NaN in a file of an older version.
-            if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
-                failures.append(record.get("failure", ""))
-    return {
-        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
-        "always": agent.constant_reward,
-    }  # fmt: skip
+    _save_model(agent, out / MODEL)
 
 
 def _save_model(agent: TextAlgorithm, folder: Path) -> None:
     """The model's folder, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        agent.save(temporary)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            "model", str(folder), f"it could not be written ({error}); free space, then --resume"
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with checkpoint.writing(folder, "free space, then --resume"):
+        try:
+            agent.save(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _size(file: Path) -> int:
@@ -330,18 +302,3 @@ def _cut(out: Path, updates: int, size: int) -> None:
     if _size(out / ROLLOUTS) > size:
         with (out / ROLLOUTS).open("r+") as rollouts:
             rollouts.truncate(size)
-
-
-@contextmanager
-def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for this process.
-
-    Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
-    """
-    _check_own_file(out / ".lock")
-    with (out / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise CheckpointError("out", str(out), "another process works in it; wait for it or stop it") from error
-        yield
