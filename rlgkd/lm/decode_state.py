@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from rlgkd.devices import to_device
+
 
 @dataclass
 class DecodeState:
@@ -68,7 +70,7 @@ def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device
     for index, row in enumerate(rows):
         tokens[index, width - len(row) :] = row
         attention[index, width - len(row) :] = 1
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(attention).to(device)
+    return to_device(tokens, device), to_device(attention, device)
 
 
 def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:
