@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from stable_baselines3.common.callbacks import BaseCallback
@@ -193,12 +194,14 @@ class TextAlgorithm(TokenAlgorithm):
         self.policy.forget()
         self._began, reward_began = time.perf_counter(), self.collector.seconds_of_reward
         items, indices = self.collector.next_items(self.state)
-        going = True
+        going, ended = True, len(self.trajectories)
 
         def on_step(tokens: int) -> bool:
-            nonlocal going
+            nonlocal going, ended
             self.num_timesteps += tokens
-            callback.update_locals({"self": self, "items": items})
+            # Callbacks of SB3 count episodes by `dones`: those of an update are over once it is whole.
+            callback.update_locals({"self": self, "items": items, "dones": np.ones(ended, dtype=bool)})
+            ended = 0
             going = callback.on_step()
             return going
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from rlgkd.agents.config import SamplingSettings
+from rlgkd.checkpoint import GrowingFile, atomic_write, writing
 from rlgkd.dialogue import end_ids_of, stop_strings
 from rlgkd.errors import DataError
+from rlgkd.file_kinds import other_kind
 from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.model import LanguageModel
 from rlgkd.rollout import reference_episodes, replay_episodes, sample_episodes
@@ -123,16 +125,19 @@ class TeacherTexts:
         """
         self.path = path
         self.ids: dict[str, list[int]] = {}
+        if path.exists() and (kind := other_kind(path)):
+            raise DataError("teacher_texts", str(path), f"it is {kind}; name a file")
         if not path.exists() or not path.stat().st_size:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(fingerprint) + "\n")
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(fingerprint) + "\n")
             return
-        first, *lines = path.read_text().splitlines(keepends=True)
+        first, *lines = path.read_text(errors="replace").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # the process was stopped in the middle of a line
-            path.write_text(first + "".join(lines[:-1]))
+            atomic_write(path, first + "".join(lines[:-1]))
             lines = lines[:-1]
         try:
-            found = json.loads(first)
+            found = dict(json.loads(first))
             self.ids = {entry["key"]: list(map(int, entry["ids"])) for entry in map(json.loads, lines)}
         except (ValueError, KeyError, TypeError) as error:
             remedy = f"it has a line that is no text ({error}); delete it"
@@ -149,7 +154,8 @@ class TeacherTexts:
         missing = [n for n, key in enumerate(keys) if key not in self.ids and key not in keys[:n]]
         if missing:
             fresh = dict(zip((keys[n] for n in missing), draw(missing), strict=True))
-            with self.path.open("a") as file:
-                file.writelines(json.dumps({"key": key, "ids": ids}) + "\n" for key, ids in fresh.items())
+            with GrowingFile(self.path) as file:
+                for key, ids in fresh.items():
+                    file.write(json.dumps({"key": key, "ids": ids}) + "\n")
             self.ids |= fresh
         return [self.ids[key] for key in keys]

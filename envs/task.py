@@ -35,6 +35,8 @@ at the end of the episode."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
 """(items, completions) -> measures for evaluation, by name."""
 AT_LIMIT = ("terminate", "truncate")
+CHARACTERS_PER_TOKEN = 1000
+"""No text has tokens so long on the average: a prompt that would need them is too long before it is encoded."""
 _log = logging.getLogger(__name__)
 
 
@@ -224,6 +226,11 @@ class TextTask:
         """
         if item.messages and not self.chat:
             raise SettingError("chat", False, f"the prompt of {item.key} is a conversation; set chat to true")
+        characters = sum(len(message["content"]) for message in item.messages) or len(item.prompt)
+        if characters > CHARACTERS_PER_TOKEN * self.max_prompt_tokens:  # not to be encoded first, which takes minutes
+            limit = f"raise max_prompt_tokens, now {self.max_prompt_tokens}"
+            remedy = f"it has {characters:,} characters; shorten it or {limit}"
+            raise DataError("prompt", item.key, remedy)
         ids = self._prompt_ids(self._encoder, item)
         if len(ids) > self.max_prompt_tokens:
             remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"

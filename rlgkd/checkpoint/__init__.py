@@ -48,7 +48,7 @@ from rlgkd.checkpoint.files import (
 )
 from rlgkd.checkpoint.growing import GrowingFile
 from rlgkd.checkpoint.state import JSON, checked_restore, file_contents
-from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.errors import CheckpointError, SettingError, one_line
 from rlgkd.file_kinds import check_file
 
 __all__ = [
@@ -80,6 +80,8 @@ FILES = (
     "random.json",
     "state.json",
 )
+_FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+"""What files that are whole, and were not written by `save`, may lead to."""
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -160,9 +162,15 @@ def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, A
         if other:
             advice = f"use {'a later' if _number(other) > _number(folder) else 'an earlier'} checkpoint: {other}"
         raise CheckpointError("checkpoint", str(file), f"it is {problem}; {advice}")
-    restore = checked_restore(folder, model, optimizer)
-    state: dict[str, Any] = read_json(folder / "state.json")
-    restore()
+    try:
+        restore = checked_restore(folder, model, optimizer)
+        state: dict[str, Any] = read_json(folder / "state.json")
+        restore()
+    except CheckpointError:
+        raise
+    except _FOREIGN as error:
+        remedy = f"its files are not those of a checkpoint ({one_line(repr(error), 200)}); use another one"
+        raise CheckpointError("checkpoint", str(folder), remedy) from error
     return state
 
 

@@ -30,7 +30,7 @@ from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
 from rlgkd.scripts.runs.rollouts import records
-from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.train import build_agent, fit, rewind
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
@@ -66,7 +66,8 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
         history = rewind(settings, agent, out, console)
-        fit(settings, agent, out, StopRequest(), history, quiet=True, console=console)
+        with stoppable("the command of the comparison", console, second_ends=False) as stop:
+            fit(settings, agent, out, stop, history, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates

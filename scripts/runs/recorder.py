@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
@@ -218,7 +219,7 @@ class Recorder(BaseCallback):
             pieces.append(f"scoring {reward_seconds:.1f} s")
         self._line.update(self._task, description=cut_to_width(pieces, self.console))
         if self.quiet and updates % 10 == 0:
-            self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
+            say(self.console, "  ".join(pieces))
 
     def _position(self) -> dict[str, Any]:
         """Return where the run stands; weights and optimizer stay as they are while texts are sampled."""

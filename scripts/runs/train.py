@@ -32,10 +32,10 @@ from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
-from rlgkd.scripts.report.formatting import visible
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.changed_settings import changed_settings, restore
 from rlgkd.scripts.runs.events import events_if_installed
@@ -132,14 +132,14 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True)
-    with stoppable(out, console) as stop:
+    with stoppable(f"rlgkd train --resume {shlex.quote(str(out))}", console) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
 def _evaluated_run(
     settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
 ) -> Path:
-    console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
+    say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
         "split": settings.eval_split,
@@ -154,8 +154,9 @@ def _evaluated_run(
         checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
-    console.print(
-        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
+    say(
+        console,
+        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
     fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
@@ -168,7 +169,7 @@ def _evaluated_run(
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
     for remark in view.remarks(summary):
-        console.print(visible(remark), style="yellow", highlight=False, markup=False)
+        say(console, remark, style="yellow")
     return page
 
 
@@ -188,7 +189,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
-            console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
+            say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
         if not any(change.setting.startswith("env_settings.") for change in new):
             check_text_ids(state.get("text_ids"), agent, settings.seed, out)
@@ -198,7 +199,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
             lost = (
                 f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
             )
-            console.print(lost, highlight=False, markup=False, soft_wrap=True)
+            say(console, lost)
         return [*earlier, *new]
     _check_nothing_lost(settings, out, skipped)
     _cut(out, 0, 0)
@@ -216,7 +217,7 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
         training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
         sizes = state["sizes"]
         unknown = sorted(sizes.keys() - {*GROWING})
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
     size = sizes.get(ROLLOUTS)
     if unknown or not isinstance(size, int) or size < 0:

@@ -163,12 +163,12 @@ def test_a_run_that_was_asked_to_stop_saves_the_last_whole_update_and_goes_on(fi
 def test_a_second_signal_ends_at_once(waits: bool) -> None:
     block = "with stop.at_whole_update(): end(); end()" if waits else "end()"
     script = f"""
-import os, pathlib, signal, time
+import os, signal, time
 from rich.console import Console
 from rlgkd.scripts.runs.stopping import stoppable
 signal.signal(signal.SIGINT, signal.default_int_handler)
 end = lambda: os.kill(os.getpid(), signal.SIGINT)
-with stoppable(pathlib.Path("a run"), Console(stderr=True)) as stop:
+with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
     {block}
     time.sleep(60)
 """
