@@ -152,5 +152,9 @@ def _raise_for_rows(total_B1: Tensor, uniform_B: Tensor) -> None:
     bad_B = ~total_B1[:, 0].isfinite()
     if bool(bad_B.any()):
         rows = bad_B.nonzero()[:, 0].tolist()
-        raise SettingError("logits_BV", f"rows {rows[:8]}", "each row needs a finite logit and neither NaN nor +inf")
+        remedy = (
+            "each row needs a finite logit and neither NaN nor +inf; of a model that means weights that are not finite "
+            "(lower learning_rate) or a temperature too small for its logits (raise temperature)"
+        )
+        raise SettingError("logits_BV", f"rows {rows[:8]}", remedy)
     raise SettingError("uniform_B", uniform_B.tolist()[:8], "give numbers in [0, 1)")
