@@ -321,7 +321,6 @@ class TextAlgorithm(TokenAlgorithm):
                 objective,
                 rollout,
                 credit,
-                backward=self.accelerator.backward,
                 max_new_tokens=self.task.max_new_tokens,
                 with_policy_term=with_policy_term,
             )

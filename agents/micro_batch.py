@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.devices import to_device
 from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.shared_prefix import order_by_prefix
-from rlgkd.types import Batch, Episode
+from rlgkd.types import Batch, Episode, action_rows
 
 
 @dataclass
@@ -27,28 +29,31 @@ class MicroBatch:
 
     @cached_property
     def mask_BT(self) -> Tensor:
-        """The actions' places in the batch, shifted by one: the state before an action predicts it."""
-        return self.batch.action_mask_BT[:, 1:]
+        """[B, T], bool: true at the actions."""
+        return self.batch.action_mask_BT
 
     @cached_property
-    def _row_and_number_N(self) -> tuple[Tensor, Tensor]:
-        """Each action's row in the batch, and its number among the row's actions."""
-        number_BT = self.batch.action_mask_BT.cumsum(1)[:, 1:]
-        return self.mask_BT.nonzero()[:, 0], number_BT[self.mask_BT] - 1
+    def _row_and_number_N(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each action's row in the rollout, and its number among the row's actions; on the host."""
+        layouts = self.batch.layouts_B
+        number_N = np.concatenate([np.arange(len(layout.actions)) for layout in layouts])
+        return np.array(self.rows)[action_rows(layouts)], number_N
 
     def per_action(self, values_BL: Tensor) -> Tensor:
-        """Gather per-action values [B, L] of the rollout into this micro-batch's [N]."""
-        return values_BL[self.rows].to(self.mask_BT.device)[self._row_and_number_N]
+        """Gather per-action values [B, L] of the rollout, on the host, into this micro-batch's [N]."""
+        return to_device(values_BL[self._row_and_number_N], self.mask_BT.device)
 
     def per_row(self, values_B: Tensor) -> Tensor:
-        """Repeat per-row values [B] of the rollout for each of this micro-batch's N actions."""
-        return values_B[self.rows].to(self.mask_BT.device)[self._row_and_number_N[0]]
+        """Repeat per-row values [B] of the rollout, on the host, for each of this micro-batch's N actions."""
+        return to_device(values_B[self._row_and_number_N[0]], self.mask_BT.device)
+
+    def gather(self, values_BT: Tensor) -> Tensor:
+        """[N], the values at the actions' places in [B, T]."""
+        return values_BT[self.batch.action_index_N]
 
     def scatter(self, values_N: Tensor) -> Tensor:
         """Put the actions' values [N] at their places in [B, T], with 0 elsewhere."""
-        values_BT = values_N.new_zeros(self.mask_BT.shape)
-        values_BT[self.mask_BT] = values_N
-        return values_BT
+        return values_N.new_zeros(self.mask_BT.shape).index_put(self.batch.action_index_N, values_N)
 
     def states_of(self, teacher: LanguageModel) -> Tensor:
         """[N, H], the teacher's states at the actions, by a forward pass if they were not computed early."""
@@ -93,10 +98,12 @@ def action_values(
     lengths_B = torch.tensor([episode.length for episode in episodes], device="cpu")
     mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
     values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
+    rows: list[int] = []
+    values: list[Tensor] = []  # stays on the device until the end, to wait for it only once
     for part in micro_batches(lm, episodes, token_budget):
-        values_RL = values_BL[part.rows]
-        values_RL[mask_BL[part.rows]] = function(lm.states(part.batch), lm.actions(part.batch)).double().cpu()
-        values_BL[part.rows] = values_RL
+        rows += part.rows
+        values.append(function(lm.states(part.batch), lm.actions(part.batch)))
+    values_BL[rows] = values_BL[rows].masked_scatter(mask_BL[rows], torch.cat(values).cpu().double())
     return values_BL
 
 

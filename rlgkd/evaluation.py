@@ -183,4 +183,4 @@ def _token_values(
 
     _, records = fused_sum(policy, policy.states(batch), record, teacher_states)
     lengths = [t.length for t in trajectories]
-    return {name: [row.double().cpu().numpy() for row in values.split(lengths)] for name, values in records.items()}
+    return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}

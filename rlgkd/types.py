@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlgkd.devices import to_device
+
 Split = str
 """`train`, `validation` or `test`."""
 
@@ -253,6 +255,11 @@ class RowLayout:
     """The columns of the actions."""
 
 
+def action_rows(layouts: Sequence[RowLayout]) -> np.ndarray:
+    """[N], the row of each action, in row order."""
+    return np.repeat(np.arange(len(layouts)), [len(layout.actions) for layout in layouts])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Trajectories as right-padded tensors on one device."""
@@ -262,7 +269,17 @@ class Batch:
     action_mask_BT: Tensor
     logp_BT: Tensor
     layouts_B: tuple[RowLayout, ...] = ()
-    """Host-side row layouts, to avoid a device sync; empty if unknown."""
+    """Host-side row layouts, so that nothing that follows from them waits for the device; empty if unknown."""
+
+    @cached_property
+    def action_index_N(self) -> tuple[Tensor, Tensor]:
+        """The row and the column of each action, both [N], in row order."""
+        if not self.layouts_B:
+            row_N, column_N = self.action_mask_BT.nonzero(as_tuple=True)
+            return row_N, column_N
+        columns = np.concatenate([layout.actions for layout in self.layouts_B])
+        device = self.tokens_BT.device
+        return to_device(action_rows(self.layouts_B), device), to_device(columns, device)
 
     @staticmethod
     def collate(trajectories: Sequence[Episode], *, pad: int, device: torch.device | str = "cpu") -> Batch:
@@ -285,9 +302,9 @@ class Batch:
             same_prompt = first_rows.setdefault(prompt.tobytes(), row)
             layouts.append(RowLayout(same_prompt, len(prompt), length, actions))
         return Batch(
-            tokens_BT=torch.from_numpy(tokens_BT).to(device),
-            attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
-            action_mask_BT=torch.from_numpy(action_mask_BT).to(device),
-            logp_BT=torch.from_numpy(logp_BT).to(device),
+            tokens_BT=to_device(tokens_BT, device),
+            attention_mask_BT=to_device(attention_mask_BT, device),
+            action_mask_BT=to_device(action_mask_BT, device),
+            logp_BT=to_device(logp_BT, device),
             layouts_B=tuple(layouts),
         )

@@ -59,7 +59,7 @@ class TeacherMixture:
         with torch.no_grad():
             logits_NV = self.lm.logits(self._prefix_cache.last_states(torch.from_numpy(tokens_NT)))
             logp_N = log_probability(logits_NV, torch.from_numpy(actions_N).to(logits_NV.device))
-        values_N: np.ndarray = logp_N.double().cpu().numpy()
+        values_N: np.ndarray = logp_N.cpu().double().numpy()
         return values_N
 
     def reward(self, task_reward_N: np.ndarray, logp_N: np.ndarray) -> np.ndarray:

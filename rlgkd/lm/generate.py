@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.devices import to_device, widest_float
 from rlgkd.lm.decoders import make_decoder
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.policy_loss import log_probability_and_entropy
-from rlgkd.ops.sampling import sample
+from rlgkd.ops.sampling import check_sampled, sample_unchecked
 
 OnStep = Callable[[int], bool]
 """Called after each step with the number of tokens that it generated; False stops the decoding."""
@@ -91,6 +92,11 @@ def decode(
     active = np.zeros(0, dtype=np.int64)  # the rows that are being decoded, in the decoders' order
     cells: list[tuple[np.ndarray, np.ndarray]] = []  # (row, column) of each step's tokens in the tables
     recorded: list[tuple[Tensor, Tensor]] = []  # stays on the device until the end, to wait for it only once
+    # Row and column of the next tokens, on the device: copied when rows come or go, counted on in between.
+    next_cell: tuple[Tensor, Tensor] | None = None
+    uniforms = (
+        None if uniforms_BT is None else to_device(torch.from_numpy(uniforms_BT).to(widest_float(lm.device)), lm.device)
+    )
     started = 0
     ends = lm.end_ids if end_ids is None else end_ids
     while True:
@@ -106,6 +112,7 @@ def decode(
                 decoder.add_rows(prompts[first : new[-1] // group + 1], new // group - first)
             active = np.concatenate([active, new])
             started += len(new)
+            next_cell = None
         # 2. Form the distribution of each row's next token.
         logits_BV = decoders[0].logits()
         if co_sampler is not None:
@@ -114,15 +121,20 @@ def decode(
             logits_BV = filters(logits_BV)
         # 3. Choose the tokens.
         cell = (active, length_B[active])
-        if uniforms_BT is None:
+        if uniforms is None:
             token_B = logits_BV.argmax(-1)
             logp_B, entropy_B = log_probability_and_entropy(logits_BV, token_B)
         else:
-            uniform_B = torch.from_numpy(uniforms_BT[cell]).to(lm.device)
-            token_B, logp_B, entropy_B = sample(logits_BV, uniform_B)
+            if next_cell is None:
+                next_cell = to_device(active, lm.device), to_device(cell[1], lm.device)
+            uniform_B = uniforms[next_cell]
+            token_B, logp_B, entropy_B = sample_unchecked(logits_BV, uniform_B)
+            next_cell = next_cell[0], next_cell[1] + 1
         # 4. Bring the ids to the host. This waits for the device in every step, and has to: which rows end, and so what
         # the next step computes, depends on them.
         ids_B = token_B.cpu().numpy()
+        if uniforms is not None and ids_B.min() < 0:
+            check_sampled(token_B, uniform_B)
         ids_BT[cell] = ids_B
         new_length_B = cell[1] + 1
         length_B[active] = new_length_B
@@ -140,7 +152,8 @@ def decode(
         if not going.all():
             kept = np.flatnonzero(going)
             active = active[kept]
-            token_B = token_B[torch.from_numpy(kept).to(lm.device)]
+            next_cell = None
+            token_B = token_B[to_device(kept, lm.device)]
             for decoder in decoders:
                 decoder.keep_rows(kept, final=started == rows)
         # 6. Run the models over the chosen tokens of the others.
