@@ -243,9 +243,12 @@ def _check_kinds(name: str, folder: Path) -> None:
             raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
         if path.name.endswith(".safetensors.index.json"):
             with _damage_named(name, f"its {path.name} could not be read"):
-                named = dict(json.loads(path.read_text())["weight_map"]).values()
+                index = json.loads(path.read_text())
+            named = index.get("weight_map") if isinstance(index, dict) else None
+            if not isinstance(named, dict) or not named:
+                raise ModelError("model", name, f"its {path.name} names no files; copy it again")
             # transformers would open what is named here as a pickle if it does not end so.
-            if other := [str(file) for file in named if not re.fullmatch(r"[\w.-]+\.safetensors", str(file))]:
+            if other := [str(file) for file in named.values() if not re.fullmatch(r"[\w.-]+\.safetensors", str(file))]:
                 raise ModelError("model", name, f"its {path.name} names {other[0]!r}, and only safetensors are read")
 
 
