@@ -232,7 +232,7 @@ class TextAlgorithm(TokenAlgorithm):
             self._current_progress_remaining, alpha=self.state.alpha, student_fraction=self.rollout.student_fraction
         )
         with self.autocast():
-            self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget)
+            self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget, self.teacher)
             if self.config.recomputes_log_probabilities:
                 logp_BL = log_probabilities(self.student, self.trajectories, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)

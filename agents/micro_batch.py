@@ -13,6 +13,7 @@ from torch import Tensor
 from rlgkd.devices import to_device
 from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
 from rlgkd.types import Batch, Episode, action_rows
 
@@ -24,6 +25,8 @@ class MicroBatch:
     rows: list[int]
     """Their numbers in the rollout."""
     batch: Batch
+    teacher_batch: Batch | None = None
+    """The same rows as a teacher with a format of its own reads them; None: as the student does."""
     teacher_states_NH: Tensor | None = None
     """The teacher's states at the actions, if they were computed early: one layer's [N, H] in all."""
 
@@ -60,18 +63,30 @@ class MicroBatch:
         if self.teacher_states_NH is not None:
             return self.teacher_states_NH
         with torch.no_grad():
-            return teacher.states(self.batch)
+            return teacher.states(self.read_by_teacher)
+
+    @property
+    def read_by_teacher(self) -> Batch:
+        """The rows as the teacher reads them."""
+        return self.batch if self.teacher_batch is None else self.teacher_batch
 
 
-def micro_batches(lm: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Iterator[MicroBatch]:
+def micro_batches(
+    lm: LanguageModel, episodes: Sequence[Episode], token_budget: int, teacher: LanguageModel | None = None
+) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
-    Samples of one prompt stay together, for the model may run over their prompt once.
+    Samples of one prompt stay together, for the model may run over their prompt once. The rows of a `teacher` with a
+    format of its own are collated as well.
     """
     lengths = [len(episode.tokens_T) for episode in episodes]
     keys = [episode.item.key if lm.shares_prompts else "" for episode in episodes]
     for rows in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
-        yield MicroBatch(rows, Batch.collate([episodes[row] for row in rows], pad=lm.pad, device=lm.device))
+        chosen = [episodes[row] for row in rows]
+        part = MicroBatch(rows, Batch.collate(chosen, pad=lm.pad, device=lm.device))
+        if teacher is not None and teacher.format is not None:
+            part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
+        yield part
 
 
 @torch.no_grad()
@@ -81,7 +96,7 @@ def prefetch_teacher_states(
     """Compute the teacher's states of the micro-batches that lack them, as long as `should_continue` says so."""
     for batch in batches:
         if batch.teacher_states_NH is None and should_continue():
-            batch.teacher_states_NH = teacher.states(batch.batch)
+            batch.teacher_states_NH = teacher.states(batch.read_by_teacher)
 
 
 @torch.no_grad()
@@ -114,7 +129,7 @@ def log_probabilities(lm: LanguageModel, episodes: Sequence[Episode], token_budg
 
 def log_ratios(teacher: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Tensor:
     """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end."""
-    ratio_BL = -log_probabilities(teacher, episodes, token_budget)
+    ratio_BL = -log_probabilities(teacher, as_read_by(teacher, episodes), token_budget)
     for row, episode in enumerate(episodes):
         ratio_BL[row, : episode.length] += torch.from_numpy(episode.logp_T[episode.action_mask_T])
     return ratio_BL

@@ -32,9 +32,9 @@ class Rollout:
         """Actions of the longest trajectory."""
         return max(t.length for t in self.trajectories)
 
-    def split(self, lm: LanguageModel, token_budget: int) -> Rollout:
+    def split(self, lm: LanguageModel, token_budget: int, teacher: LanguageModel | None = None) -> Rollout:
         """With micro-batches, if it has none yet."""
-        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget))
+        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, teacher))
         return dataclasses.replace(self, micro_batches=parts)
 
     def with_log_probabilities(self, logp_BL: Tensor, lm: LanguageModel) -> Rollout:
@@ -55,4 +55,4 @@ class Rollout:
 
 def _recollated(part: MicroBatch, trajectories: Sequence[Trajectory], lm: LanguageModel) -> MicroBatch:
     batch = Batch.collate([trajectories[row] for row in part.rows], pad=lm.pad, device=lm.device)
-    return MicroBatch(part.rows, batch, part.teacher_states_NH)
+    return dataclasses.replace(part, batch=batch)

@@ -13,7 +13,7 @@ environment may insert tokens of its own, which the mask leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
@@ -75,6 +75,26 @@ class Item:
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of tools, which the chat template shows the policy."""
     columns: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFormat:
+    """How a teacher reads prompts that are written otherwise for its student (rlgkd.lm.own_format)."""
+
+    encode_prompt: Callable[[Item], list[int]]
+    """The token ids of an item's prompt in the teacher's own chat template."""
+    end: int
+    """The token with which the student's answer ends."""
+    own_end: int
+    """The token with which the teacher's does."""
+    example: str
+    """A prompt as the student reads it, for messages."""
+    own_example: str
+    """The same as the teacher reads it."""
+    longer: int
+    """Tokens by which the teacher's prompts may be longer than the student's."""
+    aligned: bool
+    """Whether episodes have one turn, after which nothing else is in another format."""
 
 
 REWARD_ARGUMENTS: Mapping[str, str] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.devices import best_device
 from rlgkd.dialogue import task_end_ids
@@ -13,10 +15,12 @@ from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.lora import unwrapped
 from rlgkd.lm.prefix_cache import PrefixCache
-from rlgkd.lm.text_format import model_end_ids, warn_of_other_format
+from rlgkd.lm.text_format import model_end_ids, warn_of_other_end
 from rlgkd.lm.vocabulary import shared_vocabulary
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.types import Task
+
+_log = logging.getLogger(__name__)
 
 
 class TeacherMixture:
@@ -34,14 +38,7 @@ class TeacherMixture:
             tokenizer = load_tokenizer(teacher)
             shared_vocabulary(task.tokenizer, tokenizer, owner="environment")
             teacher = load(teacher, merge_adapters=True, device=best_device())
-            warn_of_other_format(
-                task.tokenizer,
-                task_end_ids(task),
-                tokenizer,
-                model_end_ids(teacher, tokenizer),
-                owner="environment",
-                chat=bool(getattr(task, "chat", False)),
-            )
+            _warn_of_other_format(task, tokenizer, model_end_ids(teacher, tokenizer))
         else:
             teacher = unwrapped(teacher)
         self.lm = language_model(teacher, task.tokenizer, temperature=temperature)
@@ -67,3 +64,16 @@ class TeacherMixture:
         """[N]: (1-alpha) r + alpha log p_T."""
         mixed_N: np.ndarray = (1 - self.alpha) * task_reward_N + self.alpha * logp_N
         return mixed_N
+
+
+def _warn_of_other_format(task: Task, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
+    """Log that the teacher's format is another one: what is stepped is one text, which it reads as it is."""
+    warn_of_other_end(task.tokenizer, task_end_ids(task), tokenizer, end_ids, owner="environment")
+    found = task.format_of(tokenizer, end_ids) if hasattr(task, "format_of") else None
+    if found is not None and found.example != found.own_example:
+        _log.warning(
+            "the teacher's chat template differs from the environment's: it sees chats in a format that it was not "
+            "trained on, %r, where its own is %r; give a teacher with the same template",
+            found.example,
+            found.own_example,
+        )

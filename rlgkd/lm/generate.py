@@ -49,6 +49,8 @@ class CoSampler:
     lm: LanguageModel
     mix: Callable[[Tensor, Tensor], Tensor]
     """(the co-sampler's logits, the policy's logits) -> log-probabilities, all [B, V]."""
+    prompts: Sequence[Sequence[int]] | None = None
+    """The prompts as the second model reads them; None: as the policy does."""
 
 
 @torch.inference_mode()
@@ -79,12 +81,16 @@ def decode(
         should_stop: Whether a completion's ids end it, as an end token does; called after each of its tokens.
         end_ids: The tokens that end a completion; None takes the policy's.
     """
-    models = [lm] if co_sampler is None else [lm, co_sampler.lm]
+    models = [(lm, prompts)]
+    if co_sampler is not None:
+        models.append((co_sampler.lm, prompts if co_sampler.prompts is None else co_sampler.prompts))
     rows = len(prompts) * group
     limit_B = np.broadcast_to(np.asarray(max_new_tokens), (rows,))
     capacity = min(rows, lm.rows_at_once or rows)
-    size = max(len(prompts[row // group]) + int(limit_B[row]) for row in range(rows))
-    decoders = [make_decoder(model, capacity, size) for model in models]
+    decoders = []
+    for model, read in models:
+        size = max(len(read[row // group]) + int(limit_B[row]) for row in range(rows))
+        decoders.append(make_decoder(model, capacity, size))
     # Bookkeeping by arrays, in few calls: for a small model, Python code for each row and token would take longer than
     # the model does.
     ids_BT = np.zeros((rows, int(limit_B.max())), dtype=np.int64)
@@ -108,8 +114,8 @@ def decode(
         ):
             new = np.arange(started, min(rows, started + free))
             first = started // group
-            for decoder in decoders:
-                decoder.add_rows(prompts[first : new[-1] // group + 1], new // group - first)
+            for decoder, (_, read) in zip(decoders, models, strict=True):
+                decoder.add_rows(read[first : new[-1] // group + 1], new // group - first)
             active = np.concatenate([active, new])
             started += len(new)
             next_cell = None

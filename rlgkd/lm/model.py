@@ -27,7 +27,7 @@ from rlgkd.lm import fast
 from rlgkd.lm.linear import onednn_linear, onednn_linears
 from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
 from rlgkd.lm.text_format import end_token, model_end_ids
-from rlgkd.types import Batch
+from rlgkd.types import Batch, PromptFormat
 
 _decodes: WeakSet[PreTrainedModel] = WeakSet()
 """Modules that `LanguageModel` has seen decode rightly, which it need not see again."""
@@ -118,6 +118,8 @@ class LanguageModel:
         if not self.end_ids:
             remedy = f"of its vocabulary the first {self.vocabulary} tokens are shared, and none of them ends its texts"
             raise ModelError("model", tokenizer.eos_token, remedy)
+        self.format: PromptFormat | None = None
+        """How it reads prompts, of a teacher with a format of its own; None: as the task writes them."""
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
@@ -167,7 +169,7 @@ class LanguageModel:
             row_N, column_N = batch.action_index_N
             predictor_N = packed.packed_index(row_N * width + column_N - 1)
             return cast("tuple[Tensor, Tensor]", fast.forward(self.body, packed, predictor_N, head_VH=head_VH))
-        # Without a mask: attention's fast kernels take causal rows without one alone. Padding stands behind, where no
+        # Without a mask: attention's fast kernels take causal rows without one alone. Padding comes last, where no
         # token sees it.
         with onednn_linears(self.device):
             states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state

@@ -192,7 +192,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
         if not any(change.setting.startswith("env_settings.") for change in new):
-            check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
+            check_text_ids(state.get("text_ids"), agent, settings.seed, out)
         restore(folder, agent, training, new)
         _cut(out, training.updates, size)
         if damaged := damaged_lines(out / ROLLOUTS):
@@ -269,7 +269,7 @@ def fit(
         agent.set_logger(logger)
         remaining = settings.tokens - agent.num_timesteps
         if remaining > 0:
-            ids = text_ids(agent.task, agent.split, settings.seed)
+            ids = text_ids(agent, settings.seed)
             recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
             with stop.at_whole_update(), closing(recorder):
