@@ -125,7 +125,7 @@ class LanguageModel:
             row_N, column_N = batch.action_index_N
             predictor_N = packed.packed_index(row_N * width + column_N - 1)
             return cast("tuple[Tensor, Tensor]", fast.forward(self.body, packed, predictor_N, head_VH=head_VH))
-        # Without a mask: attention's fast kernels take causal rows without one alone. Padding stands behind, where no
+        # Without a mask: attention's fast kernels take causal rows without one alone. Padding comes last, where no
         # token sees it.
         with onednn_linears(self.device):
             states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state.to(self.device)
@@ -259,6 +259,10 @@ class LanguageModel:
         return logits_TV[:, : self.vocabulary].to(self.device)
 
     def _check_same_logits(self, ours: Tensor, theirs: Tensor) -> None:
+        if bool(theirs.isnan().any()):
+            names = [name for name, weight in self.module.named_parameters() if not bool(weight.isfinite().all())]
+            which = f"its weights {', '.join(names[:3])} are not finite" if names else "its logits are NaN"
+            raise ModelError("model", self.module.config.model_type, f"{which}; take an earlier checkpoint of it")
         if not self._agree(ours, theirs, rounding=1e-3, rounding_16_bits=0.02):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
