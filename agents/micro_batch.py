@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.shared_prefix import order_by_prefix
 from rlgkd.types import Batch, Episode
@@ -58,15 +57,20 @@ class MicroBatch:
             return teacher.states(self.batch)
 
 
-def micro_batches(lm: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Iterator[MicroBatch]:
+def micro_batches(
+    lm: LanguageModel, episodes: Sequence[Episode], token_budget: int, rows: Sequence[int] | None = None
+) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
-    Samples of one prompt stay together, for the model may run over their prompt once.
+    Samples of one prompt stay together, for the model may run over their prompt once. `rows` are those to be split, all
+    by default.
     """
-    lengths = [len(episode.tokens_T) for episode in episodes]
-    keys = [episode.item.key if lm.shares_prompts else "" for episode in episodes]
-    for rows in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
-        yield MicroBatch(rows, Batch.collate([episodes[row] for row in rows], pad=lm.pad, device=lm.device))
+    rows = range(len(episodes)) if rows is None else rows
+    lengths = [len(episodes[row].tokens_T) for row in rows]
+    keys = [episodes[row].item.key if lm.shares_prompts else "" for row in rows]
+    for group in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
+        some = [rows[index] for index in group]
+        yield MicroBatch(some, Batch.collate([episodes[row] for row in some], pad=lm.pad, device=lm.device))
 
 
 @torch.no_grad()
@@ -85,32 +89,20 @@ def action_values(
     episodes: Sequence[Episode],
     token_budget: int,
     function: Callable[[Tensor, Tensor], Tensor],
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Compute `function` of (states [N, H], chosen tokens [N]) -> [N] for every action.
+    """Compute `function` of (states [N, H], chosen tokens [N]) -> [N] for every action of `rows`, all by default.
 
-    Returns [B, L] in float64 on the CPU, 0 past a row's end.
+    Returns [B, L] in float64 on the CPU, 0 past a row's end and in other rows.
     """
     lengths_B = torch.tensor([episode.length for episode in episodes], device="cpu")
     mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
     values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
-    for part in micro_batches(lm, episodes, token_budget):
+    for part in micro_batches(lm, episodes, token_budget, rows):
         values_RL = values_BL[part.rows]
         values_RL[mask_BL[part.rows]] = function(lm.states(part.batch), lm.actions(part.batch)).double().cpu()
         values_BL[part.rows] = values_RL
     return values_BL
-
-
-def log_probabilities(lm: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Tensor:
-    """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
-    return action_values(lm, episodes, token_budget, lambda states_NH, actions_N: fused_logp(lm, states_NH, actions_N))
-
-
-def log_ratios(teacher: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Tensor:
-    """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end."""
-    ratio_BL = -log_probabilities(teacher, episodes, token_budget)
-    for row, episode in enumerate(episodes):
-        ratio_BL[row, : episode.length] += torch.from_numpy(episode.logp_T[episode.action_mask_T])
-    return ratio_BL
 
 
 def _groups(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

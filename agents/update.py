@@ -47,7 +47,9 @@ def accumulate_gradient(
     max_new_tokens: int | None = None,
     with_policy_term: bool = True,
 ) -> Means:
-    """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole rollout.
+    """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole rollout over all processes.
+
+    Returns means that are the same on all processes; the gradients are still each process's own.
 
     Args:
         student: The model that gets the gradient.
@@ -67,7 +69,8 @@ def accumulate_gradient(
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
-    means = Means(entropy=sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT) / tokens)
+    recorded_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
+    means = Means(entropy=recorded_entropy / tokens if rollout.ranks.main else 0.0)
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
@@ -100,7 +103,7 @@ def accumulate_gradient(
             means.entropy += (records["entropy"] * others_N).sum().item() / tokens
         if "divergence" in records:
             means.divergence += (records["divergence"] * part.per_row(mean_B)).sum().item()
-    return means
+    return Means(*rollout.ranks.sum_numbers([means.loss, means.divergence, means.entropy]))
 
 
 def term_weights(

