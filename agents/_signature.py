@@ -37,6 +37,7 @@ class AlgorithmSettings(TypedDict, total=False):
     overlong_buffer: int
     normalise_rewards: bool
     combination: Literal["in_loss", "in_reward"]
+    teacher_dtype: Literal["float32", "bfloat16", "float16", "auto"]
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
@@ -60,9 +61,12 @@ class AlgorithmSettings(TypedDict, total=False):
     token_budget: int
     precision: Literal["float32", "bfloat16"]
     gradient_norms_every: int
+    dtype: Literal["float32", "bfloat16"]
+    saved_dtype: Literal["float32", "bfloat16", "float16"] | None
     student_layers: Sequence[int]
     lora_rank: int
     lora_alpha: int | None
+    save_adapter: bool
     gradient_checkpointing: bool
 
 

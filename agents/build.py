@@ -17,10 +17,11 @@ from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
-from rlgkd.lm.loading import copy_sharing_frozen, load, load_tokenizer, weights_digest
-from rlgkd.lm.lora import add_adapters, check_adapters
-from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer, weights_digest
+from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
+from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.text_format import end_token, warn_of_other_format
+from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
 from rlgkd.types import Item, Task
@@ -34,16 +35,17 @@ def open_models(
     task: Task,
     config: AlgorithmConfig,
     *,
-    policy: str | PreTrainedModel,
-    teacher: str | PreTrainedModel | None,
+    policy: str | Any,
+    teacher: str | Any | None,
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     device: torch.device,
 ) -> tuple[LanguageModel, LanguageModel | None]:
     """Open the student, to be trained, and the teacher, frozen.
 
-    What a loaded student has frozen stays frozen. If the teacher is the student's start, the two share what is frozen:
-    with LoRA all weights but the adapters. `seed` is that of the adapters.
+    Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train. What a
+    loaded student has frozen stays frozen. If the teacher is the student's start, the two share what is frozen: with
+    LoRA all weights but the adapters. `seed` is that of the adapters.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
     task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
@@ -53,7 +55,12 @@ def open_models(
         raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
     model, sampling = config.model, config.sampling
     decoding: dict[str, Any] = {"rows_at_once": sampling.rows_at_once, "compile_decoding": sampling.compile_decoding}
+    with _relabel_errors("teacher"):
+        if not isinstance(teacher, str | None):
+            teacher = unwrapped(teacher)
     with _relabel_errors("student"):
+        if not isinstance(policy, str):
+            policy = unwrapped(policy)
         if tokenizer is None:
             tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
         named = policy if isinstance(policy, str) else ""
@@ -64,24 +71,25 @@ def open_models(
             # The student is saved with the template that it is trained in.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = task.tokenizer.chat_template
-        opened = load(policy, device=device)
+        opened = load(policy, dtype=dtype_of(model.dtype), device=device)
     if model.lora_rank:
         opened.requires_grad_(False)
-    module = load(opened, layers=model.student_layers, device=device)  # a copy where layers are cut
+    module = load(opened, layers=model.student_layers, dtype=None, device=device)  # a copy where layers are cut
     frozen = None
     if teacher is not None:
         start = None
-        if teacher == policy:  # opened once; the student's own start must stay where it is while the student moves
+        if teacher == policy and (model.dtype == config.teacher.teacher_dtype or opened is policy):
+            # Opened once; the student's own start must stay where it is while the student moves.
             start = copy_sharing_frozen(opened) if module is opened else opened
         elif config.teacher.teacher_decay is not None and isinstance(teacher, PreTrainedModel):
             teacher = copy.deepcopy(teacher)  # it will move; the caller's stays
-        frozen = open_teacher(
-            task, teacher, tokenizer, temperature=sampling.teacher_temperature, device=device, opened=start, **decoding
-        )
+        frozen = open_teacher(task, config, teacher, tokenizer, device=device, opened=start, **decoding)
     with _relabel_errors("student"):
         if model.lora_rank:
             add_adapters(module, model.lora_rank, alpha=model.lora_alpha, seed=seed)
         check_adapters(module)
+        if model.save_adapter:
+            adapter_name(module)
         if model.gradient_checkpointing:
             enable_gradient_checkpointing(module)
         student = language_model(module, tokenizer, temperature=sampling.temperature, **decoding)
@@ -100,10 +108,10 @@ def open_models(
 
 def open_teacher(
     task: Task,
+    config: AlgorithmConfig,
     teacher: str | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    temperature: float,
     device: torch.device,
     opened: PreTrainedModel | None = None,
     **decoding: Any,
@@ -114,9 +122,13 @@ def open_teacher(
     """
     with _relabel_errors("teacher"):
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-        check_same_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
-        module = load(teacher, device=device) if opened is None else opened
-        frozen = language_model(module.requires_grad_(False), own, temperature=temperature, **decoding)
+        shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
+        dtype = dtype_of(config.teacher.teacher_dtype)
+        module = load(teacher if opened is None else opened, dtype=dtype, device=device, merge_adapters=True)
+        temperature = config.sampling.teacher_temperature
+        frozen = language_model(
+            module.requires_grad_(False), own, temperature=temperature, vocabulary=shared, **decoding
+        )
     _check_context(task, "teacher", frozen)
     return frozen
 

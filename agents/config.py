@@ -76,8 +76,10 @@ class RewardSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    """How the teacher and its weight change by themselves."""
+    """How the teacher is opened, and how it and its weight change by themselves."""
 
+    teacher_dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Precision of the teacher's weights; auto leaves that of its files, or of a given module."""
     divergence_target: Positive | None = None
     """Nats at which the divergence is held by steering alpha; null leaves alpha alone."""
     alpha_rate: Positive = 0.1
@@ -106,14 +108,20 @@ class OptimizerSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Which weights of the student are trained."""
+    """Which weights of the student are trained, and how they are kept."""
 
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the student's weights; adapters are in float32 in either."""
+    saved_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of the weights in saved folders (checkpoints stay exact); null is that of `dtype`."""
     student_layers: tuple[Annotated[int, Ge(0)], ...] = ()
     """Keep only these layers of the student; all where empty."""
     lora_rank: Annotated[int, Ge(0)] = 0
     """Train LoRA adapters of this rank and leave the model frozen; 0 trains the whole student."""
     lora_alpha: Count | None = None
     """The adapters are scaled by lora_alpha / lora_rank; null is twice the rank."""
+    save_adapter: bool = False
+    """Save the adapter also by itself, as peft does, in the folder `adapter` next to the merged weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more work in an update, for much less memory."""
 
@@ -226,6 +234,8 @@ class AlgorithmConfig(Settings):
             ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
              "set divergence_target too"),
             ("lora_alpha", model.lora_alpha is not None and model.lora_rank == 0, "set lora_rank too"),
+            ("teacher_decay", averaged and teacher.teacher_dtype != model.dtype,
+             "an average of the student has its precision; set teacher_dtype to that of dtype"),
             ("teacher_decay", averaged and model.lora_rank > 0,
              "the student has adapters and the teacher none, so there is nothing to average; leave one of them out"),
             ("teacher_decay", averaged and sampling.teacher_texts is not None,

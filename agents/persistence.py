@@ -11,8 +11,9 @@ from typing import Any
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
-from rlgkd.lm.loading import save
+from rlgkd.lm.loading import dtype_of
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.saving import save
 from rlgkd.settings import Settings, layered
 
 SETTINGS_FILE = "rlgkd_agent.json"
@@ -40,7 +41,15 @@ def write_agent(
     Models and schedules that were given as functions are left out.
     """
     folder = agent_folder(path)
-    save(student.module, student.tokenizer, folder, end_ids=student.end_ids)
+    dtype = settings["saved_dtype"]
+    save(
+        student.module,
+        student.tokenizer,
+        folder,
+        end_ids=student.end_ids,
+        dtype=None if dtype is None else dtype_of(dtype),
+        adapters=settings["save_adapter"],
+    )
     shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
     if teacher is not None:
         save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)

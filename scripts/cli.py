@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from rlgkd.errors import SettingError
-from rlgkd.scripts._errors import one_line_errors
+from rlgkd.scripts._errors import check_one_process, one_line_errors
 
 app = typer.Typer(
     help="Reinforcement learning for text generation with distillation inside the objective.",
@@ -40,7 +40,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a l
 def train(
     arguments: RecipeArguments = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/NAME-TIME.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run's folder exactly.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run's folder exactly, or with changed settings: tokens=...")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
@@ -48,15 +50,16 @@ def train(
     from rlgkd.scripts.runs import train as training
 
     if resume is not None:
-        if arguments or out is not None:
-            raise SettingError("--resume", str(resume), "a run goes on with its own settings; leave the others out")
-        report = training.resume(resume, quiet=quiet)
+        if out is not None:
+            raise SettingError("--out", str(out), "a run goes on in its own folder; leave it out")
+        report = training.resume(resume, arguments or (), quiet=quiet)
     else:
         recipe, overrides = _split_name(arguments, "quickstart")
-        settings = run_config.read(recipe, overrides)
+        settings = training.agreed_settings(lambda: run_config.read(recipe, overrides))
         folder = out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
-    typer.echo(report)
+    if report is not None:
+        typer.echo(report)
 
 
 @app.command()
@@ -211,7 +214,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # transformers draws a bar for every file it opens, over the command's own line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    given = sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
+        if given and given[0] != "train":
+            check_one_process(f"rlgkd {given[0]}")
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
 
 

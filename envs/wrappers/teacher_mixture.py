@@ -10,9 +10,10 @@ from rlgkd.dialogue import task_end_ids
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
-from rlgkd.lm.model import check_same_vocabulary
+from rlgkd.lm.lora import unwrapped
 from rlgkd.lm.prefix_cache import PrefixCache
 from rlgkd.lm.text_format import model_end_ids, warn_of_other_format
+from rlgkd.lm.vocabulary import shared_vocabulary
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.types import Task
 
@@ -30,8 +31,8 @@ class TeacherMixture:
             raise SettingError("alpha", alpha, "give a number in [0, 1]")
         if isinstance(teacher, str):
             tokenizer = load_tokenizer(teacher)
-            check_same_vocabulary(task.tokenizer, tokenizer, owner="environment")
-            teacher = load(teacher, device="cuda" if torch.cuda.is_available() else "cpu")
+            shared_vocabulary(task.tokenizer, tokenizer, owner="environment")
+            teacher = load(teacher, merge_adapters=True, device="cuda" if torch.cuda.is_available() else "cpu")
             warn_of_other_format(
                 task.tokenizer,
                 task_end_ids(task),
@@ -40,6 +41,8 @@ class TeacherMixture:
                 owner="environment",
                 chat=bool(getattr(task, "chat", False)),
             )
+        else:
+            teacher = unwrapped(teacher)
         self.lm = language_model(teacher, task.tokenizer, temperature=temperature)
         needed = task.max_prompt_tokens + task.max_new_tokens
         if self.lm.context < needed:

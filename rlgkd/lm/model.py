@@ -2,7 +2,8 @@
 
 The next-token shift is written here and nowhere else: the state at position t-1 predicts token t. Temperature belongs
 to the policy, so sampling and scoring see the same distribution. Vocabulary entries beyond the tokenizer's (of a padded
-embedding) are cut off in both. Dropout is off, in sampling, scoring and training alike.
+embedding), or beyond those that a teacher shares with its student, are cut off in both. Dropout is off, in sampling,
+scoring and training alike.
 
 Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model` wraps either kind.
 """
@@ -86,6 +87,7 @@ class LanguageModel:
         temperature: float = 1.0,
         rows_at_once: int | None = None,
         compile_decoding: bool = False,
+        vocabulary: int | None = None,
     ) -> None:
         """Wrap a loaded model.
 
@@ -95,10 +97,12 @@ class LanguageModel:
             temperature: Above 0.
             rows_at_once: Rows that are decoded at a time; others wait for free slots. None: all.
             compile_decoding: Compile the decode step of a Llama-family model, on CUDA as a graph.
+            vocabulary: The first tokens, the only ones that it generates, as `shared_vocabulary` counts them; None is
+                all of the tokenizer's.
 
-        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, or if on a
-        few tokens the output head is more than a linear layer (see `logits`), or decoding with a cache differs from
-        the model's whole forward pass.
+        Raises: SettingError if temperature <= 0; ModelError if the embedding is smaller than the tokenizer, no end
+        token is in the vocabulary, or if on a few tokens the output head is more than a linear layer (see `logits`),
+        or decoding with a cache differs from the model's whole forward pass.
         """
         if not temperature > 0:
             raise SettingError("temperature", temperature, "give a number above 0")
@@ -107,9 +111,12 @@ class LanguageModel:
         self.temperature = temperature
         self.rows_at_once = rows_at_once
         self.compile_decoding = compile_decoding
-        self.vocabulary = len(tokenizer)
-        self.end_ids = model_end_ids(module, tokenizer)
+        self.vocabulary = len(tokenizer) if vocabulary is None else vocabulary
+        self.end_ids = frozenset(id_ for id_ in model_end_ids(module, tokenizer) if id_ < self.vocabulary)
         """Each of them ends a text."""
+        if not self.end_ids:
+            remedy = f"of its vocabulary the first {self.vocabulary} tokens are shared, and none of them ends its texts"
+            raise ModelError("model", tokenizer.eos_token, remedy)
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
@@ -315,32 +322,3 @@ def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = width - shape[dim]
     return torch.cat([tensor.new_zeros(shape), tensor], dim)
-
-
-def check_same_vocabulary(
-    tokenizer: PreTrainedTokenizerBase,
-    other: PreTrainedTokenizerBase,
-    *,
-    field: str = "teacher",
-    owner: str = "student",
-    name: str = "",
-) -> None:
-    """Raise ModelError unless both tokenizers map the same tokens to the same ids, as a divergence needs.
-
-    Args:
-        tokenizer: The `owner`'s.
-        other: Must equal it.
-        field: The setting that named the model of `other`.
-        owner: Whose the first tokenizer is.
-        name: The name of the model of `other`.
-    """
-    ours = tokenizer.get_vocab()
-    theirs = other.get_vocab()
-    if ours == theirs:
-        return
-    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    remedy = (
-        f"its vocabulary differs from the {owner}'s ({len(theirs)} against {len(ours)} tokens, {len(odd)} differ, "
-        f"first {odd[0]!r}); give a {field} with the {owner}'s tokenizer"
-    )
-    raise ModelError(field, name or other.name_or_path, remedy)

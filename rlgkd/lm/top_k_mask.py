@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlgkd.errors import SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
+from rlgkd.lm.lora import unwrapped
 from rlgkd.lm.prefix_cache import PrefixCache
 from rlgkd.ops.token_masks import TokenMask
 
@@ -32,7 +33,8 @@ def top_k_mask(
     """
     if k < 1:
         raise SettingError("k", k, "give 1 or more")
-    if isinstance(model, PreTrainedModel):
+    if not isinstance(model, str):
+        model = unwrapped(model)
         if any(p.requires_grad for p in model.parameters()):
             remedy = "it can move; give a frozen copy, copy.deepcopy(model).requires_grad_(False)"
             raise SettingError("model", model.config.name_or_path, remedy)

@@ -20,7 +20,7 @@ from typing import Any
 
 from rlgkd.envs.tasks.grounded.env import grounded_summary
 from rlgkd.errors import ModelError
-from rlgkd.lm.loading import load, load_tokenizer, save
+from rlgkd.lm import load, load_tokenizer, save
 
 STEP_RUNNER, PARTS_RUNNER = "rlgkd.scripts.benchmarks.step", "rlgkd.scripts.benchmarks.parts"
 PEER_RUNNERS = {"trl": "rlgkd.scripts.benchmarks.peer_trl"}

@@ -20,15 +20,17 @@ from rich.console import Console
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.build import open_teacher
+from rlgkd.agents.config import TeacherSettings
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
-from rlgkd.scripts.runs.recorder import PROGRESS, ROLLOUTS
+from rlgkd.scripts.runs.recorder import CONFIG, PROGRESS, ROLLOUTS
+from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.stopping import StopRequest
-from rlgkd.scripts.runs.train import CONFIG, build_agent, fit, locked, rewind
+from rlgkd.scripts.runs.train import build_agent, fit, locked
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 
@@ -62,8 +64,8 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         agent = build_agent(settings)
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
-        rewind(settings, agent, out, console)
-        fit(settings, agent, out, StopRequest(), quiet=True, console=console)
+        history = rewind(settings, agent, out, console)
+        fit(settings, agent, out, StopRequest(), history, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates
@@ -152,20 +154,19 @@ def write(measured: Mapping[str, Any], base: RunConfig, samples: int, out: Path)
 def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
     """Return all that decides the evaluation: a change of it makes a measurement out of date."""
     names = ("env", "env_settings", "teacher", "teacher_temperature", *EVALUATION_SETTINGS)
-    return {"samples": samples, **{name: masked(base.flat())[name] for name in names}}
+    given = masked(base.flat())
+    # Measurements of before this setting hold for its default.
+    later = {
+        name: given[name] for name in ("teacher_dtype",) if given[name] != TeacherSettings.model_fields[name].default
+    }
+    return {"samples": samples, **{name: given[name] for name in names}, **later}
 
 
 def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:
     """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
     if not base.teacher:
         return None
-    return open_teacher(
-        agent.task,
-        base.teacher,
-        agent.student.tokenizer,
-        temperature=base.algorithm.sampling.teacher_temperature,
-        device=agent.device,
-    )
+    return open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
 
 
 def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from rlgkd.errors import one_line
 from rlgkd.scripts.report.examples import Example, read_example
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
@@ -17,6 +18,8 @@ from rlgkd.statistics import Floats
 
 HEADLINES: Final = ("truth", "reward", "rouge2", "reverse_kl")
 """Measures of the headline, the first that is known first: the oracle, which cannot be exploited, before the reward."""
+LONGEST_VALUE: Final = 60
+"""Characters of a changed setting's value that are shown."""
 UNSEEN_BY_REWARD: Final = ("truth", "parsable", "coverage", "rouge2")
 """Measures whose fall, while the reward rises, says that the reward is exploited."""
 
@@ -88,10 +91,12 @@ def facts(
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """Return a sentence if the reward never differed while training, and one if it failed."""
+    """Return a sentence for each setting that was changed, one for a reward that never differed, one if it failed."""
     rewards = to_mapping(summary.get("rewards"))
     always, scored, failed = (to_float(rewards.get(name)) for name in ("always", "scored", "failed"))
-    sentences = []
+    sentences = [
+        f"A setting was changed while the run was stopped: {change}." for change in _changes(summary.get("changes"))
+    ]
     if math.isfinite(always):
         sentences.append(
             f"The reward was the same, {always:.3f}, for all samples: nothing to learn from; look at rollouts.jsonl."
@@ -102,6 +107,20 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
             f"The reward failed for {failed:,.0f} of {scored:,.0f} samples, which were left out. First: {reason}"
         )
     return sentences
+
+
+def _changes(value: object) -> list[str]:
+    """Return how a summary's changed settings read; entries that are none are left out."""
+    entries = [entry for entry in to_list(value) if isinstance(entry, Mapping)]
+    return [
+        f"{entry.get('setting')} from {_shown(entry.get('old'))} to {_shown(entry.get('new'))}"
+        f" after {_whole(to_float(entry.get('tokens'))) or 'an unknown number of'} tokens"
+        for entry in entries
+    ]
+
+
+def _shown(value: object) -> str:
+    return one_line("none" if value is None else value, LONGEST_VALUE)
 
 
 def headlines(rows: Sequence[MeasureRow], summary: Mapping[str, Any]) -> list[MeasureRow]:

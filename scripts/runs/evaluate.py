@@ -11,10 +11,11 @@ from rich.table import Table
 
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import evaluate
-from rlgkd.lm import check_same_vocabulary, open_by_name
+from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared_vocabulary
 from rlgkd.lm.text_format import warn_of_other_format
 from rlgkd.scripts.config.run import RunConfig, override, read
-from rlgkd.scripts.runs.train import CONFIG, make_env
+from rlgkd.scripts.runs.recorder import CONFIG
+from rlgkd.scripts.runs.train import make_env
 
 
 def show(
@@ -45,9 +46,10 @@ def show(
     policy = open_by_name(model, temperature=temperature)
     task = make_env(env, env_settings, student=model, seed=seed).task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
-    teacher_model = open_by_name(teacher) if teacher else None
-    if teacher_model is not None:
-        check_same_vocabulary(policy.tokenizer, teacher_model.tokenizer, owner="model", name=teacher)
+    teacher_model = None
+    if teacher:
+        shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
+        teacher_model = open_by_name(teacher, vocabulary=shared)
         warn_of_other_format(
             task.tokenizer,
             policy.end_ids,

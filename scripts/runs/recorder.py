@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +17,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
@@ -22,6 +25,7 @@ from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
+CONFIG, SUMMARY = "config.yaml", "summary.json"
 PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
 GROWING = (PROGRESS, TIMES, ROLLOUTS)
 """Files that are appended to. Resuming cuts the tables to a row for each update, rollouts.jsonl to the size that the
@@ -116,15 +120,25 @@ class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
     def __init__(
-        self, settings: RunConfig, out: Path, rollouts: TextIO, stop: StopRequest, *, quiet: bool, console: Console
+        self,
+        settings: RunConfig,
+        out: Path,
+        rollouts: TextIO,
+        stop: StopRequest,
+        history: Sequence[Change] = (),
+        *,
+        quiet: bool,
+        console: Console,
     ) -> None:
         super().__init__()
+        self.history = history
+        """Settings that changed since the run began."""
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
         self.stop = stop
         self._goes_on = True
-        """False from the step at which an update's sampling was stopped: the update is not whole."""
+        """False once an update's sampling was stopped, here or in another process: the update is not whole."""
         self._whole: dict[str, Any] = {}
         """Where the run stood before the update that is being sampled."""
         self.quiet = quiet
@@ -141,8 +155,7 @@ class Recorder(BaseCallback):
 
     def _on_step(self) -> bool:
         self._line.update(self._task, completed=self.model.num_timesteps)
-        self._goes_on = self.stop.number is None
-        return self._goes_on
+        return self.stop.number is None
 
     def _on_rollout_start(self) -> None:
         # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
@@ -154,6 +167,7 @@ class Recorder(BaseCallback):
         self._whole = self._position()
 
     def _on_rollout_end(self) -> None:
+        self._goes_on = self.locals["going"]
         if not self._goes_on:
             return  # texts that were cut off, which no update learns from
         for trajectory in self.model.trajectories:
@@ -219,7 +233,11 @@ class Recorder(BaseCallback):
             folder / f"step-{updates}",
             model=self.model.modules,
             optimizer=self.model.policy.optimizer,
-            state={**position, "settings": masked(self.settings.flat())},
+            state={
+                **position,
+                "settings": masked(self.settings.flat()),
+                "changes": [asdict(change) for change in self.history],
+            },
         )
         checkpoint.prune(folder)
         self._saved_update = updates

@@ -12,11 +12,10 @@ import copy
 import fcntl
 import json
 import math
-import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,18 @@ import gymnasium as gym
 import torch
 from rich.console import Console
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.state import TrainingState
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.ranks import TIMEOUT_MINUTES, join
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
 from rlgkd.scripts.report.formatting import visible
@@ -42,39 +43,96 @@ from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.recorder import (
     CHECKPOINTS,
-    GROWING,
+    CONFIG,
     PROGRESS,
     ROLLOUTS,
+    SUMMARY,
     TIMES,
     ProgressCsv,
     Recorder,
     TimesCsv,
-    cut_rows,
-    number_of_rows,
     strict_json,
 )
+from rlgkd.scripts.runs.rewind import check_own_file, rewind
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
+from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
 EXAMPLES = 20
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 
-def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
-    """Train into a new folder; returns the report's path.
+def agreed_settings(read_settings: Callable[[], RunConfig]) -> RunConfig:
+    """The settings, which all processes of the job must have: what one of them refuses ends them all.
+
+    Raises: what `read_settings` raises; SettingError for a setting in which another process differs.
+    """
+    try:
+        settings: RunConfig | RlgkdError = read_settings()
+    except RlgkdError as error:
+        settings = error
+    ranks = join(TIMEOUT_MINUTES if isinstance(settings, RlgkdError) else settings.process_timeout)
+
+    def own() -> RunConfig:
+        if isinstance(settings, RlgkdError):
+            raise settings
+        return settings
+
+    agreed = ranks.together(own)
+    ranks.check_same({name: repr(value) for name, value in masked(agreed.flat()).items()})
+    return agreed
+
+
+def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None:
+    """Train into a new folder; returns the report's path, in the main process of several.
 
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
     """
+    ranks = join(settings.process_timeout)
+    out = ranks.from_main(lambda: _unused(out))
+    agent = ranks.together(lambda: build_agent(settings))
+    with ExitStack() as held:
+        ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
+        return _run(settings, agent, out, quiet)
+
+
+def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Path | None:
+    """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
+
+    Settings may have changed: by `key=value` overrides, which config.yaml then holds, or by an edit of that file; see
+    rlgkd.scripts.config.changes. The number of processes may have changed too. Returns as `start` does.
+
+    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
+    SettingError for a change that needs a new run.
+    """
+
+    def read_settings() -> RunConfig:
+        if not (out / CONFIG).is_file():
+            raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
+        return read(out / CONFIG, overrides)
+
+    settings = agreed_settings(read_settings)
+    ranks = join()
+    with ExitStack() as held:
+        ranks.together(lambda: held.enter_context(locked(out)) if ranks.main else None)
+        return _run(settings, ranks.together(lambda: build_agent(settings)), out, quiet)
+
+
+def _unused(out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
-    agent = build_agent(settings)
+    return out
+
+
+@contextmanager
+def _new_folder(settings: RunConfig, out: Path) -> Iterator[None]:
+    """Hold a folder that has the run's config.yaml; one in which no training began is removed again after an error."""
     made = [folder for folder in out.parents if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
-            return _run(settings, agent, out, quiet)
+            yield
         except RlgkdError:
             if not (out / PROGRESS).exists():  # refused before any training: leave nothing
                 shutil.rmtree(out)
@@ -82,18 +140,6 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
                     with suppress(OSError):  # another run has settled in it
                         parent.rmdir()
             raise
-
-
-def resume(out: Path, *, quiet: bool = False) -> Path:
-    """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
-
-    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it.
-    """
-    if not (out / CONFIG).is_file():
-        raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
-    settings = read(out / CONFIG)
-    with locked(out):
-        return _run(settings, build_agent(settings), out, quiet)
 
 
 def build_agent(settings: RunConfig) -> TextAlgorithm:
@@ -121,39 +167,48 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
         raise SettingError("env_settings", env_settings, str(error)) from error
 
 
-def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
+def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
 
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not agent.ranks.main)
     with stoppable(out, console) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
 def _evaluated_run(
     settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
-) -> Path:
-    console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
+) -> Path | None:
+    ranks = agent.ranks
+    processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
+    console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, {processes}, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
         "split": settings.eval_split,
         "prompts": settings.eval_prompts,
         "seed": settings.eval_seed,
+        "ranks": ranks,
     }
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
-    rewind(settings, agent, out, console)
+    history = rewind(settings, agent, out, console)
+    if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
+        checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
     console.print(
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
     )
-    fit(settings, agent, out, stop, quiet=quiet, console=console)
+    fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
+    if not ranks.main:
+        return None
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
+    if history:
+        summary["changes"] = [asdict(change) for change in history]
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
@@ -163,94 +218,43 @@ def _evaluated_run(
     return page
 
 
-def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> None:
-    """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
-
-    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits: nothing is cut then.
-    """
-    for name in GROWING:
-        _check_own_file(out / name)
-    checkpoint.remove_stale(out)
-    skipped = []
-    for folder in checkpoint.whole(out / CHECKPOINTS):
-        training, size = _position(folder)
-        if lack := _lack(out, training.updates, size):
-            skipped.append(f"{lack} of {folder.name}")
-            continue
-        if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
-            console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
-        checkpoint.load(folder, model=agent.modules, optimizer=agent.policy.optimizer)
-        agent.state = training
-        _cut(out, training.updates, size)
-        return
-    _check_nothing_lost(settings, out, skipped)
-    _cut(out, 0, 0)
-
-
-def _check_own_file(path: Path) -> None:
-    """Raise CheckpointError if a file that is cut and appended to is a link, whose target is not the run's."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
-
-
-def _position(folder: Path) -> tuple[TrainingState, int]:
-    """Return the state of training of a whole checkpoint, and the size of rollouts.jsonl that it counts on.
-
-    Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
-    """
-    state = checkpoint.read_state(folder)
-    try:
-        # Checkpoints of before the first release have the state as `counters`.
-        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
-        sizes = state["sizes"]
-        unknown = sorted(sizes.keys() - {*GROWING})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
-    size = sizes.get(ROLLOUTS)
-    if unknown or not isinstance(size, int) or size < 0:
-        remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
-        raise CheckpointError("checkpoint", str(folder), remedy)
-    return training, size
-
-
-def _lack(out: Path, updates: int, size: int) -> str | None:
-    """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
-    rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
-    if rows < updates:
-        return f"{PROGRESS} has {rows} of the {updates} updates"
-    return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
-
-
-def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> None:
-    """Raise CheckpointError if a run that no checkpoint continues has had some; a short one may have had none yet."""
-    lost = [*checkpoint.damages(out / CHECKPOINTS), *skipped]
-    rows = number_of_rows(out / PROGRESS)
-    if not lost and (rows or _size(out / ROLLOUTS)):  # `fit` makes the folder before it trains
-        had = not (out / CHECKPOINTS).is_dir() or (out / SUMMARY).exists() or rows > settings.checkpoint_every
-        lost = [f"{CHECKPOINTS} is missing or empty after {rows} updates"] if had else []
-    if lost:
-        again = f"rlgkd train {shlex.quote(str(out / CONFIG))} --out ANOTHER"
-        raise CheckpointError("resume", str(out), f"{'; '.join(lost)}; put it back, or begin again: {again}")
-
-
 def fit(
-    settings: RunConfig, agent: TextAlgorithm, out: Path, stop: StopRequest, *, quiet: bool, console: Console
+    settings: RunConfig,
+    agent: TextAlgorithm,
+    out: Path,
+    stop: StopRequest,
+    history: Sequence[Change] = (),
+    *,
+    quiet: bool,
+    console: Console,
 ) -> None:
     """Train from where `rewind` has brought the agent to the last token, and write its model.
 
+    Checkpoints keep `history`, which `rewind` has returned.
+
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
-    (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-    events = TensorBoardOutputFormat(str(out / "tensorboard"))
-    with (out / ROLLOUTS).open("a") as rollouts, closing(events):
-        agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
-        remaining = settings.tokens - agent.num_timesteps
+
+    def goes_on(*_: object) -> bool:
+        return stop.number is None
+
+    remaining = settings.tokens - agent.num_timesteps
+    with ExitStack() as files:
+        callback: MaybeCallback = goes_on
+        agent.set_logger(Logger(None, []))
+        if agent.ranks.main:
+            (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
+            events = files.enter_context(closing(TensorBoardOutputFormat(str(out / "tensorboard"))))
+            rollouts = files.enter_context((out / ROLLOUTS).open("a"))
+            agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
+            callback = Recorder(settings, out, rollouts, stop, history, quiet=quiet, console=console)
         if remaining > 0:
-            recorder = Recorder(settings, out, rollouts, stop, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
             with stop.at_whole_update():
-                agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-    _save_model(agent, out / "model")
+                agent.learn(remaining, callback=callback, reset_num_timesteps=False)
+                stop.heed(agent.ranks.gather(lambda: stop.number))
+    if agent.ranks.main:
+        _save_model(agent, out / "model")
 
 
 def summarise(
@@ -319,26 +323,13 @@ def _save_model(agent: TextAlgorithm, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
-def _cut(out: Path, updates: int, size: int) -> None:
-    """Cut the growing files, which have at least so much (the times maybe less), to a number of updates."""
-    for name in (PROGRESS, TIMES):
-        cut_rows(out / name, updates)
-    if _size(out / ROLLOUTS) > size:
-        with (out / ROLLOUTS).open("r+") as rollouts:
-            rollouts.truncate(size)
-
-
 @contextmanager
 def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for this process.
 
     Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
     """
-    _check_own_file(out / ".lock")
+    check_own_file(out / ".lock")
     with (out / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -17,8 +17,9 @@ from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm import LanguageModel, decode, linear
 from rlgkd.lm.fast import support, supported
 from rlgkd.lm.fast.support import FAMILIES
-from rlgkd.lm.loading import copy_sharing_frozen, save
+from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.lora import add_adapters, check_adapters, merged_state_dict
+from rlgkd.lm.saving import save
 
 TOKENIZER = tiny.word_tokenizer(*[f"w{n}" for n in range(30)])
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -169,3 +170,58 @@ def test_without_peft_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(DependencyError, match=r"lora_rank: 4 does not work; .*pip install 'rlgkd\[lora\]'"):
         add_adapters(copy.deepcopy(tiny.model(vocabulary=31)), 4)
+
+
+MIXTURES = {
+    "gpt_oss": {"num_local_experts": 4, "sliding_window": 6},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+    "mixtral": {"num_local_experts": 4},
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 8,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_adapters_reach_experts_train_decode_and_merge(kind, tmp_path, caplog):
+    lm = tiny.family(kind, TOKENIZER, layer_types=["full_attention"] * 2, **MIXTURES[kind])
+    module, plain = lm.module, logits(lm.module)
+    experts = {n for n, p in module.named_parameters() if p.ndim == 3}
+    total = sum(p.numel() for p in module.parameters())
+    add_adapters(module, 2)
+    torch.testing.assert_close(logits(module), plain, rtol=0, atol=1e-6)
+    assert f"of the model's {total:,}" in caplog.text and "embed_tokens 496" in caplog.text
+    assert experts <= set(merged_state_dict(module))
+    module(input_ids=IDS).logits.pow(2).sum().backward()
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    assert any(".experts." in n and p.grad is not None and p.grad.abs().max() > 0 for n, p in trained.items())
+    generator = torch.Generator().manual_seed(5)
+    for parameter in trained.values():
+        parameter.data.normal_(0, 0.2, generator=generator)
+    live = logits(module)
+    assert not torch.allclose(live, plain, atol=0.1)
+    adapted_lm = LanguageModel(module, TOKENIZER)  # decoding is checked against the whole forward pass
+    assert decode(adapted_lm, [[3, 1]], uniforms_BT=np.full((1, 4), 0.5), max_new_tokens=4)
+    save(module, TOKENIZER, tmp_path, adapters=True)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), live, rtol=1e-3, atol=1e-3)
+
+
+def test_what_lora_reaches_is_counted(caplog):
+    module = tiny.model(vocabulary=31)
+    reached = sum(p.numel() for n, p in module.named_parameters() if n.endswith("_proj.weight"))
+    total = sum(p.numel() for p in module.parameters())
+    add_adapters(module, 3)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert f"LoRA trains {trained:,} weights, which reach {reached:,} of the model's {total:,}" in caplog.text
+    assert "lm_head 496" in caplog.text and "embed_tokens 496" in caplog.text

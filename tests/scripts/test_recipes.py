@@ -25,7 +25,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
-from rlgkd.lm.loading import load_tokenizer, save
+from rlgkd.lm import load_tokenizer, save
 from rlgkd.scripts.config.run import RECIPES, read, recipe_names
 from rlgkd.scripts.runs.train import start
 

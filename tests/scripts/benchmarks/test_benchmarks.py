@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from rlgkd.errors import ModelError, SettingError
-from rlgkd.lm.loading import save
+from rlgkd.lm import save
 from rlgkd.scripts.benchmarks import command, parts, step, workloads
 from rlgkd.scripts.benchmarks.env_stepping import stepping
 from rlgkd.scripts.benchmarks.job import BenchmarkJob

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.lm.loading import save
+from rlgkd.lm import save
 from rlgkd.ops import divergence as D
 from rlgkd.scripts.benchmarks import peer_trl
 from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb

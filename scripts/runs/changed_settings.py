@@ -1,0 +1,64 @@
+"""Goes on from a checkpoint with settings that have changed since: what is restored, what is said and kept of them.
+
+Which settings may change, and how a change reads, is in rlgkd.scripts.config.changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlgkd import checkpoint
+from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.old_settings import upgraded
+from rlgkd.agents.state import TrainingState
+from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.scripts.config.changes import Change, changes, course_of_schedules
+from rlgkd.scripts.config.run import RunConfig, check
+
+
+def changed_settings(
+    folder: Path, state: Mapping[str, Any], now: RunConfig, tokens: int, console: Console
+) -> tuple[list[Change], list[Change]]:
+    """Return what changed since the checkpoint `folder`, and before it; say the former.
+
+    Raises: SettingError for a change that needs a new run; CheckpointError if the state has no such settings.
+    """
+    saved = state.get("settings")
+    try:
+        earlier = [Change(**change) for change in state.get("changes", [])]
+        before = check(upgraded(saved, saved["agent"])) if isinstance(saved, dict) else None
+    except SettingError as error:  # of a version that took other settings
+        console.print(f"{folder.name} was trained with settings that are not known here: {error}", **PLAIN)
+        return [], earlier
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
+    if before is None:  # a checkpoint of before the first release may have none
+        return [], earlier
+    new = changes(before, now, tokens)
+    for line in [*(f"changed: {change}" for change in new), course_of_schedules(before, now, tokens)]:
+        if line:
+            console.print(line, **PLAIN)
+    return new, earlier
+
+
+def restore(folder: Path, agent: TextAlgorithm, training: TrainingState, new: Sequence[Change]) -> None:
+    """Bring the agent to a whole checkpoint; what its own settings say and a checkpoint holds too is the settings'.
+
+    Raises: CheckpointError if the checkpoint is another model's or optimizer's.
+    """
+    optimizer = agent.policy.optimizer
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    checkpoint.load(folder, model=agent.modules, optimizer=optimizer)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    agent.state = training
+    if agent.steering is None or any(change.setting == "alpha" for change in new):
+        training.alpha = None
+
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+"""How a line with texts of the user's is printed."""
