@@ -27,7 +27,7 @@ from rlgkd.envs import TextTask
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ProcessError, RewardError, SettingError
 
-UPDATES = 4
+UPDATES = 3
 WORDS = [chr(letter) for letter in range(ord("A"), ord("L"))]
 TOKENIZER = tiny.word_tokenizer(*WORDS)
 PROMPTS = [
