@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from stable_baselines3.common.callbacks import BaseCallback
@@ -133,7 +134,7 @@ class TextAlgorithm(TokenAlgorithm):
             device=self.accelerator.device,
         )
         self._build(policy, teacher, tokenizer)
-        check_same_start(self.ranks, self.student, self.teacher, self.collector.next_items(self.state)[0])
+        check_same_start(self.ranks, self.task, self.student, self.teacher, self.collector.next_items(self.state)[0])
 
     def _build(
         self,
@@ -198,11 +199,14 @@ class TextAlgorithm(TokenAlgorithm):
         self.policy.forget()
         self._began, reward_began = time.perf_counter(), self.collector.seconds_of_reward
         items, indices = self.collector.next_items(self.state)
-        before = self.num_timesteps
+        before, ended = self.num_timesteps, len(self.trajectories)
 
         def on_step(tokens: int) -> bool:
+            nonlocal ended
             self.num_timesteps += tokens
-            callback.update_locals({"self": self, "items": items})
+            # Callbacks of SB3 count episodes by `dones`: those of an update are over once it is whole.
+            callback.update_locals({"self": self, "items": items, "dones": np.ones(ended, dtype=bool)})
+            ended = 0
             return callback.on_step()
 
         fraction = self.config.student_fraction(self._current_progress_remaining)

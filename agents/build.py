@@ -67,10 +67,11 @@ def open_models(
         check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
         if end_token(tokenizer) != end_token(task.tokenizer):
             raise ModelError("student", tokenizer.eos_token, f"the environment ends with {task.tokenizer.eos_token!r}")
-        if getattr(task, "chat", False) and tokenizer.chat_template != task.tokenizer.chat_template:
+        template = getattr(task, "chat_template", None)
+        if template is not None and tokenizer.chat_template != template.as_saved:
             # The student is saved with the template that it is trained in.
             tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.chat_template = task.tokenizer.chat_template
+            tokenizer.chat_template = template.as_saved
         opened = load(policy, dtype=dtype_of(model.dtype), device=device)
     if model.lora_rank:
         opened.requires_grad_(False)
@@ -146,7 +147,7 @@ def build_optimizer(
 
 
 def check_same_start(
-    ranks: Ranks, student: LanguageModel, teacher: LanguageModel | None, items: Sequence[Item]
+    ranks: Ranks, task: Task, student: LanguageModel, teacher: LanguageModel | None, items: Sequence[Item]
 ) -> None:
     """Check that all processes begin with the same weights and the same first items; warn if some have no prompt.
 
@@ -154,7 +155,7 @@ def check_same_start(
     """
     if ranks.size == 1:
         return
-    prompts = repr([(item.key, item.prompt) for item in items])
+    prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),
         "teacher": "" if teacher is None else weights_digest(teacher.module),

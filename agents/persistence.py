@@ -11,6 +11,7 @@ from typing import Any
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import dtype_of
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.saving import save
@@ -68,10 +69,11 @@ def read_agent(
     """
     folder = agent_folder(path)
     try:
+        check_file(folder / SETTINGS_FILE)
         saved = json.loads((folder / SETTINGS_FILE).read_text())
-        name, settings = saved["agent"], saved["settings"]
+        name, settings = saved["agent"], dict(saved["settings"])
         state = TrainingState.from_json(saved["state"] if "state" in saved else saved["counters"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")

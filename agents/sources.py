@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.agents.config import SamplingSettings
-from rlgkd.dialogue import stop_strings, task_end_ids
+from rlgkd.checkpoint import GrowingFile, atomic_write, writing
+from rlgkd.dialogue import end_ids_of, stop_strings
 from rlgkd.errors import DataError
+from rlgkd.file_kinds import other_kind
 from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.loading import weights_digest
 from rlgkd.lm.model import LanguageModel
@@ -102,7 +104,7 @@ class Sources:
         """What a file of the teacher's texts is valid for."""
         assert self.teacher is not None
         stops = stop_strings(self.task)
-        end_ids = self.teacher.end_ids | task_end_ids(self.task)
+        end_ids = end_ids_of(self.task, self.teacher.end_ids)
         return {
             "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,
@@ -136,16 +138,19 @@ class TeacherTexts:
     def _open(self, fingerprint: dict[str, Any]) -> dict[str, list[int]]:
         """Read the texts, or begin the file."""
         path = self.path
+        if path.exists() and (kind := other_kind(path)):
+            raise DataError("teacher_texts", str(path), f"it is {kind}; name a file")
         if not path.exists() or not path.stat().st_size:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(fingerprint) + "\n")
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(fingerprint) + "\n")
             return {}
-        first, *lines = path.read_text().splitlines(keepends=True)
+        first, *lines = path.read_text(errors="replace").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # the process was stopped in the middle of a line
-            path.write_text(first + "".join(lines[:-1]))
+            atomic_write(path, first + "".join(lines[:-1]))
             lines = lines[:-1]
         try:
-            found = json.loads(first)
+            found = dict(json.loads(first))
             ids = {entry["key"]: list(map(int, entry["ids"])) for entry in map(json.loads, lines)}
         except (ValueError, KeyError, TypeError) as error:
             remedy = f"it has a line that is no text ({error}); delete it"
@@ -171,8 +176,9 @@ class TeacherTexts:
         """Keep texts that this process or another one has drawn."""
         new = {key: ids for key, ids in texts.items() if key not in self.ids}
         if new and self.ranks.main:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps({"key": key, "ids": ids}) + "\n" for key, ids in new.items())
+            with GrowingFile(self.path) as file:
+                for key, ids in new.items():
+                    file.write(json.dumps({"key": key, "ids": ids}) + "\n")
         self.ids |= new
 
     def take_drawn(self) -> dict[str, list[int]]:

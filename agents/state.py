@@ -34,7 +34,17 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The state that `to_json` gave, also under the names of before the first release."""
+        """The state that `to_json` gave, also under the names of before the first release.
+
+        Raises: TypeError, ValueError or AttributeError for values that `to_json` does not give.
+        """
         renamed = {"cursor": "next_prompt", "rewards_seen": "rewards"}
         given = {renamed.get(name, name): value for name, value in values.items()}
-        return cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})
+        state = cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})
+        counts = (state.timesteps, state.updates, state.next_prompt, state.rewards.count)
+        numbers = (0 if state.alpha is None else state.alpha, state.rewards.mean, state.rewards.squared_deviations)
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError(f"its counts are {counts}")
+        if any(type(number) not in (int, float) for number in numbers):
+            raise ValueError(f"its numbers are {numbers}")
+        return state

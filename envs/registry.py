@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 
 from rlgkd.imports import import_object
+from rlgkd.ops._registry import takes_any
 
 ENTRY_POINT = "rlgkd.envs.text_env:TextGenerationEnv"
 """The entry point of a text environment."""
@@ -32,10 +34,23 @@ def takes_tokenizer(env: str) -> bool:
 
     Raises: SettingError if its task cannot be imported.
     """
+    return _leaves_open(env, "tokenizer", lambda maker: "tokenizer" in inspect.signature(maker).parameters)
+
+
+def takes_setting(env: str, setting: str) -> bool:
+    """Whether the text environment of this id takes a setting of `TextTask`, by its name or among any others.
+
+    Raises: SettingError if its task cannot be imported.
+    """
+    return _leaves_open(env, setting, lambda maker: takes_any(maker) or setting in inspect.signature(maker).parameters)
+
+
+def _leaves_open(env: str, setting: str, takes: Callable[[Callable[..., Any]], bool]) -> bool:
+    """Whether the registration leaves a setting to the user, and `takes` says so of the task's maker, if it has one."""
     spec = gym.registry.get(env)
-    if spec is None or spec.entry_point != ENTRY_POINT or "tokenizer" in spec.kwargs:
+    if spec is None or spec.entry_point != ENTRY_POINT or setting in spec.kwargs:
         return False
     task = spec.kwargs.get("task")
     if isinstance(task, str):
         task = import_object("task", task)
-    return task is None or (callable(task) and "tokenizer" in inspect.signature(task).parameters)
+    return task is None or (callable(task) and takes(task))

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from rlgkd.envs.episodes import Episodes
 from rlgkd.envs.registry import registered_settings
-from rlgkd.envs.task import build_task
+from rlgkd.envs.task_makers import build_task
 from rlgkd.errors import SettingError
 from rlgkd.types import Task
 

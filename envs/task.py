@@ -6,9 +6,10 @@ A task has no state: its items are functions of (split, seed, index), its reward
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,16 +18,16 @@ from rlgkd.envs.rewards.global_state import restored_state
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.envs.rewards.user_errors import describe_failure
+from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.errors import DataError, RlgkdError, SettingError
-from rlgkd.imports import import_object
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.lm.text_format import end_token
-from rlgkd.ops._registry import UnknownSettingError, checked_kwargs, keywords, takes_any
+from rlgkd.ops._registry import checked_kwargs
 from rlgkd.ops.token_masks import TokenMask
-from rlgkd.types import Item, PendingScores, Score, Task
+from rlgkd.types import Item, PendingScores, Score
 
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and the environment's in alternation) -> the environment's next turn, or None
@@ -34,6 +35,8 @@ at the end of the episode."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
 """(items, completions) -> measures for evaluation, by name."""
 AT_LIMIT = ("terminate", "truncate")
+CHARACTERS_PER_TOKEN = 1000
+"""No text has tokens so long on the average: a prompt that would need them is too long before it is encoded."""
 _log = logging.getLogger(__name__)
 
 
@@ -50,9 +53,14 @@ class TextTask:
         max_new_tokens: int = 64,
         max_prompt_tokens: int = 256,
         chat: bool = False,
+        chat_template: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_date: str | date = "",
         reply: Reply | None = None,
         at_limit: str = "terminate",
         stop: str | Sequence[str] = (),
+        end_tokens: Sequence[str] = (),
+        skip_special_tokens: bool = True,
         system: str = "",
         prompt: str = "prompt",
         reference: str | None = None,
@@ -83,6 +91,11 @@ class TextTask:
             max_new_tokens: Length limit of everything after the prompt, in tokens.
             max_prompt_tokens: Length limit of a prompt; a longer one is an error, never cut silently.
             chat: Put prompts into the tokenizer's chat template as a user's message.
+            chat_template: Name of the chat template, of a tokenizer that has several; by default the one called
+                `default`, or with tools `tool_use` if there is one.
+            chat_template_kwargs: Variables of the chat template, such as `{enable_thinking: false}`.
+            chat_template_date: The day that a chat template shows if it shows one, as YYYY-MM-DD; by default the day on
+                which the task is made. `rlgkd train` writes it into a run's settings.
             reply: What the environment answers to a turn, given the item and all turns so far; None, or no `reply`,
                 ends the episode. Its tokens are no actions. Rewards may ask for `turns` as well.
             at_limit: `terminate`: a text that reaches the limit is scored as it stands. `truncate`: it is cut off there
@@ -91,6 +104,11 @@ class TextTask:
             stop: A string, or several, that ends a turn as soon as its text contains it. The text that is scored ends
                 before it; the tokens up to the one that completed it are actions. With `chat`, the end token that such
                 a turn lacks is put in front of a reply, as no action.
+            end_tokens: All tokens that end a turn, as the tokenizer spells them; a completion that is given as text
+                ends with the one that the chat template puts after an answer, else with the first. Empty takes those of
+                the model's tokenizer, `config` and `generation_config`.
+            skip_special_tokens: Leave the special tokens that the policy wrote out of the texts that rewards, replies
+                and rollouts.jsonl get; the end token is left out always.
             system: The system's message before a prompt that has none of its own; it needs `chat`.
             prompt: Column or template of the prompt, for data in rows. A conversation that ends with a turn of the
                 assistant has its answer with it, which is the reference if no other is given.
@@ -145,11 +163,27 @@ class TextTask:
         self.mask = mask
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         end_token(self.tokenizer)  # checked before the stop strings, which are read with the tokenizer
-        stops = StopStrings(self.tokenizer, stop)
+        self.skip_special_tokens = skip_special_tokens
+        stops = StopStrings(self.tokenizer, stop, skip_special_tokens=skip_special_tokens)
         self.stops = stops if stops.strings else None
         self.chat = chat
+        self.chat_template = read_template(
+            self.tokenizer,
+            chat=chat,
+            name=chat_template,
+            variables=chat_template_kwargs or {},
+            day=chat_template_date,
+        )
+        """How prompts are written as a chat; None if they are not."""
+        self.names_end_ids = bool(end_tokens)
+        """Whether `end_ids` are the task's own choice, to which no model adds."""
         self._encoder = TextEncoder(
-            self.tokenizer, chat=chat, system=system, replies=bool(tools) or reply is not None, tool_replies=bool(tools)
+            self.tokenizer,
+            self.chat_template,
+            system=system,
+            replies=bool(tools) or reply is not None,
+            tool_replies=bool(tools),
+            end_tokens=[end_tokens] if isinstance(end_tokens, str) else end_tokens,
         )
         self._warned_long_reply = False
         self.items = read_items(
@@ -166,12 +200,13 @@ class TextTask:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids that end a turn: the tokenizer's, those of the model that it belongs to, and those of its agents."""
+        """The ids that end a turn: those of `end_tokens`, or of tokenizer, the model that it belongs to, and agents."""
         return self._encoder.end_ids
 
     def add_end_ids(self, ids: frozenset[int]) -> None:
         """End turns with these too: agents add those of the model that they train."""
-        self._encoder.end_ids |= ids
+        if not self.names_end_ids:
+            self._encoder.end_ids |= ids
 
     def size(self, split: str) -> int:
         """See `Task.size`."""
@@ -189,6 +224,11 @@ class TextTask:
         """
         if item.messages and not self.chat:
             raise SettingError("chat", False, f"the prompt of {item.key} is a conversation; set chat to true")
+        characters = sum(len(message["content"]) for message in item.messages) or len(item.prompt)
+        if characters > CHARACTERS_PER_TOKEN * self.max_prompt_tokens:  # not to be encoded first, which takes minutes
+            limit = f"raise max_prompt_tokens, now {self.max_prompt_tokens}"
+            remedy = f"it has {characters:,} characters; shorten it or {limit}"
+            raise DataError("prompt", item.key, remedy)
         tools = item.tools or (self.tools.schemas if self.tools else ())
         if item.messages or tools:
             messages = item.messages or [{"role": "user", "content": item.prompt}]
@@ -205,9 +245,13 @@ class TextTask:
         return self._encoder.completion(text)
 
     def decode_completion(self, ids: Sequence[int]) -> str:
-        """See `Task.decode_completion`: the text before a stop string, without special tokens and outer white space."""
+        """See `Task.decode_completion`: the text before a stop string, without outer white space.
+
+        It has special tokens only if they are not skipped, and never the end token.
+        """
         ended = bool(ids) and ids[-1] in self.end_ids  # an end token need not be special to the tokenizer
-        text = str(self.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=True))
+        kept = list(ids[:-1] if ended else ids)
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=self.skip_special_tokens))
         return (text if self.stops is None else self.stops.text_before_stop(text)).strip()
 
     def reply(self, item: Item, turns: Sequence[str]) -> str | None:
@@ -215,6 +259,12 @@ class TextTask:
 
         Raises: SettingError if the user's `reply` raised, or returned neither a text nor None.
         """
+        text = self._answer(item, turns)
+        if text is not None and self.chat and not item.messages:
+            self._encoder.compare_turns(item.prompt, [*turns, text])
+        return text
+
+    def _answer(self, item: Item, turns: Sequence[str]) -> str | None:
         if self.tools is not None:
             return self.tools.answer(turns[-1])
         if self.reply_of is None:
@@ -295,45 +345,6 @@ class TextTask:
         if ids and self.grader.asks_for("tokens"):
             extra["tokens"] = [[str(self.tokenizer.decode([token])) for token in row] for row in ids]
         return extra
-
-
-def build_task(task: Task | Callable[..., Task] | str | None, **settings: Any) -> Task:
-    """Return a task: as given, from its maker, from the maker's import path, or from the settings of `TextTask`.
-
-    Raises: SettingError for a maker that raises, makes no task, or does not take a setting; what the task raises.
-    """
-    path = task if isinstance(task, str) else ""
-    if isinstance(task, str):
-        if ":" not in task:
-            raise SettingError("task", task, "give package.module:function, or a registered id to gym.make")
-        task = cast(Callable[..., Task], import_object("task", task))
-    if callable(task):
-        return _call_maker(task, path, settings)
-    if task is not None:
-        if settings:
-            raise SettingError("task", sorted(settings), "a ready task takes no further settings")
-        return task
-    return TextTask(**settings)
-
-
-def _call_maker(maker: Callable[..., Task], path: str, settings: dict[str, Any]) -> Task:
-    name = callable_name(maker)
-    known = keywords(maker)
-    unknown = [setting for setting in settings if setting not in known]
-    if unknown and not takes_any(maker):
-        raise UnknownSettingError(unknown[0], settings[unknown[0]], name, known)
-    try:
-        task = maker(**settings)
-    except UnknownSettingError as error:  # the maker passed it on to TextTask; a setting of its own may be meant
-        raise UnknownSettingError(error.field, settings.get(error.field), name, known | error.known) from error
-    except RlgkdError:
-        raise
-    except Exception as error:
-        failure = describe_failure(error, maker)
-        raise SettingError("task", path or name, f"it raised {failure}; fix it there") from error
-    if not isinstance(task, Task):
-        raise SettingError("task", path or name, f"it returned {task!r:.60} and no task; return a TextTask")
-    return task
 
 
 def callable_names(functions: Sequence[object]) -> list[str]:

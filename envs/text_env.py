@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlgkd.envs.episodes import Episodes
-from rlgkd.envs.task import build_task
+from rlgkd.envs.task_makers import build_task
 from rlgkd.types import Task
 
 

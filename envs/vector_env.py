@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlgkd.envs.episodes import Episodes
-from rlgkd.envs.task import build_task
+from rlgkd.envs.task_makers import build_task
 from rlgkd.errors import SettingError
 from rlgkd.types import Task
 

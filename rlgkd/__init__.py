@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import gymnasium as gym
 
 __version__ = "0.1.0"
 _log = logging.getLogger(__name__)
+
+if Path(__file__).with_name("envs").is_file():  # git writes a link as a file where it may not make links
+    raise ImportError(
+        "this clone has no symbolic links, which join the rooms to the package: "
+        "clone it again with `git -c core.symlinks=true clone ...` (on Windows in developer mode, or in WSL)"
+    )
 
 _TASKS = {
     "GroundedSummary": "rlgkd.envs.tasks.grounded.env:grounded_summary",

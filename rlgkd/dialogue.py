@@ -76,6 +76,12 @@ def task_end_ids(task: Task) -> frozenset[int]:
     return getattr(task, "end_ids", None) or frozenset({end_token(task.tokenizer)})
 
 
+def end_ids_of(task: Task, model_end_ids: frozenset[int]) -> frozenset[int]:
+    """The ids that end a turn of a model in a task: those of both, or the task's alone if it names all of them."""
+    own = task_end_ids(task)
+    return own if getattr(task, "names_end_ids", False) else model_end_ids | own
+
+
 def stop_strings(task: Task) -> StopStrings | None:
     """The task's stop strings; None if it has none."""
     return getattr(task, "stops", None)

@@ -6,10 +6,13 @@ these errors as one line and exits with 2; any other exception is a bug and keep
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rlgkd.secret_masks import masked
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that change the direction of a text."""
 MAX_KEYS = 5
 """Rows that one message names."""
 
@@ -21,7 +24,7 @@ class RlgkdError(Exception):
         self.field = field
         self.value = value
         self.remedy = remedy
-        super().__init__(f"{field}: {masked(value)!r} does not work; {remedy}")
+        super().__init__(shown(f"{field}: {masked(value)!r} does not work; {remedy}"))
 
 
 class SettingError(RlgkdError, ValueError):
@@ -75,6 +78,18 @@ class ProcessError(RlgkdError, RuntimeError):
 
 class DependencyError(RlgkdError, RuntimeError):
     """An optional package that is not installed."""
+
+
+def shown(text: str) -> str:
+    r"""Return a text with escapes in the place of control characters other than tab and newline.
+
+    A terminal obeys such characters: they move its cursor, change its title, or hide what stands before them.
+
+    Example:
+        >>> print(shown("a\x1b[31mb\tc"))
+        a\x1b[31mb	c
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: object, longest: int | None = None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlgkd import scoring
-from rlgkd.dialogue import Dialogue, stop_strings, task_end_ids
+from rlgkd.dialogue import Dialogue, end_ids_of, stop_strings
 from rlgkd.errors import DataError, SettingError, in_one_message
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
@@ -96,7 +96,7 @@ def sample_episodes(
 
     stops = stop_strings(task)
     should_stop = None if stops is None else stops.should_stop
-    end_ids = lm.end_ids | task_end_ids(task)
+    end_ids = end_ids_of(task, lm.end_ids)
     completions = decode(
         lm,
         prompts,
@@ -140,7 +140,7 @@ def sample_episodes(
 
 def share_end_ids(task: Task, policy: LanguageModel) -> None:
     """Let a text end with the same tokens wherever it is sampled: from the policy, or by stepping an environment."""
-    policy.end_ids |= task_end_ids(task)
+    policy.end_ids = end_ids_of(task, policy.end_ids)
     if add_end_ids := getattr(task, "add_end_ids", None):
         add_end_ids(policy.end_ids)
 
@@ -177,7 +177,7 @@ def replay_episodes(
     Raises: DataError as `sample_episodes` does.
     """
     stops = stop_strings(task)
-    end_ids = (lm.end_ids if end_ids is None else end_ids) | task_end_ids(task)
+    end_ids = end_ids_of(task, lm.end_ids if end_ids is None else end_ids)
     rows = [_Row(encode_within(lm, task, item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]
     for row, actions in zip(rows, ids, strict=True):
         rest = list(actions)

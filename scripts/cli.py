@@ -5,6 +5,7 @@ Each command imports what it runs when it runs, so that `rlgkd --help` imports n
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, shown
+from rlgkd.scripts._console import ShownFormatter
 from rlgkd.scripts._errors import check_one_process, one_line_errors
 
 app = typer.Typer(
@@ -22,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help texts hold brackets, as in rlgkd[trl], which markup would take out
 )
 
 DEFAULT_ALPHAS = "0,0.25,0.5,1"
@@ -47,6 +50,7 @@ def train(
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
     from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
 
     if resume is not None:
@@ -56,7 +60,7 @@ def train(
     else:
         recipe, overrides = _split_name(arguments, "quickstart")
         settings = training.agreed_settings(lambda: run_config.read(recipe, overrides))
-        folder = out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or Path("runs") / f"{folder_name(settings.name)}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
     if report is not None:
         typer.echo(report)
@@ -80,6 +84,7 @@ def compare(
     from rlgkd.scripts.comparison import compare as comparison
     from rlgkd.scripts.comparison.grid import grid, parse_seeds, parse_variation
     from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config.paths import folder_name
 
     variations = list(vary or [])
     if alphas or not variations:
@@ -93,7 +98,8 @@ def compare(
             raise SettingError("vary", key, "name each setting once, with all its values")
         varied[key] = values
     cells = grid(base, varied, parse_seeds(seeds), samples=samples, baseline=baseline)
-    report, failed = comparison.compare(cells, out or Path("runs") / f"compare-{base.name}", jobs=jobs, quiet=quiet)
+    folder = out or Path("runs") / f"compare-{folder_name(base.name)}"
+    report, failed = comparison.compare(cells, folder, jobs=jobs, quiet=quiet)
     typer.echo(report)
     if failed:
         raise typer.Exit(1)
@@ -146,6 +152,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Temperature of the samples; ignored with --greedy.")] = 1.0,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
+    chat_template_kwargs: Annotated[
+        str, typer.Option(help="Variables of the chat template, such as '{enable_thinking: false}', over a run's.")
+    ] = "",
     seed: SamplingSeed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeat for others. A new line is $'\\n'.")
@@ -165,12 +174,14 @@ def generate(
         temperature=temperature,
         greedy=greedy,
         chat=chat,
+        chat_template_kwargs=generation.parse_variables(chat_template_kwargs),
         seed=seed,
         stop=stop or (),
         filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
     )
     for completion in completions:
-        typer.echo(completion)
+        # A file gets the text as it is; a terminal would obey what a model generated.
+        typer.echo(shown(completion) if sys.stdout.isatty() else completion)
 
 
 @app.command("list")
@@ -215,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     given = sys.argv[1:] if arguments is None else arguments
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(ShownFormatter())
     with one_line_errors():
         if given and given[0] != "train":
             check_one_process(f"rlgkd {given[0]}")

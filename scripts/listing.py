@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.errors import SettingError
@@ -36,13 +36,13 @@ def show(what: str = "") -> None:
     if what and what not in KINDS:
         raise SettingError("what", what, unknown_remedy(what, list(KINDS)))
     for kind in [what] if what else KINDS:
-        Console().print(KINDS[kind]())
+        Console(markup=False).print(KINDS[kind]())
 
 
 def _envs() -> Table:
     table = Table("id", "what it is, and its settings", title="envs", show_lines=True)
     for name, takes, about in docs.environments():
-        table.add_row(name, f"{escape(about)}\n[dim]{takes}[/dim]")
+        table.add_row(name, _with_note(about, takes))
     return table
 
 
@@ -55,7 +55,7 @@ def _settings() -> Group:
     for title, settings in groups.items():
         table = Table("setting", "default", "what it is", title=title)
         for setting in settings:
-            table.add_row(*map(escape, setting))
+            table.add_row(*setting)
         tables.append(table)
     return Group(*tables)
 
@@ -68,8 +68,12 @@ def _recipes() -> Table:
         comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
         about = comment.partition(" Deviates")[0]
         coordinates = ", ".join(f"{key} {value}" for key, value in _coordinates(name).items())
-        table.add_row(name, f"{about}\n[dim]{coordinates}[/dim]")
+        table.add_row(name, _with_note(about, coordinates))
     return table
+
+
+def _with_note(about: str, note: str) -> Text:
+    return Text.assemble(about, "\n", (note, "dim"))
 
 
 def _coordinates(recipe: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import math
 import os
@@ -313,6 +314,32 @@ def test_a_foreign_manifest_is_refused(content: str, tmp_path: Path) -> None:
     (folder / checkpoint.MANIFEST).write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json.*no whole checkpoint is next to it"):
         checkpoint.load(folder, model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("file", ["model.json", "optimizer.json", "random.json"])
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"ties": 3}', '{"groups": [], "class": 1}', '{"numpy": 1}', "{"])
+def test_a_foreign_file_with_the_right_checksum_is_one_line(
+    file: str, content: str, three_checkpoints: Path, tmp_path: Path
+) -> None:
+    if (file, content) == ("model.json", '{"ties": 3}'):
+        content = '{"ties": {"a": 3}}'
+    folder = Path(shutil.copytree(three_checkpoints / "step-3", tmp_path / "step-3"))
+    (folder / file).write_text(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    model, optimizer = tiny()
+    with unchanged(model, optimizer), pytest.raises(CheckpointError) as caught:
+        checkpoint.load(folder, model=model, optimizer=optimizer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_damage(file: str, three_checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(three_checkpoints / "step-3", tmp_path / "step-3")
+    (tmp_path / "step-3" / file).unlink()
+    os.mkfifo(tmp_path / "step-3" / file)
+    assert checkpoint.damages(tmp_path) == [f"step-3/{file} is unreadable (it is a named pipe, not a file)"]
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from rlgkd.errors import SettingError
 
@@ -30,7 +30,13 @@ def as_sb3(env: Any) -> Any:
 
 
 def check_wrappers(env: VecEnv) -> None:
-    """Refuse wrappers: the agent samples whole texts by the task itself, so what a wrapper changes would be ignored."""
+    """Refuse wrappers: the agent samples whole texts by the task itself, so what a wrapper changes would be ignored.
+
+    Environments in other processes are refused too: their task is there, and need not be something that can be sent.
+    """
+    if isinstance(env.unwrapped, SubprocVecEnv):
+        remedy = "its environments are in other processes, which this agent would never step: give a DummyVecEnv of one"
+        raise SettingError("env", "SubprocVecEnv", f"{remedy}, or make_sb3_vec_env(...)")
     for layer in _layers(env):
         name = type(layer).__name__
         if name in TEACHER_REWARDS:

@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 from rlgkd.envs.data.rows import Row, Rows, as_row
 from rlgkd.errors import DataError, DependencyError, one_line
+from rlgkd.file_kinds import check_file
 
 SPLIT_NAMES = {
     "train": "train",
@@ -30,6 +32,8 @@ SPLIT_NAMES = {
     "test": "test",
 }
 """The word in a file's or a folder's name -> the split."""
+MAX_LINE = 64 * 2**20
+"""Bytes of a line; a file of one endless line would fill the memory before anything could be said of it."""
 MAX_REASON = 200
 """Characters of another library's error message that are shown."""
 
@@ -42,6 +46,8 @@ def read_file(path: Path, name: str = "") -> Rows:
     if format_of(path) not in READERS:
         raise _unreadable(str(path), f"give a file that ends in {', '.join(READERS)}, or a folder")
     try:
+        check_file(path)
+        _check_size(path, path.stat().st_size)
         rows = list(READERS[format_of(path)](path, name or path.name))
     except (OSError, EOFError, zlib.error) as error:  # gzip's own errors are of all three kinds
         reason = getattr(error, "strerror", None) or error
@@ -144,7 +150,12 @@ def _read_saved_dataset(path: Path) -> Rows | dict[str, Rows]:
 def _decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, line ends included."""
     with gzip.open(path) if format_of(path).endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        size = 0
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+            size += len(line)
+            if len(line) > MAX_LINE:
+                raise _unreadable(f"{name}:{number}", f"the line has more than {MAX_LINE >> 20} MiB; split it")
+            _check_size(path, size)  # of what is unpacked
             if number == 1:  # some programs mark UTF-8 files with it
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
@@ -244,6 +255,15 @@ READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Row]]]] = {
 }
 """The suffix of a file -> what reads it."""
 READERS |= {f"{suffix}.gz": reader for suffix, reader in READERS.items() if suffix != ".parquet"}
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raise DataError for more bytes than the machine has memory: rows are read as a whole."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        sizes = f"it has {size >> 30} GiB or more, this machine {memory >> 30} GiB of memory"
+        remedy = f"{sizes}, and rows are read as a whole: give a part of it, or a streaming data set with max_rows"
+        raise _unreadable(str(path), remedy)
 
 
 def _unreadable(where: str, remedy: str) -> DataError:

@@ -23,10 +23,10 @@ from rlgkd.envs.rewards.background import BackgroundTask
 from rlgkd.envs.rewards.failures import FailureCount
 from rlgkd.envs.rewards.global_state import restored_state
 from rlgkd.envs.rewards.returned import ABSTAINED, Abstained, scores_or_errors, steps_error
-from rlgkd.envs.rewards.time_limit import call_within, late
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.errors import RewardError, SettingError, one_line
 from rlgkd.secret_masks import masked
+from rlgkd.time_limit import call_within, late
 from rlgkd.types import Item, Score
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from rlgkd.envs.text.chat_template import chat_pieces
+from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.envs.text.format_string import FormatString
 from rlgkd.errors import SettingError
 from rlgkd.types import REWARD_ARGUMENTS
@@ -102,7 +102,7 @@ def pair_encoder(tokenizer: PreTrainedTokenizerBase, first: str, second: str) ->
 
 def chat_encoder(tokenizer: PreTrainedTokenizerBase, *messages: tuple[str, Template]) -> SampleEncoder:
     """Encode messages, each a role and its template, by the tokenizer's chat template."""
-    first, *others = chat_pieces(tokenizer, *(role for role, _ in messages))
+    first, *others = ChatTemplate(tokenizer).pieces(*(role for role, _ in messages))
 
     def encode(**values: str) -> ModelInput:
         row = list(first)

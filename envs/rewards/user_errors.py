@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlgkd import scoring
+from rlgkd import scoring, time_limit
 from rlgkd.errors import one_line
 from rlgkd.secret_masks import masked
 
@@ -21,8 +21,8 @@ OWN_FILES = (
     Path(__file__).with_name("grader.py"),
     Path(__file__).with_name("async_calls.py"),
     Path(__file__).with_name("returned.py"),
-    Path(__file__).with_name("time_limit.py"),
     Path(scoring.__file__),
+    Path(time_limit.__file__),
     Path(asyncio.__file__).parent,
     Path(concurrent.futures.__file__).parent,
 )

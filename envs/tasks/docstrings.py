@@ -18,6 +18,7 @@ from rlgkd.envs.rewards import rouge
 from rlgkd.envs.task import TextTask
 from rlgkd.envs.tasks.docstring_corpus import SPLITS, STANDARD_LIBRARY, Docstring, docstrings
 from rlgkd.envs.tasks.docstring_parser import words_of
+from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.errors import DataError
 from rlgkd.lm.loading import load_tokenizer
@@ -58,7 +59,7 @@ class DocstringItems(ListItems):
         """
         splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
         self.dropped = dict.fromkeys(SPLITS, 0)
-        encoder = TextEncoder(tokenizer, chat=True)
+        encoder = TextEncoder(tokenizer, ChatTemplate(tokenizer))
         for docstring in sorted(docstrings(tuple(packages)), key=lambda d: (crc32(d.key.encode()), d.key)):
             item = item_of(docstring)
             prompt = encoder.prompt(item.key, item.prompt)

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlgkd.envs.text.chat_template import chat_pieces
+from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.errors import DataError, SettingError
-from rlgkd.lm.text_format import end_token, tokenizer_end_ids
+from rlgkd.lm.text_format import end_token, special_tokens, tokenizer_end_ids
 from rlgkd.types import Message
 
 MAX_CACHED_PROMPTS = 4096
@@ -31,44 +30,54 @@ _log = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """Encodes texts with one tokenizer; with `chat` a prompt is a user's message in its chat template."""
+    """Encodes texts with one tokenizer; with a chat template a prompt is a user's message in it."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate | None = None,
         *,
-        chat: bool = False,
         system: str = "",
         replies: bool = False,
         tool_replies: bool = False,
+        end_tokens: Sequence[str] = (),
     ) -> None:
-        """Read the chat template.
+        """Read what the chat template puts around messages; None encodes texts as they are.
 
         `system` is a message before the prompt, `replies` says whether there are replies, and `tool_replies` whether
-        they are those of tools: of the role `tool`, or the user's if the template has no such role.
+        they are those of tools: of the role `tool`, or the user's if the template has no such role. `end_tokens` are
+        all that end a text, the first of which ends one that is encoded; empty takes the model's.
 
-        Raises: ModelError for a tokenizer without an end token; SettingError for a chat template that is missing, or
-            has no place for a message.
+        Raises: ModelError for a tokenizer without an end token; SettingError for a chat template that has no place for
+            a message, or an end token that the tokenizer does not have.
         """
         self.tokenizer = tokenizer
-        self.chat = chat
-        self.end = end_token(tokenizer)
-        self.end_ids = tokenizer_end_ids(tokenizer)
+        self.template = template
+        given = [_id_of(tokenizer, token) for token in end_tokens]
+        self.end = given[0] if given else end_token(tokenizer)
+        self.end_ids = frozenset(given) or tokenizer_end_ids(tokenizer)
         # The unknown token may occur, because it stands for any character that the tokenizer does not know.
         self._special = {
             id_: text
-            for id_, text in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+            for id_, text in special_tokens(tokenizer).items()
             if text != tokenizer.unk_token or id_ == self.end
         }
         self._cached_prompts: dict[str, list[int]] = {}
         self._cached_pieces: dict[str, list[list[int]]] = {}
         self._system = system
         self._warned_unknown = False
-        self._prompt_frame: Frame = self._first_frame(system) if chat else (_tokens_before_texts(tokenizer), [])
-        self._turn_end = self._token_after_answer() if chat else None
-        self._reply_frame: Frame = self._next_frame(tool_replies) if chat and replies else ([], [])
-        if chat:
-            self._compare_with_template(system, replies and not tool_replies)
+        self._reply_role = "user"
+        self._prompt_frame: Frame = (_tokens_before_texts(tokenizer), [])
+        self._reply_frame: Frame = ([], [])
+        self._turn_end: int | None = None
+        self._rewrites = False
+        """Whether the template rewrites some messages; those at hand are then compared, until one differs."""
+        if template is not None:
+            self._prompt_frame = self._first_frame(template)
+            self._turn_end = _token_after_answer(template)
+            if replies:
+                self._reply_frame = self._next_frame(template, tool_replies)
+            self._probe(replies)
 
     def prompt(self, key: str, text: str) -> list[int]:
         """Return the ids of a prompt; `key` names it in errors.
@@ -87,7 +96,10 @@ class TextEncoder:
         if not message:
             raise DataError("prompt", key, "it is empty; give a prompt of at least one token")
         before, after = self._prompt_frame
-        return [*before, *message, *after]
+        ids = [*before, *message, *after]
+        if self._rewrites and _may_be_rewritten(text):
+            self._compare(self._with_system([{"role": "user", "content": text}], ()), ids)
+        return ids
 
     def conversation(self, key: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids of a conversation in the chat template, up to where the answer begins.
@@ -107,6 +119,8 @@ class TextEncoder:
         contents = [message["content"] for message in messages if message["content"]]
         for content, piece in zip(contents, pieces[1:], strict=True):
             ids += [*self.plain("prompt", key, content), *piece]
+        if self._rewrites and any(map(_may_be_rewritten, contents)):
+            self._compare(messages, ids, tools)
         return ids
 
     def completion(self, text: str) -> list[int]:
@@ -117,7 +131,7 @@ class TextEncoder:
         Raises: DataError if it would hold another special token.
         """
         end = self._turn_end if self._turn_end in self.end_ids else self.end
-        return [*self.plain("completion", text[:40], text if self.chat else f" {text}"), end]
+        return [*self.plain("completion", text[:40], text if self.template else f" {text}"), end]
 
     def reply(self, text: str, *, closed: bool = True) -> list[int]:
         """Return the ids of a reply; with `chat`, it is the user's next message.
@@ -146,22 +160,29 @@ class TextEncoder:
             _log.warning("%s %r holds characters that the tokenizer does not know, as others may", field, key)
         return ids
 
-    def _first_frame(self, system: str) -> Frame:
-        if not system:
-            before, after = chat_pieces(self.tokenizer, "user")
-            return before, after
-        first, between, after = chat_pieces(self.tokenizer, "system", "user")
-        return [*first, *self.plain("system", "system", system), *between], after
+    def compare_turns(self, prompt: str, turns: Sequence[str]) -> None:
+        """Log the first conversation of a prompt and further turns that the template would make other ids of."""
+        texts = [prompt, *turns]
+        if self._rewrites and any(map(_may_be_rewritten, texts)):
+            self._compare(self._messages(texts), self._trained(texts))
 
-    def _next_frame(self, of_tools: bool) -> Frame:
+    def _first_frame(self, template: ChatTemplate) -> Frame:
+        if not self._system:
+            before, after = template.pieces("user")
+            return before, after
+        first, between, after = template.pieces("system", "user")
+        return [*first, *self.plain("system", "system", self._system), *between], after
+
+    def _next_frame(self, template: ChatTemplate, of_tools: bool) -> Frame:
         """The ids around a user's message, or the result of a tool, that follows an answer of the policy's."""
         if of_tools:
             try:
-                *_, before, after = chat_pieces(self.tokenizer, "user", "assistant", "tool")
+                *_, before, after = template.pieces("user", "assistant", "tool")
+                self._reply_role = "tool"
                 return before, after
             except SettingError:  # this template has no such role
                 pass
-        *_, before, after = chat_pieces(self.tokenizer, "user", "assistant", "user")
+        *_, before, after = template.pieces("user", "assistant", "user")
         return before, after
 
     def _with_system(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Sequence[Message]:
@@ -184,7 +205,8 @@ class TextEncoder:
         form = json.dumps([[{**message, "content": bool(message["content"])} for message in messages], list(tools)])
         pieces = self._cached_pieces.get(form)
         if pieces is None:
-            pieces = chat_pieces(self.tokenizer, *messages, tools=tools)
+            assert self.template is not None
+            pieces = self.template.pieces(*messages, tools=tools)
             if len(self._cached_pieces) >= MAX_CACHED_PROMPTS:
                 self._cached_pieces.clear()
             self._cached_pieces[form] = pieces
@@ -200,37 +222,54 @@ class TextEncoder:
                     "prompt", key, f"a role, call or tool of it holds the special token {special!r}; reword it"
                 )
 
-    def _compare_with_template(self, system: str, replies: bool) -> None:
-        """Log the first probe whose ids are not those that the template makes of the whole conversation.
+    def _probe(self, replies: bool) -> None:
+        """Compare what is trained with what is served, of texts without anything to rewrite and of texts with it.
 
-        Messages are encoded apart from what stands around them, which most tokenizers and templates do not notice.
+        Messages are encoded apart from what stands around them, which most tokenizers and templates do not notice. A
+        template that trims messages, or drops thoughts, is reported once a message at hand is one of those.
         """
-        probes = [["Hello there"], [" Hello there "]]
-        if replies:
-            probes += [["Hello there", "I see", "Go on"], ["Hello there", "<think>so</think>I see", "Go on"]]
-        for texts in probes:
-            trained = self._conversation(texts)
-            messages = [{"role": "system", "content": system}] if system else []
-            messages += [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
-            try:
-                served = cast(Any, self.tokenizer).apply_chat_template(
-                    messages, add_generation_prompt=True, return_dict=False
-                )
-            except TemplateError:  # it refuses such a conversation, which then is not served either
-                continue
-            if trained != served:
-                _log.warning(
-                    "chat: with this template a conversation such as %r is trained as %s but served by "
-                    "apply_chat_template as %s: texts are trained as they are, so serve them by the same tokens, or "
-                    "give a template that keeps messages as they are",
-                    texts,
-                    self.tokenizer.convert_ids_to_tokens(trained),
-                    self.tokenizer.convert_ids_to_tokens(served),
-                )
+        plain = [["Hello there"], *([["Hello there", "I see", "Go on"]] if replies else [])]
+        for texts in plain:
+            if self._compare(self._messages(texts), self._trained(texts)):
                 return
+        rewritten = [[" Hello there "], *([["Hello there", "<think>so</think>I see", "Go on"]] if replies else [])]
+        self._rewrites = any(
+            self._served(self._messages(texts)) not in (None, self._trained(texts)) for texts in rewritten
+        )
 
-    def _conversation(self, texts: Sequence[str]) -> list[int]:
-        """The ids of the user's and the policy's messages in alternation, as training has them."""
+    def _compare(
+        self, messages: Sequence[Message], trained: list[int], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> bool:
+        """Log a conversation if its ids are not those that the template makes of the whole, and return that."""
+        served = self._served(messages, tools)
+        if served is None or served == trained:
+            return False
+        self._rewrites = False  # one is enough
+        _log.warning(
+            "chat: with this template a conversation such as %r is trained as %s but served by apply_chat_template as "
+            "%s: texts are trained as they are, so serve them by the same tokens, or give a template that keeps "
+            "messages as they are",
+            [message["content"] for message in messages],
+            self.tokenizer.convert_ids_to_tokens(trained),
+            self.tokenizer.convert_ids_to_tokens(served),
+        )
+        return True
+
+    def _served(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int] | None:
+        """The ids of the whole conversation; None if the template refuses it, so that it is not served either."""
+        assert self.template is not None
+        try:
+            return self.template.ids(messages, tools=tools)
+        except SettingError:
+            return None
+
+    def _messages(self, texts: Sequence[str]) -> Sequence[Message]:
+        """A prompt, and the turns of the policy and the environment in alternation."""
+        roles = ["user", *(self._reply_role if n % 2 else "assistant" for n in range(len(texts) - 1))]
+        return self._with_system([{"role": r, "content": text} for r, text in zip(roles, texts, strict=True)], ())
+
+    def _trained(self, texts: Sequence[str]) -> list[int]:
+        """The ids of the same texts, as training has them."""
         encoded = [
             cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
             for text in texts
@@ -242,12 +281,27 @@ class TextEncoder:
             ids += [*answer, *before, *message, *after]
         return ids
 
-    def _token_after_answer(self) -> int | None:
-        try:
-            *_, after = chat_pieces(self.tokenizer, "user", "assistant")
-        except SettingError:  # a template for prompts alone
-            return None
-        return after[0] if after else None
+
+def _token_after_answer(template: ChatTemplate) -> int | None:
+    try:
+        *_, after = template.pieces("user", "assistant")
+    except SettingError:  # a template for prompts alone
+        return None
+    return after[0] if after else None
+
+
+def _may_be_rewritten(text: str) -> bool:
+    """Whether a template that trims messages, or drops thoughts, would change this one."""
+    return text != text.strip() or "</think>" in text
+
+
+def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token that the setting `end_tokens` names."""
+    id_ = tokenizer.get_vocab().get(token)
+    if id_ is None:
+        remedy = f"this tokenizer has no such token; its end token is {tokenizer.eos_token!r}"
+        raise SettingError("end_tokens", token, remedy)
+    return id_
 
 
 def _tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -44,15 +44,19 @@ from rlgkd.checkpoint.files import (
     sync,
     temporary_name,
     write,
+    writing,
 )
+from rlgkd.checkpoint.growing import GrowingFile
 from rlgkd.checkpoint.state import JSON, checked_restore, file_contents
-from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.errors import CheckpointError, SettingError, one_line
+from rlgkd.file_kinds import check_file
 
 __all__ = [
     "FILES",
     "FORMAT",
     "JSON",
     "MANIFEST",
+    "GrowingFile",
     "atomic_write",
     "damages",
     "latest",
@@ -63,6 +67,7 @@ __all__ = [
     "save",
     "sync",
     "whole",
+    "writing",
 ]
 
 FORMAT = "rlgkd-checkpoint-1"
@@ -75,6 +80,8 @@ FILES = (
     "random.json",
     "state.json",
 )
+_FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+"""What files that are whole, and were not written by `save`, may lead to."""
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -155,9 +162,15 @@ def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, A
         if other:
             advice = f"use {'a later' if _number(other) > _number(folder) else 'an earlier'} checkpoint: {other}"
         raise CheckpointError("checkpoint", str(file), f"it is {problem}; {advice}")
-    restore = checked_restore(folder, model, optimizer)
-    state: dict[str, Any] = read_json(folder / "state.json")
-    restore()
+    try:
+        restore = checked_restore(folder, model, optimizer)
+        state: dict[str, Any] = read_json(folder / "state.json")
+        restore()
+    except CheckpointError:
+        raise
+    except _FOREIGN as error:
+        remedy = f"its files are not those of a checkpoint ({one_line(repr(error), 200)}); use another one"
+        raise CheckpointError("checkpoint", str(folder), remedy) from error
     return state
 
 
@@ -261,6 +274,7 @@ def _damage(folder: Path) -> tuple[Path, str] | None:
         for name in FILES:
             file = folder / name
             expected = manifest["files"][name]
+            check_file(file)
             if (size := file.stat().st_size) < expected["size"]:
                 return file, f"truncated ({size} of {expected['size']} bytes)"
             with file.open("rb") as content:
@@ -270,6 +284,6 @@ def _damage(folder: Path) -> tuple[Path, str] | None:
         return file, "missing"
     except OSError as error:
         return file, f"unreadable ({reason(error)})"
-    except (ValueError, KeyError, TypeError):  # JSON that is malformed, or not a manifest
+    except (ValueError, KeyError, TypeError, RecursionError):  # JSON that is malformed, or not a manifest
         return folder / MANIFEST, "damaged (not the manifest of a checkpoint)"
     return None

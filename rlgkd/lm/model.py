@@ -18,7 +18,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.errors import ModelError, SettingError, one_line
@@ -124,6 +124,7 @@ class LanguageModel:
             remedy = f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens"
             raise ModelError("model", module.config.model_type, remedy)
         self.head: nn.Linear = head
+        self._scale_and_cap = _scale_and_cap(module.config)
         self._check_forward()
 
     @property
@@ -134,7 +135,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The longest sequence, in tokens, that the model takes."""
-        limit = getattr(self.module.config, "max_position_embeddings", None)
+        limit = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
         return 2**31 if limit is None else int(limit)
 
     @property
@@ -223,7 +224,9 @@ class LanguageModel:
     def tempered(self, logits: Tensor) -> Tensor:
         """The head's outputs [..., V] as logits at the policy's temperature, in float32 at least."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        cap = getattr(self.module.config, "final_logit_softcapping", None)  # Gemma 2's
+        scale, cap = self._scale_and_cap
+        if scale != 1.0:
+            logits = logits * scale
         if cap:
             logits = cap * torch.tanh(logits / cap)
         return logits if self.temperature == 1.0 else logits / self.temperature
@@ -236,7 +239,8 @@ class LanguageModel:
     @property
     def body(self) -> Any:
         """The transformer without its head."""
-        return self.module.base_model
+        body = self.module.base_model
+        return body if body is not self.module else getattr(body, "model", body)  # Llama 4's prefix names no part of it
 
     def _check_forward(self) -> None:
         """Refuse by name what `_check_head` and `_check_decoding` find, or cannot run."""
@@ -304,6 +308,15 @@ class LanguageModel:
         difference_TV, scale_TV = (x - x.mean(-1, keepdim=True) for x in (ours_TV - theirs_TV, theirs_TV))
         tolerance = rounding if self.body.dtype in (torch.float32, torch.float64) else rounding_16_bits
         return bool((difference_TV.norm(dim=-1) <= tolerance * scale_TV.norm(dim=-1)).all())
+
+
+def _scale_and_cap(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """What a family does to the head's outputs: a factor, then a soft cap; what else it does is refused at opening."""
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere's
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1's
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite's
+    return float(scale), getattr(config, "final_logit_softcapping", None)  # Gemma 2's
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

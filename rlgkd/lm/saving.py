@@ -77,9 +77,9 @@ def generation_config(
     if given.get("do_sample"):  # transformers refuse to save the others without it
         kept |= {name: value for name, value in given.items() if name in SAMPLING}
     if end_ids:
-        first = end_token(tokenizer)
-        ids = [first, *sorted(end_ids - {first})]
-        kept["eos_token_id"] = ids if len(ids) > 1 else first
+        own = end_token(tokenizer)
+        ids = sorted(end_ids, key=lambda id_: (id_ != own, id_))
+        kept["eos_token_id"] = ids if len(ids) > 1 else ids[0]
     entries = module.get_output_embeddings().weight.shape[0]
     if entries > len(tokenizer):
         kept["suppress_tokens"] = list(range(len(tokenizer), entries))

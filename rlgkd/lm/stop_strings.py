@@ -1,7 +1,8 @@
 """Stop strings: a text ends as soon as it contains one, wherever in a token the string begins or ends.
 
-They are searched in the text as the tokenizer decodes it, without special tokens. The text that counts ends before the
-first of them (as in vLLM and OpenAI's API); the token that completed it may hold more, and stays an action.
+They are searched in the text as the tokenizer decodes it, without special tokens unless these are shown. A string may
+also be a special token, which ends a text even where it is not shown. The text that counts ends before the first of
+them (as in vLLM and OpenAI's API); the token that completed it may hold more, and stays an action.
 
 To decode the whole text after every token would be slow. So a token is inspected once for the text that it adds, and
 most tokens cannot complete a stop string. After one that can, a few tokens are decoded, and the whole text only if they
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.errors import SettingError
+from rlgkd.lm.text_format import special_tokens
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """Tokenizers decode the bytes of an incomplete character to it."""
@@ -24,20 +26,26 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class StopStrings:
     """The stop strings of a tokenizer's texts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Any) -> None:
-        """Take a string or several.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Any, *, skip_special_tokens: bool = True) -> None:
+        """Take a string or several, and whether texts are without special tokens.
 
-        Raises: SettingError if one is not a string, is empty, or has a special token in it, which no text has.
+        Raises: SettingError if one is not a string, is empty, or is more than a special token that no text has.
         """
         self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens
         given = [strings] if isinstance(strings, str) else strings
         if not isinstance(given, Sequence) or not all(isinstance(string, str) and string for string in given):
             raise SettingError("stop", strings, "give a string or a list of strings, none of them empty")
         self.strings = tuple(given)
+        special = special_tokens(tokenizer)
+        self._special_ids = {id_ for id_, token in special.items() if token in self.strings}
         for string in self.strings:
-            special = [token for token in tokenizer.all_special_tokens if token in string]
-            if special:
-                remedy = f"texts hold no special tokens such as {special[0]!r}; the end token ends them without it"
+            held = [token for token in special.values() if token in string]
+            if held and string not in held and skip_special_tokens:
+                remedy = (
+                    f"texts hold no special tokens such as {held[0]!r}; give that token alone, or set "
+                    "skip_special_tokens to false"
+                )
                 raise SettingError("stop", string, remedy)
         self._longest = max(map(len, self.strings), default=0)
         self._pieces: dict[int, _Piece] = {}
@@ -46,6 +54,8 @@ class StopStrings:
         """Return whether the last token completes a stop string; the tokens before it must hold none."""
         if not self._piece(ids[-1]).may_complete:
             return False
+        if ids[-1] in self._special_ids:
+            return True
         # Go back by the longest string's length. A string that ends in the last token begins less far before it; the
         # character more is for decoders that drop a space at the beginning.
         start = len(ids) - 1
@@ -61,8 +71,8 @@ class StopStrings:
         return next((ids[:n] for n in candidates if self.should_stop(ids[:n])), ids)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The decoded text, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The decoded text, in which special tokens are shown unless they are skipped."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=self.skip_special_tokens))
 
     def text_before_stop(self, text: str) -> str:
         """The text before its first stop string."""
@@ -78,6 +88,8 @@ class StopStrings:
         return self._pieces[token]
 
     def _inspect(self, token: int) -> _Piece:
+        if token in self._special_ids:
+            return _Piece(min_length=0, may_complete=True)
         # Decoded after itself too: at the beginning of a text decoders drop a space, or show how a piece is marked.
         alone = self.text([token])
         twice = self.text([token, token])

@@ -32,6 +32,13 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return cast(int, tokenizer.eos_token_id)
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Special tokens, id -> text: the named ones, and those that were only added as special."""
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**dict(named), **added}
+
+
 def model_end_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids that end a text of the model: its tokenizer's, and those of its two configurations."""
     configs = (module.config, getattr(module, "generation_config", None))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError
+from rlgkd.scripts._console import say
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.html import write_report
 from rlgkd.scripts.comparison.results import (
@@ -30,7 +32,8 @@ from rlgkd.scripts.comparison.results import (
     untrained_models,
 )
 from rlgkd.scripts.comparison.run_cell import check_same, is_measured, measure_untrained, train_and_measure
-from rlgkd.scripts.runs.train import locked
+from rlgkd.scripts.runs.folder import locked
+from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.workers import Job, run_jobs
 
 
@@ -40,14 +43,16 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
     Raises: CheckpointError if the folder is in use, or holds other runs, or if nothing could be run.
     """
     console = Console(stderr=True)
-    out.mkdir(parents=True, exist_ok=True)
+    with checkpoint.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         open_jobs, done = _open_jobs(grid, out)
         heading = f"{grid.base.name}: {len(grid.cells)} cells x {len(grid.seeds)} seeds into {out}"
         if done:
             heading += f"; {done} of {done + len(open_jobs)} parts are there already"
-        console.print(heading)
-        failed = run_jobs(open_jobs, most=jobs or os.cpu_count() or 1, console=console, quiet=quiet)
+        say(console, heading)
+        with stoppable(f"the same command, with --out {shlex.quote(str(out))}", console):
+            failed = run_jobs(open_jobs, most=jobs or os.cpu_count() or 1, console=console, quiet=quiet)
         results = collect(grid, out)
         if not any(cell["runs"] for cell in results["cells"]):
             name, reason = next(iter(failed.items()))

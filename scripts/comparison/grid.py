@@ -8,7 +8,6 @@ the same random numbers, and differences are paired.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 from rlgkd.errors import SettingError
 from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.paths import folder_name, settled
 from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
@@ -39,7 +38,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """The name with characters that a folder's name may have."""
-        return re.sub(r"[^\w.=+-]+", "-", self.name)
+        return folder_name(self.name)
 
     def run_folder(self, seed: int) -> str:
         """The folder of the run with this seed, inside the comparison's."""

@@ -18,7 +18,7 @@ from rlgkd.scripts.comparison.cell_statistics import against, scores
 from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.run_cell import MEASURED, block_means, rounded
 from rlgkd.scripts.config.run import RunConfig
-from rlgkd.scripts.runs.recorder import TIMES
+from rlgkd.scripts.runs.folder import TIMES
 from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
 

@@ -27,10 +27,11 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
-from rlgkd.scripts.runs.recorder import CONFIG, PROGRESS, ROLLOUTS
+from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
 from rlgkd.scripts.runs.rewind import rewind
-from rlgkd.scripts.runs.stopping import StopRequest
-from rlgkd.scripts.runs.train import build_agent, fit, locked
+from rlgkd.scripts.runs.rollouts import records
+from rlgkd.scripts.runs.stopping import stoppable
+from rlgkd.scripts.runs.train import build_agent, fit
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 
@@ -65,7 +66,8 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
         history = rewind(settings, agent, out, console)
-        fit(settings, agent, out, StopRequest(), history, quiet=True, console=console)
+        with stoppable("the command of the comparison", console, second_ends=False) as stop:
+            fit(settings, agent, out, stop, history, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates
@@ -186,11 +188,9 @@ def _unseen_measures(settings: RunConfig, agent: TextAlgorithm, out: Path, updat
     stream = range(updates * settings.algorithm.sampling.prompts_per_update)
     items = {item.key: item for item in (agent.task.item(agent.split, settings.seed, index) for index in stream)}
     completions: dict[int, list[tuple[str, str]]] = defaultdict(list)  # update -> (key of the item, text)
-    with (out / ROLLOUTS).open() as file:
-        for line in file:
-            record = json.loads(line)
-            if record["source"] in ON_POLICY:
-                completions[record["step"]].append((record["key"], record["completion"]))
+    for record in records(out / ROLLOUTS):
+        if record["source"] in ON_POLICY:
+            completions[record["step"]].append((record["key"], record["completion"]))
     means: dict[str, list[float]] = {}
     for update in range(updates):
         keys = [key for key, _ in completions[update]]

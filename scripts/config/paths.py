@@ -6,12 +6,32 @@ written, for a name is not always a path: a model may be a hub's, a reward's mod
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255."""
+
+
+def folder_name(name: str) -> str:
+    """Return a name as one part of a path: without separators or a leading dot, and short enough for any file system.
+
+    Example:
+        >>> folder_name("../../a run"), folder_name("beta=0.5 student=x/y")
+        ('-..-a-run', 'beta=0.5-student=x-y')
+    """
+    safe = re.sub(r"[^\w.=+-]+", "-", name).lstrip(".") or "-"
+    if len(safe.encode()) <= LONGEST_NAME:
+        return safe
+    return (
+        f"{safe.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:

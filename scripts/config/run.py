@@ -19,6 +19,7 @@ from rlgkd.agents.config import AlgorithmConfig, Count, Positive
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import SettingError, one_line
+from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
 from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
@@ -157,8 +158,9 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             remedy = f"{unknown_remedy(str(source), recipe_names())}, or a .yaml file"
             raise SettingError("recipe", str(source), remedy)
     try:
+        check_file(path)
         values = load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError("settings", str(source), f"it could not be read: {one_line(error, 200)}") from error
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.report.formatting import compact
 from rlgkd.scripts.report.run_files import read_run
@@ -25,17 +25,15 @@ from rlgkd.scripts.report.view import run_view
 def write_report(run: Path) -> Path:
     """Write `report.html` into the folder of a run, from what the folder holds, and return its path.
 
-    Raises: CheckpointError if the folder does not exist.
+    Raises: CheckpointError if the folder does not exist, or the page cannot be written.
     """
     run = Path(run)
     if not run.is_dir():
         raise CheckpointError("run", str(run), "name the folder that a training wrote")
     page = template_environment().get_template("report.html").render(**run_view(read_run(run)))
     path = run / "report.html"
-    # A reader may have the page open while it is written again; a rename replaces it whole.
-    partial = path.with_name(f".report.html.{os.getpid()}")
-    partial.write_bytes(page.encode("utf-8", errors="replace"))  # a model's text may hold a lone surrogate
-    partial.replace(path)
+    # A reader may have the page open while it is written again. A model's text may hold a lone surrogate.
+    checkpoint.atomic_write(path, page.encode("utf-8", errors="replace"))
     return path
 
 

@@ -16,6 +16,7 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change, changes, course_of_schedules
 from rlgkd.scripts.config.run import RunConfig, check
 
@@ -32,7 +33,7 @@ def changed_settings(
         earlier = [Change(**change) for change in state.get("changes", [])]
         before = check(upgraded(saved, saved["agent"])) if isinstance(saved, dict) else None
     except SettingError as error:  # of a version that took other settings
-        console.print(f"{folder.name} was trained with settings that are not known here: {error}", **PLAIN)
+        say(console, f"{folder.name} was trained with settings that are not known here: {error}")
         return [], earlier
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
@@ -41,7 +42,7 @@ def changed_settings(
     new = changes(before, now, tokens)
     for line in [*(f"changed: {change}" for change in new), course_of_schedules(before, now, tokens)]:
         if line:
-            console.print(line, **PLAIN)
+            say(console, line)
     return new, earlier
 
 
@@ -58,7 +59,3 @@ def restore(folder: Path, agent: TextAlgorithm, training: TrainingState, new: Se
     agent.state = training
     if agent.steering is None or any(change.setting == "alpha" for change in new):
         training.alpha = None
-
-
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-"""How a line with texts of the user's is printed."""

@@ -8,13 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared_vocabulary
 from rlgkd.lm.text_format import warn_of_other_format
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, override, read
-from rlgkd.scripts.runs.recorder import CONFIG
+from rlgkd.scripts.runs.folder import CONFIG
 from rlgkd.scripts.runs.train import make_env
 
 
@@ -72,10 +74,10 @@ def show(
     )
     table = Table("measure", "mean", "95% interval")
     for name, score in evaluation.scores().items():
-        table.add_row(name, f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}")
+        table.add_row(Text(shown(name)), f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}")
     task_name = env if task.name in env else f"{env} ({task.name})"
     heading = f"{model} on {len(evaluation.trajectories)} {split} prompts of {task_name}"
-    Console().print(heading, highlight=False, markup=False, soft_wrap=True)
+    say(Console(), heading)
     Console().print(table)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,19 +17,16 @@ from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
+from rlgkd.scripts.runs.folder import CHECKPOINTS, GROWING, ROLLOUTS
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
-PROGRESS, TIMES, ROLLOUTS, CHECKPOINTS = "progress.csv", "times.csv", "rollouts.jsonl", "checkpoints"
-GROWING = (PROGRESS, TIMES, ROLLOUTS)
-"""Files that are appended to. Resuming cuts the tables to a row for each update, rollouts.jsonl to the size that the
-checkpoint stores; those of older versions store the sizes of all three."""
 SLOW_REWARD_SECONDS = 0.1
 """The live line shows the time that an update's reward takes if it is longer than this."""
 
@@ -42,7 +39,7 @@ class ProgressCsv(KVWriter):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.touch()
+        checkpoint.GrowingFile(path).close()
         self.names, _ = read_rows(path)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
@@ -52,7 +49,7 @@ class ProgressCsv(KVWriter):
             _, rows = read_rows(self.path)
             self.names += new
             checkpoint.atomic_write(self.path, write_table(self.names, [[*old, *[""] * len(new)] for old in rows]))
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with checkpoint.GrowingFile(self.path) as file:
             file.write(write_rows([[row.get(name, "") for name in self.names]]))
 
     def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
@@ -123,9 +120,10 @@ class Recorder(BaseCallback):
         self,
         settings: RunConfig,
         out: Path,
-        rollouts: TextIO,
+        rollouts: checkpoint.GrowingFile,
         stop: StopRequest,
         history: Sequence[Change] = (),
+        text_ids: Mapping[str, Any] | None = None,
         *,
         quiet: bool,
         console: Console,
@@ -133,6 +131,8 @@ class Recorder(BaseCallback):
         super().__init__()
         self.history = history
         """Settings that changed since the run began."""
+        self.text_ids = text_ids
+        """What identifies the ids of its texts; see `rlgkd.scripts.runs.text_ids`."""
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
@@ -172,10 +172,13 @@ class Recorder(BaseCallback):
             return  # texts that were cut off, which no update learns from
         for trajectory in self.model.trajectories:
             self.rollouts.write(strict_json(self._record(trajectory)) + "\n")
-        self.rollouts.flush()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        self._line.stop()
 
     def _on_training_end(self) -> None:
-        self._line.stop()
+        self.close()
         self._checkpoint(self._position() if self._goes_on else self._whole)
 
     def _record(self, t: Trajectory) -> dict[str, Any]:
@@ -216,15 +219,14 @@ class Recorder(BaseCallback):
             pieces.append(f"scoring {reward_seconds:.1f} s")
         self._line.update(self._task, description=cut_to_width(pieces, self.console))
         if self.quiet and updates % 10 == 0:
-            self.console.print("  ".join(pieces), highlight=False, soft_wrap=True)
+            say(self.console, "  ".join(pieces))
 
     def _position(self) -> dict[str, Any]:
         """Return where the run stands; weights and optimizer stay as they are while texts are sampled."""
-        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.tell()}}
+        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.size}}
 
     def _checkpoint(self, position: dict[str, Any]) -> None:
         updates = position["training"]["updates"]
-        self.rollouts.flush()
         # A checkpoint counts on these files: they are on the disk before it is, whenever the power goes.
         for path in (*(self.out / name for name in GROWING), self.out):
             checkpoint.sync(path)
@@ -236,6 +238,7 @@ class Recorder(BaseCallback):
             state={
                 **position,
                 "settings": masked(self.settings.flat()),
+                "text_ids": self.text_ids,
                 "changes": [asdict(change) for change in self.history],
             },
         )

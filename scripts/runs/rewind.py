@@ -16,20 +16,14 @@ from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.changed_settings import changed_settings, restore
-from rlgkd.scripts.runs.recorder import (
-    CHECKPOINTS,
-    CONFIG,
-    GROWING,
-    PROGRESS,
-    ROLLOUTS,
-    SUMMARY,
-    TIMES,
-    cut_rows,
-    number_of_rows,
-)
+from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
+from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows
+from rlgkd.scripts.runs.rollouts import damaged_lines
+from rlgkd.scripts.runs.text_ids import check_text_ids
 
 
 def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> list[Change]:
@@ -40,18 +34,20 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
     Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
     changed with which it cannot go on. Nothing is cut then.
     """
-    found = agent.ranks.from_main(lambda: _newest_that_fits(settings, out, console))
-    if found is not None:
-        agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
+    found = agent.ranks.from_main(lambda: _newest_that_fits(settings, agent, out, console))
+    if found is None:
+        if agent.ranks.main:
+            _cut(out, 0, 0)
+        return []
+    agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
     if agent.ranks.main:
-        _cut(out, found.training.updates if found else 0, found.size if found else 0)
-    return [*found.earlier, *found.new] if found else []
-
-
-def check_own_file(path: Path) -> None:
-    """Raise CheckpointError if a file that is cut and appended to is a link, whose target is not the run's."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise CheckpointError("resume", str(path), "it is a link, or no file; put the run's own file in its place")
+        _cut(out, found.training.updates, found.size)
+        if damaged := damaged_lines(out / ROLLOUTS):
+            lost = (
+                f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
+            )
+            say(console, lost)
+    return [*found.earlier, *found.new]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +58,13 @@ class _Found:
     training: TrainingState
     size: int
     """Bytes of rollouts.jsonl that it counts on."""
-    new: list[Change]
     earlier: list[Change]
-    """Settings that changed since it was written, and before."""
+    new: list[Change]
+    """Settings that changed before it was written, and since."""
 
 
-def _newest_that_fits(settings: RunConfig, out: Path, console: Console) -> _Found | None:
+def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> _Found | None:
     """Return the newest checkpoint that the growing files fit, or None if there is none yet; see `rewind`."""
-    for name in GROWING:
-        check_own_file(out / name)
     checkpoint.remove_stale(out)
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
@@ -79,9 +73,11 @@ def _newest_that_fits(settings: RunConfig, out: Path, console: Console) -> _Foun
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
-            console.print(f"going on from {folder.name}: {'; '.join(skipped)}", highlight=False, markup=False)
+            say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
-        return _Found(folder=folder, training=training, size=size, new=new, earlier=earlier)
+        if not any(change.setting.startswith("env_settings.") for change in new):
+            check_text_ids(state.get("text_ids"), agent.task, agent.split, settings.seed, out)
+        return _Found(folder=folder, training=training, size=size, earlier=earlier, new=new)
     _check_nothing_lost(settings, out, skipped)
     return None
 
@@ -97,7 +93,7 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
         training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
         sizes = state["sizes"]
         unknown = sorted(sizes.keys() - {*GROWING})
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
     size = sizes.get(ROLLOUTS)
     if unknown or not isinstance(size, int) or size < 0:

@@ -1,19 +1,19 @@
-"""Ctrl-C and SIGTERM of `rlgkd train`: the first stops at a whole update, a second one ends the process at once."""
+"""Ctrl-C and SIGTERM while a run trains: the first stops at a whole update, a second one ends the process at once."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
+
+from rlgkd.scripts._console import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping at a whole update; a second signal ends at once\n"
@@ -24,6 +24,8 @@ class StopRequest:
 
     number: int | None = None
     """The signal that was received."""
+    second_ends: bool = True
+    """Whether a second signal has the system's own effect."""
     _waits: bool = False
     """Whether training looks at `number` by itself; outside of it a signal interrupts at once."""
 
@@ -46,22 +48,29 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; the next one has the system's own effect, whatever the process is doing."""
-        self.number = number
-        for each in SIGNALS:
-            if signal.getsignal(each) == self.receive:
-                signal.signal(each, signal.SIG_DFL)
+        again, self.number = self.number is not None, number
+        if self.second_ends:
+            for each in SIGNALS:
+                if signal.getsignal(each) == self.receive:
+                    signal.signal(each, signal.SIG_DFL)
+        elif again:
+            return
         if not self._waits:
             raise KeyboardInterrupt
         os.write(2, NOTICE)  # a handler may not wait for a lock of the console's
 
 
 @contextmanager
-def stoppable(out: Path, console: Console) -> Iterator[StopRequest]:
-    """Exit with 130 or 143, as a shell expects, after SIGINT or SIGTERM, and say how the run goes on.
+def stoppable(command: str, console: Console, *, second_ends: bool = True) -> Iterator[StopRequest]:
+    """Exit with 130 or 143, as a shell expects, after SIGINT or SIGTERM, and name the command that goes on.
+
+    With `second_ends` False a second signal does nothing, for a job of a process that ends it itself: a signal to their
+    group arrives at the job directly, and once more from that process.
 
     Outside of the main thread, which alone may handle signals, nothing is changed.
     """
     request = StopRequest()
+    request.second_ends = second_ends
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -72,8 +81,7 @@ def stoppable(out: Path, console: Console) -> Iterator[StopRequest]:
     except KeyboardInterrupt:
         if request.number is None:
             raise
-        command = f"rlgkd train --resume {shlex.quote(str(out))}"
-        console.print(f"stopped; go on with: {command}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"stopped; go on with: {command}")
         sys.exit(128 + request.number)
     finally:
         for number, handler in before.items():

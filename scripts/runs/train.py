@@ -9,9 +9,7 @@ stopped (but for the seconds in times.csv).
 from __future__ import annotations
 
 import copy
-import fcntl
-import json
-import math
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +21,8 @@ from typing import Any
 import gymnasium as gym
 import torch
 from rich.console import Console
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from rlgkd import checkpoint
@@ -31,35 +30,35 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
-from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.ranks import TIMEOUT_MINUTES, join
+from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal, view
-from rlgkd.scripts.report.formatting import visible
-from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
-from rlgkd.scripts.runs.recorder import (
+from rlgkd.scripts.runs.events import events_if_installed
+from rlgkd.scripts.runs.folder import (
     CHECKPOINTS,
     CONFIG,
+    MODEL,
     PROGRESS,
     ROLLOUTS,
     SUMMARY,
+    TENSORBOARD,
     TIMES,
-    ProgressCsv,
-    Recorder,
-    TimesCsv,
-    strict_json,
+    check_names,
+    check_new,
+    locked,
 )
-from rlgkd.scripts.runs.rewind import check_own_file, rewind
+from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, strict_json
+from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
+from rlgkd.scripts.runs.summary import rewards_of, summarise
+from rlgkd.scripts.runs.text_ids import text_ids, with_day
 from rlgkd.secret_masks import masked
-from rlgkd.statistics import Interval
-from rlgkd.types import StopReason
-
-EXAMPLES = 20
 
 
 def agreed_settings(read_settings: Callable[[], RunConfig]) -> RunConfig:
@@ -89,8 +88,9 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
     """
     ranks = join(settings.process_timeout)
-    out = ranks.from_main(lambda: _unused(out))
+    out = ranks.from_main(lambda: _checked_new(out))
     agent = ranks.together(lambda: build_agent(settings))
+    settings = with_day(settings, agent.task)
     with ExitStack() as held:
         ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
         return _run(settings, agent, out, quiet)
@@ -107,8 +107,9 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
     """
 
     def read_settings() -> RunConfig:
-        if not (out / CONFIG).is_file():
+        if not (out / CONFIG).exists():
             raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
+        check_names(out)
         return read(out / CONFIG, overrides)
 
     settings = agreed_settings(read_settings)
@@ -118,9 +119,8 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
         return _run(settings, ranks.together(lambda: build_agent(settings)), out, quiet)
 
 
-def _unused(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
+def _checked_new(out: Path) -> Path:
+    check_new(out)
     return out
 
 
@@ -128,7 +128,8 @@ def _unused(out: Path) -> Path:
 def _new_folder(settings: RunConfig, out: Path) -> Iterator[None]:
     """Hold a folder that has the run's config.yaml; one in which no training began is removed again after an error."""
     made = [folder for folder in out.parents if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
+    with checkpoint.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
@@ -173,7 +174,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
-    with stoppable(out, console) as stop:
+    with stoppable(f"rlgkd train --resume {shlex.quote(str(out))}", console) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
@@ -182,7 +183,7 @@ def _evaluated_run(
 ) -> Path | None:
     ranks = agent.ranks
     processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
-    console.print(f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, {processes}, into {out}")
+    say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, {processes}, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
         "split": settings.eval_split,
@@ -198,8 +199,9 @@ def _evaluated_run(
         checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
-    console.print(
-        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s"
+    say(
+        console,
+        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
     fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
@@ -214,7 +216,7 @@ def _evaluated_run(
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
     for remark in view.remarks(summary):
-        console.print(visible(remark), style="yellow", highlight=False, markup=False)
+        say(console, remark, style="yellow")
     return page
 
 
@@ -234,105 +236,49 @@ def fit(
 
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
-
-    def goes_on(*_: object) -> bool:
-        return stop.number is None
-
-    remaining = settings.tokens - agent.num_timesteps
-    with ExitStack() as files:
-        callback: MaybeCallback = goes_on
+    remaining, ranks = settings.tokens - agent.num_timesteps, agent.ranks
+    with ExitStack() as held:
+        callback: MaybeCallback = _GoesOn(stop)
         agent.set_logger(Logger(None, []))
-        if agent.ranks.main:
-            (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-            events = files.enter_context(closing(TensorBoardOutputFormat(str(out / "tensorboard"))))
-            rollouts = files.enter_context((out / ROLLOUTS).open("a"))
-            agent.set_logger(Logger(str(out), [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), events]))
-            callback = Recorder(settings, out, rollouts, stop, history, quiet=quiet, console=console)
+        if ranks.main:
+            with checkpoint.writing(out / CHECKPOINTS):
+                (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
+            outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
+            rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
+            agent.set_logger(held.enter_context(closing(Logger(str(out), outputs))))
+            if remaining > 0:
+                ids = text_ids(agent.task, agent.split, settings.seed)
+                recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
+                callback = held.enter_context(closing(recorder))
         if remaining > 0:
             keep_freed_memory_after_first(agent.policy.optimizer)
             with stop.at_whole_update():
                 agent.learn(remaining, callback=callback, reset_num_timesteps=False)
-                stop.heed(agent.ranks.gather(lambda: stop.number))
-    if agent.ranks.main:
-        _save_model(agent, out / "model")
+                stop.heed(ranks.gather(lambda: stop.number))
+    if ranks.main:
+        _save_model(agent, out / MODEL)
 
 
-def summarise(
-    settings: RunConfig, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
-) -> dict[str, Any]:
-    """What summary.json holds: scores with intervals, paired changes, and texts side by side."""
+class _GoesOn(BaseCallback):
+    """Stops at a signal; the Recorder of the main process does too."""
 
-    def plain(scores: dict[str, Interval]) -> dict[str, dict[str, float]]:
-        return {name: asdict(score) for name, score in scores.items()}
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__()
+        self.stop = stop
 
-    def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
-        written = evaluation.trajectories[row]
-        return {
-            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
-            "quality": evaluation.qualities[row], "stop": str(written.stop),
-        }  # fmt: skip
-
-    return {
-        "name": settings.name, "env": settings.env, "agent": settings.agent,
-        "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
-        "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
-        "tokens": agent.num_timesteps,
-        "prompts": len(before.trajectories), "split": settings.eval_split,
-        "before": plain(before.scores()), "after": plain(after.scores()),
-        "teacher_scores": plain(taught.scores()) if taught else {},
-        "change": plain(after.change_from(before)),
-        "examples": [
-            {
-                "key": item.key, "prompt": item.prompt, "reference": item.reference,
-                "before": text(before, row), "after": text(after, row),
-                **({"teacher": text(taught, row)} if taught else {}),
-            }
-            for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
-        ],
-    }  # fmt: skip
-
-
-def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
-    """How the reward did while training: texts that it scored or failed at, why first, and what all earned alike."""
-    scored, failures = 0, list[str]()
-    with (out / ROLLOUTS).open() as file:
-        for record in map(json.loads, file):
-            scored += record["stop"] != StopReason.TRUNCATED
-            # Null, or NaN in a file of an older version.
-            if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
-                failures.append(record.get("failure", ""))
-    return {
-        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
-        "always": agent.constant_reward,
-    }  # fmt: skip
+    def _on_step(self) -> bool:
+        return self.stop.number is None
 
 
 def _save_model(agent: TextAlgorithm, folder: Path) -> None:
     """The model's folder, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        agent.save(temporary)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            "model", str(folder), f"it could not be written ({error}); free space, then --resume"
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-@contextmanager
-def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for this process.
-
-    Raises: CheckpointError if another holds it; with `wait`, it is waited for instead.
-    """
-    check_own_file(out / ".lock")
-    with (out / ".lock").open("a") as lock:
+    with checkpoint.writing(folder, "free space, then --resume"):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise CheckpointError("out", str(out), "another process works in it; wait for it or stop it") from error
-        yield
+            agent.save(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise

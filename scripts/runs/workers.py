@@ -20,11 +20,14 @@ from typing import Any
 
 from rich.console import Console
 
+from rlgkd.scripts._console import say
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 
 LOG = "log.txt"
 POLL_SECONDS = 0.5
 """Time between two looks at how far the jobs are."""
+STOP_SECONDS = 60.0
+"""Time that jobs have to end by themselves when they are stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Job:
 def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -> dict[str, str]:
     """Run all jobs, at most `most` at a time; return the last line of each that failed, by name.
 
-    KeyboardInterrupt kills the processes and is raised again.
+    KeyboardInterrupt ends the processes, by SIGTERM first, and is raised again.
     """
     if not jobs:
         return {}
@@ -78,9 +81,9 @@ def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -
                     finished += job.size
                     if process.exitcode:
                         failed[job.name] = last_line(job.folder / LOG, process.exitcode)
-                        console.print(f"{job.name} failed: {failed[job.name]}", highlight=False, markup=False)
+                        say(console, f"{job.name} failed: {failed[job.name]}")
                     elif quiet:
-                        console.print(f"{job.name} done", highlight=False, markup=False)
+                        say(console, f"{job.name} done")
                 reached = [(job, job.reached) for job, _ in running.values()]
                 pieces = [f"{len(running)} running"]
                 if waiting:
@@ -93,6 +96,9 @@ def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -
                 )
     finally:
         for _, process in running.values():
+            process.terminate()  # a run that trains saves a checkpoint
+        for _, process in running.values():
+            process.join(STOP_SECONDS)
             process.kill()
             process.join()
     return failed
@@ -108,7 +114,7 @@ def last_line(log: Path, exit_code: int) -> str:
 
 def _run_job(job: Job) -> None:
     """Be the job's process: write to its log, end with the main process, do the work."""
-    # The terminal sends Ctrl-C to the whole group of processes; the main process handles it and kills this one.
+    # The terminal sends Ctrl-C to the whole group of processes; the main process handles it and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

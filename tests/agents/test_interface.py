@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlgkd.agents import PPO, Distill, Reinforce
@@ -50,6 +50,21 @@ def test_a_registered_id_is_enough(recwarn):
     )
     learner.learn(1)
     assert learner.trajectories[0].text and not recwarn.list
+
+
+def test_episodes_are_counted_for_callbacks_of_sb3():
+    learner = agent()
+    learner.learn(10_000, callback=StopTrainingOnMaxEpisodes(4))  # of each of the 3 rows; 6 texts an update
+    assert learner.state.updates == 2
+
+
+def test_environments_in_other_processes_are_refused_in_one_line():
+    env = SubprocVecEnv([lambda: TextGenerationEnv(task())], start_method="fork")
+    try:
+        with pytest.raises(SettingError, match=r"SubprocVecEnv.*give a DummyVecEnv of one, or make_sb3_vec_env"):
+            agent(env)
+    finally:
+        env.close()
 
 
 class Counting(BaseCallback):

@@ -1,7 +1,11 @@
-"""Families of transformers, as tiny random models: decoded as their own whole forward pass says, or refused by name."""
+"""Families of transformers, as tiny random models: decoded as their own whole forward pass says, or refused by name.
+
+The newer ones are trained by every agent too, saved, and generate the same text in plain transformers.
+"""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,8 @@ import tiny
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rlgkd.agents import GRPO, PPO, RLOO, Distill, Reinforce
+from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ModelError
 from rlgkd.lm import LanguageModel, decode, language_model
 
@@ -38,14 +44,32 @@ RIGHT: dict[str, dict[str, Any]] = {
     "phi": {},
     "qwen3_5_text": {**GROUPED, **LINEAR},
 }
+TRAINED: dict[str, dict[str, Any]] = {
+    "cohere2": {"num_key_value_heads": 2, "sliding_window": 6, "logit_scale": 0.25},
+    "exaone4": {**GROUPED, "sliding_window": 6},
+    "gemma3": {},  # with a vision part
+    "gemma3_text": {**GROUPED, "sliding_window": 6},
+    "glm4": GROUPED,
+    "gpt_oss": {**GROUPED, "num_local_experts": 4, "sliding_window": 6},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
+    "lfm2": RIGHT["lfm2"],
+    "llama4_text": {**GROUPED, "intermediate_size_mlp": 64, "num_local_experts": 2},
+    "ministral": {**GROUPED, "sliding_window": 6},
+    "mistral": RIGHT["mistral"],
+    "mixtral": RIGHT["mixtral"],
+    "olmo3": {"sliding_window": 6},
+    "phi3": {"num_key_value_heads": 2},
+    "qwen3": GROUPED,
+    "smollm3": GROUPED,
+}
+RIGHT |= TRAINED | {"falcon_h1": {**RIGHT["falcon_h1"], "lm_head_multiplier": 0.5}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rwkv": ({}, "with a cache and padding"),
     "mamba": ({"state_size": 8}, "with a cache and padding"),
     "mamba2": ({"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1}, "with a cache and padding"),
     "jamba": ({"num_key_value_heads": 2, "num_experts": 2}, "ValueError"),
-    "llama4_text": ({**GROUPED, "intermediate_size_mlp": 64, "num_local_experts": 2}, "AttributeError"),
     "openai-gpt": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": tiny.CONTEXT}, "RuntimeError"),
-    "cohere": ({}, "not a linear head"),
+    "hyperclovax": ({"num_key_value_heads": 2, "logits_scaling": 2.0}, "not a linear head"),
 }
 
 
@@ -62,6 +86,11 @@ def module(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
         "eos_token_id": 0,
         "pad_token_id": None,
     }
+    if kind == "gemma3":
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text = shape | GROUPED | {"sliding_window": 6}
+        settings = {"vision_config": {**vision, "image_size": 8, "patch_size": 4}, "text_config": text}
+        shape = {"eos_token_id": 0}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | settings))).eval()
@@ -79,6 +108,32 @@ def test_sampled_log_probabilities_are_those_of_plain_transformers(kind):
         logp_TV = logits_TV[len(prompt) - 1 : -1].log_softmax(-1)
         plain = logp_TV.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
         np.testing.assert_allclose(completion.logp, plain.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_every_agent_trains_it_and_plain_transformers_generates_the_same_from_the_saved_folder(kind, tmp_path):
+    texts = ("A B C", "D", "E F")
+    env = TextVecEnv(
+        tiny.WordTask(TOKENIZER, lambda text: float(len(text)), prompts=texts, max_new_tokens=6), num_envs=2
+    )
+    start = module(kind, TRAINED[kind])
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    for agent_class in (Reinforce, RLOO, GRPO, PPO, Distill):
+        student = copy.deepcopy(start)
+        mixed = {} if agent_class is Distill else {"alpha": 0.5}
+        few = {"prompts_per_update": 2, "group_size": 2, "learning_rate": 0.02, "gradient_norms_every": 0}
+        agent = agent_class(student, env, teacher=module(kind, TRAINED[kind]).float(), **mixed, **few)
+        with torch.no_grad():  # a teacher of its own
+            agent.teacher.head.weight.add_(0.1 * torch.sin(torch.arange(32.0)))
+        agent.learn(1)
+        moved = {name for name, value in agent.student.module.state_dict().items() if not value.equal(before[name])}
+        assert any("layers.0." in name for name in moved) and not any("vision" in name for name in moved)
+        agent.save(tmp_path / agent_class.__name__)
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / agent_class.__name__)
+        for prompt, ours in zip(texts, agent.generate(texts), strict=True):
+            ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
+            written = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)[0]
+            assert TOKENIZER.decode(written[ids.shape[1] :], skip_special_tokens=True).strip() == ours
 
 
 @pytest.mark.parametrize("kind", REFUSED)

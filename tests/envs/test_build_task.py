@@ -11,7 +11,7 @@ import gymnasium as gym
 import pytest
 
 from rlgkd.envs import TextGenerationEnv, TextTask, TextVectorEnv
-from rlgkd.envs.task import build_task
+from rlgkd.envs.task_makers import build_task
 from rlgkd.errors import DataError, SettingError
 
 MakeTask = Callable[..., TextTask]

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlgkd.envs.rewards import Weighted, async_calls, time_limit
+from rlgkd import time_limit
+from rlgkd.envs.rewards import Weighted, async_calls
 from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlgkd.envs import TextTask
 from rlgkd.envs.text import encoder
+from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.loading import load_tokenizer
@@ -225,8 +226,7 @@ CHATML = (
 )
 TEMPLATES = {
     "as it is": ("m['content']", False, None),
-    "trimmed": ("m['content'] | trim", False, "' Hello there '"),
-    "without thoughts": ("m['content'].split('</think>')[-1]", True, "'<think>so</think>I see'"),
+    "with a remark": ("m['content'] + ('!' if not loop.last else '')", True, "'I see'"),
     "as it is, with replies": ("m['content']", True, None),
 }
 
@@ -239,7 +239,7 @@ def test_a_template_that_makes_other_ids_of_a_whole_conversation_is_reported_onc
     own = copy.deepcopy(embedded)
     own.chat_template = CHATML.replace("CONTENT", content)
     with caplog.at_level("WARNING"):
-        TextEncoder(own, chat=True, replies=replies)
+        TextEncoder(own, ChatTemplate(own), replies=replies)
     assert len(caplog.messages) == (shown is not None)
     if shown is not None:
         assert shown in caplog.text and "is trained as" in caplog.text and "but served" in caplog.text
@@ -252,5 +252,5 @@ def test_a_tokenizer_that_joins_a_message_to_the_text_before_it_is_reported(capl
     own = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
     own.chat_template = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
     with caplog.at_level("WARNING"):
-        TextEncoder(own, chat=True)
+        TextEncoder(own, ChatTemplate(own))
     assert len(caplog.messages) == 1 and "['Hello there'] is trained as" in caplog.text

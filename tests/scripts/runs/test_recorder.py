@@ -78,7 +78,7 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
     state = SimpleNamespace(to_json=lambda: {"updates": 3})
     for name in ("progress.csv", "times.csv"):
         (tmp_path / name).write_text("12345")
-    with (tmp_path / "rollouts.jsonl").open("a") as rollouts:
+    with checkpoint.GrowingFile(tmp_path / "rollouts.jsonl") as rollouts:
         settings = SimpleNamespace(tokens=100, flat=dict)
         recorder = Recorder(settings, tmp_path, rollouts, StopRequest(), quiet=True, console=Console())  # type: ignore[arg-type]
         policy = SimpleNamespace(optimizer=None)

@@ -27,6 +27,7 @@ from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs.summary import rewards_of
 
 SMALL = (
     "agent=Reinforce", "alpha=0.5",
@@ -162,12 +163,12 @@ def test_a_run_that_was_asked_to_stop_saves_the_last_whole_update_and_goes_on(fi
 def test_a_second_signal_ends_at_once(waits: bool) -> None:
     block = "with stop.at_whole_update(): end(); end()" if waits else "end()"
     script = f"""
-import os, pathlib, signal, time
+import os, signal, time
 from rich.console import Console
 from rlgkd.scripts.runs.stopping import stoppable
 signal.signal(signal.SIGINT, signal.default_int_handler)
 end = lambda: os.kill(os.getpid(), signal.SIGINT)
-with stoppable(pathlib.Path("a run"), Console(stderr=True)) as stop:
+with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
     {block}
     time.sleep(60)
 """
@@ -412,7 +413,7 @@ def test_a_run_says_how_many_rewards_failed_and_why(
     text = (out / "rollouts.jsonl").read_text()
     (out / "rollouts.jsonl").write_text(text.replace('"reward": null', '"reward": NaN'))  # as older versions wrote it
     agent = SimpleNamespace(constant_reward=None)
-    assert text != (out / "rollouts.jsonl").read_text() and train.rewards_of(out, agent) == told  # type: ignore[arg-type]
+    assert text != (out / "rollouts.jsonl").read_text() and rewards_of(out, agent) == told  # type: ignore[arg-type]
 
 
 def _strictly(text: str) -> Any:

@@ -1,0 +1,66 @@
+"""TensorBoard's events of a run: one scalar each, without SB3's writer, whose thread fails apart from the run."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import KVWriter
+
+from rlgkd import checkpoint
+
+_log = logging.getLogger(__name__)
+_numbers = itertools.count()
+"""Tells files apart that one process begins within a second, as TensorBoard's own writer does."""
+
+
+class Events(KVWriter):
+    """Appends a record for each update to an event file of its own; a resumed run begins another one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin the file.
+
+        Raises: CheckpointError if it cannot be written; ImportError without tensorboard.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        with checkpoint.writing(folder):
+            folder.mkdir(exist_ok=True)
+        self._records = RecordWriter(checkpoint.GrowingFile(folder / name))
+        self._write(file_version="brain.Event:2")
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Append the numbers among the values."""
+        values = [
+            self._summary.Value(tag=name, simple_value=float(value))
+            for name, value in sorted(key_values.items())
+            if "tensorboard" not in (key_excluded[name] or ())
+            and isinstance(value, int | float | np.integer | np.floating)
+        ]
+        self._write(step=step, summary=self._summary(value=values))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+
+def events_if_installed(folder: Path) -> list[KVWriter]:
+    """Return the events' writer, or none, with a word in the log, without tensorboard."""
+    try:
+        return [Events(folder)]
+    except ImportError:
+        _log.warning("no events for TensorBoard are written: pip install 'rlgkd[tensorboard]'")
+        return []

@@ -1,0 +1,70 @@
+"""What summary.json says of a run: its scores before and after, some texts, and how the reward did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.evaluation import Evaluation
+from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.report.lenient import to_float
+from rlgkd.scripts.runs.folder import ROLLOUTS
+from rlgkd.scripts.runs.rollouts import records
+from rlgkd.statistics import Interval
+from rlgkd.types import StopReason
+
+EXAMPLES = 20
+"""Prompts whose texts are shown."""
+
+
+def summarise(
+    settings: RunConfig, agent: TextAlgorithm, before: Evaluation, after: Evaluation, taught: Evaluation | None
+) -> dict[str, Any]:
+    """What summary.json holds: scores with intervals, paired changes, and texts side by side."""
+
+    def plain(scores: dict[str, Interval]) -> dict[str, dict[str, float]]:
+        return {name: asdict(score) for name, score in scores.items()}
+
+    def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
+        written = evaluation.trajectories[row]
+        return {
+            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
+            "quality": evaluation.qualities[row], "stop": str(written.stop),
+        }  # fmt: skip
+
+    return {
+        "name": settings.name, "env": settings.env, "agent": settings.agent,
+        "student": settings.student, "teacher": settings.teacher,
+        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
+        "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
+        "tokens": agent.num_timesteps,
+        "prompts": len(before.trajectories), "split": settings.eval_split,
+        "before": plain(before.scores()), "after": plain(after.scores()),
+        "teacher_scores": plain(taught.scores()) if taught else {},
+        "change": plain(after.change_from(before)),
+        "examples": [
+            {
+                "key": item.key, "prompt": item.prompt, "reference": item.reference,
+                "before": text(before, row), "after": text(after, row),
+                **({"teacher": text(taught, row)} if taught else {}),
+            }
+            for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
+        ],
+    }  # fmt: skip
+
+
+def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
+    """How the reward did while training: texts that it scored or failed at, why first, and what all earned alike."""
+    scored, failures = 0, list[str]()
+    for record in records(out / ROLLOUTS):
+        scored += record["stop"] != StopReason.TRUNCATED
+        # Null, or NaN in a file of an older version.
+        if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
+            failures.append(str(record.get("failure", "")))
+    return {
+        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
+        "always": agent.constant_reward,
+    }  # fmt: skip
