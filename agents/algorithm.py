@@ -238,7 +238,7 @@ class TextAlgorithm(TokenAlgorithm):
             self._current_progress_remaining, alpha=self.state.alpha, student_fraction=self.rollout.student_fraction
         )
         with self.autocast():
-            self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget)
+            self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget, self.teacher)
             if self.config.recomputes_log_probabilities:
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
@@ -326,7 +326,6 @@ class TextAlgorithm(TokenAlgorithm):
                 objective,
                 rollout,
                 credit,
-                backward=self.accelerator.backward,
                 max_new_tokens=self.task.max_new_tokens,
                 with_policy_term=with_policy_term,
             )

@@ -20,7 +20,8 @@ from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer, weights_digest
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.text_format import end_token, warn_of_other_format
+from rlgkd.lm.own_format import read_in_own_format
+from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
@@ -99,11 +100,11 @@ def open_models(
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
     share_end_ids(task, student)
-    if frozen is not None:
-        chat = bool(getattr(task, "chat", False))
-        warn_of_other_format(
-            task.tokenizer, student.end_ids, frozen.tokenizer, frozen.end_ids, owner="student", chat=chat
-        )
+    if frozen is not None and isinstance(teacher, str) and teacher != policy:
+        read_in_own_format(task, frozen, student, owner="student", name=teacher)
+        if frozen.format is not None and config.teacher.teacher_decay is not None:
+            remedy = "it has a format of its own, and one that follows the student must have the student's"
+            raise ModelError("teacher", teacher, f"{remedy}; leave out teacher_decay, or give another teacher")
     return student, frozen
 
 

@@ -126,8 +126,9 @@ class Collector:
                 step(sum(episode.length for episode in others))
                 episodes = [*episodes, *others]
             if scoring.pending and self.sources.teacher is not None:
-                parts = list(micro_batches(self.sources.student, episodes, self.token_budget))
-                prefetch_teacher_states(self.sources.teacher, parts, should_continue=lambda: scoring.pending)
+                student, teacher = self.sources.student, self.sources.teacher
+                parts = list(micro_batches(student, episodes, self.token_budget, teacher))
+                prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
             scored = scoring.trajectories()
         share = _Share(
             on_policy=scored[:number],

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.devices import to_device
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
-from rlgkd.types import Batch, Episode
+from rlgkd.types import Batch, Episode, action_rows
 
 
 @dataclass
@@ -21,56 +24,73 @@ class MicroBatch:
     rows: list[int]
     """Their numbers in the rollout."""
     batch: Batch
+    teacher_batch: Batch | None = None
+    """The same rows as a teacher with a format of its own reads them; None: as the student does."""
     teacher_states_NH: Tensor | None = None
     """The teacher's states at the actions, if they were computed early: one layer's [N, H] in all."""
 
     @cached_property
     def mask_BT(self) -> Tensor:
-        """The actions' places in the batch, shifted by one: the state before an action predicts it."""
-        return self.batch.action_mask_BT[:, 1:]
+        """[B, T], bool: true at the actions."""
+        return self.batch.action_mask_BT
 
     @cached_property
-    def _row_and_number_N(self) -> tuple[Tensor, Tensor]:
-        """Each action's row in the batch, and its number among the row's actions."""
-        number_BT = self.batch.action_mask_BT.cumsum(1)[:, 1:]
-        return self.mask_BT.nonzero()[:, 0], number_BT[self.mask_BT] - 1
+    def _row_and_number_N(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each action's row in the rollout, and its number among the row's actions; on the host."""
+        layouts = self.batch.layouts_B
+        number_N = np.concatenate([np.arange(len(layout.actions)) for layout in layouts])
+        return np.array(self.rows)[action_rows(layouts)], number_N
 
     def per_action(self, values_BL: Tensor) -> Tensor:
-        """Gather per-action values [B, L] of the rollout into this micro-batch's [N]."""
-        return values_BL[self.rows].to(self.mask_BT.device)[self._row_and_number_N]
+        """Gather per-action values [B, L] of the rollout, on the host, into this micro-batch's [N]."""
+        return to_device(values_BL[self._row_and_number_N], self.mask_BT.device)
 
     def per_row(self, values_B: Tensor) -> Tensor:
-        """Repeat per-row values [B] of the rollout for each of this micro-batch's N actions."""
-        return values_B[self.rows].to(self.mask_BT.device)[self._row_and_number_N[0]]
+        """Repeat per-row values [B] of the rollout, on the host, for each of this micro-batch's N actions."""
+        return to_device(values_B[self._row_and_number_N[0]], self.mask_BT.device)
+
+    def gather(self, values_BT: Tensor) -> Tensor:
+        """[N], the values at the actions' places in [B, T]."""
+        return values_BT[self.batch.action_index_N]
 
     def scatter(self, values_N: Tensor) -> Tensor:
         """Put the actions' values [N] at their places in [B, T], with 0 elsewhere."""
-        values_BT = values_N.new_zeros(self.mask_BT.shape)
-        values_BT[self.mask_BT] = values_N
-        return values_BT
+        return values_N.new_zeros(self.mask_BT.shape).index_put(self.batch.action_index_N, values_N)
 
     def states_of(self, teacher: LanguageModel) -> Tensor:
         """[N, H], the teacher's states at the actions, by a forward pass if they were not computed early."""
         if self.teacher_states_NH is not None:
             return self.teacher_states_NH
         with torch.no_grad():
-            return teacher.states(self.batch)
+            return teacher.states(self.read_by_teacher)
+
+    @property
+    def read_by_teacher(self) -> Batch:
+        """The rows as the teacher reads them."""
+        return self.batch if self.teacher_batch is None else self.teacher_batch
 
 
 def micro_batches(
-    lm: LanguageModel, episodes: Sequence[Episode], token_budget: int, rows: Sequence[int] | None = None
+    lm: LanguageModel,
+    episodes: Sequence[Episode],
+    token_budget: int,
+    teacher: LanguageModel | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
-    Samples of one prompt stay together, for the model may run over their prompt once. `rows` are those to be split, all
-    by default.
+    Samples of one prompt stay together, for the model may run over their prompt once. The rows of a `teacher` with a
+    format of its own are collated as well. `rows` are those to be split, all by default.
     """
     rows = range(len(episodes)) if rows is None else rows
     lengths = [len(episodes[row].tokens_T) for row in rows]
     keys = [episodes[row].item.key if lm.shares_prompts else "" for row in rows]
     for group in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
-        some = [rows[index] for index in group]
-        yield MicroBatch(some, Batch.collate([episodes[row] for row in some], pad=lm.pad, device=lm.device))
+        chosen = [episodes[rows[index]] for index in group]
+        part = MicroBatch([rows[index] for index in group], Batch.collate(chosen, pad=lm.pad, device=lm.device))
+        if teacher is not None and teacher.format is not None:
+            part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
+        yield part
 
 
 @torch.no_grad()
@@ -80,7 +100,7 @@ def prefetch_teacher_states(
     """Compute the teacher's states of the micro-batches that lack them, as long as `should_continue` says so."""
     for batch in batches:
         if batch.teacher_states_NH is None and should_continue():
-            batch.teacher_states_NH = teacher.states(batch.batch)
+            batch.teacher_states_NH = teacher.states(batch.read_by_teacher)
 
 
 @torch.no_grad()
@@ -98,10 +118,13 @@ def action_values(
     lengths_B = torch.tensor([episode.length for episode in episodes], device="cpu")
     mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
     values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
-    for part in micro_batches(lm, episodes, token_budget, rows):
-        values_RL = values_BL[part.rows]
-        values_RL[mask_BL[part.rows]] = function(lm.states(part.batch), lm.actions(part.batch)).double().cpu()
-        values_BL[part.rows] = values_RL
+    read: list[int] = []
+    values: list[Tensor] = []  # stays on the device until the end, to wait for it only once
+    for part in micro_batches(lm, episodes, token_budget, rows=rows):
+        read += part.rows
+        values.append(function(lm.states(part.batch), lm.actions(part.batch)))
+    if values:
+        values_BL[read] = values_BL[read].masked_scatter(mask_BL[read], torch.cat(values).cpu().double())
     return values_BL
 
 

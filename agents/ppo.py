@@ -26,6 +26,7 @@ from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.rollout import Rollout
+from rlgkd.agents.update import sum_on_host
 from rlgkd.errors import CheckpointError
 from rlgkd.objective import POLICY_LOSS, Fraction, Objective
 from rlgkd.ops.policy_loss import value_loss
@@ -135,19 +136,19 @@ class ValueHeadLoss:
 
     def __init__(self, agent: PPO, old_value_BL: Tensor, return_BL: Tensor) -> None:
         self.agent, self.old_value_BL, self.return_BL = agent, old_value_BL, return_BL
-        self._losses: list[float] = []
+        self._losses: list[Tensor] = []
 
     def __call__(self, states_NH: Tensor, policy_weight_N: Tensor, part: MicroBatch) -> Tensor:
         """The loss of a micro-batch."""
         old_N, return_N = part.per_action(self.old_value_BL).float(), part.per_action(self.return_BL).float()
         config = self.agent.config
         errors_N = value_loss(self.agent.value(states_NH), old_N, return_N, clip=config.value_clip)
-        self._losses.append((policy_weight_N * errors_N.detach()).sum().item())
+        self._losses.append((policy_weight_N * errors_N.detach()).sum())
         loss: Tensor = config.value_coefficient * (policy_weight_N * errors_N).sum()
         return loss
 
     def metrics(self) -> dict[str, float]:
         """The loss over all micro-batches since the last call, those of other processes included."""
         losses, self._losses = self._losses, []
-        (loss,) = self.agent.ranks.sum_numbers([sum(losses)])
+        (loss,) = self.agent.ranks.sum_numbers([sum_on_host(losses)])
         return {"train/value_loss": loss}

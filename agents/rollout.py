@@ -15,6 +15,7 @@ from torch import Tensor
 from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches
 from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import as_read_by
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.types import ON_POLICY, Batch, Trajectory
 
@@ -45,16 +46,17 @@ class Rollout:
         """Actions of the longest trajectory."""
         return max(t.length for t in self.trajectories)
 
-    def split(self, lm: LanguageModel, token_budget: int) -> Rollout:
+    def split(self, lm: LanguageModel, token_budget: int, teacher: LanguageModel | None = None) -> Rollout:
         """With micro-batches, if it has none yet."""
-        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, self.rows))
+        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, teacher, self.rows))
         return dataclasses.replace(self, micro_batches=parts)
 
     def action_values(
         self, lm: LanguageModel, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
         """`action_values` of all rows, [B, L], each computed by the process whose row it is."""
-        return self.ranks.sum(action_values(lm, self.trajectories, token_budget, function, self.rows))
+        episodes = as_read_by(lm, self.trajectories)
+        return self.ranks.sum(action_values(lm, episodes, token_budget, function, self.rows))
 
     def log_probabilities(self, lm: LanguageModel, token_budget: int) -> Tensor:
         """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
@@ -85,4 +87,4 @@ class Rollout:
 
 def _recollated(part: MicroBatch, trajectories: Sequence[Trajectory], lm: LanguageModel) -> MicroBatch:
     batch = Batch.collate([trajectories[row] for row in part.rows], pad=lm.pad, device=lm.device)
-    return MicroBatch(part.rows, batch, part.teacher_states_NH)
+    return dataclasses.replace(part, batch=batch)

@@ -113,6 +113,7 @@ class Sources:
             "max_new_tokens": self.task.max_new_tokens,
             "seed": self.seed,
             **({"stop": list(stops.strings)} if stops else {}),
+            **({"format": self.teacher.format.own_example} if self.teacher.format else {}),
             **({"end_ids": sorted(end_ids)} if len(end_ids) > 1 else {}),
         }
 

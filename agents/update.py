@@ -7,7 +7,7 @@ else. Heads and divergence are fused chunk by chunk (rlgkd.lm.fused_loss).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,13 @@ def accumulate_gradient(
     rollout: Rollout,
     credit: Credit,
     *,
-    backward: Callable[[Tensor], None],
     max_new_tokens: int | None = None,
     with_policy_term: bool = True,
 ) -> Means:
-    """Call `backward` on the loss of each micro-batch; the losses sum to that of the whole rollout over all processes.
+    """Add the loss's gradient to the parameters', micro-batch by micro-batch, without waiting for the device.
 
-    Returns means that are the same on all processes; the gradients are still each process's own.
+    The losses of all micro-batches of all processes sum to that of the whole rollout. The means are the same on all
+    processes, the gradients are still each process's own.
 
     Args:
         student: The model that gets the gradient.
@@ -57,7 +57,6 @@ def accumulate_gradient(
         objective: Eq. 5 and its knobs.
         rollout: The texts, split into micro-batches.
         credit: Their advantages.
-        backward: Takes the scalar loss of a micro-batch.
         max_new_tokens: The length that the reduction `constant` divides by.
         with_policy_term: False leaves the divergence alone.
     """
@@ -69,14 +68,15 @@ def accumulate_gradient(
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
-    recorded_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
-    means = Means(entropy=recorded_entropy / tokens if rollout.ranks.main else 0.0)
+    losses: list[Tensor] = []
+    entropies: list[Tensor] = []
+    divergences: list[Tensor] = []
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
         actions = Actions(
             token_N=student.actions(part.batch),
-            old_logp_N=part.batch.logp_BT[:, 1:][part.mask_BT],
+            old_logp_N=part.gather(part.batch.logp_BT),
             advantage_N=part.per_action(advantages_BL),
             policy_weight_N=part.per_row(policy_B),
             divergence_weight_N=divergence_weight_N,
@@ -95,15 +95,21 @@ def accumulate_gradient(
         )
         if credit.auxiliary is not None:
             loss = loss + credit.auxiliary(states_NH, actions.policy_weight_N, part)
-        backward(loss)
-
-        means.loss += loss.item()
+        loss.backward()
+        losses.append(loss.detach())
         if not recorded:
-            others_N = part.per_row(~recorded_B)
-            means.entropy += (records["entropy"] * others_N).sum().item() / tokens
+            entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
-            means.divergence += (records["divergence"] * part.per_row(mean_B)).sum().item()
-    return Means(*rollout.ranks.sum_numbers([means.loss, means.divergence, means.entropy]))
+            divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
+    loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
+    sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
+    return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
+
+
+def sum_on_host(scalars: Sequence[Tensor]) -> float:
+    """The sum in double precision; waits for the device once."""
+    return sum(torch.stack(list(scalars)).tolist()) if scalars else 0.0
 
 
 def term_weights(
@@ -180,10 +186,10 @@ def _row_means(values_N: Tensor, part: MicroBatch) -> Tensor:
     """[N], for each action the mean over its row's actions."""
     values_BT = part.scatter(values_N)
     means_B = values_BT.sum(1) / part.mask_BT.sum(1).clamp(min=1)
-    return means_B[:, None].expand_as(values_BT)[part.mask_BT]
+    return part.gather(means_B[:, None].expand_as(values_BT))
 
 
 def _futures(divergence_N: Tensor, part: MicroBatch, horizon: float) -> Tensor:
     """F_n = sum_{m>n} gamma^(m-n) D_m within each row, [N]."""
     divergence_BT = part.scatter(divergence_N)
-    return (discounted_returns(divergence_BT, horizon, part.mask_BT) - divergence_BT)[part.mask_BT]
+    return part.gather(discounted_returns(divergence_BT, horizon, part.mask_BT) - divergence_BT)

@@ -27,7 +27,7 @@ from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.lm.text_format import end_token
 from rlgkd.ops._registry import checked_kwargs
 from rlgkd.ops.token_masks import TokenMask
-from rlgkd.types import Item, PendingScores, Score
+from rlgkd.types import Item, PendingScores, PromptFormat, Score
 
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and the environment's in alternation) -> the environment's next turn, or None
@@ -185,6 +185,8 @@ class TextTask:
             tool_replies=bool(tools),
             end_tokens=[end_tokens] if isinstance(end_tokens, str) else end_tokens,
         )
+        self._encoder.probe()
+        self._several_turns = bool(tools) or reply is not None
         self._warned_long_reply = False
         self.items = read_items(
             prompts,
@@ -229,16 +231,42 @@ class TextTask:
             limit = f"raise max_prompt_tokens, now {self.max_prompt_tokens}"
             remedy = f"it has {characters:,} characters; shorten it or {limit}"
             raise DataError("prompt", item.key, remedy)
-        tools = item.tools or (self.tools.schemas if self.tools else ())
-        if item.messages or tools:
-            messages = item.messages or [{"role": "user", "content": item.prompt}]
-            ids = self._encoder.conversation(item.key, messages, tools)
-        else:
-            ids = self._encoder.prompt(item.key, item.prompt)
+        ids = self._prompt_ids(self._encoder, item)
         if len(ids) > self.max_prompt_tokens:
             remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"
             raise DataError("prompt", item.key, remedy)
         return ids
+
+    def _prompt_ids(self, encoder: TextEncoder, item: Item) -> list[int]:
+        tools = item.tools or (self.tools.schemas if self.tools else ())
+        if not item.messages and not tools:
+            return encoder.prompt(item.key, item.prompt)
+        messages = item.messages or [{"role": "user", "content": item.prompt}]
+        return encoder.conversation(item.key, messages, tools)
+
+    def format_of(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> PromptFormat | None:
+        """How a teacher with this tokenizer and these end ids reads prompts; None if as its student does.
+
+        A teacher without a chat template reads a chat as its student does.
+
+        Raises: SettingError if its chat template has no place for one of the task's messages.
+        """
+        own = self._encoder
+        if self.chat and tokenizer.chat_template is None:
+            _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
+            return None
+        other = own.with_tokenizer(tokenizer, end_ids)
+        if own.writes_as(other):
+            return None
+        return PromptFormat(
+            encode_prompt=lambda item: self._prompt_ids(other, item),
+            end=own.answer_end,
+            own_end=other.answer_end,
+            example=own.example(),
+            own_example=other.example(),
+            longer=other.around_prompts - own.around_prompts,
+            aligned=not self._several_turns,
+        )
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""

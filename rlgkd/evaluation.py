@@ -17,6 +17,7 @@ from rlgkd.diversity import distinct, pass_at, self_bleu
 from rlgkd.errors import SettingError
 from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
@@ -206,8 +207,11 @@ def _token_values(
     policy: LanguageModel, teacher: LanguageModel | None, trajectories: Sequence[Episode], *, entropy: bool
 ) -> dict[str, list[np.ndarray]]:
     """Return, per completion and token, the entropy (if asked for) and, given a teacher, KL(policy || teacher)."""
-    batch = Batch.collate(trajectories, pad=policy.pad, device=policy.device)
-    teacher_states = None if teacher is None else (teacher, teacher.states(batch))
+    batch = _batch_of(policy, trajectories)
+    teacher_states = None
+    if teacher is not None:
+        read = batch if policy.format is teacher.format else _batch_of(teacher, trajectories)
+        teacher_states = (teacher, teacher.states(read))
 
     def record(
         logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, _: slice
@@ -219,4 +223,9 @@ def _token_values(
 
     _, records = fused_sum(policy, policy.states(batch), record, teacher_states)
     lengths = [t.length for t in trajectories]
-    return {name: [row.double().cpu().numpy() for row in values.split(lengths)] for name, values in records.items()}
+    return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
+
+
+def _batch_of(lm: LanguageModel, episodes: Sequence[Episode]) -> Batch:
+    """The episodes as the model reads them, on its device."""
+    return Batch.collate(as_read_by(lm, episodes), pad=lm.pad, device=lm.device)

@@ -6,6 +6,7 @@ for the batch. It yields, token for token, what stepping the environment with th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +83,10 @@ def sample_episodes(
     if greedy and filters:
         raise SettingError("greedy", greedy, "the likeliest token passes every filter; sample, or give no filter")
     prompts = [encode_within(lm, task, item) for item in items]
+    written = prompts if lm.format is None else [task.encode_prompt(item) for item in items]
+    if co_sampler is not None and co_sampler.lm.format is not None:
+        own = [encode_within(co_sampler.lm, task, item) for item in items]
+        co_sampler = dataclasses.replace(co_sampler, prompts=own)
     uniforms_BT = None
     if not greedy:
         indices = stream_indices or [0] * len(items)
@@ -111,7 +116,7 @@ def sample_episodes(
     )
     rows = [
         _Row(prompt, Dialogue(task, item, single_turn=single_turn, end_ids=end_ids), g)
-        for item, prompt in zip(items, prompts, strict=True)
+        for item, prompt in zip(items, written, strict=True)
         for g in range(group)
     ]
     for row, completion in zip(rows, completions, strict=True):
@@ -178,7 +183,9 @@ def replay_episodes(
     """
     stops = stop_strings(task)
     end_ids = end_ids_of(task, lm.end_ids if end_ids is None else end_ids)
-    rows = [_Row(encode_within(lm, task, item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]
+    for item in items:
+        encode_within(lm, task, item)
+    rows = [_Row(task.encode_prompt(item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]
     for row, actions in zip(rows, ids, strict=True):
         rest = list(actions)
         while rest and row.dialogue.stop is None:
@@ -276,8 +283,8 @@ def check_references(task: Task, split: str, seed: int) -> None:
 
 
 def encode_within(lm: LanguageModel, task: Task, item: Item) -> list[int]:
-    """The prompt's ids, checked to leave room for a completion in the model's context."""
-    prompt = task.encode_prompt(item)
+    """The prompt's ids as the model reads them, checked to leave room for a completion in its context."""
+    prompt = task.encode_prompt(item) if lm.format is None else lm.format.encode_prompt(item)
     if len(prompt) + task.max_new_tokens > lm.context:
         remedy = (
             f"{len(prompt)} tokens and {task.max_new_tokens} new ones exceed the model's context of {lm.context}; "

@@ -13,7 +13,7 @@ environment may insert tokens of its own, which the mask leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from rlgkd.devices import to_device
 
 Split = str
 """`train`, `validation` or `test`."""
@@ -73,6 +75,26 @@ class Item:
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of tools, which the chat template shows the policy."""
     columns: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFormat:
+    """How a teacher reads prompts that are written otherwise for its student (rlgkd.lm.own_format)."""
+
+    encode_prompt: Callable[[Item], list[int]]
+    """The token ids of an item's prompt in the teacher's own chat template."""
+    end: int
+    """The token with which the student's answer ends."""
+    own_end: int
+    """The token with which the teacher's does."""
+    example: str
+    """A prompt as the student reads it, for messages."""
+    own_example: str
+    """The same as the teacher reads it."""
+    longer: int
+    """Tokens by which the teacher's prompts may be longer than the student's."""
+    aligned: bool
+    """Whether episodes have one turn, after which nothing else is in another format."""
 
 
 REWARD_ARGUMENTS: Mapping[str, str] = {
@@ -253,6 +275,11 @@ class RowLayout:
     """The columns of the actions."""
 
 
+def action_rows(layouts: Sequence[RowLayout]) -> np.ndarray:
+    """[N], the row of each action, in row order."""
+    return np.repeat(np.arange(len(layouts)), [len(layout.actions) for layout in layouts])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Trajectories as right-padded tensors on one device."""
@@ -262,7 +289,17 @@ class Batch:
     action_mask_BT: Tensor
     logp_BT: Tensor
     layouts_B: tuple[RowLayout, ...] = ()
-    """Host-side row layouts, to avoid a device sync; empty if unknown."""
+    """Host-side row layouts, so that nothing that follows from them waits for the device; empty if unknown."""
+
+    @cached_property
+    def action_index_N(self) -> tuple[Tensor, Tensor]:
+        """The row and the column of each action, both [N], in row order."""
+        if not self.layouts_B:
+            row_N, column_N = self.action_mask_BT.nonzero(as_tuple=True)
+            return row_N, column_N
+        columns = np.concatenate([layout.actions for layout in self.layouts_B])
+        device = self.tokens_BT.device
+        return to_device(action_rows(self.layouts_B), device), to_device(columns, device)
 
     @staticmethod
     def collate(trajectories: Sequence[Episode], *, pad: int, device: torch.device | str = "cpu") -> Batch:
@@ -285,9 +322,9 @@ class Batch:
             same_prompt = first_rows.setdefault(prompt.tobytes(), row)
             layouts.append(RowLayout(same_prompt, len(prompt), length, actions))
         return Batch(
-            tokens_BT=torch.from_numpy(tokens_BT).to(device),
-            attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
-            action_mask_BT=torch.from_numpy(action_mask_BT).to(device),
-            logp_BT=torch.from_numpy(logp_BT).to(device),
+            tokens_BT=to_device(tokens_BT, device),
+            attention_mask_BT=to_device(attention_mask_BT, device),
+            action_mask_BT=to_device(action_mask_BT, device),
+            logp_BT=to_device(logp_BT, device),
             layouts_B=tuple(layouts),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -23,9 +23,8 @@ def accumulate(
     *,
     token_budget: int = 10**6,
     max_new_tokens: int | None = None,
-    backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
 ) -> Means:
-    """Call `backward` on each micro-batch's loss and return the means of the batch."""
+    """Add the gradient of a batch to the student's and return the means of the batch."""
     credit = Credit(advantages_BL.nan_to_num(nan=0.0), ~advantages_BL.isnan().any(1))
     rollout = Rollout(trajectories=list(batch), student_fraction=objective.student_fraction)
     return accumulate_gradient(
@@ -34,6 +33,5 @@ def accumulate(
         objective,
         rollout.split(student, token_budget),
         credit,
-        backward=backward,
         max_new_tokens=max_new_tokens,
     )

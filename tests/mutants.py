@@ -105,7 +105,7 @@ MUTANTS = (
         name="labels not shifted",
         file="rlgkd/lm/model.py",
         function="LanguageModel.states_and_head",
-        changes=(("states_BTH[:, :-1]", "states_BTH[:, 1:]"),),
+        changes=(("states_BTH[row_N, column_N - 1]", "states_BTH[row_N, column_N]"),),
         tests="tests/lm/test_model.py tests/lm/test_generate.py",
     ),
     Mutant(
@@ -126,7 +126,7 @@ MUTANTS = (
         name="gradients of one process of two",
         file="agents/update.py",
         function="accumulate_gradient",
-        changes=(("backward(loss)", "backward(loss / 2)"),),
+        changes=(("loss.backward()", "(loss / 2).backward()"),),
         tests=OBJECTIVE,
     ),
     Mutant(

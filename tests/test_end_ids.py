@@ -147,13 +147,12 @@ def test_a_teacher_that_ends_or_formats_texts_otherwise_is_reported_with_both_na
     save(module, tokenizer, teacher)
     env = env_of(student, chat=True)
     few = {"prompts_per_update": 2}
-    with caplog.at_level(logging.WARNING, "rlgkd.lm.text_format"):
+    with caplog.at_level(logging.WARNING, "rlgkd.lm.own_format"):
         Distill(student, env, teacher=student, **few)
         assert not caplog.messages
         Distill(student, env, teacher=teacher, **few)
-    ends, template = caplog.messages
-    assert "the teacher ends a text with '<end>', '<end_of_turn>', the student with '<end>'" in ends
-    assert "chat template differs from the student's" in template and "<user> question <end_of_turn>" in template
+    own = "it reads prompts as '<user>...:', the student as '<user>...<end_of_turn>'"
+    assert caplog.messages == [f"the teacher has a format of its own: {own}"]
     caplog.clear()
     rows = tmp_path / "t.jsonl"
     rows.write_text('{"prompt": "hi"}\n')
@@ -161,10 +160,9 @@ def test_a_teacher_that_ends_or_formats_texts_otherwise_is_reported_with_both_na
     filters = {"top_k": None, "top_p": None, "min_p": None}
     settings = {"data": rows, "split_shares": "null", "reward": f"{__file__}:lengths", "chat": "true", **LIMITS}
     overrides = [f"env_settings.{name}={value}" for name, value in settings.items()]
-    with caplog.at_level(logging.WARNING, "rlgkd.lm.text_format"):
+    with caplog.at_level(logging.WARNING, "rlgkd.lm.own_format"):
         command.show(student, overrides, env="rlgkd/Dataset-v0", teacher=teacher, **how, **filters)
-    assert len(caplog.messages) == 2
-    assert "the model with '<end>'" in caplog.messages[0]
+    assert caplog.messages == [f"the teacher has a format of its own: {own.replace('student', 'model')}"]
 
 
 def test_a_saved_folder_has_the_template_and_the_end_ids_that_training_had(

@@ -69,6 +69,13 @@ class ChatTemplate:
         for variable in own & self.variables.keys():
             raise SettingError("chat_template_kwargs", variable, "it is no variable of the template; leave it out")
 
+    def of(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+        """The template of another tokenizer, with the same name, variables and day.
+
+        Raises: SettingError as the constructor does.
+        """
+        return ChatTemplate(tokenizer, name=self._name, variables=self.variables, day=self.day)
+
     @property
     def source(self) -> str:
         """The template that shows no tools."""

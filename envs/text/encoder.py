@@ -53,6 +53,12 @@ class TextEncoder:
         """
         self.tokenizer = tokenizer
         self.template = template
+        self._settings: dict[str, Any] = {
+            "system": system,
+            "replies": replies,
+            "tool_replies": tool_replies,
+            "end_tokens": end_tokens,
+        }
         given = [_id_of(tokenizer, token) for token in end_tokens]
         self.end = given[0] if given else end_token(tokenizer)
         self.end_ids = frozenset(given) or tokenizer_end_ids(tokenizer)
@@ -77,7 +83,6 @@ class TextEncoder:
             self._turn_end = _token_after_answer(template)
             if replies:
                 self._reply_frame = self._next_frame(template, tool_replies)
-            self._probe(replies)
 
     def prompt(self, key: str, text: str) -> list[int]:
         """Return the ids of a prompt; `key` names it in errors.
@@ -130,8 +135,12 @@ class TextEncoder:
 
         Raises: DataError if it would hold another special token.
         """
-        end = self._turn_end if self._turn_end in self.end_ids else self.end
-        return [*self.plain("completion", text[:40], text if self.template else f" {text}"), end]
+        return [*self.plain("completion", text[:40], text if self.template else f" {text}"), self.answer_end]
+
+    @property
+    def answer_end(self) -> int:
+        """The token that ends a completion."""
+        return self._turn_end if self._turn_end in self.end_ids else self.end
 
     def reply(self, text: str, *, closed: bool = True) -> list[int]:
         """Return the ids of a reply; with `chat`, it is the user's next message.
@@ -159,6 +168,35 @@ class TextEncoder:
             self._warned_unknown = True
             _log.warning("%s %r holds characters that the tokenizer does not know, as others may", field, key)
         return ids
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> TextEncoder:
+        """The same of another model, with its chat template and its end ids.
+
+        Raises: SettingError for a template that has no place for a message.
+        """
+        other = TextEncoder(tokenizer, self.template and self.template.of(tokenizer), **self._settings)
+        if not self._settings["end_tokens"]:
+            other.end_ids = end_ids
+        if other._turn_end == self.answer_end:  # its template ends answers so, whatever its configuration names
+            other.end_ids |= {self.answer_end}
+        return other
+
+    def writes_as(self, other: TextEncoder) -> bool:
+        """Whether all that stands around messages is the same, as far as one can tell without messages at hand."""
+        frames = [(e._prompt_frame, e._reply_frame, e.answer_end) for e in (self, other)]
+        if frames[0] != frames[1] or self.template is None or other.template is None or self._settings["replies"]:
+            return frames[0] == frames[1]
+        return self.template.source == other.template.source
+
+    def example(self) -> str:
+        """A short prompt as it is written, special tokens included."""
+        before, after = map(self.tokenizer.decode, self._prompt_frame)
+        return f"{before}...{after}"
+
+    @property
+    def around_prompts(self) -> int:
+        """Tokens around a prompt."""
+        return sum(map(len, self._prompt_frame))
 
     def compare_turns(self, prompt: str, turns: Sequence[str]) -> None:
         """Log the first conversation of a prompt and further turns that the template would make other ids of."""
@@ -222,12 +260,15 @@ class TextEncoder:
                     "prompt", key, f"a role, call or tool of it holds the special token {special!r}; reword it"
                 )
 
-    def _probe(self, replies: bool) -> None:
+    def probe(self) -> None:
         """Compare what is trained with what is served, of texts without anything to rewrite and of texts with it.
 
         Messages are encoded apart from what stands around them, which most tokenizers and templates do not notice. A
         template that trims messages, or drops thoughts, is reported once a message at hand is one of those.
         """
+        if self.template is None:
+            return
+        replies = self._settings["replies"]
         plain = [["Hello there"], *([["Hello there", "I see", "Go on"]] if replies else [])]
         for texts in plain:
             if self._compare(self._messages(texts), self._trained(texts)):

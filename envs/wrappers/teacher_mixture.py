@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.dialogue import task_end_ids
 from rlgkd.errors import ModelError, SettingError
@@ -12,10 +14,12 @@ from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.lora import unwrapped
 from rlgkd.lm.prefix_cache import PrefixCache
-from rlgkd.lm.text_format import model_end_ids, warn_of_other_format
+from rlgkd.lm.text_format import model_end_ids, warn_of_other_end
 from rlgkd.lm.vocabulary import shared_vocabulary
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.types import Task
+
+_log = logging.getLogger(__name__)
 
 
 class TeacherMixture:
@@ -33,14 +37,7 @@ class TeacherMixture:
             tokenizer = load_tokenizer(teacher)
             shared_vocabulary(task.tokenizer, tokenizer, owner="environment")
             teacher = load(teacher, merge_adapters=True, device="cuda" if torch.cuda.is_available() else "cpu")
-            warn_of_other_format(
-                task.tokenizer,
-                task_end_ids(task),
-                tokenizer,
-                model_end_ids(teacher, tokenizer),
-                owner="environment",
-                chat=bool(getattr(task, "chat", False)),
-            )
+            _warn_of_other_format(task, tokenizer, model_end_ids(teacher, tokenizer))
         else:
             teacher = unwrapped(teacher)
         self.lm = language_model(teacher, task.tokenizer, temperature=temperature)
@@ -59,10 +56,23 @@ class TeacherMixture:
         with torch.no_grad():
             logits_NV = self.lm.logits(self._prefix_cache.last_states(torch.from_numpy(tokens_NT)))
             logp_N = log_probability(logits_NV, torch.from_numpy(actions_N).to(logits_NV.device))
-        values_N: np.ndarray = logp_N.double().cpu().numpy()
+        values_N: np.ndarray = logp_N.cpu().double().numpy()
         return values_N
 
     def reward(self, task_reward_N: np.ndarray, logp_N: np.ndarray) -> np.ndarray:
         """[N]: (1-alpha) r + alpha log p_T."""
         mixed_N: np.ndarray = (1 - self.alpha) * task_reward_N + self.alpha * logp_N
         return mixed_N
+
+
+def _warn_of_other_format(task: Task, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
+    """Log that the teacher's format is another one: what is stepped is one text, which it reads as it is."""
+    warn_of_other_end(task.tokenizer, task_end_ids(task), tokenizer, end_ids, owner="environment")
+    found = task.format_of(tokenizer, end_ids) if hasattr(task, "format_of") else None
+    if found is not None and found.example != found.own_example:
+        _log.warning(
+            "the teacher's chat template differs from the environment's: it sees chats in a format that it was not "
+            "trained on, %r, where its own is %r; give a teacher with the same template",
+            found.example,
+            found.own_example,
+        )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.devices import to_device
 from rlgkd.lm import fast
 from rlgkd.lm.model import DecodeState, LanguageModel
 
@@ -66,7 +67,7 @@ class HuggingFaceDecoder:
     def add_rows(self, prompts: Sequence[Sequence[int]], prompt_N: np.ndarray) -> None:
         """See `Decoder.add_rows`."""
         state_PH, decode_state = self.lm.prefill(prompts)
-        prompt_index_N = torch.from_numpy(prompt_N).to(self.lm.device)
+        prompt_index_N = to_device(prompt_N, self.lm.device)
         decode_state.keep_rows(prompt_index_N)
         if self.decode_state is None or self.state_BH is None or not len(self.state_BH):
             self.state_BH = state_PH[prompt_index_N]
@@ -91,6 +92,6 @@ class HuggingFaceDecoder:
     def keep_rows(self, rows: np.ndarray, *, final: bool) -> None:
         """See `Decoder.keep_rows`."""
         assert self.state_BH is not None and self.decode_state is not None
-        row_B = torch.from_numpy(rows).to(self.lm.device)
+        row_B = to_device(rows, self.lm.device)
         self.state_BH = self.state_BH[row_B]
         self.decode_state.keep_rows(row_B)

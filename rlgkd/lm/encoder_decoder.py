@@ -82,7 +82,7 @@ class EncoderDecoderModel(LanguageModel):
         tokens_BL = batch.tokens_BT.gather(1, source_BL)
         tokens_BL[:, 0] = self._start
         is_token_BL = step_L < length_B[:, None]
-        with onednn_linears():
+        with onednn_linears(self.device):
             encoder_BTH, encoder_attention_BT = self._encode(prompts)
             output = self.module.get_decoder()(
                 input_ids=tokens_BL,
@@ -100,7 +100,7 @@ class EncoderDecoderModel(LanguageModel):
         rows = [[self._start, *completion] for completion in completions or [()] * len(prompts)]
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(config=self.module.config), DynamicCache(config=self.module.config))
-        with onednn_linears():
+        with onednn_linears(self.device):
             state = DecodeState(cache, attention_PT[:, :0], *self._encode(prompts))  # nothing is cached yet
             return self._extend(tokens_PT, attention_PT, state), state
 

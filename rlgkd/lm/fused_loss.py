@@ -25,9 +25,10 @@ CHUNK_ELEMENTS = 8 * 2**20 - 2**14
 """Logits of a chunk on a CPU: in float32 just below 32 MiB, up to which glibc reuses freed memory (mallopt(3),
 M_MMAP_THRESHOLD). Larger blocks go back to the system, which clears each new one page by page: that takes as long as
 the arithmetic on it."""
-ACCELERATOR_ELEMENTS = 2**25
-"""Logits of a chunk elsewhere: 220 rows of a vocabulary of 152,000. An accelerator multiplies some hundreds of times in
-the time in which it reads one number, and each chunk reads the head again. Not measured on one."""
+ACCELERATOR_ELEMENTS = 2**27
+"""Logits of a chunk elsewhere: 880 rows of a vocabulary of 152,000, half a GiB in float32, and the loss holds some five
+of it. An accelerator multiplies some hundreds of times in the time in which it reads one number, and each chunk reads
+the head and writes its gradient again. Not measured on one."""
 BLOCK_ELEMENTS = 2**19
 """Logits of which the loss is formed at a time: on a CPU its intermediate results should stay in the caches."""
 VOCABULARY_SLICE = 4096

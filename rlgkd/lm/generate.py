@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.devices import to_device, widest_float
 from rlgkd.lm.decoders import make_decoder
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.policy_loss import log_probability_and_entropy
-from rlgkd.ops.sampling import sample
+from rlgkd.ops.sampling import check_sampled, sample_unchecked
 
 OnStep = Callable[[int], bool]
 """Called after each step with the number of tokens that it generated; False stops the decoding."""
@@ -48,6 +49,8 @@ class CoSampler:
     lm: LanguageModel
     mix: Callable[[Tensor, Tensor], Tensor]
     """(the co-sampler's logits, the policy's logits) -> log-probabilities, all [B, V]."""
+    prompts: Sequence[Sequence[int]] | None = None
+    """The prompts as the second model reads them; None: as the policy does."""
 
 
 @torch.inference_mode()
@@ -78,12 +81,16 @@ def decode(
         should_stop: Whether a completion's ids end it, as an end token does; called after each of its tokens.
         end_ids: The tokens that end a completion; None takes the policy's.
     """
-    models = [lm] if co_sampler is None else [lm, co_sampler.lm]
+    models = [(lm, prompts)]
+    if co_sampler is not None:
+        models.append((co_sampler.lm, prompts if co_sampler.prompts is None else co_sampler.prompts))
     rows = len(prompts) * group
     limit_B = np.broadcast_to(np.asarray(max_new_tokens), (rows,))
     capacity = min(rows, lm.rows_at_once or rows)
-    size = max(len(prompts[row // group]) + int(limit_B[row]) for row in range(rows))
-    decoders = [make_decoder(model, capacity, size) for model in models]
+    decoders = []
+    for model, read in models:
+        size = max(len(read[row // group]) + int(limit_B[row]) for row in range(rows))
+        decoders.append(make_decoder(model, capacity, size))
     # Bookkeeping by arrays, in few calls: for a small model, Python code for each row and token would take longer than
     # the model does.
     ids_BT = np.zeros((rows, int(limit_B.max())), dtype=np.int64)
@@ -91,6 +98,11 @@ def decode(
     active = np.zeros(0, dtype=np.int64)  # the rows that are being decoded, in the decoders' order
     cells: list[tuple[np.ndarray, np.ndarray]] = []  # (row, column) of each step's tokens in the tables
     recorded: list[tuple[Tensor, Tensor]] = []  # stays on the device until the end, to wait for it only once
+    # Row and column of the next tokens, on the device: copied when rows come or go, counted on in between.
+    next_cell: tuple[Tensor, Tensor] | None = None
+    uniforms = (
+        None if uniforms_BT is None else to_device(torch.from_numpy(uniforms_BT).to(widest_float(lm.device)), lm.device)
+    )
     started = 0
     ends = lm.end_ids if end_ids is None else end_ids
     while True:
@@ -102,10 +114,11 @@ def decode(
         ):
             new = np.arange(started, min(rows, started + free))
             first = started // group
-            for decoder in decoders:
-                decoder.add_rows(prompts[first : new[-1] // group + 1], new // group - first)
+            for decoder, (_, read) in zip(decoders, models, strict=True):
+                decoder.add_rows(read[first : new[-1] // group + 1], new // group - first)
             active = np.concatenate([active, new])
             started += len(new)
+            next_cell = None
         # 2. Form the distribution of each row's next token.
         logits_BV = decoders[0].logits()
         if co_sampler is not None:
@@ -114,15 +127,20 @@ def decode(
             logits_BV = filters(logits_BV)
         # 3. Choose the tokens.
         cell = (active, length_B[active])
-        if uniforms_BT is None:
+        if uniforms is None:
             token_B = logits_BV.argmax(-1)
             logp_B, entropy_B = log_probability_and_entropy(logits_BV, token_B)
         else:
-            uniform_B = torch.from_numpy(uniforms_BT[cell]).to(lm.device)
-            token_B, logp_B, entropy_B = sample(logits_BV, uniform_B)
+            if next_cell is None:
+                next_cell = to_device(active, lm.device), to_device(cell[1], lm.device)
+            uniform_B = uniforms[next_cell]
+            token_B, logp_B, entropy_B = sample_unchecked(logits_BV, uniform_B)
+            next_cell = next_cell[0], next_cell[1] + 1
         # 4. Bring the ids to the host. This waits for the device in every step, and has to: which rows end, and so what
         # the next step computes, depends on them.
         ids_B = token_B.cpu().numpy()
+        if uniforms is not None and ids_B.min() < 0:
+            check_sampled(token_B, uniform_B)
         ids_BT[cell] = ids_B
         new_length_B = cell[1] + 1
         length_B[active] = new_length_B
@@ -140,7 +158,8 @@ def decode(
         if not going.all():
             kept = np.flatnonzero(going)
             active = active[kept]
-            token_B = token_B[torch.from_numpy(kept).to(lm.device)]
+            next_cell = None
+            token_B = token_B[to_device(kept, lm.device)]
             for decoder in decoders:
                 decoder.keep_rows(kept, final=started == rows)
         # 6. Run the models over the chosen tokens of the others.

@@ -30,14 +30,14 @@ def enable_gradient_checkpointing(module: PreTrainedModel) -> None:
         raise ModelError("model", module.config.model_type, "its layers cannot; leave gradient_checkpointing out")
     for layer in layers:
         layer.gradient_checkpointing = True  # for rlgkd.lm.fast; in eval() mode transformers does nothing with it
-        layer.forward = partial(_checkpointed_forward, layer.forward)
+        layer.forward = partial(_checkpointed_forward, layer.forward, next(layer.parameters()).device)
 
 
-def _checkpointed_forward(forward: Callable[..., Any], *inputs: Any, **named_inputs: Any) -> Any:
+def _checkpointed_forward(forward: Callable[..., Any], device: torch.device, *inputs: Any, **named_inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **named_inputs)
     # The second run is outside of the caller's `onednn_linears`, but its products must equal the first's.
-    contexts = (onednn_linears(), onednn_linears())
+    contexts = (onednn_linears(device), onednn_linears(device))
     # No random state is kept, for nothing in a layer is random: dropout is off.
     return checkpoint(
         forward,

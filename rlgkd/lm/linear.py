@@ -14,7 +14,7 @@ oneDNN itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -174,9 +174,10 @@ def _weight_gradient(upstream: Tensor, x: Tensor) -> Tensor:
     return _call_onednn(x.T, upstream.T, None).T.contiguous()
 
 
-def onednn_linears() -> AbstractContextManager[object]:
-    """Return a context within which every linear layer, of any model, is an `onednn_linear`."""
-    return _OneDnnLinears()
+def onednn_linears(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context within which every linear layer, of any model on a CPU, is an `onednn_linear`."""
+    # Elsewhere it would only look at every call.
+    return _OneDnnLinears() if device.type == "cpu" else nullcontext()
 
 
 def _onednn_pays(x: Tensor, weight: Tensor, factor: int = 1) -> bool:

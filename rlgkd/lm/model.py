@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from rlgkd.devices import to_device
 from rlgkd.errors import ModelError, SettingError, one_line
 from rlgkd.lm import fast
 from rlgkd.lm.linear import onednn_linear, onednn_linears
 from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
 from rlgkd.lm.text_format import end_token, model_end_ids
-from rlgkd.types import Batch
+from rlgkd.types import Batch, PromptFormat
 
 _decodes: WeakSet[PreTrainedModel] = WeakSet()
 """Modules that `LanguageModel` has seen decode rightly, which it need not see again."""
@@ -117,6 +118,8 @@ class LanguageModel:
         if not self.end_ids:
             remedy = f"of its vocabulary the first {self.vocabulary} tokens are shared, and none of them ends its texts"
             raise ModelError("model", tokenizer.eos_token, remedy)
+        self.format: PromptFormat | None = None
+        """How it reads prompts, of a teacher with a format of its own; None: as the task writes them."""
         head = module.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model", module.config.model_type, "give a causal language model with a linear head")
@@ -163,22 +166,19 @@ class LanguageModel:
                 return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
         if fast.supported(self.body, "forward"):
             packed = fast.PackedTokens.pack_right_padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
-            row_N, column_N = batch.action_mask_BT[:, 1:].nonzero(as_tuple=True)
-            predictor_N = packed.packed_index(row_N * width + column_N)
+            row_N, column_N = batch.action_index_N
+            predictor_N = packed.packed_index(row_N * width + column_N - 1)
             return cast("tuple[Tensor, Tensor]", fast.forward(self.body, packed, predictor_N, head_VH=head_VH))
-        positions_BT = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
-        with onednn_linears():
-            states_BTH = self.body(
-                input_ids=batch.tokens_BT,
-                attention_mask=batch.attention_mask_BT,
-                position_ids=positions_BT,
-                use_cache=False,
-            ).last_hidden_state
-        return states_BTH[:, :-1][batch.action_mask_BT[:, 1:]], head_VH
+        # Without a mask: attention's fast kernels take causal rows without one alone. Padding stands behind, where no
+        # token sees it.
+        with onednn_linears(self.device):
+            states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state
+        row_N, column_N = batch.action_index_N
+        return states_BTH[row_N, column_N - 1], head_VH
 
     def actions(self, batch: Batch) -> Tensor:
         """[N]: the tokens that were chosen, in the order of `states`."""
-        return batch.tokens_BT[:, 1:][batch.action_mask_BT[:, 1:]]
+        return batch.tokens_BT[batch.action_index_N]
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]] = ()
@@ -189,7 +189,7 @@ class LanguageModel:
         tokens_PT, attention_PT = left_padded(rows, pad=self.pad, device=self.device)
         # By the configuration the cache knows layers with sliding windows, which keep less than all tokens.
         state = DecodeState(DynamicCache(config=self.module.config), attention_PT[:, :0])
-        with onednn_linears():
+        with onednn_linears(self.device):
             return self._extend(tokens_PT, attention_PT, state), state
 
     def advance(self, token_B: Tensor, state: DecodeState) -> Tensor:
@@ -327,7 +327,7 @@ def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device
     for index, row in enumerate(rows):
         tokens[index, width - len(row) :] = row
         attention[index, width - len(row) :] = 1
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(attention).to(device)
+    return to_device(tokens, device), to_device(attention, device)
 
 
 def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.devices import to_device
 from rlgkd.errors import ModelError
 from rlgkd.lm.encoder_decoder import EncoderDecoderModel
 from rlgkd.lm.model import DecodeState, LanguageModel
@@ -36,7 +37,7 @@ def last_states(lm: LanguageModel, tokens_BT: Tensor) -> Tensor:
     width = int(last_B.max()) + 1
     rows_BT = rows_BT[:, :width]
     run_R, run_index_B = np.unique(_longest_extensions(rows_BT), return_inverse=True)
-    tokens_RT = torch.from_numpy(rows_BT[run_R]).to(lm.device)
+    tokens_RT = to_device(rows_BT[run_R], lm.device)
     # One column more, for the action that the state after a row's last token predicts: `lm.states` wants actions.
     tokens_RT = torch.nn.functional.pad(tokens_RT, (0, 1), value=-1)
     action_RT = np.zeros((len(run_R), width + 1), dtype=bool)
@@ -45,11 +46,11 @@ def last_states(lm: LanguageModel, tokens_BT: Tensor) -> Tensor:
     batch = Batch(
         tokens_BT=tokens_RT.clamp(min=0),
         attention_mask_BT=(tokens_RT >= 0).long(),
-        action_mask_BT=torch.from_numpy(action_RT).to(lm.device),
+        action_mask_BT=to_device(action_RT, lm.device),
         logp_BT=torch.zeros_like(tokens_RT).float(),
     )
     states_NH = lm.states(batch)
-    return states_NH[torch.from_numpy(action_number_RT[run_index_B, last_B + 1]).to(lm.device)]
+    return states_NH[to_device(action_number_RT[run_index_B, last_B + 1], lm.device)]
 
 
 def _longest_extensions(rows_BT: np.ndarray) -> np.ndarray:
@@ -110,11 +111,11 @@ class PrefixCache:
             state_BH, state = self._prefill(tokens_BT, prompt_B, length_B)
         else:
             state = cached.state
-            restart_index_N = torch.from_numpy(restart_N).to(lm.device)
+            restart_index_N = to_device(restart_N, lm.device)
             # Rows that restart take part in the step, so that the others keep their index, and are then overwritten.
             # They see nothing of what was cached: a row at the end of the context would else step beyond it.
             state.attention_BT[restart_index_N] = 0
-            state_BH = lm.advance(torch.from_numpy(newest_B).to(lm.device), state)
+            state_BH = lm.advance(to_device(newest_B, lm.device), state)
             if len(restart_N):
                 restarted = self._prefill(tokens_BT[restart_N], prompt_B[restart_N], length_B[restart_N])
                 state_BH[restart_index_N], restarted_state = restarted

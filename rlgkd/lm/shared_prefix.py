@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from rlgkd.devices import to_device
 from rlgkd.lm import fast
 from rlgkd.lm.attention_mask import additive_mask
 from rlgkd.lm.linear import onednn_linears
@@ -66,7 +67,7 @@ class SharedPrefixBatch:
             )
             return fast.forward(body, packed, packed.packed_index(self.predictor_N), head_VH=head_VH)
         # An additive mask, which both implementations take: eager attention would add a bool mask to the scores too.
-        with onednn_linears():
+        with onednn_linears(tokens_BT.device):
             states_RTH: Tensor = body(
                 input_ids=tokens_RT,
                 attention_mask=additive_mask(self.visible_R1TT, body.dtype),
@@ -111,14 +112,14 @@ def pack_shared_prefixes(
             before = layouts[row].actions - 1
             predictors[row] = index * longest + np.where(before < prompt, before, before - prompt + start)
     source_index, position, segments = (
-        torch.from_numpy(array).to(device) for array in (source_index_RT, position_RT, segment_RT)
+        to_device(array, device) for array in (source_index_RT, position_RT, segment_RT)
     )
     return SharedPrefixBatch(
         source_index_RT=source_index,
         position_RT=position,
         is_token_RT=segments >= 0,
         visible_R1TT=_visible_tokens(segments)[:, None],
-        predictor_N=torch.from_numpy(np.concatenate(predictors)).to(device),
+        predictor_N=to_device(np.concatenate(predictors), device),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which tokens end a text of a model, and whether two models agree on them and on how a chat is written.
+"""Which tokens end a text of a model, and whether two models agree on them.
 
 A tokenizer names one end token. Chat models have more, in `config` and `generation_config`: the end of a turn next to
 the end of a document. A text ends with any of them, in training as where the model is served.
@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
@@ -53,25 +52,15 @@ def tokenizer_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     )
 
 
-def warn_of_other_format(
+def warn_of_other_end(
     tokenizer: PreTrainedTokenizerBase,
     end_ids: frozenset[int],
     other: PreTrainedTokenizerBase,
     other_end_ids: frozenset[int],
     *,
     owner: str,
-    chat: bool,
 ) -> None:
-    """Log where a teacher ends texts otherwise than the `owner` of the first tokenizer or, in a `chat`, writes another.
-
-    Args:
-        tokenizer: The owner's.
-        end_ids: The owner's.
-        other: The teacher's.
-        other_end_ids: The teacher's.
-        owner: What the teacher is compared with, such as the student.
-        chat: Whether prompts are put into the chat template of `tokenizer`.
-    """
+    """Log where a teacher, with the `other` tokenizer, ends texts otherwise than the `owner` of the first one."""
     if end_ids != other_end_ids or end_token(tokenizer) != end_token(other):
         _log.warning(
             "the teacher ends a text with %s, the %s with %s: it gives the %s's end little probability; give a teacher "
@@ -81,14 +70,6 @@ def warn_of_other_format(
             _names(tokenizer, end_ids),
             owner,
         )
-    if chat and _example_chat(other) != _example_chat(tokenizer):
-        _log.warning(
-            "the teacher's chat template differs from the %s's: it sees chats in a format that it was not trained on, "
-            "%r, where its own is %r; give a teacher with the same template",
-            owner,
-            _example_chat(tokenizer),
-            _example_chat(other),
-        )
 
 
 def _names(tokenizer: PreTrainedTokenizerBase, ids: frozenset[int]) -> str:
@@ -97,15 +78,6 @@ def _names(tokenizer: PreTrainedTokenizerBase, ids: frozenset[int]) -> str:
     return ", ".join(
         repr(tokenizer.convert_ids_to_tokens(id_)) for id_ in sorted(ids, key=lambda id_: (id_ != own, id_))
     )
-
-
-def _example_chat(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A question and its answer in the chat template; None without one, or if it refuses them."""
-    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    try:
-        return str(cast(Any, tokenizer).apply_chat_template(chat, tokenize=False))
-    except (ValueError, TypeError, TemplateError):
-        return None
 
 
 def _end_ids(tokenizer: PreTrainedTokenizerBase, given: Iterable[Any]) -> frozenset[int]:

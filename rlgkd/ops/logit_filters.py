@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlgkd.devices import widest_float
 from rlgkd.errors import SettingError
 
 
@@ -50,9 +51,8 @@ def top_p(logits: Tensor, p: float) -> Tensor:
         raise SettingError("top_p", p, "give a share of the mass in (0, 1]")
     if p == 1:
         return logits  # a rounded cumulative sum could reach 1 before the last token
-    sum_dtype = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     sorted_V, ids_V = logits.sort(dim=-1, descending=True, stable=True)
-    probability_V = sorted_V.to(sum_dtype).softmax(-1)
+    probability_V = sorted_V.to(widest_float(logits.device)).softmax(-1)
     removed_V = probability_V.cumsum(-1) - probability_V >= p
     return logits.masked_fill(torch.zeros_like(removed_V).scatter(-1, ids_V, removed_V), float("-inf"))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad, softmax
 
+from rlgkd.devices import widest_float
 from rlgkd.errors import SettingError
 
 _BLOCK = 256
@@ -46,8 +47,7 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
         uniform_B: [B], floating point, in [0, 1].
 
     Raises:
-        SettingError: a wrong shape or dtype, u outside [0, 1], or a row without a distribution (a NaN or +inf among its
-            logits, or -inf throughout).
+        SettingError: a wrong shape or dtype, or what `check_sampled` finds.
 
     Source: Devroye 1986, "Non-Uniform Random Variate Generation", II.2.
 
@@ -56,13 +56,26 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
         >>> sampled.token_B.tolist(), round(sampled.logp_B[2].exp().item(), 4), round(sampled.entropy_B[2].item(), 4)
         ([0, 0, 1], 0.75, 0.5623)
     """
+    sampled = sample_unchecked(logits_BV, uniform_B)
+    check_sampled(sampled.token_B, uniform_B)
+    return sampled
+
+
+def sample_unchecked(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
+    """As `sample`, but where a row cannot be sampled its token is -1, without waiting for the device to know.
+
+    For who brings the tokens to the host anyway: `check_sampled` says there what is wrong.
+
+    Raises:
+        SettingError: a wrong shape or dtype.
+    """
     if logits_BV.ndim != 2 or logits_BV.shape[1] == 0 or not logits_BV.is_floating_point():
         raise SettingError("logits_BV", (tuple(logits_BV.shape), logits_BV.dtype), "give [B, V] floating-point logits")
     if uniform_B.shape != logits_BV.shape[:1] or not uniform_B.is_floating_point():
         raise SettingError("uniform_B", (tuple(uniform_B.shape), uniform_B.dtype), "give one number in [0, 1) per row")
     logits_BV = logits_BV.detach()
     uniform_B = uniform_B.detach()
-    sum_dtype = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # MPS has no float64
+    sum_dtype = widest_float(logits_BV.device)
     dtype = torch.promote_types(logits_BV.dtype, torch.float32)
     p_BV = softmax(logits_BV, -1, dtype=dtype)
     size_V = logits_BV.shape[1]
@@ -76,8 +89,7 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
     cumulative_BN = block_BN.cumsum(-1, dtype=sum_dtype)
     total_B1 = cumulative_BN.narrow(1, -1, 1)  # 1 except for the rounding of p
     target_B1 = uniform_B.to(sum_dtype).unsqueeze(-1) * total_B1
-    if not torch.equal(target_B1.clamp(min=0.0).minimum(total_B1), target_B1):  # NaN equals nothing
-        _raise_for_rows(total_B1, uniform_B)
+    valid_B1 = target_B1.clamp(min=0.0).minimum(total_B1) == target_B1  # NaN equals nothing
 
     n_B1 = _first_index_above(cumulative_BN, block_BN, target_B1)
     if size_V <= _ONE_LEVEL_MAX:
@@ -87,13 +99,31 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
         before_B1 = (cumulative_BN - block_BN).gather(1, n_B1)
         p_BK = p_BNK[torch.arange(len(n_B1), device=p_BV.device), n_B1[:, 0]]
         k_B1 = _first_index_above(p_BK.cumsum(-1, dtype=sum_dtype), p_BK, (target_B1 - before_B1).clamp_(min=0.0))
-        token_B1 = n_B1 * _BLOCK + k_B1
+        token_B1 = (n_B1 * _BLOCK + k_B1).clamp_(max=size_V - 1)  # a NaN's block may be the padded one
         p_B1 = p_BK.gather(1, k_B1)
     logp_B1 = (p_B1 / total_B1).log()
     # log p = logit - c with one c per row, hence H = c - E[logit]; the only NaNs are 0 times -inf.
     mean_B1 = p_BV.narrow(1, 0, size_V).mul_(logits_BV).nansum(-1, keepdim=True)
     entropy_B1 = (logits_BV.gather(1, token_B1) - logp_B1).sub_(mean_B1 / total_B1).clamp_(min=0.0)
+    token_B1 = torch.where(valid_B1, token_B1, -1)
     return Sample(token_B1.squeeze(1), logp_B1.to(dtype).squeeze(1), entropy_B1.to(dtype).squeeze(1))
+
+
+def check_sampled(token_B: Tensor, uniform_B: Tensor) -> None:
+    """Raise for the rows that `sample_unchecked` has marked.
+
+    Raises:
+        SettingError: u outside [0, 1], or a row without a distribution (a NaN or +inf among its logits, or -inf
+            throughout).
+    """
+    bad_B = token_B < 0
+    if not bool(bad_B.any()):
+        return
+    uniform_N = uniform_B[bad_B]
+    if not torch.equal(uniform_N.clamp(0.0, 1.0), uniform_N):
+        raise SettingError("uniform_B", uniform_N.tolist()[:8], "give numbers in [0, 1)")
+    rows = bad_B.nonzero()[:, 0].tolist()
+    raise SettingError("logits_BV", f"rows {rows[:8]}", "each row needs a finite logit and neither NaN nor +inf")
 
 
 def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:
@@ -136,7 +166,8 @@ def _first_index_above(cumulative_BK: Tensor, weight_BK: Tensor, target_B1: Tens
     if cumulative_BK.device.type != "cpu":
         cumulative_BK = _nondecreasing(cumulative_BK, weight_BK)
     below_B1 = cumulative_BK.narrow(1, -1, 1) * (1.0 - torch.finfo(cumulative_BK.dtype).eps)
-    return torch.searchsorted(cumulative_BK, torch.minimum(target_B1, below_B1), right=True)
+    first_B1 = torch.searchsorted(cumulative_BK, torch.minimum(target_B1, below_B1), right=True)
+    return first_B1.clamp_(max=cumulative_BK.shape[1] - 1)  # a NaN lies beyond the last
 
 
 def _nondecreasing(cumulative_BK: Tensor, weight_BK: Tensor) -> Tensor:
@@ -145,12 +176,3 @@ def _nondecreasing(cumulative_BK: Tensor, weight_BK: Tensor) -> Tensor:
     An accelerator adds the parts of a sum in parallel, each with its own rounding.
     """
     return cumulative_BK.masked_fill(weight_BK == 0.0, 0.0).cummax(-1).values
-
-
-def _raise_for_rows(total_B1: Tensor, uniform_B: Tensor) -> None:
-    """Raise the error for the rows that cannot be sampled."""
-    bad_B = ~total_B1[:, 0].isfinite()
-    if bool(bad_B.any()):
-        rows = bad_B.nonzero()[:, 0].tolist()
-        raise SettingError("logits_BV", f"rows {rows[:8]}", "each row needs a finite logit and neither NaN nor +inf")
-    raise SettingError("uniform_B", uniform_B.tolist()[:8], "give numbers in [0, 1)")

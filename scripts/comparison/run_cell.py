@@ -24,6 +24,7 @@ from rlgkd.agents.config import TeacherSettings
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
@@ -168,7 +169,10 @@ def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel 
     """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
     if not base.teacher:
         return None
-    return open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
+    teacher = open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
+    if base.teacher != base.student:
+        read_in_own_format(agent.task, teacher, agent.student, owner="student", name=base.teacher)
+    return teacher
 
 
 def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:

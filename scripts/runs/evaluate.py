@@ -13,7 +13,8 @@ from rich.text import Text
 from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared_vocabulary
-from rlgkd.lm.text_format import warn_of_other_format
+from rlgkd.lm.own_format import read_in_own_format
+from rlgkd.rollout import share_end_ids
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.folder import CONFIG
@@ -52,14 +53,9 @@ def show(
     if teacher:
         shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
         teacher_model = open_by_name(teacher, vocabulary=shared)
-        warn_of_other_format(
-            task.tokenizer,
-            policy.end_ids,
-            teacher_model.tokenizer,
-            teacher_model.end_ids,
-            owner="model",
-            chat=bool(getattr(task, "chat", False)),
-        )
+        if teacher != model:
+            share_end_ids(task, policy)
+            read_in_own_format(task, teacher_model, policy, owner="model", name=teacher)
     evaluation = evaluate(
         policy,
         teacher_model,

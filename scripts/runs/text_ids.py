@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.dialogue import task_end_ids
 from rlgkd.envs.registry import takes_setting
 from rlgkd.errors import CheckpointError
@@ -37,22 +38,30 @@ def with_day(settings: RunConfig, task: Task) -> RunConfig:
     return settings.model_copy(update={"env_settings": {**settings.env_settings, DAY: template.day.isoformat()}})
 
 
-def text_ids(task: Task, split: str, seed: int) -> dict[str, Any]:
-    """What identifies the ids of a task's texts, by what a user would look at if they differ."""
-    prompts = [task.encode_prompt(task.item(split, seed, index)) for index in range(PROMPTS)]
+def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
+    """What identifies the ids of an agent's texts, by what a user would look at if they differ."""
+    task, teacher = agent.task, agent.teacher
+    items = [task.item(agent.split, seed, index) for index in range(PROMPTS)]
     vocabulary = sorted(task.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    return {
+    found = {
         "vocabulary of the tokenizer": _digest(vocabulary),
         "end tokens": sorted(task_end_ids(task)),
-        "token ids of the first prompts (data, chat template, tokenizer)": _digest(prompts),
+        "token ids of the first prompts (data, chat template, tokenizer)": _digest(
+            [task.encode_prompt(item) for item in items]
+        ),
     }
+    if teacher is not None and teacher.format is not None:
+        found["token ids of the first prompts as the teacher reads them"] = _digest(
+            [teacher.format.encode_prompt(item) for item in items]
+        )
+    return found
 
 
-def check_text_ids(known: dict[str, Any] | None, task: Task, split: str, seed: int, out: Path) -> None:
-    """Raise CheckpointError if a checkpoint knows other ids than the task has now; older ones know none."""
+def check_text_ids(known: dict[str, Any] | None, agent: TextAlgorithm, seed: int, out: Path) -> None:
+    """Raise CheckpointError if a checkpoint knows other ids than the agent has now; older ones know none."""
     if known is None:
         return
-    now = text_ids(task, split, seed)
+    now = text_ids(agent, seed)
     changed = [name for name, value in now.items() if known.get(name) != value]
     if changed:
         remedy = f"since it began, its {changed[0]} changed; put back what was there, or begin again with another --out"

@@ -247,7 +247,7 @@ def fit(
             rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
             agent.set_logger(held.enter_context(closing(Logger(str(out), outputs))))
             if remaining > 0:
-                ids = text_ids(agent.task, agent.split, settings.seed)
+                ids = text_ids(agent, settings.seed)
                 recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
                 callback = held.enter_context(closing(recorder))
         if remaining > 0:

@@ -87,7 +87,7 @@ def test_a_models_linear_layers_use_onednn_within_the_context_alone(monkeypatch,
     calls.clear()  # of the checks at opening
     plain = lm.module(input_ids=ids).logits
     assert not calls
-    with onednn_linears():
+    with onednn_linears(torch.device("cpu")):
         ours = lm.module(input_ids=ids).logits
     assert len(calls) == has_onednn(lm.head.weight) * sum(isinstance(part, nn.Linear) for part in lm.module.modules())
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)

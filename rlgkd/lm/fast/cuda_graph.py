@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlgkd.devices import is_cuda
+
 WARMUP_CALLS = 2
 """Calls before the recorded one, in which torch.compile and CUDA's libraries do what a graph cannot hold."""
 
@@ -29,7 +31,7 @@ def graphed_step(step: Callable[..., Tensor], device: torch.device) -> Callable[
             read it before the next call.
         device: That of the tensors.
     """
-    return _GraphedStep(step, device) if device.type == "cuda" else step
+    return _GraphedStep(step, device) if is_cuda(device) else step
 
 
 @cache

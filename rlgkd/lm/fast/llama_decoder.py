@@ -23,6 +23,7 @@ from torch.nn.functional import silu
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from rlgkd.devices import to_device
 from rlgkd.lm.fast import support
 from rlgkd.lm.fast.cuda_graph import graphed_step
 from rlgkd.lm.fast.decode_ops import CpuDecodeOps, DecodeOps, TorchDecodeOps
@@ -176,7 +177,7 @@ class LlamaDecoder:
         width = int(length_P.max())
         pad = self.lm.pad
         rows = [[*prompt, *[pad] * (width - len(prompt))] for prompt in prompts]
-        tokens_PT = torch.tensor(rows, device=self.lm.device)
+        tokens_PT = self._to_device(np.array(rows))
         last_P = self._to_device(np.arange(len(prompts)) * width + length_P - 1)
         # Each of the M copied tokens comes from a flat index of the padded [P, T] and goes to a column of a slot.
         length_N = length_P[prompt_N]
@@ -198,7 +199,7 @@ class LlamaDecoder:
             on_layer = partial(write_cache, packed.packed_index(source_M))
             return forward(self.lm.body, packed, packed.packed_index(last_P), on_layer=on_layer)[0]
         cache = DynamicCache(config=self.lm.module.config)
-        with onednn_linears():
+        with onednn_linears(self.lm.device):
             output = self.lm.body(input_ids=tokens_PT, past_key_values=cache, use_cache=True)
         for layer in cache.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
@@ -237,7 +238,7 @@ class LlamaDecoder:
         self.next_column += 1
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.lm.device)
+        return to_device(array, self.lm.device)
 
     def _compact(self) -> None:
         """Drop the free slots."""

@@ -239,7 +239,7 @@ def test_a_template_that_makes_other_ids_of_a_whole_conversation_is_reported_onc
     own = copy.deepcopy(embedded)
     own.chat_template = CHATML.replace("CONTENT", content)
     with caplog.at_level("WARNING"):
-        TextEncoder(own, ChatTemplate(own), replies=replies)
+        TextEncoder(own, ChatTemplate(own), replies=replies).probe()
     assert len(caplog.messages) == (shown is not None)
     if shown is not None:
         assert shown in caplog.text and "is trained as" in caplog.text and "but served" in caplog.text
@@ -252,5 +252,5 @@ def test_a_tokenizer_that_joins_a_message_to_the_text_before_it_is_reported(capl
     own = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
     own.chat_template = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
     with caplog.at_level("WARNING"):
-        TextEncoder(own, ChatTemplate(own))
+        TextEncoder(own, ChatTemplate(own)).probe()
     assert len(caplog.messages) == 1 and "['Hello there'] is trained as" in caplog.text
