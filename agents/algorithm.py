@@ -279,7 +279,7 @@ class TextAlgorithm(TokenAlgorithm):
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm)
         if not norm.isfinite():  # an error here, not a model of NaNs one step later
             optimizer.zero_grad()
-            remedy = "the weights are as before the step; lower learning_rate, or take a divergence that stays finite"
+            remedy = "the weights are as before the step; lower learning_rate, raise temperature, or change divergence"
             raise TrainingError("gradient", norm.item(), remedy)
         optimizer.step()
         optimizer.zero_grad()

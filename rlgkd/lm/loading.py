@@ -42,6 +42,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+FILE_LIBRARIES = ("safetensors", "safetensors_rust", "builtins", "tokenizers", "huggingface_hub")
+"""Packages that raise types of their own for damaged files."""
 NO_FOLDER = "no such folder here"
 ModelT = TypeVar("ModelT", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
@@ -244,10 +246,19 @@ def _model_folder(name: str) -> Path:
 
 
 def _check_kinds(name: str, folder: Path) -> None:
-    """Raise ModelError for a pipe or a device in a model's folder, whose reading might never end."""
+    """Raise ModelError for what would be read and never end, a pipe or a device, and for weights of other formats."""
     for path in folder.iterdir():
         if path.exists() and (kind := other_kind(path)) and not path.is_dir():
             raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
+        if path.name.endswith(".safetensors.index.json"):
+            with _damage_named(name, f"its {path.name} could not be read"):
+                index = json.loads(path.read_text())
+            named = index.get("weight_map") if isinstance(index, dict) else None
+            if not isinstance(named, dict) or not named:
+                raise ModelError("model", name, f"its {path.name} names no files; copy it again")
+            # transformers would open what is named here as a pickle if it does not end so.
+            if other := [str(file) for file in named.values() if not re.fullmatch(r"[\w.-]+\.safetensors", str(file))]:
+                raise ModelError("model", name, f"its {path.name} names {other[0]!r}, and only safetensors are read")
 
 
 def _text(name: Any) -> str:
@@ -279,8 +290,7 @@ def _damage_named(name: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
         raise ModelError("model", name, f"{what} ({_first_line(error)}); check the name or the files") from error
     except Exception as error:
-        # safetensors and tokenizers raise types of their own for damaged files.
-        if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
+        if type(error).__module__.split(".")[0] not in FILE_LIBRARIES:
             raise
         raise ModelError("model", name, f"it is damaged ({_first_line(error)}); copy it again") from error
 

@@ -294,6 +294,10 @@ class LanguageModel:
         return logits_TV[:, : self.vocabulary]
 
     def _check_same_logits(self, ours: Tensor, theirs: Tensor) -> None:
+        if bool(theirs.isnan().any()):
+            names = [name for name, weight in self.module.named_parameters() if not bool(weight.isfinite().all())]
+            which = f"its weights {', '.join(names[:3])} are not finite" if names else "its logits are NaN"
+            raise ModelError("model", self.module.config.model_type, f"{which}; take an earlier checkpoint of it")
         if not self._agree(ours, theirs, rounding=1e-3, rounding_16_bits=0.02):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"

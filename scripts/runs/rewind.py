@@ -21,7 +21,7 @@ from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.changed_settings import changed_settings, restore
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
-from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows
+from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.text_ids import check_text_ids
 
@@ -69,7 +69,7 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
         training, size, state = _position(folder)
-        if lack := _lack(out, training.updates, size):
+        if lack := _lack(out, training, size):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
@@ -102,11 +102,13 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
     return training, size, state
 
 
-def _lack(out: Path, updates: int, size: int) -> str | None:
+def _lack(out: Path, training: TrainingState, size: int) -> str | None:
     """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
     rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
-    if rows < updates:
-        return f"{PROGRESS} has {rows} of the {updates} updates"
+    if rows < training.updates:
+        return f"{PROGRESS} has {rows} of the {training.updates} updates"
+    if training.updates and tokens_of_row(out / PROGRESS, training.updates) != training.timesteps:
+        return f"{PROGRESS} lacks the {training.timesteps} tokens in row {training.updates}"
     return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
 
 

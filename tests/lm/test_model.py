@@ -47,6 +47,14 @@ def test_a_state_predicts_the_next_token():
         torch.testing.assert_close(lm.logits(states_NH), expected)
 
 
+def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_its_name():
+    module = tiny.model(vocabulary=4)
+    with torch.no_grad():
+        module.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"its weights model\.layers\.1\.mlp\.up_proj\.weight are not finite"):
+        LanguageModel(module, TOKENIZER)
+
+
 def test_a_model_whose_logits_are_more_than_a_linear_head_is_refused():
     config = CohereConfig(
         vocab_size=4,
