@@ -216,11 +216,12 @@ class TextAlgorithm(TokenAlgorithm):
             )
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
-        rewards = [t.score.reward for t in self.rollout.on_policy]
         self.state.next_prompt += len(items)
-        self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
-        assert self.ep_info_buffer is not None
-        self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
+        if going:
+            rewards = [t.score.reward for t in self.rollout.on_policy]
+            self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
+            assert self.ep_info_buffer is not None
+            self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
         self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
         self.logger.record("time/reward", self.collector.seconds_of_reward - reward_began, exclude="csv")
         callback.update_locals(locals())

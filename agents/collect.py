@@ -7,6 +7,7 @@ texts, in the order in which one process would have them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
-from rlgkd.types import Episode, Item, Trajectory
+from rlgkd.types import Episode, Item, Score, Trajectory
 
 
 class Collector:
@@ -56,7 +57,7 @@ class Collector:
             update: The number of the update, to which the coin of `student_fraction` belongs.
             student_fraction: The paper's lambda.
             on_step: Called with the number of tokens of each lockstep of this process; False stops before off-policy
-                texts.
+                texts, and what is there is not scored.
 
         Raises: what a reward or a model raises; on the other processes ProcessError.
         """
@@ -117,19 +118,24 @@ class Collector:
             episodes: list[Episode] = []
             if on_policy[0]:
                 episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
-                scoring.submit(episodes)
+                if going:
+                    scoring.submit(episodes)
             number = len(episodes)
             if off_policy[0] and going:
                 copies = self.sampling.group_size if self.sampling.mixture == "prompt" else 1  # prompts count alike
                 others = self.sources.off_policy(*off_policy, copies)
-                scoring.submit(others)
                 step(sum(episode.length for episode in others))
                 episodes = [*episodes, *others]
-            if scoring.pending and self.sources.teacher is not None:
+                if going:
+                    scoring.submit(others)
+            if going and scoring.pending and self.sources.teacher is not None:
                 student, teacher = self.sources.student, self.sources.teacher
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
-            scored = scoring.trajectories()
+            if going:
+                scored = scoring.trajectories()
+            else:  # cut texts, from which no update learns: to score them would cost, and delay the stop
+                scored = [episode.scored(Score(reward=math.nan)) for episode in episodes]
         share = _Share(
             on_policy=scored[:number],
             off_policy=scored[number:],

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU: what `auto` is, for agents as for models that are only run."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def is_cuda(device: torch.device) -> bool:
     """Whether it has CUDA's streams, graphs and pinned memory."""
     return device.type == "cuda"
@@ -21,6 +26,12 @@ def to_device(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor
     device = torch.device(device)
     host = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return host.pin_memory().to(device, non_blocking=True) if is_cuda(device) else host.to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given, for a clock to be right."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlgkd.devices import best_device
 from rlgkd.dialogue import task_end_ids
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
@@ -36,7 +37,7 @@ class TeacherMixture:
         if isinstance(teacher, str):
             tokenizer = load_tokenizer(teacher)
             shared_vocabulary(task.tokenizer, tokenizer, owner="environment")
-            teacher = load(teacher, merge_adapters=True, device="cuda" if torch.cuda.is_available() else "cpu")
+            teacher = load(teacher, merge_adapters=True, device=best_device())
             _warn_of_other_format(task, tokenizer, model_end_ids(teacher, tokenizer))
         else:
             teacher = unwrapped(teacher)

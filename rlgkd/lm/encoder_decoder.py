@@ -51,10 +51,11 @@ def open_by_name(
     rows_at_once: int | None = None,
     compile_decoding: bool = False,
     vocabulary: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> LanguageModel:
     """Open a model of either kind with its own tokenizer. Arguments and errors: see `load` and `LanguageModel`."""
     return language_model(
-        load(name, merge_adapters=True),
+        load(name, merge_adapters=True, device=device),
         load_tokenizer(name),
         temperature=temperature,
         rows_at_once=rows_at_once,

@@ -169,7 +169,7 @@ class LanguageModel:
             row_N, column_N = batch.action_index_N
             predictor_N = packed.packed_index(row_N * width + column_N - 1)
             return cast("tuple[Tensor, Tensor]", fast.forward(self.body, packed, predictor_N, head_VH=head_VH))
-        # Without a mask: attention's fast kernels take causal rows without one alone. Padding stands behind, where no
+        # Without a mask: attention's fast kernels take causal rows without one alone. Padding comes last, where no
         # token sees it.
         with onednn_linears(self.device):
             states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rlgkd.agents import GRPO, Distill
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.devices import is_cuda, synchronize
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, fast, open_by_name
@@ -84,6 +85,17 @@ def _time_training(job: BenchmarkJob) -> dict[str, Any]:
         "loss": clock.losses,
         "peak_mb": peak,
         "bound": bound,
+        **_device_figures(agent.device),
+    }
+
+
+def _device_figures(device: torch.device) -> dict[str, Any]:
+    """The name of an accelerator and the most memory that tensors held on it; nothing of a CPU."""
+    if not is_cuda(device):
+        return {}
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "device_peak_mb": round(torch.cuda.max_memory_allocated(device) / 2**20),
     }
 
 
@@ -103,7 +115,7 @@ def make_agent(job: BenchmarkJob) -> TextAlgorithm:
         "group_size": job.group,
         "learning_rate": 1e-5,
         "seed": job.seed,
-        "device": "cpu",
+        "device": "cpu",  # `device=auto` takes an accelerator
     }
     if job.kind == "distill":
         settings |= {"teacher": job.teacher, "divergence": "reverse_kl"}
@@ -186,6 +198,7 @@ class _Clock(BaseCallback):
             try:
                 return function(*args, **kwargs)
             finally:
+                synchronize(self.agent.device)
                 self.inside[part] += time.perf_counter() - start
 
         return timed
@@ -202,9 +215,9 @@ def _update_bound(agent: TextAlgorithm, job: BenchmarkJob, prompt_tokens: int, n
 def _decoding_bound(lm: LanguageModel, prompt_tokens: int, rows: int, steps: int) -> float:
     """Return the seconds of the bare products of decoding: the prefill, then so many steps of so many rows."""
     products = [prepacked_linear([part.weight], [None], rows) for part in _linears(lm)]
-    inputs = [torch.randn(rows, part.in_features) for part in _linears(lm)]
+    inputs = [torch.randn(rows, part.in_features, device=lm.device) for part in _linears(lm)]
     prefill = bare_products(lm, prompt_tokens, rows)
-    step = _best_seconds(lambda: [run(x) for run, x in zip(products, inputs, strict=True)])
+    step = _best_seconds(lambda: [run(x) for run, x in zip(products, inputs, strict=True)], lm.device)
     return prefill + (steps - 1) * step
 
 
@@ -229,9 +242,9 @@ def bare_products(lm: LanguageModel, tokens: int, actions: int, *, backward: boo
 
     sizes = {(rows, size) for weight, rows in work for size in weight.shape}
     inputs: dict[tuple[int, int], Tensor] = {
-        (rows, size): torch.randn(rows, size, dtype=work[0][0].dtype) for rows, size in sizes
+        (rows, size): torch.randn(rows, size, dtype=work[0][0].dtype, device=lm.device) for rows, size in sizes
     }
-    return _best_seconds(run)
+    return _best_seconds(run, lm.device)
 
 
 def _linears(lm: LanguageModel) -> dict[nn.Linear, bool]:
@@ -246,11 +259,12 @@ def _linears(lm: LanguageModel) -> dict[nn.Linear, bool]:
 
 
 @torch.inference_mode()
-def _best_seconds(function: Callable[[], Any]) -> float:
+def _best_seconds(function: Callable[[], Any], device: torch.device) -> float:
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         function()
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 

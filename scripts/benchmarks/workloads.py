@@ -200,6 +200,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "peak_mb": round(max(run["peak_mb"] for run in runs)),
         "bound_seconds": round(bound, 4),
         "of_the_bound": round(of_the_bound, 3),
+        **{name: runs[0][name] for name in ("device", "device_peak_mb") if name in runs[0]},
     }
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from rlgkd.devices import best_device
 from rlgkd.lm import open_by_name
 from rlgkd.scripts._errors import check_one_process, one_line_errors
 from rlgkd.scripts.comparison.compare import compare
@@ -90,7 +91,7 @@ def _evaluate_colder(run: Path, grid: Grid, temperature: float, folder: Path) ->
     base = grid.base
     torch.set_num_threads(base.threads)
     task = make_env(base.env, base.env_settings, student=base.student, seed=0).task
-    student = open_by_name(str(run / "model"), temperature=temperature)
+    student = open_by_name(str(run / "model"), temperature=temperature, device=best_device())
     write(measure(student, None, task, base, grid.samples), base, grid.samples, folder)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlgkd.devices import best_device
 from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared_vocabulary
@@ -46,13 +47,13 @@ def show(
     if temperature is None:
         temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])
-    policy = open_by_name(model, temperature=temperature)
+    policy = open_by_name(model, temperature=temperature, device=best_device())
     task = make_env(env, env_settings, student=model, seed=seed).task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
     teacher_model = None
     if teacher:
         shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
-        teacher_model = open_by_name(teacher, vocabulary=shared)
+        teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
         if teacher != model:
             share_end_ids(task, policy)
             read_in_own_format(task, teacher_model, policy, owner="model", name=teacher)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from rlgkd.devices import best_device
 from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
@@ -42,7 +43,7 @@ def complete(
 
     Raises: ModelError, SettingError; DataError for an empty prompt or one that exceeds the model's context.
     """
-    lm = open_by_name(model, temperature=temperature)
+    lm = open_by_name(model, temperature=temperature, device=best_device())
     run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).is_file() else None
     names = [*OF_TEXTS, *(OF_CHATS if chat else ())]
     settings = {name: run.env_settings[name] for name in names if run and name in run.env_settings}
