@@ -108,6 +108,9 @@ class Sources:
         return {
             "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,
+            **(
+                {"vocabulary": self.teacher.vocabulary} if self.teacher.vocabulary < len(self.teacher.tokenizer) else {}
+            ),
             "task": self.task.name,
             "max_prompt_tokens": self.task.max_prompt_tokens,
             "max_new_tokens": self.task.max_new_tokens,
