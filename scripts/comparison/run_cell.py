@@ -159,7 +159,9 @@ def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
     given = masked(base.flat())
     # Measurements of before this setting hold for its default.
     later = {
-        name: given[name] for name in ("teacher_dtype",) if given[name] != TeacherSettings.model_fields[name].default
+        name: given[name]
+        for name in ("teacher_dtype", "teacher_quantization")
+        if given[name] != TeacherSettings.model_fields[name].default
     }
     return {"samples": samples, **{name: given[name] for name in names}, **later}
 
