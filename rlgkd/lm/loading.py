@@ -8,6 +8,7 @@ remote code is run.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import json
 import logging
@@ -36,6 +37,7 @@ from rlgkd.file_kinds import other_kind
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.placement import is_fixed, quantization_config
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
@@ -62,6 +64,7 @@ def load(
     device: torch.device | str = "cpu",
     auto_class: Any = None,
     merge_adapters: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Open a model, in evaluation mode.
 
@@ -71,30 +74,47 @@ def load(
             `copy_sharing_frozen` is taken instead, and in another precision a copy.
         layers: The transformer layers to keep, in order; empty keeps all.
         dtype: The weights' precision; None leaves that of the files, or of the loaded model.
-        device: Where to put it.
+        device: Where to put it; `auto` lets accelerate spread it over all devices.
         auto_class: The transformers class that opens it; by default the one for causal or for encoder-decoder models.
         merge_adapters: Add an adapter's folder into the weights; else it goes on from there, the model frozen.
+        quantization: `8bit` or `4bit` weights, for a name.
+
+    A loaded model that is quantised, or that accelerate has spread over devices, stays as it is.
 
     Raises: ModelError for what is no model, a missing or damaged one; DependencyError for a package that it needs.
     """
     if isinstance(name, str | Path):
-        module = _open_model(str(name), dtype, auto_class)
+        module = _open_model(str(name), dtype, auto_class, device, quantization)
         if adapter := adapter_folder(name):
             with _damage_named(str(name), "it could not be opened"):
                 module = open_adapter(module, adapter, merge=merge_adapters)
     else:
         given = unwrapped(name)
-        module = given if dtype is None or _has_dtype(given, dtype) else _copy_in(given, dtype)
+        if quantization is not None or str(device) == "auto":
+            remedy = "it is used as it was opened; open it so, or give its name"
+            raise ModelError("model", given.config.name_or_path or type(given).__name__, remedy)
+        kept = dtype is None or is_fixed(given) or _has_dtype(given, dtype)
+        module = given if kept or dtype is None else _copy_in(given, dtype)
         if layers and module is given:
             module = copy_sharing_frozen(given)
     if layers:
         module = _keep_layers(module, layers)
-    return cast(PreTrainedModel, cast(Any, module).to(device=device).eval())
+    if not is_fixed(module) and str(device) != "auto":
+        module = cast(Any, module).to(device=device)
+    return cast(PreTrainedModel, module.eval())
 
 
-def _open_model(name: str, dtype: torch.dtype | None, auto_class: Any) -> PreTrainedModel:
+def _open_model(
+    name: str, dtype: torch.dtype | None, auto_class: Any, device: torch.device | str, quantization: str | None
+) -> PreTrainedModel:
     """Open a model by name, an adapter's folder as the model under it."""
     where, arguments = _resolve(_base_of(name))
+    if quantization is not None:
+        if arguments.get("gguf_file"):
+            raise ModelError("model", name, "a GGUF file is dequantised; give the folder of its model to quantise it")
+        arguments["quantization_config"] = quantization_config(quantization)
+    if quantization is not None or str(device) == "auto":
+        arguments["device_map"] = "auto" if str(device) == "auto" else {"": device}
     if auto_class is None:
         auto_class = AutoModelForCausalLM
         if not arguments.get("gguf_file"):
@@ -151,6 +171,16 @@ def copy_sharing_frozen(model: ModelT) -> ModelT:
     module = model if isinstance(model, PreTrainedModel) else model.module
     # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over the bits of all parameters that are in memory, in hexadecimal."""
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        if parameter.device.type == "meta":  # accelerate brings it in when it is needed
+            continue
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _has_dtype(module: PreTrainedModel, dtype: torch.dtype) -> bool:
