@@ -20,6 +20,7 @@ from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
+from rlgkd.envs.text.teacher_format import teacher_format
 from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.errors import DataError, RlgkdError, SettingError
 from rlgkd.lm.loading import load_tokenizer
@@ -35,6 +36,8 @@ at the end of the episode."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
 """(items, completions) -> measures for evaluation, by name."""
 AT_LIMIT = ("terminate", "truncate")
+MAX_TOKENS = 2**24
+"""Of a text: more than any model's context, and rows of this length can still be made."""
 CHARACTERS_PER_TOKEN = 1000
 """No text has tokens so long on the average: a prompt that would need them is too long before it is encoded."""
 _log = logging.getLogger(__name__)
@@ -137,8 +140,8 @@ class TextTask:
         """
         limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         for field, value in limits.items():
-            if not isinstance(value, Integral) or value < 1:
-                raise SettingError(field, value, "give at least 1 token, as a whole number")
+            if not isinstance(value, Integral) or not 1 <= int(value) <= MAX_TOKENS:
+                raise SettingError(field, value, f"give at least 1 token and at most {MAX_TOKENS:,}, as a whole number")
         if at_limit not in AT_LIMIT:
             raise SettingError("at_limit", at_limit, f"choose one of {', '.join(AT_LIMIT)}")
         if system and not chat:
@@ -247,26 +250,9 @@ class TextTask:
     def format_of(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> PromptFormat | None:
         """How a teacher with this tokenizer and these end ids reads prompts; None if as its student does.
 
-        A teacher without a chat template reads a chat as its student does.
-
         Raises: SettingError if its chat template has no place for one of the task's messages.
         """
-        own = self._encoder
-        if self.chat and tokenizer.chat_template is None:
-            _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
-            return None
-        other = own.with_tokenizer(tokenizer, end_ids)
-        if own.writes_as(other):
-            return None
-        return PromptFormat(
-            encode_prompt=lambda item: self._prompt_ids(other, item),
-            end=own.answer_end,
-            own_end=other.answer_end,
-            example=own.example(),
-            own_example=other.example(),
-            longer=other.around_prompts - own.around_prompts,
-            aligned=not self._several_turns,
-        )
+        return teacher_format(self._encoder, tokenizer, end_ids, self._prompt_ids, several_turns=self._several_turns)
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""

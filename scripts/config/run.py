@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from pydantic import Field
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import AlgorithmConfig, Count
+from rlgkd.agents.config import AlgorithmConfig, Count, Positive
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import SettingError, one_line
@@ -64,7 +64,7 @@ class RunConfig(Settings):
     """Share of the tokens over which the learning rate rises from 0."""
     device: str = "auto"
     """The device: auto or cpu."""
-    threads: Annotated[int, Ge(0)] = 0
+    threads: Annotated[int, Ge(0), Le(4096)] = 0
     """CPU threads; 0 leaves torch's choice."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of everything random."""
@@ -76,6 +76,8 @@ class RunConfig(Settings):
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
+    process_timeout: Positive = 30.0
+    """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
 
     def __init__(self, **given: Any) -> None:
