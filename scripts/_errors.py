@@ -29,6 +29,10 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("rlgkd: stopped", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as left:
+        if isinstance(getattr(left.__context__, "__cause__", None), KeyboardInterrupt):  # Typer exits without a word
+            print("rlgkd: stopped", file=sys.stderr)
+        raise
 
 
 def check_one_process(command: str) -> None:
