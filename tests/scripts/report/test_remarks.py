@@ -1,4 +1,4 @@
-"""What is said of a run in addition to its table, of failures, collapses and exploited rewards, and of which nothing."""
+"""What is said of a run in addition to its table: failures, collapses, exploited rewards; and of which runs nothing."""
 
 from __future__ import annotations
 
