@@ -212,11 +212,12 @@ class TextAlgorithm(TokenAlgorithm):
             self.rollout = self.collector.collect(
                 items, indices, update=self._n_updates, student_fraction=fraction, on_step=on_step
             )
-        rewards = [t.score.reward for t in self.rollout.on_policy]
         self.state.next_prompt += len(items)
-        self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
-        assert self.ep_info_buffer is not None
-        self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
+        if going:
+            rewards = [t.score.reward for t in self.rollout.on_policy]
+            self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
+            assert self.ep_info_buffer is not None
+            self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
         self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
         self.logger.record("time/reward", self.collector.seconds_of_reward - reward_began, exclude="csv")
         callback.update_locals(locals())
@@ -276,7 +277,7 @@ class TextAlgorithm(TokenAlgorithm):
         norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
         if not norm.isfinite():  # an error here, not a model of NaNs one step later
             optimizer.zero_grad()
-            remedy = "the weights are as before the step; lower learning_rate, or take a divergence that stays finite"
+            remedy = "the weights are as before the step; lower learning_rate, raise temperature, or change divergence"
             raise TrainingError("gradient", norm.item(), remedy)
         optimizer.step()
         optimizer.zero_grad()

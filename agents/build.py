@@ -19,6 +19,7 @@ from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
+from rlgkd.lm.placement import checked_device, is_fixed
 from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.rollout import share_end_ids
@@ -70,13 +71,19 @@ def open_models(
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = template.as_saved
         opened = load(policy, dtype=dtype_of(model.dtype), device=device)
+        if is_fixed(opened):
+            remedy = "it is quantised or spread over devices, and cannot be trained; only a teacher may be so"
+            raise ModelError("model", opened.config.name_or_path or opened.config.model_type, remedy)
     if model.lora_rank:
         opened.requires_grad_(False)
     module = load(opened, layers=model.student_layers, dtype=None, device=device)  # a copy where layers are cut
     frozen = None
     if teacher is not None:
         start = None
-        if teacher == policy and (model.dtype == config.teacher.teacher_dtype or opened is policy):
+        elsewhere = config.teacher.teacher_device is not None or config.teacher.teacher_quantization is not None
+        if teacher == policy and elsewhere and not isinstance(policy, str):
+            start = copy.deepcopy(opened)
+        elif teacher == policy and not elsewhere and (model.dtype == config.teacher.teacher_dtype or opened is policy):
             # Opened once; the student's own start must stay where it is while the student moves.
             start = copy_sharing_frozen(opened) if module is opened else opened
         elif config.teacher.teacher_decay is not None and isinstance(teacher, PreTrainedModel):
@@ -122,7 +129,14 @@ def open_teacher(
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
         shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
         dtype = dtype_of(config.teacher.teacher_dtype)
-        module = load(teacher if opened is None else opened, dtype=dtype, device=device, merge_adapters=True)
+        placed = config.teacher.teacher_device
+        module = load(
+            teacher if opened is None else opened,
+            dtype=dtype,
+            device=device if placed is None else checked_device(placed),
+            merge_adapters=True,
+            quantization=config.teacher.teacher_quantization,
+        )
         temperature = config.sampling.teacher_temperature
         frozen = language_model(
             module.requires_grad_(False), own, temperature=temperature, vocabulary=shared, **decoding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
 from rlgkd.ops.sampling import uniforms
-from rlgkd.types import Episode, Item
+from rlgkd.types import Episode, Item, Score
 
 
 class Collector:
@@ -46,7 +47,7 @@ class Collector:
             indices: Their indices in the stream of items.
             update: The number of the update, to which the coin of `student_fraction` belongs.
             student_fraction: The paper's lambda.
-            on_step: Called with the number of tokens of each lockstep; False stops before off-policy texts.
+            on_step: Called with the number of tokens of each lockstep; False stops there, and nothing is scored.
         """
         on_policy_P = self._coins(update, len(items)) < student_fraction
         going = True
@@ -62,18 +63,23 @@ class Collector:
             if on_policy_P.any():
                 chosen = _select(on_policy_P, items, indices)
                 episodes = self.sources.on_policy(*chosen, self.sampling.group_size, step)
-                scoring.submit(episodes)
+                if going:
+                    scoring.submit(episodes)
             if not on_policy_P.all() and going:
                 copies = self.sampling.group_size if self.sampling.mixture == "prompt" else 1  # prompts count alike
                 others = self.sources.off_policy(*_select(~on_policy_P, items, indices), copies)
-                scoring.submit(others)
                 step(sum(episode.length for episode in others))
                 episodes = [*episodes, *others]
-            if scoring.pending and self.sources.teacher is not None:
+                if going:
+                    scoring.submit(others)
+            if going and scoring.pending and self.sources.teacher is not None:
                 student, teacher = self.sources.student, self.sources.teacher
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
-            trajectories = scoring.trajectories()
+            if going:
+                trajectories = scoring.trajectories()
+            else:  # cut texts, from which no update learns: to score them would cost, and delay the stop
+                trajectories = [episode.scored(Score(reward=math.nan)) for episode in episodes]
         return Rollout(trajectories=trajectories, micro_batches=parts, student_fraction=student_fraction)
 
     @property

@@ -80,6 +80,10 @@ class TeacherSettings(Settings):
 
     teacher_dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Precision of the teacher's weights; auto leaves that of its files, or of a given module."""
+    teacher_quantization: Literal["8bit", "4bit"] | None = None
+    """Bits of the weights of a teacher that is opened by name, by bitsandbytes; null is those of teacher_dtype."""
+    teacher_device: str | None = None
+    """Where the teacher is, such as cuda:1 or cpu; auto spreads it over all devices; null is where the student is."""
     divergence_target: Positive | None = None
     """Nats at which the divergence is held by steering alpha; null leaves alpha alone."""
     alpha_rate: Positive = 0.1
@@ -234,6 +238,8 @@ class AlgorithmConfig(Settings):
             ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
              "set divergence_target too"),
             ("lora_alpha", model.lora_alpha is not None and model.lora_rank == 0, "set lora_rank too"),
+            ("teacher_decay", averaged and (teacher.teacher_quantization, teacher.teacher_device) != (None, None),
+             "an average of the student is kept as the student is; leave teacher_quantization and teacher_device out"),
             ("teacher_decay", averaged and teacher.teacher_dtype != model.dtype,
              "an average of the student has its precision; set teacher_dtype to that of dtype"),
             ("teacher_decay", averaged and model.lora_rank > 0,

@@ -86,7 +86,7 @@ GUARDS: Final = (
         name="grad_norm",
         fires=_no_gradient,
         updates=3,
-        message="gradient: it was 0 for 3 updates: nothing is learnt; the rewards of each group of samples may be equal",
+        message="gradient: it was 0 for 3 updates: nothing is learnt; rewards may be equal within each group",
     ),
 )
 

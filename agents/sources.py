@@ -98,10 +98,15 @@ class Sources:
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
         weights = hashlib.sha256()
         for parameter in self.teacher.module.parameters():
+            if parameter.device.type == "meta":  # accelerate brings it in when it is needed
+                continue
             weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return {
             "teacher": weights.hexdigest(),
             "temperature": self.teacher.temperature,
+            **(
+                {"vocabulary": self.teacher.vocabulary} if self.teacher.vocabulary < len(self.teacher.tokenizer) else {}
+            ),
             "task": self.task.name,
             "max_prompt_tokens": self.task.max_prompt_tokens,
             "max_new_tokens": self.task.max_new_tokens,

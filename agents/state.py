@@ -40,6 +40,8 @@ class TrainingState:
         """
         renamed = {"cursor": "next_prompt", "rewards_seen": "rewards"}
         given = {renamed.get(name, name): value for name, value in values.items()}
+        if not isinstance(given.get("rewards", ()), list | tuple):
+            raise TypeError(f"its rewards are {given['rewards']!r}")
         state = cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})
         counts = (state.timesteps, state.updates, state.next_prompt, state.rewards.count)
         numbers = (0 if state.alpha is None else state.alpha, state.rewards.mean, state.rewards.squared_deviations)

@@ -35,6 +35,8 @@ at the end of the episode."""
 Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
 """(items, completions) -> measures for evaluation, by name."""
 AT_LIMIT = ("terminate", "truncate")
+MAX_TOKENS = 2**24
+"""Of a text: more than any model's context, and rows of this length can still be made."""
 CHARACTERS_PER_TOKEN = 1000
 """No text has tokens so long on the average: a prompt that would need them is too long before it is encoded."""
 _log = logging.getLogger(__name__)
@@ -137,8 +139,8 @@ class TextTask:
         """
         limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         for field, value in limits.items():
-            if not isinstance(value, Integral) or value < 1:
-                raise SettingError(field, value, "give at least 1 token, as a whole number")
+            if not isinstance(value, Integral) or not 1 <= int(value) <= MAX_TOKENS:
+                raise SettingError(field, value, f"give at least 1 token and at most {MAX_TOKENS:,}, as a whole number")
         if at_limit not in AT_LIMIT:
             raise SettingError("at_limit", at_limit, f"choose one of {', '.join(AT_LIMIT)}")
         if system and not chat:

@@ -25,6 +25,8 @@ def import_object(field: str, path: str) -> Any:
     try:
         imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module.strip())
         return operator.attrgetter(name.strip())(imported)
+    except SystemExit as error:
+        raise SettingError(field, path, f"importing it ended Python (SystemExit: {error.code})") from error
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise SettingError(field, path, f"it could not be imported: {error}") from error
 

@@ -17,8 +17,8 @@ _SECRET_NAME = re.compile(
     r"(?i)(?:^|[-_])(?:api[-_]?key|authorization|cookie|password|passwd|secret|access[-_]?token)$"
 )
 _SECRET_HEADER = re.compile(r"(?i)auth|cookie|key|passw|secret|token")
-_SECRET_QUERY = re.compile(r"(?i)([?&](?:[\w.-]*(?:key|token|secret|passw|auth|sig)[\w.-]*)=)([^&#\s\"']+)")
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s@]+)@")
+_SECRET_QUERY = re.compile(r"(?i)([?&](?:[\w.-]{0,80}(?:key|token|secret|passw|auth|sig)[\w.-]{0,80})=)([^&#\s\"']+)")
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,80}://)([^/?#\s@]+)@")
 _SCHEME = re.compile(r"(?i)^\s*(?:bearer|basic|token)\s+")
 
 

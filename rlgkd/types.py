@@ -14,7 +14,7 @@ environment may insert tokens of its own, which the mask leaves out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -300,6 +300,16 @@ class Batch:
         columns = np.concatenate([layout.actions for layout in self.layouts_B])
         device = self.tokens_BT.device
         return to_device(action_rows(self.layouts_B), device), to_device(columns, device)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return it on a device."""
+        if self.tokens_BT.device == device:
+            return self
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("tokens_BT", "attention_mask_BT", "action_mask_BT", "logp_BT")
+        }
+        return replace(self, **moved)
 
     @staticmethod
     def collate(trajectories: Sequence[Episode], *, pad: int, device: torch.device | str = "cpu") -> Batch:

@@ -334,6 +334,40 @@ def test_a_foreign_file_with_the_right_checksum_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def _swap_moments(saved: dict[str, Any]) -> None:
+    """Two parameters' moments: the shapes differ, and a fused step would read outside of one."""
+    first, *_, last = saved["state"].values()
+    first["exp_avg"], last["exp_avg"] = last["exp_avg"], first["exp_avg"]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _swap_moments,
+        lambda saved: saved["groups"][0].update(lr="x"),
+        lambda saved: saved["groups"][0].update(betas=[0.9]),
+        lambda saved: saved["groups"][0].pop("eps"),
+        lambda saved: saved["state"].update({"0": {}}),
+        lambda saved: saved["state"].update({"999": dict(saved["state"]["0"])}),
+    ],
+)
+def test_an_optimizer_s_state_that_does_not_fit_is_refused_before_anything_is_changed(
+    harm: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    model, optimizer = tiny()
+    train(model, optimizer, 1)
+    folder = checkpoint.save(tmp_path / "step-1", model=model, optimizer=optimizer, state={})
+    saved = json.loads((folder / "optimizer.json").read_text())
+    harm(saved)
+    content = json.dumps(saved)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["optimizer.json"] = {"size": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    (folder / "optimizer.json").write_text(content)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with unchanged(model, optimizer), pytest.raises(CheckpointError, match="not those of a checkpoint"):
+        checkpoint.load(folder, model=model, optimizer=optimizer)
+
+
 @pytest.mark.parametrize("file", ["manifest.json", "model.safetensors"])
 def test_a_pipe_in_a_checkpoint_is_damage(file: str, three_checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(three_checkpoints / "step-3", tmp_path / "step-3")

@@ -37,7 +37,10 @@ def describe_failure(error: BaseException, function: Callable[..., Any]) -> str:
     The line is the deepest one in the file that was entered first. An exception without such a line, because it was
     returned and not raised or because it is about the function's result, gets the function's own first line.
     """
-    message = masked(one_line(error))
+    try:
+        message = masked(one_line(error, 4 * MAX_MESSAGE))  # a longer one takes minutes to mask
+    except Exception:  # the user's own __str__
+        message = ""
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
     frames = traceback.extract_tb(error.__traceback__)

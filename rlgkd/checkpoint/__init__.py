@@ -202,8 +202,15 @@ def damages(parent: Path) -> list[str]:
 
 
 def read_state(folder: Path) -> Any:
-    """Return the caller's `state` of a whole checkpoint, and restore nothing."""
-    return read_json(Path(folder) / "state.json")
+    """Return the caller's `state` of a whole checkpoint, and restore nothing.
+
+    Raises: CheckpointError if it is no JSON, which no damage of a whole checkpoint explains.
+    """
+    try:
+        return read_json(Path(folder) / "state.json")
+    except _FOREIGN as error:
+        remedy = f"its state.json is not that of a checkpoint ({one_line(error, 200)}); use another one"
+        raise CheckpointError("checkpoint", str(folder), remedy) from error
 
 
 def prune(parent: Path, keep: int = 2) -> list[Path]:

@@ -152,7 +152,39 @@ def _checked_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
             raise CheckpointError("optimizer", name, remedy)
     tensors = load_file(folder / "optimizer.safetensors")
     state = {int(index): _decode(values, tensors) for index, values in saved["state"].items()}
-    return {"state": state, "param_groups": _decode(saved["groups"], tensors)}
+    groups = _decode(saved["groups"], tensors)
+    _check_hyperparameters(inner, groups)
+    _check_moments(inner, state)
+    return {"state": state, "param_groups": groups}
+
+
+def _check_hyperparameters(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError unless each group has the optimizer's hyperparameters, of their kinds."""
+    for here, saved in zip(optimizer.param_groups, groups, strict=True):
+        for name in here.keys() - {"params"}:
+            if name not in saved or not _alike(here[name], saved[name]):
+                raise ValueError(f"{name} of a parameter group is {saved.get(name)!r}")
+
+
+def _alike(here: Any, saved: Any) -> bool:
+    """Return whether two hyperparameters are of one kind; None stands for one that was not chosen."""
+    if here is None or saved is None:
+        return True
+    if isinstance(here, tuple):
+        return isinstance(saved, tuple) and len(here) == len(saved) and all(map(_alike, here, saved))
+    kinds = (bool,) if isinstance(here, bool) else (int, float, Tensor)
+    return isinstance(saved, kinds)
+
+
+def _check_moments(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise ValueError unless each moment has its parameter's shape: a fused step would read outside of it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        if not values or values.keys() != next(iter(state.values())).keys():
+            raise ValueError(f"the state of parameter {index} holds {sorted(values)}")
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} is of shape {tuple(value.shape)}")
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

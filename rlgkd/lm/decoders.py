@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rlgkd.devices import to_device
 from rlgkd.lm import fast
-from rlgkd.lm.model import DecodeState, LanguageModel
+from rlgkd.lm.decode_state import DecodeState
+from rlgkd.lm.model import LanguageModel
 
 
 class Decoder(Protocol):

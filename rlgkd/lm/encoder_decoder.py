@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.errors import DataError, ModelError
+from rlgkd.lm.decode_state import DecodeState, left_padded
 from rlgkd.lm.linear import onednn_linears
 from rlgkd.lm.loading import load, load_tokenizer
-from rlgkd.lm.model import DecodeState, LanguageModel, left_padded
+from rlgkd.lm.model import LanguageModel
 from rlgkd.types import Batch
 
 FAMILIES = ("t5", "mt5", "umt5")

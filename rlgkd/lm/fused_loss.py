@@ -79,12 +79,12 @@ def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tenso
 
 
 class _HeadLogits:
-    """Raw logits of chunks; under autocast the weights are cast once for all of them."""
+    """Raw logits of chunks, on the states' device; under autocast the weights are cast once for all of them."""
 
     def __init__(self, lm: LanguageModel, states_NH: Tensor) -> None:
         self.lm = lm
         self.states_NH = states_NH
-        self.weight_VH, self.bias_V = autocast_weights(*lm.trimmed_head)
+        self.weight_VH, self.bias_V = autocast_weights(*lm.head_on(states_NH.device))
 
     def __call__(self, chunk: slice) -> Tensor:
         return onednn_linear(self.states_NH[chunk], self.weight_VH, self.bias_V)
@@ -105,7 +105,8 @@ class _FusedSum(torch.autograd.Function):
     ) -> Tensor:
         states_NH = inputs[0]
         head = _HeadLogits(student, states_NH)
-        teacher_head = None if teacher is None else _HeadLogits(*teacher)
+        # States are some hundred times smaller than logits, so it is they that move from a teacher's device.
+        teacher_head = None if teacher is None else _HeadLogits(teacher[0], teacher[1].to(states_NH.device))
         grads = {index: torch.zeros_like(inputs[index]) for index, is_wanted in enumerate(wanted) if is_wanted}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for chunk in _chunks(states_NH, student.vocabulary):

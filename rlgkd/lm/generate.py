@@ -122,7 +122,7 @@ def decode(
         # 2. Form the distribution of each row's next token.
         logits_BV = decoders[0].logits()
         if co_sampler is not None:
-            logits_BV = co_sampler.mix(decoders[1].logits(), logits_BV)
+            logits_BV = co_sampler.mix(decoders[1].logits().to(lm.device), logits_BV)
         if filters:
             logits_BV = filters(logits_BV)
         # 3. Choose the tokens.
@@ -164,8 +164,8 @@ def decode(
                 decoder.keep_rows(kept, final=started == rows)
         # 6. Run the models over the chosen tokens of the others.
         if len(active):
-            for decoder in decoders:
-                decoder.step(token_B)
+            for (model, _), decoder in zip(models, decoders, strict=True):
+                decoder.step(token_B.to(model.device))
         elif started == rows:
             break
     all_cells = tuple(np.concatenate(arrays) for arrays in zip(*cells, strict=True))

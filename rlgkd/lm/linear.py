@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -46,6 +46,8 @@ class LinearFunction(Protocol):
 def has_onednn(weight: Tensor) -> bool:
     """Return whether oneDNN multiplies by this weight: on a CPU, in float32, or in bfloat16 where the CPU has it."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if type(weight) not in (Tensor, nn.Parameter):  # quantised weights are types of their own
         return False
     half = weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return half or weight.dtype == torch.float32

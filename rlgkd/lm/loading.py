@@ -36,11 +36,14 @@ from rlgkd.file_kinds import other_kind
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.placement import is_fixed, quantization_config
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+FILE_LIBRARIES = ("safetensors", "safetensors_rust", "builtins", "tokenizers", "huggingface_hub")
+"""Packages that raise types of their own for damaged files."""
 NO_FOLDER = "no such folder here"
 ModelT = TypeVar("ModelT", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ def load(
     device: torch.device | str = "cpu",
     auto_class: Any = None,
     merge_adapters: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Open a model, in evaluation mode.
 
@@ -69,30 +73,47 @@ def load(
             `copy_sharing_frozen` is taken instead, and in another precision a copy.
         layers: The transformer layers to keep, in order; empty keeps all.
         dtype: The weights' precision; None leaves that of the files, or of the loaded model.
-        device: Where to put it.
+        device: Where to put it; `auto` lets accelerate spread it over all devices.
         auto_class: The transformers class that opens it; by default the one for causal or for encoder-decoder models.
         merge_adapters: Add an adapter's folder into the weights; else it goes on from there, the model frozen.
+        quantization: `8bit` or `4bit` weights, for a name.
+
+    A loaded model that is quantised, or that accelerate has spread over devices, stays as it is.
 
     Raises: ModelError for what is no model, a missing or damaged one; DependencyError for a package that it needs.
     """
     if isinstance(name, str | Path):
-        module = _open_model(str(name), dtype, auto_class)
+        module = _open_model(str(name), dtype, auto_class, device, quantization)
         if adapter := adapter_folder(name):
             with _damage_named(str(name), "it could not be opened"):
                 module = open_adapter(module, adapter, merge=merge_adapters)
     else:
         given = unwrapped(name)
-        module = given if dtype is None or _has_dtype(given, dtype) else _copy_in(given, dtype)
+        if quantization is not None or str(device) == "auto":
+            remedy = "it is used as it was opened; open it so, or give its name"
+            raise ModelError("model", given.config.name_or_path or type(given).__name__, remedy)
+        kept = dtype is None or is_fixed(given) or _has_dtype(given, dtype)
+        module = given if kept or dtype is None else _copy_in(given, dtype)
         if layers and module is given:
             module = copy_sharing_frozen(given)
     if layers:
         module = _keep_layers(module, layers)
-    return cast(PreTrainedModel, cast(Any, module).to(device=device).eval())
+    if not is_fixed(module) and str(device) != "auto":
+        module = cast(Any, module).to(device=device)
+    return cast(PreTrainedModel, module.eval())
 
 
-def _open_model(name: str, dtype: torch.dtype | None, auto_class: Any) -> PreTrainedModel:
+def _open_model(
+    name: str, dtype: torch.dtype | None, auto_class: Any, device: torch.device | str, quantization: str | None
+) -> PreTrainedModel:
     """Open a model by name, an adapter's folder as the model under it."""
     where, arguments = _resolve(_base_of(name))
+    if quantization is not None:
+        if arguments.get("gguf_file"):
+            raise ModelError("model", name, "a GGUF file is dequantised; give the folder of its model to quantise it")
+        arguments["quantization_config"] = quantization_config(quantization)
+    if quantization is not None or str(device) == "auto":
+        arguments["device_map"] = "auto" if str(device) == "auto" else {"": device}
     if auto_class is None:
         auto_class = AutoModelForCausalLM
         if not arguments.get("gguf_file"):
@@ -237,10 +258,19 @@ def _model_folder(name: str) -> Path:
 
 
 def _check_kinds(name: str, folder: Path) -> None:
-    """Raise ModelError for a pipe or a device in a model's folder, whose reading might never end."""
+    """Raise ModelError for what would be read and never end, a pipe or a device, and for weights of other formats."""
     for path in folder.iterdir():
         if path.exists() and (kind := other_kind(path)) and not path.is_dir():
             raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
+        if path.name.endswith(".safetensors.index.json"):
+            with _damage_named(name, f"its {path.name} could not be read"):
+                index = json.loads(path.read_text())
+            named = index.get("weight_map") if isinstance(index, dict) else None
+            if not isinstance(named, dict) or not named:
+                raise ModelError("model", name, f"its {path.name} names no files; copy it again")
+            # transformers would open what is named here as a pickle if it does not end so.
+            if other := [str(file) for file in named.values() if not re.fullmatch(r"[\w.-]+\.safetensors", str(file))]:
+                raise ModelError("model", name, f"its {path.name} names {other[0]!r}, and only safetensors are read")
 
 
 def _text(name: Any) -> str:
@@ -272,8 +302,7 @@ def _damage_named(name: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, json.JSONDecodeError, RuntimeError) as error:
         raise ModelError("model", name, f"{what} ({_first_line(error)}); check the name or the files") from error
     except Exception as error:
-        # safetensors and tokenizers raise types of their own for damaged files.
-        if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "builtins", "tokenizers"):
+        if type(error).__module__.split(".")[0] not in FILE_LIBRARIES:
             raise
         raise ModelError("model", name, f"it is damaged ({_first_line(error)}); copy it again") from error
 

@@ -145,7 +145,12 @@ def is_adapter_weight(name: str) -> bool:
 
 def is_mergeable_linear(part: Any) -> bool:
     """Return whether a layer is a linear one, `merged_weight` and its bias being all there is to it."""
-    return type(part.base_layer if _has_adapter(part) and _is_plain_lora(part) else part) is nn.Linear
+    return is_plain_linear(part.base_layer if _has_adapter(part) and _is_plain_lora(part) else part)
+
+
+def is_plain_linear(part: Any) -> bool:
+    """Return whether a layer is torch's linear one with its weight in it: neither quantised nor moved in by a hook."""
+    return type(part) is nn.Linear and type(part.weight) is nn.Parameter and not hasattr(part, "_hf_hook")
 
 
 def merged_weight(part: Any) -> Tensor:

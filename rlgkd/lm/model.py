@@ -11,70 +11,24 @@ Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakSet
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlgkd.devices import to_device
 from rlgkd.errors import ModelError, SettingError, one_line
 from rlgkd.lm import fast
+from rlgkd.lm.decode_state import DecodeState, left_padded
 from rlgkd.lm.linear import onednn_linear, onednn_linears
+from rlgkd.lm.placement import is_dispatched, is_quantized, local_head
 from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
 from rlgkd.lm.text_format import end_token, model_end_ids
 from rlgkd.types import Batch, PromptFormat
 
 _decodes: WeakSet[PreTrainedModel] = WeakSet()
 """Modules that `LanguageModel` has seen decode rightly, which it need not see again."""
-
-
-@dataclass
-class DecodeState:
-    """The state of decoding some rows with a model's own forward pass; `LanguageModel.advance` changes it in place."""
-
-    cache: Cache
-    attention_BT: Tensor
-    """1 at the tokens that the cache holds, 0 at padding."""
-    encoder_BTH: Tensor | None = None
-    """The encoder's states of the prompts, of an encoder-decoder model."""
-    encoder_attention_BT: Tensor | None = None
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but these; the same row may be kept several times."""
-        # Not `batch_select_indices`, which the caches of linear attention lack.
-        self.cache.reorder_cache(cast(torch.LongTensor, rows))
-        self.attention_BT = self.attention_BT[rows]
-        if self.encoder_BTH is not None and self.encoder_attention_BT is not None:
-            self.encoder_BTH = self.encoder_BTH[rows]
-            self.encoder_attention_BT = self.encoder_attention_BT[rows]
-
-    @property
-    def can_replace_rows(self) -> bool:
-        """Whether `replace_rows` works: each layer caches all tokens, and there is no encoder."""
-        return self.encoder_BTH is None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
-
-    def replace_rows(self, rows: Tensor, other: DecodeState) -> None:
-        """Overwrite these rows with the rows of another state; drop columns that no row needs any more."""
-        width = max(self.attention_BT.shape[1], other.attention_BT.shape[1])
-
-        def replaced(ours: Tensor, theirs: Tensor, dim: int) -> Tensor:
-            ours = _pad_left(ours, width, dim)
-            theirs = _pad_left(theirs, width, dim)
-            return ours.index_copy(0, rows, theirs)
-
-        attention_BT = replaced(self.attention_BT, other.attention_BT, 1)
-        unused = int(attention_BT.any(0).int().argmax())
-        self.attention_BT = attention_BT[:, unused:]
-        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            assert isinstance(ours, DynamicLayer) and isinstance(theirs, DynamicLayer)
-            for name in ("keys", "values"):
-                tensor = replaced(getattr(ours, name), getattr(theirs, name), 2)
-                setattr(ours, name, tensor.narrow(2, unused, width - unused))
 
 
 class LanguageModel:
@@ -126,13 +80,14 @@ class LanguageModel:
         if head.weight.shape[0] < self.vocabulary:
             remedy = f"its head has {head.weight.shape[0]} entries but the tokenizer has {self.vocabulary} tokens"
             raise ModelError("model", module.config.model_type, remedy)
-        self.head: nn.Linear = head
+        self.head: nn.Linear = local_head(module, head) if is_dispatched(module) else head
+        self._head_elsewhere: tuple[Tensor, Tensor | None] | None = None
         self._scale_and_cap = _scale_and_cap(module.config)
         self._check_forward()
 
     @property
     def device(self) -> torch.device:
-        """The parameters' device."""
+        """Where its input goes and its states come from; that of its parameters, unless accelerate spreads them."""
         return self.head.weight.device
 
     @property
@@ -158,6 +113,7 @@ class LanguageModel:
 
     def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`states`, and the head's weight, for `fused_sum` to send its gradient through (rlgkd.lm.fast.llama)."""
+        batch = batch.to(self.device)  # a teacher may be elsewhere than its student
         head_VH = self.head.weight
         width = batch.tokens_BT.shape[1]
         if self.shares_prompts:
@@ -172,7 +128,7 @@ class LanguageModel:
         # Without a mask: attention's fast kernels take causal rows without one alone. Padding comes last, where no
         # token sees it.
         with onednn_linears(self.device):
-            states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state
+            states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state.to(self.device)
         row_N, column_N = batch.action_index_N
         return states_BTH[row_N, column_N - 1], head_VH
 
@@ -208,12 +164,21 @@ class LanguageModel:
             past_key_values=state.cache,
             use_cache=True,
         )
-        last: Tensor = output.last_hidden_state[:, -1]
+        last: Tensor = output.last_hidden_state[:, -1].to(self.device)
         return last
 
     def logits(self, states_NH: Tensor) -> Tensor:
         """[..., H] -> [..., V]: tempered logits over the tokenizer's vocabulary, in float32 at least."""
         return self.tempered(onednn_linear(states_NH, *self.trimmed_head))
+
+    def head_on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """`trimmed_head` of a frozen model on another device, next to its student's: copied once."""
+        if device == self.device:
+            return self.trimmed_head
+        if self._head_elsewhere is None or self._head_elsewhere[0].device != device:
+            weight_VH, bias_V = self.trimmed_head
+            self._head_elsewhere = weight_VH.to(device), None if bias_V is None else bias_V.to(device)
+        return self._head_elsewhere
 
     @property
     def trimmed_head(self) -> tuple[Tensor, Tensor | None]:
@@ -234,7 +199,7 @@ class LanguageModel:
     @property
     def shares_prompts(self) -> bool:
         """Whether samples of one prompt run together, the prompt once (rlgkd.lm.shared_prefix)."""
-        return supports_shared_prefix(self.module.config)
+        return supports_shared_prefix(self.module.config) and not is_dispatched(self.module)
 
     @property
     def body(self) -> Any:
@@ -259,7 +224,7 @@ class LanguageModel:
     def _check_head(self) -> None:
         """Refuse architectures whose logits are not head(body): their probabilities would be wrong in silence."""
         ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
-        ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
+        ours = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state.to(self.device))
         self._check_same_logits(ours[0], self._plain_logits(ids[0, :1].tolist(), ids[0, 1:].tolist()))
 
     def _check_decoding(self) -> None:
@@ -291,9 +256,13 @@ class LanguageModel:
         """[len(completion) + 1, V]: transformers' own logits after the prompt and each token, untempered."""
         tokens_1T = torch.tensor([[*prompt, *completion]], device=self.device)
         logits_TV: Tensor = self.module(input_ids=tokens_1T, use_cache=False).logits[0, len(prompt) - 1 :]
-        return logits_TV[:, : self.vocabulary]
+        return logits_TV[:, : self.vocabulary].to(self.device)
 
     def _check_same_logits(self, ours: Tensor, theirs: Tensor) -> None:
+        if bool(theirs.isnan().any()):
+            names = [name for name, weight in self.module.named_parameters() if not bool(weight.isfinite().all())]
+            which = f"its weights {', '.join(names[:3])} are not finite" if names else "its logits are NaN"
+            raise ModelError("model", self.module.config.model_type, f"{which}; take an earlier checkpoint of it")
         if not self._agree(ours, theirs, rounding=1e-3, rounding_16_bits=0.02):
             raise ModelError(
                 "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
@@ -306,7 +275,8 @@ class LanguageModel:
         """
         theirs_TV = theirs_TV.to(ours_TV.dtype) / self.temperature
         difference_TV, scale_TV = (x - x.mean(-1, keepdim=True) for x in (ours_TV - theirs_TV, theirs_TV))
-        tolerance = rounding if self.body.dtype in (torch.float32, torch.float64) else rounding_16_bits
+        exact = self.body.dtype in (torch.float32, torch.float64) and not is_quantized(self.module)
+        tolerance = rounding if exact else rounding_16_bits
         return bool((difference_TV.norm(dim=-1) <= tolerance * scale_TV.norm(dim=-1)).all())
 
 
@@ -317,21 +287,3 @@ def _scale_and_cap(config: PreTrainedConfig) -> tuple[float, float | None]:
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1's
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite's
     return float(scale), getattr(config, "final_logit_softcapping", None)  # Gemma 2's
-
-
-def left_padded(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both [B, T], of rows padded on the left so that all end in the last column."""
-    width = max(map(len, rows))
-    tokens = np.full((len(rows), width), pad, dtype=np.int64)
-    attention = np.zeros((len(rows), width), dtype=np.int64)
-    for index, row in enumerate(rows):
-        tokens[index, width - len(row) :] = row
-        attention[index, width - len(row) :] = 1
-    return to_device(tokens, device), to_device(attention, device)
-
-
-def _pad_left(tensor: Tensor, width: int, dim: int) -> Tensor:
-    """Put zeros in front, up to `width` entries along `dim`."""
-    shape = list(tensor.shape)
-    shape[dim] = width - shape[dim]
-    return torch.cat([tensor.new_zeros(shape), tensor], dim)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.placement import is_dispatched
 from rlgkd.lm.text_format import warn_of_other_end
 from rlgkd.types import Episode, Item, PromptFormat, Task
 
@@ -113,13 +114,14 @@ def _adopt(teacher: LanguageModel, found: PromptFormat) -> None:
 def _exchange_tokens(module: PreTrainedModel, one: int, other: int) -> None:
     """Exchange two tokens in a model: their rows in the embedding, and in the head's weight and bias.
 
-    Raises: ModelError for a model with other tables of tokens, or one that appends end tokens by itself.
+    Raises: ModelError for a model with other tables of tokens, one that appends end tokens by itself, or one that
+    accelerate spreads over devices.
     """
     embedding: Any = module.get_input_embeddings()
     head: Any = module.get_output_embeddings()
     tables = [part for part in module.modules() if isinstance(part, nn.Embedding)]
     others = [t for t in tables if t.weight is not embedding.weight and t.num_embeddings == embedding.num_embeddings]
-    if others or module.config.is_encoder_decoder:
+    if others or module.config.is_encoder_decoder or is_dispatched(module):
         remedy = "its end token is another than the student's, and cannot be exchanged in it; give one with the same"
         raise ModelError("teacher", module.config.model_type, remedy)
     parameters = {id(p): p for p in (embedding.weight, head.weight, head.bias) if p is not None}  # tied ones once

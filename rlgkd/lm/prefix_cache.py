@@ -19,8 +19,9 @@ from torch import Tensor
 
 from rlgkd.devices import to_device
 from rlgkd.errors import ModelError
+from rlgkd.lm.decode_state import DecodeState
 from rlgkd.lm.encoder_decoder import EncoderDecoderModel
-from rlgkd.lm.model import DecodeState, LanguageModel
+from rlgkd.lm.model import LanguageModel
 from rlgkd.types import Batch
 
 

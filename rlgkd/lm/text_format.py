@@ -84,6 +84,8 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, given: Iterable[Any]) -> frozen
     ids = {end_token(tokenizer)}
     for found in given:
         for id_ in found if isinstance(found, list | tuple) else [found]:
+            if not isinstance(id_, int | None):
+                raise ModelError("model", tokenizer.name_or_path, f"its configuration has {id_!r} as an end id; fix it")
             # An id past the vocabulary, such as GPT-2's default one, cannot be sampled.
             if id_ is None or not 0 <= id_ < len(tokenizer):
                 continue

@@ -123,7 +123,11 @@ def check_sampled(token_B: Tensor, uniform_B: Tensor) -> None:
     if not torch.equal(uniform_N.clamp(0.0, 1.0), uniform_N):
         raise SettingError("uniform_B", uniform_N.tolist()[:8], "give numbers in [0, 1)")
     rows = bad_B.nonzero()[:, 0].tolist()
-    raise SettingError("logits_BV", f"rows {rows[:8]}", "each row needs a finite logit and neither NaN nor +inf")
+    remedy = (
+        "each row needs a finite logit and neither NaN nor +inf; of a model that means weights that are not finite "
+        "(lower learning_rate) or a temperature too small for its logits (raise temperature)"
+    )
+    raise SettingError("logits_BV", f"rows {rows[:8]}", remedy)
 
 
 def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:

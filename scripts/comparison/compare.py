@@ -32,7 +32,7 @@ from rlgkd.scripts.comparison.results import (
     untrained_models,
 )
 from rlgkd.scripts.comparison.run_cell import check_same, is_measured, measure_untrained, train_and_measure
-from rlgkd.scripts.runs.folder import locked
+from rlgkd.scripts.runs.folder import check_files, locked
 from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.workers import Job, run_jobs
 
@@ -46,6 +46,7 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
+        check_files(out, (RESULTS, TABLE, TIMING))
         open_jobs, done = _open_jobs(grid, out)
         heading = f"{grid.base.name}: {len(grid.cells)} cells x {len(grid.seeds)} seeds into {out}"
         if done:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from rlgkd.scripts.comparison.cell_statistics import against, scores
 from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.run_cell import MEASURED, block_means, rounded
 from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.folder import TIMES
+from rlgkd.scripts.runs.recorder import read_rows
 from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
 
@@ -143,7 +146,8 @@ def timing(grid: Grid, out: Path) -> dict[str, dict[str, list[float | None]]]:
 def tokens_done(run: Path) -> int:
     """Return how many tokens a run has been trained for so far."""
     rows = _csv_rows(run / TIMES)
-    return int(rows[-1].get("time/total_timesteps") or 0) if rows else 0
+    done = to_float(rows[-1].get("time/total_timesteps")) if rows else 0.0
+    return int(done) if math.isfinite(done) else 0
 
 
 def _measured(folder: Path) -> dict[str, Any]:
@@ -193,11 +197,12 @@ def _mean(values: Sequence[float | None]) -> float | str:
 
 def _csv_rows(file: Path) -> list[dict[str, str]]:
     try:
-        return list(csv.DictReader(io.StringIO(file.read_text())))
-    except OSError:
+        names, rows = read_rows(file)
+    except (OSError, csv.Error):
         return []
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _training_seconds(file: Path) -> list[float]:
-    spent = [float(row["time/sampling"]) + float(row["time/update"]) for row in _csv_rows(file)]
+    spent = [to_float(row.get("time/sampling")) + to_float(row.get("time/update")) for row in _csv_rows(file)]
     return [float(value) for value in np.cumsum(spent)]

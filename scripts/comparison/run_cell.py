@@ -23,6 +23,7 @@ from rlgkd.agents.build import open_teacher
 from rlgkd.agents.config import TeacherSettings
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.file_kinds import check_file
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
@@ -36,6 +37,8 @@ from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
+PARTS = {"by", "prompts", "measures", "by_position", "texts"}
+"""What it holds of any model; a file that lacks one is not whole."""
 SHOWN_TEXTS = 24
 """Prompts whose completions are kept for the report."""
 CURVE_POINTS = 200
@@ -88,8 +91,10 @@ def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: P
 def is_measured(base: RunConfig, samples: int, out: Path) -> bool:
     """Return whether the folder has been measured in the way of this comparison."""
     try:
-        return bool(json.loads((out / MEASURED).read_text())["by"] == _fingerprint(base, samples))
-    except (OSError, ValueError, KeyError, TypeError):
+        check_file(out / MEASURED)
+        measured = json.loads((out / MEASURED).read_text())
+        return bool(measured["by"] == _fingerprint(base, samples) and measured.keys() >= PARTS)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -159,7 +164,9 @@ def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
     given = masked(base.flat())
     # Measurements of before this setting hold for its default.
     later = {
-        name: given[name] for name in ("teacher_dtype",) if given[name] != TeacherSettings.model_fields[name].default
+        name: given[name]
+        for name in ("teacher_dtype", "teacher_quantization")
+        if given[name] != TeacherSettings.model_fields[name].default
     }
     return {"samples": samples, **{name: given[name] for name in names}, **later}
 

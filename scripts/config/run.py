@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from pydantic import Field
 
 from rlgkd import agents
@@ -64,7 +64,7 @@ class RunConfig(Settings):
     """Share of the tokens over which the learning rate rises from 0."""
     device: str = "auto"
     """The device: auto or cpu."""
-    threads: Annotated[int, Ge(0)] = 0
+    threads: Annotated[int, Ge(0), Le(4096)] = 0
     """CPU threads; 0 leaves torch's choice."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of everything random."""

@@ -30,8 +30,11 @@ def changed_settings(
     """
     saved = state.get("settings")
     try:
-        earlier = [Change(**change) for change in state.get("changes", [])]
-        before = check(upgraded(saved, saved["agent"])) if isinstance(saved, dict) else None
+        kept = state.get("changes", [])
+        if not all(isinstance(change["setting"], str) and type(change["tokens"]) is int for change in kept):
+            raise TypeError(f"its changes are {kept}")
+        earlier = [Change(**change) for change in kept]
+        before = None if saved is None else check(upgraded(saved, saved["agent"]))
     except SettingError as error:  # of a version that took other settings
         say(console, f"{folder.name} was trained with settings that are not known here: {error}")
         return [], earlier

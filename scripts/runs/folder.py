@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -43,12 +43,17 @@ def check_names(out: Path) -> None:
     for name in (*GROWING, LOCK, MODEL):
         if (out / name).is_symlink():
             raise CheckpointError("resume", str(out / name), "it is a link; put the run's own in its place")
-    for name in (CONFIG, SUMMARY, REPORT, *GROWING, LOCK):
-        if (out / name).exists() and (kind := other_kind(out / name)):
-            raise CheckpointError("resume", str(out / name), f"it is {kind}; put the run's own file in its place")
+    check_files(out, (CONFIG, SUMMARY, REPORT, *GROWING, LOCK))
     for name in (CHECKPOINTS, MODEL, TENSORBOARD):
         if (out / name).exists() and not (out / name).is_dir():
             raise CheckpointError("resume", str(out / name), "it is no folder; put the run's own in its place")
+
+
+def check_files(out: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError for a name at which there is something else than a file."""
+    for name in names:
+        if (out / name).exists() and (kind := other_kind(out / name)):
+            raise CheckpointError("resume", str(out / name), f"it is {kind}; put the run's own file in its place")
 
 
 def check_system() -> None:

@@ -20,6 +20,7 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.folder import CHECKPOINTS, GROWING, ROLLOUTS
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
@@ -98,6 +99,12 @@ def number_of_rows(path: Path) -> int:
         return len(read_rows(path)[1])
     except (OSError, csv.Error):
         return 0
+
+
+def tokens_of_row(path: Path, row: int) -> float:
+    """Return the tokens that a row of progress.csv has, counted from 1; NaN if it has none."""
+    names, rows = read_rows(path)
+    return to_float(dict(zip(names, rows[row - 1], strict=True)).get("time/total_timesteps"))
 
 
 def cut_rows(path: Path, rows: int) -> None:

@@ -73,10 +73,9 @@ def stoppable(command: str, console: Console, *, second_ends: bool = True) -> It
     try:
         yield request
     except KeyboardInterrupt:
-        if request.number is None:
-            raise
-        say(console, f"stopped; go on with: {command}")
-        sys.exit(128 + request.number)
+        cause = " by a KeyboardInterrupt that no signal sent, such as a reward's" if request.number is None else ""
+        say(console, f"stopped{cause}; go on with: {command}")
+        sys.exit(128 + (request.number or signal.SIGINT))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -35,7 +35,8 @@ from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
-from rlgkd.scripts.report import html, terminal, view
+from rlgkd.scripts.report import html, terminal
+from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.changed_settings import changed_settings, restore
 from rlgkd.scripts.runs.events import events_if_installed
@@ -53,7 +54,15 @@ from rlgkd.scripts.runs.folder import (
     check_new,
     locked,
 )
-from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, cut_rows, number_of_rows, strict_json
+from rlgkd.scripts.runs.recorder import (
+    ProgressCsv,
+    Recorder,
+    TimesCsv,
+    cut_rows,
+    number_of_rows,
+    strict_json,
+    tokens_of_row,
+)
 from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import rewards_of, summarise
@@ -168,7 +177,7 @@ def _evaluated_run(
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
-    for remark in view.remarks(summary):
+    for remark in remarks(summary):
         say(console, remark, style="yellow")
     return page
 
@@ -185,7 +194,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
     skipped = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
         training, size, state = _position(folder)
-        if lack := _lack(out, training.updates, size):
+        if lack := _lack(out, training, size):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
@@ -226,11 +235,13 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
     return training, size, state
 
 
-def _lack(out: Path, updates: int, size: int) -> str | None:
+def _lack(out: Path, training: TrainingState, size: int) -> str | None:
     """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
     rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
-    if rows < updates:
-        return f"{PROGRESS} has {rows} of the {updates} updates"
+    if rows < training.updates:
+        return f"{PROGRESS} has {rows} of the {training.updates} updates"
+    if training.updates and tokens_of_row(out / PROGRESS, training.updates) != training.timesteps:
+        return f"{PROGRESS} lacks the {training.timesteps} tokens in row {training.updates}"
     return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
 
 

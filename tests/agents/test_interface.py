@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import gymnasium as gym
 import numpy as np
@@ -106,6 +107,18 @@ def test_a_callback_that_returns_false_stops_the_training_at_once():
     learner.learn(10_000, callback=callback)
     assert callback.n_calls == 2 and callback.events[-1] == "end"
     assert torch.equal(learner.student.head.weight, before), "a cut rollout was trained on"
+
+
+@pytest.mark.parametrize("source", [{}, {"student_fraction": 0.0, "off_policy": "teacher"}])
+def test_texts_that_a_stop_cuts_off_are_not_scored(source):
+    asked = []
+    env = TextVecEnv(tiny.WordTask(TOKENIZER, lambda text: asked.append(text) or 0.0), num_envs=2)
+    learner = agent(env, teacher=model(1), alpha=1.0, **source)
+    learner.learn(10_000, callback=Counting(stop_at=1))
+    assert not asked and all(math.isnan(t.score.reward) for t in learner.trajectories)
+    assert learner.state.rewards.count == 0 and not learner.ep_info_buffer
+    learner.learn(1)
+    assert len(asked) == len(learner.trajectories) and not any(math.isnan(t.score.reward) for t in learner.trajectories)
 
 
 def test_sb3_callbacks_evaluate_and_save(tmp_path):

@@ -112,7 +112,10 @@ def test_a_file_of_another_shape_is_an_error_of_one_line(folder):
     one_line(error)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nothing"}'])
+HIDDEN_SIZE_OF_NONE = '{"model_type": "llama", "hidden_size": null}'
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nothing"}', HIDDEN_SIZE_OF_NONE])
 def test_a_damaged_configuration_is_an_error_of_one_line(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError) as error:
@@ -132,6 +135,23 @@ def test_a_pickle_is_not_read(folder):
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(ModelError):
         load(folder)
+
+
+@pytest.mark.parametrize("weight_map", [{"a": "evil.bin"}, {"a": "../x.safetensors"}, {"a": 3}, [], None])
+def test_an_index_that_names_other_files_is_refused_before_one_is_opened(folder, weight_map):
+    (folder / "model.safetensors").unlink()
+    (folder / "evil.bin").write_text("no pickle")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    assert index.name in one_line(error)
+
+
+def test_an_end_id_that_is_none_is_an_error_of_one_line(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ModelError, match="'x' as an end id"):
+        LanguageModel(load(folder), load_tokenizer(folder))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import CohereConfig, CohereForCausalLM
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm import LanguageModel, check_same_vocabulary
@@ -47,22 +46,17 @@ def test_a_state_predicts_the_next_token():
         torch.testing.assert_close(lm.logits(states_NH), expected)
 
 
+def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_its_name():
+    module = tiny.model(vocabulary=4)
+    with torch.no_grad():
+        module.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"its weights model\.layers\.1\.mlp\.up_proj\.weight are not finite"):
+        LanguageModel(module, TOKENIZER)
+
+
 def test_a_model_whose_logits_are_more_than_a_linear_head_is_refused():
-    config = CohereConfig(
-        vocab_size=4,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        logit_scale=0.06,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        initializer_range=0.5,
-    )
     with pytest.raises(ModelError, match="not a linear head"):
-        LanguageModel(CohereForCausalLM(config), TOKENIZER)
+        tiny.family("hyperclovax", TOKENIZER, logits_scaling=2.0)  # a factor, which other families divide by
 
 
 def test_a_head_smaller_than_the_tokenizer_is_refused():

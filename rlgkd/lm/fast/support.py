@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlgkd.lm.lora import is_mergeable_linear
+from rlgkd.lm.lora import is_mergeable_linear, is_plain_linear
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures that differ from Llama by a bias or a norm at most."""
@@ -34,7 +34,7 @@ def can_forward(module: PreTrainedModel) -> bool:
     if not is_llama_family(module) or body.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     plain = type(body.get_input_embeddings()) is nn.Embedding
-    plain = plain and all(type(part) is nn.Linear for part in _projections(body))
+    plain = plain and all(map(is_plain_linear, _projections(body)))
     return plain and body.dtype == torch.float32
 
 

@@ -25,6 +25,7 @@ from rlgkd import time_limit
 from rlgkd.envs.rewards import Weighted, async_calls
 from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
+from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item, Score
 
@@ -573,3 +574,17 @@ def test_a_reward_runs_outside_of_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert rewards_of(multiplies) == rewards_of(lambda completions: [multiplies(t) for t in completions]) == [1, 1]
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_an_exception_without_a_text_or_with_an_endless_one_is_described():
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    def reward(completion: str) -> float:
+        raise Unprintable
+
+    assert describe_failure(Unprintable(), reward).startswith("Unprintable (")
+    began = time.monotonic()
+    assert len(describe_failure(ValueError("x" * 10_000_000), reward)) < 1000
+    assert time.monotonic() - began < 5

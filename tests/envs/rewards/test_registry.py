@@ -15,6 +15,7 @@ from rlgkd.envs.data.items import read_items
 from rlgkd.envs.data.sources import Items
 from rlgkd.envs.rewards.registry import reward_from, shipped_rewards
 from rlgkd.errors import DataError, SettingError
+from rlgkd.imports import import_object
 from rlgkd.types import Item
 
 SPLITS = ("train", "validation", "test")
@@ -132,3 +133,9 @@ def test_every_reward_of_the_module_is_listed_with_a_line_about_it() -> None:
     own = {name for name, made in vars(rewards).items() if getattr(made, "__module__", None) == rewards.__name__}
     assert {name for name in own if not name.startswith("_")} <= set(rewards.__all__)
     assert all((getattr(rewards, name).__doc__ or "").splitlines()[0] for name in rewards.__all__)
+
+
+def test_a_module_that_ends_python_when_it_is_imported_is_refused(tmp_path):
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(SettingError, match="importing it ended Python"):
+        import_object("reward", f"{tmp_path}/ends.py:reward")

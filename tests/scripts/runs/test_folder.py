@@ -214,3 +214,10 @@ def test_a_clone_without_links_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import rlgkd"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={})
     assert result.returncode == 1 and "core.symlinks=true" in result.stderr.splitlines()[-1]
+
+
+def test_an_interrupt_that_no_signal_sent_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, stoppable("the command", Console(stderr=True)):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("that no signal sent, such as a reward's; go on with: the command\n")

@@ -299,6 +299,10 @@ def agent(finished: Path) -> TextAlgorithm:
         (lambda run: shutil.rmtree(run / "checkpoints"), r"checkpoints is missing or empty after \d+ updates"),
         (_empty, r"checkpoints is missing or empty after \d+ updates"),
         (lambda run: (run / "progress.csv").unlink(), r"progress\.csv has 0 of the \d+ updates of step-"),
+        (
+            lambda run: (run / "progress.csv").write_bytes(b"\xff,\n" * 100),
+            r"progress\.csv lacks the \d+ tokens in row",
+        ),
         (lambda run: (run / "rollouts.jsonl").unlink(), r"rollouts\.jsonl has 0 of the \d+ bytes of step-"),
     ],
 )
