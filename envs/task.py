@@ -20,6 +20,7 @@ from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
+from rlgkd.envs.text.teacher_format import teacher_format
 from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.errors import DataError, RlgkdError, SettingError
 from rlgkd.lm.loading import load_tokenizer
@@ -249,26 +250,9 @@ class TextTask:
     def format_of(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> PromptFormat | None:
         """How a teacher with this tokenizer and these end ids reads prompts; None if as its student does.
 
-        A teacher without a chat template reads a chat as its student does.
-
         Raises: SettingError if its chat template has no place for one of the task's messages.
         """
-        own = self._encoder
-        if self.chat and tokenizer.chat_template is None:
-            _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
-            return None
-        other = own.with_tokenizer(tokenizer, end_ids)
-        if own.writes_as(other):
-            return None
-        return PromptFormat(
-            encode_prompt=lambda item: self._prompt_ids(other, item),
-            end=own.answer_end,
-            own_end=other.answer_end,
-            example=own.example(),
-            own_example=other.example(),
-            longer=other.around_prompts - own.around_prompts,
-            aligned=not self._several_turns,
-        )
+        return teacher_format(self._encoder, tokenizer, end_ids, self._prompt_ids, several_turns=self._several_turns)
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""

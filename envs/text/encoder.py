@@ -14,6 +14,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.chat_template import ChatTemplate
+from rlgkd.envs.text.served import ServedComparison
 from rlgkd.errors import DataError, SettingError
 from rlgkd.lm.text_format import end_token, special_tokens, tokenizer_end_ids
 from rlgkd.types import Message
@@ -76,9 +77,9 @@ class TextEncoder:
         self._prompt_frame: Frame = (_tokens_before_texts(tokenizer), [])
         self._reply_frame: Frame = ([], [])
         self._turn_end: int | None = None
-        self._rewrites = False
-        """Whether the template rewrites some messages; those at hand are then compared, until one differs."""
+        self._comparison: ServedComparison | None = None
         if template is not None:
+            self._comparison = ServedComparison(template)
             self._prompt_frame = self._first_frame(template)
             self._turn_end = _token_after_answer(template)
             if replies:
@@ -102,8 +103,8 @@ class TextEncoder:
             raise DataError("prompt", key, "it is empty; give a prompt of at least one token")
         before, after = self._prompt_frame
         ids = [*before, *message, *after]
-        if self._rewrites and _may_be_rewritten(text):
-            self._compare(self._with_system([{"role": "user", "content": text}], ()), ids)
+        if self._comparison is not None and self._comparison.watches([self._system, text]):
+            self._comparison.report(self._with_system([{"role": "user", "content": text}], ()), ids)
         return ids
 
     def conversation(self, key: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
@@ -124,8 +125,8 @@ class TextEncoder:
         contents = [message["content"] for message in messages if message["content"]]
         for content, piece in zip(contents, pieces[1:], strict=True):
             ids += [*self.plain("prompt", key, content), *piece]
-        if self._rewrites and any(map(_may_be_rewritten, contents)):
-            self._compare(messages, ids, tools)
+        if self._comparison is not None and self._comparison.watches(contents):
+            self._comparison.report(messages, ids, tools)
         return ids
 
     def completion(self, text: str) -> list[int]:
@@ -201,8 +202,8 @@ class TextEncoder:
     def compare_turns(self, prompt: str, turns: Sequence[str]) -> None:
         """Log the first conversation of a prompt and further turns that the template would make other ids of."""
         texts = [prompt, *turns]
-        if self._rewrites and any(map(_may_be_rewritten, texts)):
-            self._compare(self._messages(texts), self._trained(texts))
+        if self._comparison is not None and self._comparison.watches(texts):
+            self._comparison.report(self._messages(texts), self._trained(texts))
 
     def _first_frame(self, template: ChatTemplate) -> Frame:
         if not self._system:
@@ -263,46 +264,18 @@ class TextEncoder:
     def probe(self) -> None:
         """Compare what is trained with what is served, of texts without anything to rewrite and of texts with it.
 
-        Messages are encoded apart from what stands around them, which most tokenizers and templates do not notice. A
-        template that trims messages, or drops thoughts, is reported once a message at hand is one of those.
+        A template that rewrites is reported once a message at hand is one that it would rewrite.
         """
-        if self.template is None:
+        if self._comparison is None:
             return
         replies = self._settings["replies"]
         plain = [["Hello there"], *([["Hello there", "I see", "Go on"]] if replies else [])]
         for texts in plain:
-            if self._compare(self._messages(texts), self._trained(texts)):
+            if self._comparison.report(self._messages(texts), self._trained(texts)):
                 return
         rewritten = [[" Hello there "], *([["Hello there", "<think>so</think>I see", "Go on"]] if replies else [])]
-        self._rewrites = any(
-            self._served(self._messages(texts)) not in (None, self._trained(texts)) for texts in rewritten
-        )
-
-    def _compare(
-        self, messages: Sequence[Message], trained: list[int], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> bool:
-        """Log a conversation if its ids are not those that the template makes of the whole, and return that."""
-        served = self._served(messages, tools)
-        if served is None or served == trained:
-            return False
-        self._rewrites = False  # one is enough
-        _log.warning(
-            "chat: with this template a conversation such as %r is trained as %s but served by apply_chat_template as "
-            "%s: texts are trained as they are, so serve them by the same tokens, or give a template that keeps "
-            "messages as they are",
-            [message["content"] for message in messages],
-            self.tokenizer.convert_ids_to_tokens(trained),
-            self.tokenizer.convert_ids_to_tokens(served),
-        )
-        return True
-
-    def _served(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int] | None:
-        """The ids of the whole conversation; None if the template refuses it, so that it is not served either."""
-        assert self.template is not None
-        try:
-            return self.template.ids(messages, tools=tools)
-        except SettingError:
-            return None
+        if any(self._comparison.differs(self._messages(texts), self._trained(texts)) for texts in rewritten):
+            self._comparison.watch()
 
     def _messages(self, texts: Sequence[str]) -> Sequence[Message]:
         """A prompt, and the turns of the policy and the environment in alternation."""
@@ -329,11 +302,6 @@ def _token_after_answer(template: ChatTemplate) -> int | None:
     except SettingError:  # a template for prompts alone
         return None
     return after[0] if after else None
-
-
-def _may_be_rewritten(text: str) -> bool:
-    """Whether a template that trims messages, or drops thoughts, would change this one."""
-    return text != text.strip() or "</think>" in text
 
 
 def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -115,15 +115,16 @@ def _exchange_tokens(module: PreTrainedModel, one: int, other: int) -> None:
     """Exchange two tokens in a model: their rows in the embedding, and in the head's weight and bias.
 
     Raises: ModelError for a model with other tables of tokens, one that appends end tokens by itself, or one that
-    accelerate spreads over devices.
+    is spread over devices or has these rows quantised.
     """
     embedding: Any = module.get_input_embeddings()
     head: Any = module.get_output_embeddings()
     tables = [part for part in module.modules() if isinstance(part, nn.Embedding)]
     others = [t for t in tables if t.weight is not embedding.weight and t.num_embeddings == embedding.num_embeddings]
-    if others or module.config.is_encoder_decoder or is_dispatched(module):
+    parameters = {id(p): p for p in (embedding.weight, head.weight, head.bias) if p is not None}  # tied ones once
+    quantised = not all(p.is_floating_point() for p in parameters.values())
+    if others or quantised or module.config.is_encoder_decoder or is_dispatched(module):
         remedy = "its end token is another than the student's, and cannot be exchanged in it; give one with the same"
         raise ModelError("teacher", module.config.model_type, remedy)
-    parameters = {id(p): p for p in (embedding.weight, head.weight, head.bias) if p is not None}  # tied ones once
     for parameter in parameters.values():
         parameter[[one, other]] = parameter[[other, one]]

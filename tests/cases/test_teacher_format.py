@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlgkd.agents import GRPO, Distill, Reinforce
 from rlgkd.envs import TeacherReward, TextGenerationEnv
-from rlgkd.errors import ModelError
+from rlgkd.errors import CheckpointError, ModelError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import open_by_name
 from rlgkd.lm.own_format import as_read_by, read_in_own_format
+from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids
 from rlgkd.types import Source, Trajectory
 
 PLAIN = (
@@ -178,6 +179,19 @@ def test_a_teacher_of_the_same_format_reads_the_same_rows(names, caplog: pytest.
     for agent in agents:
         agent.learn(1)
         assert agent.teacher.format is None and as_read_by(agent.teacher, agent.trajectories) is agent.trajectories
+
+
+def test_a_run_whose_teachers_template_has_changed_is_refused(names, tmp_path) -> None:
+    def agent(teacher: str) -> Distill:
+        return Distill(names[0], env(names[0]), teacher=teacher, prompts_per_update=1)
+
+    known = text_ids(agent(names[1]), seed=0)
+    check_text_ids(known, agent(names[1]), 0, tmp_path)
+    check_text_ids(None, agent(names[1]), 0, tmp_path)
+    other = teacher_tokenizer(OWN.replace("{{ m['role'] }}", "{{ m['role'] }}!"))
+    changed = folder(model(other, seed=1), other, tmp_path / "changed")
+    with pytest.raises(CheckpointError, match=r"its token ids of the first prompts as the teacher reads them changed"):
+        check_text_ids(known, agent(changed), 0, tmp_path)
 
 
 # What cannot be aligned
