@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlgkd.agents._signature import AlgorithmSettings
 from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
 from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewards_of
-from rlgkd.agents.build import build_optimizer, open_models, trainable_state
+from rlgkd.agents.build import build_optimizer, check_same_start, open_models, trainable_state
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.guards import Watch
@@ -41,7 +41,7 @@ from rlgkd.agents.metrics import (
     warn_of_constant_reward,
     warn_of_reductions,
 )
-from rlgkd.agents.micro_batch import log_probabilities, log_ratios, prefetch_teacher_states
+from rlgkd.agents.micro_batch import prefetch_teacher_states
 from rlgkd.agents.persistence import read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sb3.env_wrappers import as_sb3, check_wrappers
@@ -55,6 +55,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
+from rlgkd.ranks import join
 from rlgkd.rollout import check_references, sample_episodes
 from rlgkd.settings import span
 from rlgkd.types import Item, Task, Trajectory
@@ -109,9 +110,10 @@ class TextAlgorithm(TokenAlgorithm):
         self.rollout = Rollout()
         self.last_metrics: dict[str, Any] = {}
         self._warned: set[str] = set()
+        self.ranks = join()
         self.accelerator = Accelerator(cpu=str(device) == "cpu")
-        if self.accelerator.num_processes > 1:
-            raise SettingError("processes", self.accelerator.num_processes, "this version trains in one process")
+        if self.accelerator.num_processes > self.ranks.size:  # started by mpirun, say
+            raise SettingError("processes", self.accelerator.num_processes, "start them with torchrun (docs/scale.md)")
         if str(device) not in ("auto", self.accelerator.device.type, str(self.accelerator.device)):
             raise SettingError("device", device, f"accelerate runs on {self.accelerator.device}; give auto or cpu")
         super().__init__(
@@ -127,12 +129,13 @@ class TextAlgorithm(TokenAlgorithm):
             use_sde=False,
             sde_sample_freq=-1,
             stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
+            tensorboard_log=tensorboard_log if self.ranks.main else None,
+            verbose=verbose if self.ranks.main else 0,
             seed=seed,
             device=self.accelerator.device,
         )
         self._build(policy, teacher, tokenizer)
+        check_same_start(self.ranks, self.task, self.student, self.teacher, self.collector.next_items(self.state)[0])
 
     def _build(
         self,
@@ -172,8 +175,10 @@ class TextAlgorithm(TokenAlgorithm):
             self.trained_parts["teacher"] = self.teacher.module
         self.steering = None if target is None else AlphaSteering(target, config.teacher.alpha_rate)
         self.watch = Watch(math.log(self.student.vocabulary))
-        self.sources = Sources(self.student, self.teacher, self.task, seed=seed, sampling=config.sampling)
-        self.collector = Collector(self.sources, config, split=self.split, seed=seed)
+        self.sources = Sources(
+            self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
+        )
+        self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
@@ -196,22 +201,23 @@ class TextAlgorithm(TokenAlgorithm):
         self.policy.forget()
         self._began, reward_began = time.perf_counter(), self.collector.seconds_of_reward
         items, indices = self.collector.next_items(self.state)
-        going, ended = True, len(self.trajectories)
+        before, ended = self.num_timesteps, len(self.trajectories)
 
         def on_step(tokens: int) -> bool:
-            nonlocal going, ended
+            nonlocal ended
             self.num_timesteps += tokens
             # Callbacks of SB3 count episodes by `dones`: those of an update are over once it is whole.
             callback.update_locals({"self": self, "items": items, "dones": np.ones(ended, dtype=bool)})
             ended = 0
-            going = callback.on_step()
-            return going
+            return callback.on_step()
 
         fraction = self.config.student_fraction(self._current_progress_remaining)
         with self.autocast():
             self.rollout = self.collector.collect(
                 items, indices, update=self._n_updates, student_fraction=fraction, on_step=on_step
             )
+        self.num_timesteps = before + self.rollout.tokens
+        going = not self.rollout.stopped
         self.state.next_prompt += len(items)
         if going:
             rewards = [t.score.reward for t in self.rollout.on_policy]
@@ -237,7 +243,7 @@ class TextAlgorithm(TokenAlgorithm):
         with self.autocast():
             self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget, self.teacher)
             if self.config.recomputes_log_probabilities:
-                logp_BL = log_probabilities(self.student, self.trajectories, self.config.optimizer.token_budget)
+                logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.credit(self.rollout)
         if self.config.optimizer.epochs > 1 and self.teacher is not None and self.following_teacher is None:
@@ -273,8 +279,7 @@ class TextAlgorithm(TokenAlgorithm):
         """One gradient over the whole rollout, one step of the optimizer."""
         means = self._accumulate(self.config.loss_objective(self.objective), self.teacher, rollout, credit)
         optimizer = self.policy.optimizer
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm)
         if not norm.isfinite():  # an error here, not a model of NaNs one step later
             optimizer.zero_grad()
             remedy = "the weights are as before the step; lower learning_rate, raise temperature, or change divergence"
@@ -318,7 +323,7 @@ class TextAlgorithm(TokenAlgorithm):
     ) -> Means:
         """The gradient over the whole rollout, added to the parameters'."""
         with self.autocast():
-            return accumulate_gradient(
+            means = accumulate_gradient(
                 self.student,
                 teacher,
                 objective,
@@ -327,6 +332,12 @@ class TextAlgorithm(TokenAlgorithm):
                 max_new_tokens=self.task.max_new_tokens,
                 with_policy_term=with_policy_term,
             )
+        self.ranks.sum_gradients(self._trained())
+        return means
+
+    def _trained(self) -> list[torch.Tensor]:
+        """The parameters that the optimizer steps."""
+        return [p for group in self.policy.optimizer.param_groups for p in group["params"]]
 
     def _measures_terms(self) -> bool:
         """Whether this update's gradient has two terms, and it is time to measure them."""
@@ -345,10 +356,10 @@ class TextAlgorithm(TokenAlgorithm):
             warn_of_reductions(self.objective, beta)
 
     def _first(self, warning: str) -> bool:
-        """Whether this warning has not been given yet; from now on it has."""
+        """Whether this warning is to be given: once, by the main process; from now on it has been."""
         given = warning in self._warned
         self._warned.add(warning)
-        return not given
+        return self.ranks.main and not given
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -411,8 +422,11 @@ class TextAlgorithm(TokenAlgorithm):
     ) -> None:
         """Write a Hugging Face folder with the model and the agent's settings. SB3's `.zip` ending is dropped.
 
-        It holds no optimizer: to go on exactly, use a checkpoint (`rlgkd.checkpoint`; `rlgkd train` writes them).
+        It holds no optimizer: to go on exactly, use a checkpoint (`rlgkd.checkpoint`; `rlgkd train` writes them). Of
+        several processes the main one alone writes.
         """
+        if not self.ranks.main:
+            return
         following = self.teacher if self.following_teacher is not None else None
         settings = {**self._names, "seed": self.seed, **self.config.flat()}
         write_agent(path, type(self).__name__, self.student, following, settings, self.state)
@@ -451,5 +465,5 @@ class TextAlgorithm(TokenAlgorithm):
         if self.config.reward.combination == "in_loss" or self.teacher is None:
             return None
         with self.autocast():
-            ratios_BL = log_ratios(self.teacher, rollout.trajectories, self.config.optimizer.token_budget)
+            ratios_BL = rollout.log_ratios(self.teacher, self.config.optimizer.token_budget)
         return self.objective.alpha * ratios_BL

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +17,18 @@ from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
-from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer
+from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer, weights_digest
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.lm.placement import checked_device, is_fixed
 from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
+from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
-from rlgkd.types import Task
+from rlgkd.types import Item, Task
 
+_log = logging.getLogger(__name__)
 FUSED_ADAMW = ("cpu", "cuda")
 """Devices for which torch has AdamW as one kernel."""
 
@@ -155,6 +159,28 @@ def build_optimizer(
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=schedule(1.0), betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
+
+
+def check_same_start(
+    ranks: Ranks, task: Task, student: LanguageModel, teacher: LanguageModel | None, items: Sequence[Item]
+) -> None:
+    """Check that all processes begin with the same weights and the same first items; warn if some have no prompt.
+
+    Raises: SettingError on the process that differs from the main one; ProcessError on the others.
+    """
+    if ranks.size == 1:
+        return
+    prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
+    facts = {
+        "student": weights_digest(student.module),
+        "teacher": "" if teacher is None else weights_digest(teacher.module),
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+    }
+    ranks.check_same(facts)
+    if ranks.main and len(items) < ranks.size:
+        _log.warning(
+            "prompts_per_update: %d for %d processes: some have nothing to sample; raise it", len(items), ranks.size
+        )
 
 
 def trainable_state(module: nn.Module) -> nn.Module:

@@ -1,27 +1,36 @@
-"""Collects the texts of one update and their scores: GKD's Algorithm 1 up to the gradient."""
+"""Collects the texts of one update and their scores: GKD's Algorithm 1 up to the gradient.
+
+Each process of a job samples and scores its share of the prompts, whole groups together. Then all of them have all
+texts, in the order in which one process would have them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from rlgkd.agents.async_scoring import Scoring
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.agents.micro_batch import micro_batches, prefetch_teacher_states
+from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
 from rlgkd.ops.sampling import uniforms
-from rlgkd.types import Episode, Item, Score
+from rlgkd.ranks import ALONE, Ranks, with_items, without_items
+from rlgkd.types import Episode, Item, Score, Trajectory
 
 
 class Collector:
     """Draws items, has texts sampled and scored, and uses the time while a reward is pending."""
 
-    def __init__(self, sources: Sources, config: AlgorithmConfig, *, split: str, seed: int) -> None:
-        self.sources, self.split, self.seed = sources, split, seed
+    def __init__(
+        self, sources: Sources, config: AlgorithmConfig, *, split: str, seed: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.sources, self.split, self.seed, self.ranks = sources, split, seed, ranks
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
 
     def next_items(self, state: TrainingState) -> tuple[list[Item], list[int]]:
@@ -47,27 +56,74 @@ class Collector:
             indices: Their indices in the stream of items.
             update: The number of the update, to which the coin of `student_fraction` belongs.
             student_fraction: The paper's lambda.
-            on_step: Called with the number of tokens of each lockstep; False stops there, and nothing is scored.
+            on_step: Called with the number of tokens of each lockstep of this process; False stops before off-policy
+                texts, and what is there is not scored.
+
+        Raises: what a reward or a model raises; on the other processes ProcessError.
         """
         on_policy_P = self._coins(update, len(items)) < student_fraction
-        going = True
+        parts: list[MicroBatch] = []
 
-        def step(tokens: int) -> bool:
-            nonlocal going
-            going = on_step(tokens)
+        def share() -> _Share:
+            own, parts[:] = self._sample(on_policy_P, items, indices, on_step)
+            return own if self.ranks.size == 1 else own.with_texts(without_items)
+
+        shares = self.ranks.gather(share)
+        if self.ranks.size > 1:
+            shares = [one.with_texts(lambda texts: with_items(texts, items)) for one in shares]
+        for one in shares:
+            self.sources.keep(one.drawn)
+        trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
+        rows = None
+        if self.ranks.size > 1:
+            if any(one.prefetched for one in shares):  # a process has begun with its own
+                rows = _sampled_rows(shares, self.ranks.rank)
+                parts = [dataclasses.replace(part, rows=[rows[row] for row in part.rows]) for part in parts]
+            else:
+                rows = _rows_by_tokens(trajectories, self.ranks)
+        return Rollout(
+            trajectories=trajectories,
+            micro_batches=parts,
+            student_fraction=student_fraction,
+            tokens=sum(one.tokens for one in shares),
+            stopped=any(one.stopped for one in shares),
+            ranks=self.ranks,
+            rows=rows,
+        )
+
+    @property
+    def seconds_of_reward(self) -> float:
+        """Spent in the reward so far, if the task counts them."""
+        return float(getattr(getattr(self.sources.task, "grader", None), "seconds", 0.0))
+
+    def _sample(
+        self,
+        on_policy_P: np.ndarray,
+        items: Sequence[Item],
+        indices: Sequence[int],
+        on_step: Callable[[int], bool],
+    ) -> tuple[_Share, list[MicroBatch]]:
+        """This process's texts, and their micro-batches if the teacher ran while scores were pending."""
+        tokens, going = 0, True
+
+        def step(number: int) -> bool:
+            nonlocal tokens, going
+            tokens += number
+            going = on_step(number)
             return going
 
-        parts = []
+        parts: list[MicroBatch] = []
+        on_policy, off_policy = (self._own(chosen_P, items, indices) for chosen_P in (on_policy_P, ~on_policy_P))
         with Scoring(self.sources.task) as scoring:
             episodes: list[Episode] = []
-            if on_policy_P.any():
-                chosen = _select(on_policy_P, items, indices)
-                episodes = self.sources.on_policy(*chosen, self.sampling.group_size, step)
+            if on_policy[0]:
+                episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
                 if going:
                     scoring.submit(episodes)
-            if not on_policy_P.all() and going:
+            number = len(episodes)
+            if off_policy[0] and going:
                 copies = self.sampling.group_size if self.sampling.mixture == "prompt" else 1  # prompts count alike
-                others = self.sources.off_policy(*_select(~on_policy_P, items, indices), copies)
+                others = self.sources.off_policy(*off_policy, copies)
                 step(sum(episode.length for episode in others))
                 episodes = [*episodes, *others]
                 if going:
@@ -77,15 +133,24 @@ class Collector:
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
             if going:
-                trajectories = scoring.trajectories()
+                scored = scoring.trajectories()
             else:  # cut texts, from which no update learns: to score them would cost, and delay the stop
-                trajectories = [episode.scored(Score(reward=math.nan)) for episode in episodes]
-        return Rollout(trajectories=trajectories, micro_batches=parts, student_fraction=student_fraction)
+                scored = [episode.scored(Score(reward=math.nan)) for episode in episodes]
+        share = _Share(
+            on_policy=scored[:number],
+            off_policy=scored[number:],
+            tokens=tokens,
+            stopped=not going,
+            prefetched=bool(parts),
+            drawn=self.sources.take_drawn(),
+        )
+        return share, parts
 
-    @property
-    def seconds_of_reward(self) -> float:
-        """Spent in the reward so far, if the task counts them."""
-        return float(getattr(getattr(self.sources.task, "grader", None), "seconds", 0.0))
+    def _own(self, chosen_P: np.ndarray, items: Sequence[Item], indices: Sequence[int]) -> tuple[list[Item], list[int]]:
+        """This process's share of the chosen items, and their stream indices."""
+        rows = np.flatnonzero(chosen_P).tolist()
+        mine = [rows[number] for number in self.ranks.share(len(rows))]
+        return [items[row] for row in mine], [indices[row] for row in mine]
 
     def _coins(self, update: int, prompts: int) -> np.ndarray:
         """[P] in [0, 1): a prompt is on-policy where this is below lambda; one coin for all of a batch."""
@@ -95,7 +160,41 @@ class Collector:
         return coins_P
 
 
-def _select(chosen_P: np.ndarray, items: Sequence[Item], indices: Sequence[int]) -> tuple[list[Item], list[int]]:
-    """The chosen items and their stream indices."""
-    rows = np.flatnonzero(chosen_P).tolist()
-    return [items[row] for row in rows], [indices[row] for row in rows]
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one process brings to an update."""
+
+    on_policy: list[Trajectory]
+    off_policy: list[Trajectory]
+    tokens: int
+    stopped: bool
+    prefetched: bool
+    """Whether it has micro-batches of these texts already."""
+    drawn: dict[str, list[int]]
+    """Texts of the teacher that the others do not know."""
+
+    def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _Share:
+        return dataclasses.replace(self, on_policy=change(self.on_policy), off_policy=change(self.off_policy))
+
+
+def _sampled_rows(shares: Sequence[_Share], rank: int) -> list[int]:
+    """The rows of the rollout that this rank has sampled."""
+    number = sum(len(one.on_policy) for one in shares)
+    first = sum(len(one.on_policy) for one in shares[:rank])
+    first_off_policy = number + sum(len(one.off_policy) for one in shares[:rank])
+    own = shares[rank]
+    return [
+        *range(first, first + len(own.on_policy)),
+        *range(first_off_policy, first_off_policy + len(own.off_policy)),
+    ]
+
+
+def _rows_by_tokens(trajectories: Sequence[Trajectory], ranks: Ranks) -> list[int]:
+    """This rank's rows, if all ranks are to have about the same number of tokens; a prompt's samples stay together."""
+    groups: list[list[int]] = []
+    for row, t in enumerate(trajectories):
+        if not groups or t.sample == 0 or t.item.key != trajectories[row - 1].item.key:
+            groups.append([])
+        groups[-1].append(row)
+    costs = [sum(len(trajectories[row].tokens_T) for row in group) for group in groups]
+    return [row for number in ranks.deal(costs) for row in groups[number]]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rlgkd.devices import to_device
-from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
@@ -72,18 +71,23 @@ class MicroBatch:
 
 
 def micro_batches(
-    lm: LanguageModel, episodes: Sequence[Episode], token_budget: int, teacher: LanguageModel | None = None
+    lm: LanguageModel,
+    episodes: Sequence[Episode],
+    token_budget: int,
+    teacher: LanguageModel | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
     Samples of one prompt stay together, for the model may run over their prompt once. The rows of a `teacher` with a
-    format of its own are collated as well.
+    format of its own are collated as well. `rows` are those to be split, all by default.
     """
-    lengths = [len(episode.tokens_T) for episode in episodes]
-    keys = [episode.item.key if lm.shares_prompts else "" for episode in episodes]
-    for rows in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
-        chosen = [episodes[row] for row in rows]
-        part = MicroBatch(rows, Batch.collate(chosen, pad=lm.pad, device=lm.device))
+    rows = range(len(episodes)) if rows is None else rows
+    lengths = [len(episodes[row].tokens_T) for row in rows]
+    keys = [episodes[row].item.key if lm.shares_prompts else "" for row in rows]
+    for group in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
+        chosen = [episodes[rows[index]] for index in group]
+        part = MicroBatch([rows[index] for index in group], Batch.collate(chosen, pad=lm.pad, device=lm.device))
         if teacher is not None and teacher.format is not None:
             part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
         yield part
@@ -105,34 +109,23 @@ def action_values(
     episodes: Sequence[Episode],
     token_budget: int,
     function: Callable[[Tensor, Tensor], Tensor],
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Compute `function` of (states [N, H], chosen tokens [N]) -> [N] for every action.
+    """Compute `function` of (states [N, H], chosen tokens [N]) -> [N] for every action of `rows`, all by default.
 
-    Returns [B, L] in float64 on the CPU, 0 past a row's end.
+    Returns [B, L] in float64 on the CPU, 0 past a row's end and in other rows.
     """
     lengths_B = torch.tensor([episode.length for episode in episodes], device="cpu")
     mask_BL = torch.arange(int(lengths_B.max()), device="cpu") < lengths_B[:, None]
     values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
-    rows: list[int] = []
+    read: list[int] = []
     values: list[Tensor] = []  # stays on the device until the end, to wait for it only once
-    for part in micro_batches(lm, episodes, token_budget):
-        rows += part.rows
+    for part in micro_batches(lm, episodes, token_budget, rows=rows):
+        read += part.rows
         values.append(function(lm.states(part.batch), lm.actions(part.batch)))
-    values_BL[rows] = values_BL[rows].masked_scatter(mask_BL[rows], torch.cat(values).cpu().double())
+    if values:
+        values_BL[read] = values_BL[read].masked_scatter(mask_BL[read], torch.cat(values).cpu().double())
     return values_BL
-
-
-def log_probabilities(lm: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Tensor:
-    """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
-    return action_values(lm, episodes, token_budget, lambda states_NH, actions_N: fused_logp(lm, states_NH, actions_N))
-
-
-def log_ratios(teacher: LanguageModel, episodes: Sequence[Episode], token_budget: int) -> Tensor:
-    """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end."""
-    ratio_BL = -log_probabilities(teacher, as_read_by(teacher, episodes), token_budget)
-    for row, episode in enumerate(episodes):
-        ratio_BL[row, : episode.length] += torch.from_numpy(episode.logp_T[episode.action_mask_T])
-    return ratio_BL
 
 
 def _groups(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -23,7 +23,7 @@ from rlgkd.agents._signature import PPOSettings
 from rlgkd.agents.advantages import Credit
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
-from rlgkd.agents.micro_batch import MicroBatch, action_values
+from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import sum_on_host
@@ -98,11 +98,8 @@ class PPO(TextAlgorithm):
     def _values(self, rollout: Rollout) -> Tensor:
         """[B, L], the head's value of each state before an action; 0 past a row's end."""
         with self.autocast():
-            return action_values(
-                self.student,
-                rollout.trajectories,
-                self.config.optimizer.token_budget,
-                lambda states_NH, _: self.value(states_NH),
+            return rollout.action_values(
+                self.student, self.config.optimizer.token_budget, lambda states_NH, _: self.value(states_NH)
             )
 
     def value(self, states_NH: Tensor) -> Tensor:
@@ -114,6 +111,8 @@ class PPO(TextAlgorithm):
     def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
         """Save as `Reinforce` does, and the value head."""
         super().save(path, exclude, include)
+        if not self.ranks.main:
+            return
         file = agent_folder(path) / VALUE_FILE
         save_file(self.value_head.state_dict(), file)
         follow_umask([file])
@@ -149,6 +148,7 @@ class ValueHeadLoss:
         return loss
 
     def metrics(self) -> dict[str, float]:
-        """The loss over all micro-batches since the last call."""
+        """The loss over all micro-batches since the last call, those of other processes included."""
         losses, self._losses = self._losses, []
-        return {"train/value_loss": sum_on_host(losses)}
+        (loss,) = self.agent.ranks.sum_numbers([sum_on_host(losses)])
+        return {"train/value_loss": loss}

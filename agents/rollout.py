@@ -1,15 +1,22 @@
-"""The texts of one update: trajectories, and their split into micro-batches."""
+"""The texts of one update: trajectories, and their split into micro-batches.
+
+Every process of a job has all trajectories and the micro-batches of its own rows.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from rlgkd.agents.micro_batch import MicroBatch, micro_batches
+from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches
+from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import as_read_by
+from rlgkd.ranks import ALONE, Ranks
 from rlgkd.types import ON_POLICY, Batch, Trajectory
 
 
@@ -21,6 +28,13 @@ class Rollout:
     micro_batches: list[MicroBatch] = field(default_factory=list)
     student_fraction: float = 1.0
     """The probability with which its batches, or prompts, were drawn on-policy."""
+    tokens: int = 0
+    """Tokens that were generated, or read from data, as callbacks counted them on all ranks."""
+    stopped: bool = False
+    """Whether a callback, on any rank, asked to stop: texts may be missing."""
+    ranks: Ranks = ALONE
+    rows: Sequence[int] | None = None
+    """The rows whose passes this process runs; None is all."""
 
     @property
     def on_policy(self) -> list[Trajectory]:
@@ -34,8 +48,26 @@ class Rollout:
 
     def split(self, lm: LanguageModel, token_budget: int, teacher: LanguageModel | None = None) -> Rollout:
         """With micro-batches, if it has none yet."""
-        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, teacher))
+        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, teacher, self.rows))
         return dataclasses.replace(self, micro_batches=parts)
+
+    def action_values(
+        self, lm: LanguageModel, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """`action_values` of all rows, [B, L], each computed by the process whose row it is."""
+        episodes = as_read_by(lm, self.trajectories)
+        return self.ranks.sum(action_values(lm, episodes, token_budget, function, self.rows))
+
+    def log_probabilities(self, lm: LanguageModel, token_budget: int) -> Tensor:
+        """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
+        return self.action_values(lm, token_budget, lambda states_NH, actions_N: fused_logp(lm, states_NH, actions_N))
+
+    def log_ratios(self, teacher: LanguageModel, token_budget: int) -> Tensor:
+        """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end."""
+        ratio_BL = -self.log_probabilities(teacher, token_budget)
+        for row, t in enumerate(self.trajectories):
+            ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
+        return ratio_BL
 
     def with_log_probabilities(self, logp_BL: Tensor, lm: LanguageModel) -> Rollout:
         """With other log-probabilities of its actions, in nats; the teacher's states stay."""

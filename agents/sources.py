@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rlgkd.agents.config import SamplingSettings
 from rlgkd.checkpoint import GrowingFile, atomic_write, writing
@@ -16,7 +13,9 @@ from rlgkd.dialogue import end_ids_of, stop_strings
 from rlgkd.errors import DataError
 from rlgkd.file_kinds import other_kind
 from rlgkd.lm.generate import CoSampler, OnStep
+from rlgkd.lm.loading import weights_digest
 from rlgkd.lm.model import LanguageModel
+from rlgkd.ranks import ALONE, Ranks
 from rlgkd.rollout import reference_episodes, replay_episodes, sample_episodes
 from rlgkd.types import Episode, Item, Source, Task
 
@@ -32,8 +31,9 @@ class Sources:
         *,
         seed: int,
         sampling: SamplingSettings,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Take the models, and the settings, whose need of a teacher has been checked.
+        """Take the models, the settings, whose need of a teacher has been checked, and the processes of the job.
 
         Raises: DataError for a file of teacher's texts that holds something else.
         """
@@ -44,7 +44,7 @@ class Sources:
             self.co_sampler = CoSampler(teacher, sampling.behaviour.function)
         self.teacher_texts = None
         if sampling.teacher_texts is not None:
-            self.teacher_texts = TeacherTexts(Path(sampling.teacher_texts), self._teacher_fingerprint())
+            self.teacher_texts = TeacherTexts(Path(sampling.teacher_texts), self._teacher_fingerprint(), ranks)
 
     def on_policy(
         self, items: Sequence[Item], stream_indices: Sequence[int], group: int, on_step: OnStep
@@ -86,6 +86,15 @@ class Sources:
         assert self.teacher is not None
         return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=self.teacher.end_ids)
 
+    def take_drawn(self) -> dict[str, list[int]]:
+        """Texts of the teacher that this process has drawn since the last call, and that are to be kept."""
+        return {} if self.teacher_texts is None else self.teacher_texts.take_drawn()
+
+    def keep(self, texts: Mapping[str, list[int]]) -> None:
+        """Keep texts of the teacher that another process has drawn."""
+        if self.teacher_texts is not None:
+            self.teacher_texts.keep(texts)
+
     def _draw(self, items: Sequence[Item]) -> list[list[int]]:
         assert self.teacher is not None
         episodes = sample_episodes(self.teacher, self.task, items, seed=self.seed, source=Source.TEACHER)
@@ -96,13 +105,8 @@ class Sources:
         assert self.teacher is not None
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
-        weights = hashlib.sha256()
-        for parameter in self.teacher.module.parameters():
-            if parameter.device.type == "meta":  # accelerate brings it in when it is needed
-                continue
-            weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return {
-            "teacher": weights.hexdigest(),
+            "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,
             **(
                 {"vocabulary": self.teacher.vocabulary} if self.teacher.vocabulary < len(self.teacher.tokenizer) else {}
@@ -120,30 +124,38 @@ class Sources:
 class TeacherTexts:
     """Texts of a teacher in a file: each is drawn when it is first needed, and then kept.
 
-    The file's first line says what the texts are valid for; each other line is one item's key and token ids.
+    The file's first line says what the texts are valid for; each other line is one item's key and token ids. Of several
+    processes each draws what it needs, and the main one alone reads and writes the file.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, path: Path, fingerprint: dict[str, Any], ranks: Ranks = ALONE) -> None:
         """Open or begin the file.
 
-        Raises: DataError if it holds texts of something else, or a line that is not such a text.
+        Raises: DataError if it holds texts of something else, or a line that is not such a text; ProcessError on ranks
+        other than the main one.
         """
-        self.path = path
-        self.ids: dict[str, list[int]] = {}
+        self.path, self.ranks = path, ranks
+        self.drawn: dict[str, list[int]] = {}
+        """What this process has drawn and the others do not know yet."""
+        self.ids: dict[str, list[int]] = ranks.from_main(lambda: self._open(fingerprint))
+
+    def _open(self, fingerprint: dict[str, Any]) -> dict[str, list[int]]:
+        """Read the texts, or begin the file."""
+        path = self.path
         if path.exists() and (kind := other_kind(path)):
             raise DataError("teacher_texts", str(path), f"it is {kind}; name a file")
         if not path.exists() or not path.stat().st_size:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps(fingerprint) + "\n")
-            return
+            return {}
         first, *lines = path.read_text(errors="replace").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # the process was stopped in the middle of a line
             atomic_write(path, first + "".join(lines[:-1]))
             lines = lines[:-1]
         try:
             found = dict(json.loads(first))
-            self.ids = {entry["key"]: list(map(int, entry["ids"])) for entry in map(json.loads, lines)}
+            ids = {entry["key"]: list(map(int, entry["ids"])) for entry in map(json.loads, lines)}
         except (ValueError, KeyError, TypeError) as error:
             remedy = f"it has a line that is no text ({error}); delete it"
             raise DataError("teacher_texts", str(path), remedy) from error
@@ -153,14 +165,27 @@ class TeacherTexts:
             theirs, ours = found.get(other), fingerprint.get(other)
             remedy = f"its texts have {other} {theirs!r}, these would have {ours!r}; name another file"
             raise DataError("teacher_texts", str(path), remedy)
+        return ids
 
     def ids_for(self, keys: Sequence[str], draw: Callable[[list[int]], list[list[int]]]) -> list[list[int]]:
         """The ids for each key; `draw` generates those at the indices it is given, which are then kept in the file."""
         missing = [n for n, key in enumerate(keys) if key not in self.ids and key not in keys[:n]]
         if missing:
             fresh = dict(zip((keys[n] for n in missing), draw(missing), strict=True))
-            with GrowingFile(self.path) as file:
-                for key, ids in fresh.items():
-                    file.write(json.dumps({"key": key, "ids": ids}) + "\n")
-            self.ids |= fresh
+            self.drawn |= fresh
+            self.keep(fresh)
         return [self.ids[key] for key in keys]
+
+    def keep(self, texts: Mapping[str, list[int]]) -> None:
+        """Keep texts that this process or another one has drawn."""
+        new = {key: ids for key, ids in texts.items() if key not in self.ids}
+        if new and self.ranks.main:
+            with GrowingFile(self.path) as file:
+                for key, ids in new.items():
+                    file.write(json.dumps({"key": key, "ids": ids}) + "\n")
+        self.ids |= new
+
+    def take_drawn(self) -> dict[str, list[int]]:
+        """What this process has drawn since the last call."""
+        drawn, self.drawn = self.drawn, {}
+        return drawn

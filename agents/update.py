@@ -48,6 +48,9 @@ def accumulate_gradient(
 ) -> Means:
     """Add the loss's gradient to the parameters', micro-batch by micro-batch, without waiting for the device.
 
+    The losses of all micro-batches of all processes sum to that of the whole rollout. The means are the same on all
+    processes, the gradients are still each process's own.
+
     Args:
         student: The model that gets the gradient.
         teacher: None only if alpha is 0, or the estimator needs no teacher.
@@ -98,12 +101,10 @@ def accumulate_gradient(
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
+    loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
-    return Means(
-        loss=sum_on_host(losses),
-        divergence=sum_on_host(divergences),
-        entropy=(sampled_entropy + sum_on_host(entropies)) / tokens,
-    )
+    return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
 
 
 def sum_on_host(scalars: Sequence[Tensor]) -> float:

@@ -67,6 +67,15 @@ class CheckpointError(RlgkdError, RuntimeError):
     """A checkpoint or run folder that is missing, damaged, in use, or could not be written."""
 
 
+class ProcessError(RlgkdError, RuntimeError):
+    """Another process of a job of several has failed, or is gone."""
+
+    def __init__(self, field: str, value: object, remedy: str, *, reported: bool = False) -> None:
+        """Take also whether the other process reports what happened, so that this one need not."""
+        super().__init__(field, value, remedy)
+        self.reported = reported
+
+
 class DependencyError(RlgkdError, RuntimeError):
     """An optional package that is not installed."""
 

@@ -7,8 +7,8 @@ belongs to the prompt, so that two policies are compared on the same prompts and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
+from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout, share_end_ids
 from rlgkd.statistics import Interval, prompt_interval
-from rlgkd.types import Batch, Episode, Task, Trajectory
+from rlgkd.types import Batch, Episode, Item, Task, Trajectory
 
 CHECKABLE = ("truth", "exact", "reward")
 """Measures that say whether a completion is correct, if they are 0 or 1 for every completion."""
@@ -74,6 +75,7 @@ def evaluate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Sample `group` completions for each of the split's first `prompts` items and measure them.
 
@@ -91,6 +93,9 @@ def evaluate(
     With `top_k`, `top_p` or `min_p` (rlgkd.ops.logit_filters) completions are sampled from the likelier tokens alone.
     Entropy and divergences stay those of the whole tempered distributions, at the prefixes sampled in this way.
 
+    The `ranks` of a job share the batches of `batch_size` prompts; the numbers are those of one process to the bit. All
+    of them have to call this, and all get the whole.
+
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or combined with `greedy`.
     """
     filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
@@ -99,26 +104,21 @@ def evaluate(
     share_end_ids(task, policy)
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]
-    trajectories: list[Trajectory] = []
+    batches = [items[start : start + batch_size] for start in range(0, prompts, batch_size)]
+
+    def measure() -> list[_BatchMeasures]:
+        own = [_measure_batch(policy, teacher, task, batches[number], group, seed, greedy, filters)
+               for number in ranks.share(len(batches))]  # fmt: skip
+        return [one.with_texts(without_items) for one in own] if ranks.size > 1 else own
+
+    measured = [one for part in ranks.gather(measure) for one in part]
+    if ranks.size > 1:
+        measured = [one.with_texts(lambda texts: with_items(texts, items)) for one in measured]
+    trajectories = [t for one in measured for t in one.trajectories]
     token_values: dict[str, list[np.ndarray]] = {}
-
-    def add(values: dict[str, list[np.ndarray]], suffix: str = "") -> None:
-        for name, rows in values.items():
-            token_values.setdefault(name + suffix, []).extend(rows)
-
-    for start in range(0, prompts, batch_size):
-        batch_items = items[start : start + batch_size]
-        sampled = rollout(policy, task, batch_items, group=group, seed=seed, greedy=greedy, filters=filters)
-        trajectories += sampled
-        has_references = teacher is not None and all(item.reference for item in batch_items)
-        given = reference_episodes(policy, task, batch_items) if has_references else []
-        values = {"entropy": [t.entropy_T[t.action_mask_T] for t in sampled]}
-        if filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
-            # One forward pass for both, since they share their prompts.
-            values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(filters))
-        add({name: rows[: len(sampled)] for name, rows in values.items()})
-        if has_references:
-            add({"reverse_kl": values["reverse_kl"][len(sampled) :]}, "_data")
+    for one in measured:
+        for name, rows in one.token_values.items():
+            token_values.setdefault(name, []).extend(rows)
 
     texts = [t.text for t in trajectories]
     qualities = task.quality([t.item for t in trajectories], texts)
@@ -139,6 +139,42 @@ def evaluate(
         measures={name: values_PG.mean(axis=1) for name, values_PG in measures_PG.items()},
         by_position={name: _position_means(rows, prompts) for name, rows in complete.items() if "kl" in name},
     )
+
+
+@dataclass(frozen=True)
+class _BatchMeasures:
+    """What is sampled and measured in one go."""
+
+    trajectories: list[Trajectory]
+    token_values: dict[str, list[np.ndarray]]
+    """`reverse_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
+
+    def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _BatchMeasures:
+        return replace(self, trajectories=change(self.trajectories))
+
+
+def _measure_batch(
+    policy: LanguageModel,
+    teacher: LanguageModel | None,
+    task: Task,
+    items: Sequence[Item],
+    group: int,
+    seed: int,
+    greedy: bool,
+    filters: Filters,
+) -> _BatchMeasures:
+    """Sample the completions of some items, and measure their tokens and those of the references."""
+    sampled = rollout(policy, task, items, group=group, seed=seed, greedy=greedy, filters=filters)
+    has_references = teacher is not None and all(item.reference for item in items)
+    given = reference_episodes(policy, task, items) if has_references else []
+    values = {"entropy": [t.entropy_T[t.action_mask_T] for t in sampled]}
+    if filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
+        # One forward pass for both, since they share their prompts.
+        values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(filters))
+    measures = {name: rows[: len(sampled)] for name, rows in values.items()}
+    if has_references:
+        measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
+    return _BatchMeasures(sampled, measures)
 
 
 def _group_measures(measures_PG: dict[str, np.ndarray], groups: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

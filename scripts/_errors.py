@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rlgkd.errors import RewardError, RlgkdError
+from rlgkd.errors import ProcessError, RewardError, RlgkdError, SettingError
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Exit with `rlgkd: field: value does not work; remedy` for an RlgkdError; any other error keeps its traceback.
 
-    Ctrl-C exits with 130, as the shell expects of a command that SIGINT ended.
+    Of several processes the one that failed says so, and which it is. Ctrl-C exits with 130, as the shell expects of a
+    command that SIGINT ended.
     """
     try:
         yield
     except RlgkdError as error:
-        print(f"rlgkd: {error}{_traceback_note(error)}", file=sys.stderr)
+        if not (isinstance(error, ProcessError) and error.reported):
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            print(f"rlgkd: {error}{notes}{_traceback_note(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rlgkd: stopped", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as left:
+        if isinstance(getattr(left.__context__, "__cause__", None), KeyboardInterrupt):  # Typer exits without a word
+            print("rlgkd: stopped", file=sys.stderr)
+        raise
+
+
+def check_one_process(command: str) -> None:
+    """Refuse to run a command, which starts processes of its own or needs one, as several processes of a job.
+
+    Raises: SettingError in the first process; the others exit.
+    """
+    rank, size = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
+    if rank is not None and size > 1:
+        if rank != "0":
+            sys.exit(2)
+        raise SettingError("processes", size, f"{command} is one process; start it without torchrun (docs/scale.md)")
 
 
 def _traceback_note(error: RlgkdError) -> str:

@@ -18,7 +18,7 @@ import typer
 from rlgkd import __version__
 from rlgkd.errors import SettingError, shown
 from rlgkd.scripts._console import ShownFormatter
-from rlgkd.scripts._errors import one_line_errors
+from rlgkd.scripts._errors import check_one_process, one_line_errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,10 +75,11 @@ def train(
         report = training.resume(resume, arguments or (), quiet=quiet)
     else:
         recipe, overrides = _split_name(arguments, "quickstart")
-        settings = run_config.read(recipe, overrides)
+        settings = training.agreed_settings(lambda: run_config.read(recipe, overrides))
         folder = out or Path("runs") / f"{folder_name(settings.name)}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
-    typer.echo(report)
+    if report is not None:
+        typer.echo(report)
 
 
 @app.command()
@@ -240,9 +241,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # transformers draws a bar for every file it opens, over the command's own line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    given = sys.argv[1:] if arguments is None else arguments
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(ShownFormatter())
     with one_line_errors():
+        if given and given[0] != "train":
+            check_one_process(f"rlgkd {given[0]}")
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")
 
 

@@ -23,9 +23,8 @@ from rlgkd.envs.rewards.background import BackgroundTask
 from rlgkd.envs.rewards.failures import FailureCount
 from rlgkd.envs.rewards.global_state import restored_state
 from rlgkd.envs.rewards.returned import ABSTAINED, Abstained, scores_or_errors, steps_error
-from rlgkd.envs.rewards.user_errors import describe_failure
+from rlgkd.envs.rewards.user_errors import describe_failure, message_of
 from rlgkd.errors import RewardError, SettingError, one_line
-from rlgkd.secret_masks import masked
 from rlgkd.time_limit import call_within, late
 from rlgkd.types import Item, Score
 
@@ -209,7 +208,7 @@ class Grader:
         if self._first_error is None:
             _log.warning("the reward failed, and its samples are left out: %s", describe_failure(error, self.reward))
             self._first_error = error
-        return Score(reward=math.nan, failure=one_line(masked(f"{type(error).__name__}: {error}"), MAX_REASON))
+        return Score(reward=math.nan, failure=one_line(f"{type(error).__name__}: {message_of(error)}", MAX_REASON))
 
 
 def _listed(returned: Any) -> Any:

@@ -31,16 +31,21 @@ COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 """Frames whose names say nothing to a reader."""
 
 
+def message_of(error: BaseException) -> str:
+    """Return an exception's message on one line, its secrets masked; empty if it has none that can be had."""
+    try:
+        return str(masked(one_line(error, 4 * MAX_MESSAGE)))  # to mask a message of megabytes takes seconds
+    except Exception:  # the user's own __str__
+        return ""
+
+
 def describe_failure(error: BaseException, function: Callable[..., Any]) -> str:
     """Return type and message of the exception with the file, line and name of the function it came from.
 
     The line is the deepest one in the file that was entered first. An exception without such a line, because it was
     returned and not raised or because it is about the function's result, gets the function's own first line.
     """
-    try:
-        message = masked(one_line(error, 4 * MAX_MESSAGE))  # a longer one takes minutes to mask
-    except Exception:  # the user's own __str__
-        message = ""
+    message = message_of(error)
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
     frames = traceback.extract_tb(error.__traceback__)

@@ -8,6 +8,7 @@ remote code is run.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import json
 import logging
@@ -170,6 +171,16 @@ def copy_sharing_frozen(model: ModelT) -> ModelT:
     module = model if isinstance(model, PreTrainedModel) else model.module
     # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over the bits of all parameters that are in memory, in hexadecimal."""
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        if parameter.device.type == "meta":  # accelerate brings it in when it is needed
+            continue
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _has_dtype(module: PreTrainedModel, dtype: torch.dtype) -> bool:

@@ -30,9 +30,10 @@ from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
+from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.stopping import stoppable
-from rlgkd.scripts.runs.train import build_agent, fit, rewind
+from rlgkd.scripts.runs.train import build_agent, fit
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 

@@ -31,7 +31,16 @@ NEEDS_A_NEW_RUN: Final[Mapping[str, str]] = {
     "seed": "every prompt and every sample follows from it",
 }
 """Settings with which a checkpoint cannot go on, and why."""
-AROUND_TRAINING: Final = ("name", "device", "threads", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
+AROUND_TRAINING: Final = (
+    "name",
+    "device",
+    "threads",
+    "eval_split",
+    "eval_prompts",
+    "eval_seed",
+    "checkpoint_every",
+    "process_timeout",
+)
 """Settings that a run which has all its tokens may change too: they matter without training."""
 LONGEST_VALUE = 60
 """Characters of a value that are shown."""

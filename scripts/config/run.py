@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import AlgorithmConfig, Count
+from rlgkd.agents.config import AlgorithmConfig, Count, Positive
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
 from rlgkd.errors import SettingError, one_line
@@ -76,6 +76,8 @@ class RunConfig(Settings):
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
+    process_timeout: Positive = 30.0
+    """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
 
     def __init__(self, **given: Any) -> None:

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from rlgkd.devices import best_device
 from rlgkd.lm import open_by_name
+from rlgkd.scripts._errors import check_one_process, one_line_errors
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.results import RESULTS
@@ -113,6 +114,8 @@ def _colder_folder(out: Path, name: str, seed: int, temperature: float) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reproduce all tasks, or some."""
+    with one_line_errors():
+        check_one_process("reproduce_paper.py")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the runs")
     parser.add_argument("--docs", type=Path, default=Path("docs/paper"), help="folder of the page")

@@ -43,7 +43,7 @@ def show(
 
     Raises: SettingError; ModelError for a model whose vocabulary is not the environment's; what the environment raises.
     """
-    run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).is_file() else None
+    run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).exists() else None
     if temperature is None:
         temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])

@@ -145,7 +145,7 @@ class Recorder(BaseCallback):
         self.rollouts = rollouts
         self.stop = stop
         self._goes_on = True
-        """False from the step at which an update's sampling was stopped: the update is not whole."""
+        """False once an update's sampling was stopped, here or in another process: the update is not whole."""
         self._whole: dict[str, Any] = {}
         """Where the run stood before the update that is being sampled."""
         self.quiet = quiet
@@ -162,8 +162,7 @@ class Recorder(BaseCallback):
 
     def _on_step(self) -> bool:
         self._line.update(self._task, completed=self.model.num_timesteps)
-        self._goes_on = self.stop.number is None
-        return self._goes_on
+        return self.stop.number is None
 
     def _on_rollout_start(self) -> None:
         # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
@@ -175,6 +174,7 @@ class Recorder(BaseCallback):
         self._whole = self._position()
 
     def _on_rollout_end(self) -> None:
+        self._goes_on = self.locals["going"]
         if not self._goes_on:
             return  # texts that were cut off, which no update learns from
         for trajectory in self.model.trajectories:

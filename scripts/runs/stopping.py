@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -39,6 +39,12 @@ class StopRequest:
             self._waits = False
         if self.number is not None:
             raise KeyboardInterrupt
+
+    def heed(self, numbers: Iterable[int | None]) -> None:
+        """Take over a signal that another process of the job has received."""
+        for number in numbers:
+            if number is not None:
+                self.number = number
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; the next one has the system's own effect, whatever the process is doing."""

@@ -12,8 +12,8 @@ import copy
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,29 @@ from typing import Any
 import gymnasium as gym
 import torch
 from rich.console import Console
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.state import TrainingState
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report import html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
-from rlgkd.scripts.runs.changed_settings import changed_settings, restore
 from rlgkd.scripts.runs.events import events_if_installed
 from rlgkd.scripts.runs.folder import (
     CHECKPOINTS,
     CONFIG,
-    GROWING,
     MODEL,
     PROGRESS,
     ROLLOUTS,
@@ -54,36 +54,87 @@ from rlgkd.scripts.runs.folder import (
     check_new,
     locked,
 )
-from rlgkd.scripts.runs.recorder import (
-    ProgressCsv,
-    Recorder,
-    TimesCsv,
-    cut_rows,
-    number_of_rows,
-    strict_json,
-    tokens_of_row,
-)
-from rlgkd.scripts.runs.rollouts import damaged_lines
+from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, strict_json
+from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import rewards_of, summarise
-from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids, with_day
+from rlgkd.scripts.runs.text_ids import text_ids, with_day
+from rlgkd.secret_masks import masked
 
 
-def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
-    """Train into a new folder; returns the report's path.
+def agreed_settings(read_settings: Callable[[], RunConfig]) -> RunConfig:
+    """The settings, which all processes of the job must have: what one of them refuses ends them all.
+
+    Raises: what `read_settings` raises; SettingError for a setting in which another process differs.
+    """
+    try:
+        settings: RunConfig | RlgkdError = read_settings()
+    except RlgkdError as error:
+        settings = error
+    ranks = join(TIMEOUT_MINUTES if isinstance(settings, RlgkdError) else settings.process_timeout)
+
+    def own() -> RunConfig:
+        if isinstance(settings, RlgkdError):
+            raise settings
+        return settings
+
+    agreed = ranks.together(own)
+    ranks.check_same({name: repr(value) for name, value in masked(agreed.flat()).items()})
+    return agreed
+
+
+def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None:
+    """Train into a new folder; returns the report's path, in the main process of several.
 
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
     """
-    check_new(out)
-    agent = build_agent(settings)
+    ranks = join(settings.process_timeout)
+    out = ranks.from_main(lambda: _checked_new(out))
+    agent = ranks.together(lambda: build_agent(settings))
     settings = with_day(settings, agent.task)
+    with ExitStack() as held:
+        ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
+        return _run(settings, agent, out, quiet)
+
+
+def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Path | None:
+    """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
+
+    Settings may have changed: by `key=value` overrides, which config.yaml then holds, or by an edit of that file; see
+    rlgkd.scripts.config.changes. The number of processes may have changed too. Returns as `start` does.
+
+    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
+    SettingError for a change that needs a new run.
+    """
+
+    def read_settings() -> RunConfig:
+        if not (out / CONFIG).exists():
+            raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
+        check_names(out)
+        return read(out / CONFIG, overrides)
+
+    settings = agreed_settings(read_settings)
+    ranks = join()
+    with ExitStack() as held:
+        ranks.together(lambda: held.enter_context(locked(out)) if ranks.main else None)
+        return _run(settings, ranks.together(lambda: build_agent(settings)), out, quiet)
+
+
+def _checked_new(out: Path) -> Path:
+    check_new(out)
+    return out
+
+
+@contextmanager
+def _new_folder(settings: RunConfig, out: Path) -> Iterator[None]:
+    """Hold a folder that has the run's config.yaml; one in which no training began is removed again after an error."""
     made = [folder for folder in out.parents if not folder.exists()]
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
-            return _run(settings, agent, out, quiet)
+            yield
         except RlgkdError:
             if not (out / PROGRESS).exists():  # refused before any training: leave nothing
                 shutil.rmtree(out)
@@ -91,23 +142,6 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path:
                     with suppress(OSError):  # another run has settled in it
                         parent.rmdir()
             raise
-
-
-def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Path:
-    """Continue a run's folder from its newest checkpoint that fits, or from its beginning if there is none yet.
-
-    Settings may have changed: by `key=value` overrides, which config.yaml then holds, or by an edit of that file; see
-    rlgkd.scripts.config.changes.
-
-    Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
-    SettingError for a change that needs a new run.
-    """
-    if not (out / CONFIG).exists():
-        raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
-    check_names(out)
-    settings = read(out / CONFIG, overrides)
-    with locked(out):
-        return _run(settings, build_agent(settings), out, quiet)
 
 
 def build_agent(settings: RunConfig) -> TextAlgorithm:
@@ -135,31 +169,34 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
         raise SettingError("env_settings", env_settings, str(error)) from error
 
 
-def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path:
+def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
 
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not agent.ranks.main)
     with stoppable(f"rlgkd train --resume {shlex.quote(str(out))}", console) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
 def _evaluated_run(
     settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
-) -> Path:
-    say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, into {out}")
+) -> Path | None:
+    ranks = agent.ranks
+    processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
+    say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, {processes}, into {out}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
         "split": settings.eval_split,
         "prompts": settings.eval_prompts,
         "seed": settings.eval_seed,
+        "ranks": ranks,
     }
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
     history = rewind(settings, agent, out, console)
-    if settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
+    if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
     before = evaluate(student, teacher, agent.task, **scored)
     taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
@@ -169,6 +206,8 @@ def _evaluated_run(
     )
     fit(settings, agent, out, stop, history, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
+    if not ranks.main:
+        return None
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
     if history:
@@ -180,81 +219,6 @@ def _evaluated_run(
     for remark in remarks(summary):
         say(console, remark, style="yellow")
     return page
-
-
-def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> list[Change]:
-    """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
-
-    Returns the settings that have changed since the run began.
-
-    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
-    changed with which it cannot go on. Nothing is cut then.
-    """
-    checkpoint.remove_stale(out)
-    skipped = []
-    for folder in checkpoint.whole(out / CHECKPOINTS):
-        training, size, state = _position(folder)
-        if lack := _lack(out, training, size):
-            skipped.append(f"{lack} of {folder.name}")
-            continue
-        if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
-            say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
-        new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
-        if not any(change.setting.startswith("env_settings.") for change in new):
-            check_text_ids(state.get("text_ids"), agent, settings.seed, out)
-        restore(folder, agent, training, new)
-        _cut(out, training.updates, size)
-        if damaged := damaged_lines(out / ROLLOUTS):
-            lost = (
-                f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
-            )
-            say(console, lost)
-        return [*earlier, *new]
-    _check_nothing_lost(settings, out, skipped)
-    _cut(out, 0, 0)
-    return []
-
-
-def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
-    """Return the state of training of a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
-
-    Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
-    """
-    state = checkpoint.read_state(folder)
-    try:
-        # Checkpoints of before the first release have the state as `counters`.
-        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
-        sizes = state["sizes"]
-        unknown = sorted(sizes.keys() - {*GROWING})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
-    size = sizes.get(ROLLOUTS)
-    if unknown or not isinstance(size, int) or size < 0:
-        remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
-        raise CheckpointError("checkpoint", str(folder), remedy)
-    return training, size, state
-
-
-def _lack(out: Path, training: TrainingState, size: int) -> str | None:
-    """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
-    rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
-    if rows < training.updates:
-        return f"{PROGRESS} has {rows} of the {training.updates} updates"
-    if training.updates and tokens_of_row(out / PROGRESS, training.updates) != training.timesteps:
-        return f"{PROGRESS} lacks the {training.timesteps} tokens in row {training.updates}"
-    return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
-
-
-def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> None:
-    """Raise CheckpointError if a run that no checkpoint continues has had some; a short one may have had none yet."""
-    lost = [*checkpoint.damages(out / CHECKPOINTS), *skipped]
-    rows = number_of_rows(out / PROGRESS)
-    if not lost and (rows or _size(out / ROLLOUTS)):  # `fit` makes the folder before it trains
-        had = not (out / CHECKPOINTS).is_dir() or (out / SUMMARY).exists() or rows > settings.checkpoint_every
-        lost = [f"{CHECKPOINTS} is missing or empty after {rows} updates"] if had else []
-    if lost:
-        again = f"rlgkd train {shlex.quote(str(out / CONFIG))} --out ANOTHER"
-        raise CheckpointError("resume", str(out), f"{'; '.join(lost)}; put it back, or begin again: {again}")
 
 
 def fit(
@@ -273,19 +237,38 @@ def fit(
 
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
-    with checkpoint.writing(out / CHECKPOINTS):
-        (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-    outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
-    with checkpoint.GrowingFile(out / ROLLOUTS) as rollouts, closing(Logger(str(out), outputs)) as logger:
-        agent.set_logger(logger)
-        remaining = settings.tokens - agent.num_timesteps
+    remaining, ranks = settings.tokens - agent.num_timesteps, agent.ranks
+    with ExitStack() as held:
+        callback: MaybeCallback = _GoesOn(stop)
+        agent.set_logger(Logger(None, []))
+        if ranks.main:
+            with checkpoint.writing(out / CHECKPOINTS):
+                (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
+            outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
+            rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
+            agent.set_logger(held.enter_context(closing(Logger(str(out), outputs))))
+            if remaining > 0:
+                ids = text_ids(agent, settings.seed)
+                recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
+                callback = held.enter_context(closing(recorder))
         if remaining > 0:
-            ids = text_ids(agent, settings.seed)
-            recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
             keep_freed_memory_after_first(agent.policy.optimizer)
-            with stop.at_whole_update(), closing(recorder):
-                agent.learn(remaining, callback=recorder, reset_num_timesteps=False)
-    _save_model(agent, out / MODEL)
+            with stop.at_whole_update():
+                agent.learn(remaining, callback=callback, reset_num_timesteps=False)
+                stop.heed(ranks.gather(lambda: stop.number))
+    if ranks.main:
+        _save_model(agent, out / MODEL)
+
+
+class _GoesOn(BaseCallback):
+    """Stops at a signal; the Recorder of the main process does too."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__()
+        self.stop = stop
+
+    def _on_step(self) -> bool:
+        return self.stop.number is None
 
 
 def _save_model(agent: TextAlgorithm, folder: Path) -> None:
@@ -300,16 +283,3 @@ def _save_model(agent: TextAlgorithm, folder: Path) -> None:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
-def _cut(out: Path, updates: int, size: int) -> None:
-    """Cut the growing files, which have at least so much (the times maybe less), to a number of updates."""
-    for name in (PROGRESS, TIMES):
-        cut_rows(out / name, updates)
-    if _size(out / ROLLOUTS) > size:
-        with (out / ROLLOUTS).open("r+") as rollouts:
-            rollouts.truncate(size)

@@ -82,3 +82,17 @@ def test_filters_are_options_of_evaluate_and_change_the_texts_alone(
     for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
         assert output(capsys, *command, *option) == greedy
     assert output(capsys, *command) != greedy
+
+
+def test_an_interrupted_command_says_that_it_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(what: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlgkd.scripts.listing.show", interrupted)
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "error")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["list"])
+    assert stop.value.code == 130 and capsys.readouterr().err.strip() == "rlgkd: stopped"

@@ -581,10 +581,15 @@ def test_an_exception_without_a_text_or_with_an_endless_one_is_described():
         def __str__(self) -> str:
             raise RuntimeError("no")
 
-    def reward(completion: str) -> float:
-        raise Unprintable
+    def raises(error: Exception):
+        def reward(completion: str) -> float:
+            raise error
 
-    assert describe_failure(Unprintable(), reward).startswith("Unprintable (")
+        return reward
+
     began = time.monotonic()
-    assert len(describe_failure(ValueError("x" * 10_000_000), reward)) < 1000
+    for error in (Unprintable(), ValueError("x" * 10_000_000)):
+        (score,) = Grader(raises(error))([Item(key="0", prompt="a")], ["b"])
+        assert math.isnan(score.reward) and score.failure.startswith(f"{type(error).__name__}:")
+        assert len(describe_failure(error, raises(error))) < 1000
     assert time.monotonic() - began < 5

@@ -1,0 +1,137 @@
+"""Brings a run's folder and its agent back to the newest checkpoint that fits both.
+
+Of several processes the main one looks and cuts; all of them load.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlgkd import checkpoint
+from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.state import TrainingState
+from rlgkd.errors import CheckpointError
+from rlgkd.scripts._console import say
+from rlgkd.scripts.config.changes import Change
+from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.runs.changed_settings import changed_settings, restore
+from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
+from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
+from rlgkd.scripts.runs.rollouts import damaged_lines
+from rlgkd.scripts.runs.text_ids import check_text_ids
+
+
+def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> list[Change]:
+    """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
+
+    Returns the settings that have changed since the run began.
+
+    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
+    changed with which it cannot go on. Nothing is cut then.
+    """
+    found = agent.ranks.from_main(lambda: _newest_that_fits(settings, agent, out, console))
+    if found is None:
+        if agent.ranks.main:
+            _cut(out, 0, 0)
+        return []
+    agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
+    if agent.ranks.main:
+        _cut(out, found.training.updates, found.size)
+        if damaged := damaged_lines(out / ROLLOUTS):
+            lost = (
+                f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
+            )
+            say(console, lost)
+    return [*found.earlier, *found.new]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A checkpoint from which a run goes on."""
+
+    folder: Path
+    training: TrainingState
+    size: int
+    """Bytes of rollouts.jsonl that it counts on."""
+    earlier: list[Change]
+    new: list[Change]
+    """Settings that changed before it was written, and since."""
+
+
+def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> _Found | None:
+    """Return the newest checkpoint that the growing files fit, or None if there is none yet; see `rewind`."""
+    checkpoint.remove_stale(out)
+    skipped: list[str] = []
+    for folder in checkpoint.whole(out / CHECKPOINTS):
+        training, size, state = _position(folder)
+        if lack := _lack(out, training, size):
+            skipped.append(f"{lack} of {folder.name}")
+            continue
+        if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
+            say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
+        new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
+        if not any(change.setting.startswith("env_settings.") for change in new):
+            check_text_ids(state.get("text_ids"), agent, settings.seed, out)
+        return _Found(folder=folder, training=training, size=size, earlier=earlier, new=new)
+    _check_nothing_lost(settings, out, skipped)
+    return None
+
+
+def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
+    """Return the state of training of a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
+
+    Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
+    """
+    state = checkpoint.read_state(folder)
+    try:
+        # Checkpoints of before the first release have the state as `counters`.
+        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
+        sizes = state["sizes"]
+        unknown = sorted(sizes.keys() - {*GROWING})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
+    size = sizes.get(ROLLOUTS)
+    if unknown or not isinstance(size, int) or size < 0:
+        remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
+        raise CheckpointError("checkpoint", str(folder), remedy)
+    return training, size, state
+
+
+def _lack(out: Path, training: TrainingState, size: int) -> str | None:
+    """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
+    rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
+    if rows < training.updates:
+        return f"{PROGRESS} has {rows} of the {training.updates} updates"
+    if training.updates and tokens_of_row(out / PROGRESS, training.updates) != training.timesteps:
+        return f"{PROGRESS} lacks the {training.timesteps} tokens in row {training.updates}"
+    return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
+
+
+def _check_nothing_lost(settings: RunConfig, out: Path, skipped: list[str]) -> None:
+    """Raise CheckpointError if a run that no checkpoint continues has had some; a short one may have had none yet."""
+    lost = [*checkpoint.damages(out / CHECKPOINTS), *skipped]
+    rows = number_of_rows(out / PROGRESS)
+    if not lost and (rows or _size(out / ROLLOUTS)):  # `fit` makes the folder before it trains
+        had = not (out / CHECKPOINTS).is_dir() or (out / SUMMARY).exists() or rows > settings.checkpoint_every
+        lost = [f"{CHECKPOINTS} is missing or empty after {rows} updates"] if had else []
+    if lost:
+        again = f"rlgkd train {shlex.quote(str(out / CONFIG))} --out ANOTHER"
+        raise CheckpointError("resume", str(out), f"{'; '.join(lost)}; put it back, or begin again: {again}")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _cut(out: Path, updates: int, size: int) -> None:
+    """Cut the growing files, which have at least so much (the times maybe less), to a number of updates."""
+    for name in (PROGRESS, TIMES):
+        cut_rows(out / name, updates)
+    if _size(out / ROLLOUTS) > size:
+        with (out / ROLLOUTS).open("r+") as rollouts:
+            rollouts.truncate(size)

@@ -1,0 +1,193 @@
+"""Trainings that tests/agents/test_ranks.py runs in one process and in two: `torchrun ... tests/rank_cases.py FOLDER`.
+
+Each case is an agent, some updates, and what is left of them: the tokens and rewards of every update, the metrics, the
+weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from safetensors.torch import save_file
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from rlgkd import ranks
+from rlgkd.agents import GRPO, PPO, Reinforce
+from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.envs import TextTask
+from rlgkd.envs.sb3 import TextVecEnv
+from rlgkd.errors import ProcessError, RewardError, SettingError
+
+UPDATES = 3
+WORDS = [chr(letter) for letter in range(ord("A"), ord("L"))]
+TOKENIZER = tiny.word_tokenizer(*WORDS)
+PROMPTS = [
+    {
+        "prompt": " ".join(WORDS[(n + k) % 11] for k in range(1 + n % 4)),
+        "reference": " ".join(WORDS[(2 * n + k) % 11] for k in range(2 + n % 3)),
+    }
+    for n in range(16)
+]
+
+
+def share_of_a(completions: list[str]) -> list[float]:
+    """A reward that differs from text to text."""
+    return [text.count("A") / 4 + text.count("B") / 8 for text in completions]
+
+
+async def slow_share_of_a(completions: list[str]) -> list[float]:
+    """The same, while the teacher's states are computed."""
+    await asyncio.sleep(0.2)
+    return share_of_a(completions)
+
+
+def answer(item: object, turns: list[str]) -> str | None:
+    """Say two words after a turn that is not the third."""
+    return "C D" if len(turns) < 5 else None
+
+
+def talk(**settings: Any) -> TextTask:
+    given = {"prompts": PROMPTS, "tokenizer": TOKENIZER, "reward": share_of_a}
+    return TextTask(**{**given, "max_new_tokens": 8, "max_prompt_tokens": 4, **settings})
+
+
+def learner(
+    kind: type[TextAlgorithm] = Reinforce, *, model: str = "llama", task: dict[str, Any] | None = None, **settings: Any
+) -> TextAlgorithm:
+    student, teacher = (tiny.model(model, vocabulary=len(WORDS) + 1, seed=seed) for seed in (0, 5))
+    settings = {"alpha": 0.5, "learning_rate": 1e-3, "prompts_per_update": 8, "token_budget": 96, **settings}
+    return kind(student, TextVecEnv(talk(**(task or {}))), teacher=teacher, gradient_norms_every=2, **settings)
+
+
+CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
+    "reinforce": lambda _: learner(),
+    "grpo, 2 epochs": lambda _: learner(GRPO, epochs=2, normalise_rewards=True, drop_even_groups=True),
+    "ppo, 2 epochs": lambda _: learner(PPO, epochs=2),
+    "divergence in the reward": lambda _: learner(
+        combination="in_reward", divergence="reverse_kl", estimator="sampled", advantage="batch_normalised"
+    ),
+    "divergence in the reward of ppo": lambda _: learner(
+        PPO, combination="in_reward", divergence="reverse_kl", estimator="sampled"
+    ),
+    "steered alpha and a horizon": lambda _: learner(divergence_target=0.3, horizon=0.5),
+    "mixed prompts": lambda _: learner(mixture="prompt", student_fraction=0.5),
+    "texts of the teacher": lambda folder: learner(
+        mixture="prompt", student_fraction=0.3, off_policy="teacher", teacher_texts=folder / "texts.jsonl"
+    ),
+    "teacher that generates": lambda _: learner(student_fraction=0.3, off_policy="teacher"),
+    "teacher that follows": lambda _: learner(teacher_decay=0.9),
+    "lora": lambda _: learner(lora_rank=4),
+    "ratio of a sequence": lambda _: learner(
+        GRPO, reduction="token_mean", ratio="sequence", epochs=2, clip_low=3e-3, clip_high=4e-3
+    ),
+    "bfloat16": lambda _: learner(GRPO, precision="bfloat16", alpha=0.3),
+    "7 prompts": lambda _: learner(prompts_per_update=7),
+    "1 prompt": lambda _: learner(prompts_per_update=1),
+    "t5": lambda _: learner(model="t5"),
+    "several turns": lambda _: learner(task={"reply": answer, "max_new_tokens": 16}),
+    "asynchronous reward": lambda _: learner(GRPO, task={"reward": slow_share_of_a}),
+    "student and teacher together": lambda _: learner(
+        behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
+    ),
+}
+
+
+class Texts(BaseCallback):
+    """Keeps what each update was made of, and ends after some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates: list[list[Any]] = []
+
+    def _on_rollout_end(self) -> None:
+        if not self.locals["going"]:
+            return
+        texts = [[t.item.key, t.item.prompt, t.sample, t.tokens_T.tolist(), t.score.reward] for t in
+                 self.model.trajectories]  # fmt: skip
+        self.updates.append([self.model.num_timesteps, texts])
+
+    def _on_step(self) -> bool:
+        return len(self.updates) < UPDATES
+
+
+def train(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the texts and metrics of all updates, and the weights after them."""
+    agent = CASES[name](folder)
+    rows, texts = tiny.Rows(), Texts()
+    agent.set_logger(Logger(None, [rows]))
+    agent.learn(10**6, callback=texts)
+    metrics = [{name: v for name, v in row.items() if not name.startswith("time/")} for row in rows.rows]
+    weights = {name: value.clone() for name, value in agent.modules.state_dict().items()}
+    return {"updates": texts.updates, "metrics": metrics, "state": agent.state.to_json()}, weights
+
+
+def failures() -> dict[str, str]:
+    """What a process raises if one of them fails."""
+    me = ranks.join()
+
+    def bad_reward(completions: list[str]) -> list[float]:
+        if me.rank == 1:
+            raise OSError("no disk")
+        return share_of_a(completions)
+
+    def other_weights() -> None:
+        student = tiny.model(vocabulary=len(WORDS) + 1, seed=me.rank)
+        Reinforce(student, TextVecEnv(talk()), alpha=0.0)
+
+    def one_stops() -> str:
+        agent = learner()
+        seen: list[int] = []
+
+        class Stop(BaseCallback):
+            def _on_step(self) -> bool:
+                return me.rank == 0 or self.model.state.updates < 1
+
+            def _on_rollout_end(self) -> None:
+                seen.append(self.locals["going"])
+
+        agent.learn(10**6, callback=Stop())
+        return f"{agent.state.updates} updates, {seen}, {agent.num_timesteps}"
+
+    def nested() -> None:
+        me.together(lambda: me.gather(lambda: 1 // (1 - me.rank)))
+
+    cases: dict[str, Callable[[], Any]] = {
+        "reward": lambda: learner(task={"reward": bad_reward, "max_failed_rewards": 0.0}).learn(10**6),
+        "weights": other_weights,
+        "stop": one_stops,
+        "nested": nested,
+    }
+    found = {}
+    for name, run in cases.items():
+        try:
+            found[name] = str(run())
+        except (RewardError, ProcessError, SettingError, ZeroDivisionError) as error:
+            found[name] = f"{type(error).__name__}: {error} {getattr(error, '__notes__', '')}"
+    return found
+
+
+def main(folder: Path) -> None:
+    """Run all cases in the processes of this job."""
+    me = ranks.join(1.0)
+    own = folder / str(me.rank)
+    own.mkdir(parents=True)
+    for number, name in enumerate(CASES):
+        told, weights = train(name, me.from_main(lambda: folder))
+        (own / f"{number}.json").write_text(json.dumps(told))
+        save_file({key: value.contiguous() for key, value in weights.items()}, own / f"{number}.safetensors")
+    (own / "failures.json").write_text(json.dumps(failures()))
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main(Path(sys.argv[1]))

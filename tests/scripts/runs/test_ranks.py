@@ -1,0 +1,164 @@
+"""`rlgkd train` in two processes: one folder, the texts of one process, any number of processes to go on with."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+SMALL = (
+    "agent=Reinforce", "alpha=0.5", "tokens=900", "prompts_per_update=4", "group_size=4", "eval_prompts=4",
+    "checkpoint_every=1", "learning_rate=0.001",
+)  # fmt: skip
+"""Some updates of 16 texts."""
+LONGER = "tokens=1500"
+"""Some updates more."""
+COMMAND = [sys.executable, "-m", "rlgkd.scripts", "train"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *COMMAND[2:]]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280, env=ENV)
+
+
+def texts(out: Path) -> list[tuple[str, int, str]]:
+    lines = map(json.loads, (out / "rollouts.jsonl").read_text().splitlines())
+    return [(line["key"], line["sample"], line["completion"]) for line in lines]
+
+
+def numbers(out: Path) -> list[list[float]]:
+    rows = list(csv.reader((out / "progress.csv").read_text().splitlines()))[1:]
+    return [[float(value) for value in row if value] for row in rows]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    names = ("progress.csv", "rollouts.jsonl", "model/model.safetensors")
+    return {name: (out / name).read_bytes() for name in names}
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_with_the_texts_of_one_process_and_either_number_goes_on(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = run(COMMAND, "quickstart", "--out", str(one), "--quiet", *SMALL)
+    both = run(TWO, "quickstart", "--out", str(two), "--quiet", *SMALL)
+    assert alone.returncode == both.returncode == 0, both.stderr
+    assert "1 process," in alone.stderr and both.stderr.count("2 processes,") == 1
+    assert both.stdout.strip() == str(two / "report.html")
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    assert texts(one) == texts(two)
+    summaries = [json.loads((out / "summary.json").read_text()) for out in (one, two)]
+    assert summaries[0]["before"] == summaries[1]["before"]  # evaluated to the bit alike
+    updates = len(numbers(one))
+    assert updates > 2
+    for ours, theirs in zip(numbers(one), numbers(two), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+    back = run(COMMAND, "--resume", str(two), "--quiet", LONGER)
+    forth = run(TWO, "--resume", str(one), "--quiet", LONGER)
+    assert back.returncode == forth.returncode == 0, forth.stderr
+    assert texts(one) == texts(two) and len(numbers(one)) == len(numbers(two)) > updates
+    weights, others = (load_file(out / "model" / "model.safetensors") for out in (one, two))
+    assert all((weights[name] - others[name]).abs().max() < 1e-4 for name in weights)
+
+
+def test_what_one_process_refuses_ends_both_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "import os\n\n\ndef reward(completions):\n"
+        "    if os.environ['RANK'] == '1':\n        raise OSError('no disk')\n    return [1.0] * len(completions)\n"
+    )
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "A farm"}\n{"prompt": "A school"}\n' * 8)
+    settings = (
+        "env=rlgkd/Dataset-v0", "student=embedded:grounded-student", "alpha=0", "eval_prompts=1",
+        "prompts_per_update=64", "env_settings.split_shares=null", "env_settings.max_new_tokens=4",
+        "env_settings.max_prompt_tokens=16",
+        f"env_settings.data={tmp_path / 'prompts.jsonl'}", f"env_settings.reward={tmp_path / 'failing.py'}:reward",
+    )  # fmt: skip
+    began = time.monotonic()
+    failed = run(TWO, "quickstart", "--out", str(tmp_path / "out"), "--quiet", *settings)
+    assert time.monotonic() - began < 120  # far below process_timeout
+    assert failed.returncode != 0
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("rlgkd: ")]
+    assert "reward: " in line and "no disk" in line and "raised on rank 1 of 2" in line
+
+
+def test_a_command_of_one_process_refuses_several_in_one_line(tmp_path: Path) -> None:
+    compare = [*TWO[:-1], "compare", "--out", str(tmp_path / "out")]
+    failed = run(compare)
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("rlgkd: ")]
+    assert failed.returncode != 0 and len(lines) == 1 and "rlgkd compare is one process" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(int(os.environ.get("RLGKD_KILLS", "3"))))
+def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
+    tmp_path: Path, whole: Path, kill: int
+) -> None:
+    """RLGKD_KILLS=20 kills as often, at as many moments."""
+    out = tmp_path / "killed"
+    launcher = subprocess.Popen(
+        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (out / "checkpoints").is_dir() or not any((out / "checkpoints").glob("step-*")):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.13 * kill)
+    ranks = children(launcher.pid)
+    if len(ranks) == 2:
+        began = time.monotonic()
+        os.kill(ranks[kill % 2], signal.SIGKILL)
+        assert launcher.wait(timeout=60) != 0 and time.monotonic() - began < 30
+        assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    launcher.wait(timeout=200)
+    again = run(TWO, "--resume", str(out), "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "stopped"
+    launcher = subprocess.Popen(
+        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not any(out.glob("checkpoints/step-*")):
+        time.sleep(0.02)
+    os.kill(children(launcher.pid)[1], signal.SIGTERM)  # one of the two alone: both must hear
+    _, printed = launcher.communicate(timeout=100)
+    assert launcher.returncode != 0 and printed.count("stopped; go on with: rlgkd train --resume") == 1
+    again = run(TWO, "--resume", str(out), "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert contents(out) == contents(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that was never stopped."""
+    out = tmp_path_factory.mktemp("ranks") / "whole"
+    done = run(TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a launcher has started, in the order of their ids."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) == parent:
+                found.append(int(folder.name))
+    return sorted(found)
