@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from rlgkd.envs.episodes import Episodes
 from rlgkd.envs.registry import registered_settings
+from rlgkd.envs.task import TextTask
 from rlgkd.envs.task_makers import build_task
 from rlgkd.errors import SettingError
 from rlgkd.types import Task
@@ -39,7 +40,7 @@ class TextVecEnv(VecEnv):
         self, task: Task | str | None = None, *, num_envs: int = 1, split: str = "train", **settings: Any
     ) -> None:
         """Make the rows from a task, a task's import path, or the settings of `TextTask`."""
-        self.task = build_task(task, **settings)
+        self.task = build_task(task, TextTask, **settings)
         self.split = split
         self._episodes = Episodes(self.task, split, num_envs)
         self.render_mode = None  # VecEnv's constructor asks for it

@@ -17,7 +17,7 @@ from rlgkd.envs.data.items import Shares, read_items
 from rlgkd.envs.rewards.global_state import restored_state
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.registry import reward_from
-from rlgkd.envs.rewards.user_errors import describe_failure
+from rlgkd.envs.rewards.user_errors import callable_name, callable_names, describe_failure
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.envs.text.teacher_format import teacher_format
@@ -359,13 +359,3 @@ class TextTask:
         if ids and self.grader.asks_for("tokens"):
             extra["tokens"] = [[str(self.tokenizer.decode([token])) for token in row] for row in ids]
         return extra
-
-
-def callable_names(functions: Sequence[object]) -> list[str]:
-    """Return the names of functions or their import paths."""
-    return [given if isinstance(given, str) else callable_name(given) for given in functions]
-
-
-def callable_name(function: object) -> str:
-    """Return a function's name, or the name of the type of a callable object."""
-    return getattr(function, "__name__", type(function).__name__)

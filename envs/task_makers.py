@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from rlgkd.envs.rewards.user_errors import describe_failure
-from rlgkd.envs.task import TextTask, callable_name
+from rlgkd.envs.rewards.user_errors import callable_name, describe_failure
 from rlgkd.errors import RlgkdError, SettingError
 from rlgkd.imports import import_object
 from rlgkd.ops._registry import UnknownSettingError, keywords, takes_any
 from rlgkd.types import Task
 
 
-def build_task(task: Task | Callable[..., Task] | str | None, **settings: Any) -> Task:
-    """Return a task: as given, from its maker, from the maker's import path, or from the settings of `TextTask`.
+def build_task(task: Task | Callable[..., Task] | str | None, default: Callable[..., Task], /, **settings: Any) -> Task:
+    """Return a task: as given, from its maker, from the maker's import path, or from the `default` maker's settings.
 
     Raises: SettingError for a maker that raises, makes no task, or does not take a setting; what the task raises.
     """
@@ -29,7 +28,7 @@ def build_task(task: Task | Callable[..., Task] | str | None, **settings: Any) -
         if settings:
             raise SettingError("task", sorted(settings), "a ready task takes no further settings")
         return task
-    return TextTask(**settings)
+    return default(**settings)
 
 
 def _call_maker(maker: Callable[..., Task], path: str, settings: dict[str, Any]) -> Task:

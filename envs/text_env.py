@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlgkd.envs.episodes import Episodes
+from rlgkd.envs.task import TextTask
 from rlgkd.envs.task_makers import build_task
 from rlgkd.types import Task
 
@@ -33,7 +34,7 @@ class TextGenerationEnv(gym.Env[np.ndarray, np.int64]):
         self, task: Task | str | None = None, *, split: str = "train", render_mode: str | None = None, **settings: Any
     ) -> None:
         """Make the environment from a task, a task's import path, or the settings of `TextTask` (prompts, reward)."""
-        self.task = build_task(task, **settings)
+        self.task = build_task(task, TextTask, **settings)
         self.split = split
         self.render_mode = render_mode
         self._episodes = Episodes(self.task, split, 1)

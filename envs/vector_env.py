@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlgkd.envs.episodes import Episodes
+from rlgkd.envs.task import TextTask
 from rlgkd.envs.task_makers import build_task
 from rlgkd.errors import SettingError
 from rlgkd.types import Task
@@ -45,7 +46,7 @@ class TextVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         modes = {mode.value: mode for mode in AutoresetMode}
         if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
             raise SettingError("autoreset_mode", autoreset_mode, f"choose one of {', '.join(modes)}")
-        self.task = build_task(task, **settings)
+        self.task = build_task(task, TextTask, **settings)
         self.split = split
         self.num_envs = num_envs
         self._mode = AutoresetMode(autoreset_mode)

@@ -7,7 +7,7 @@ import concurrent.futures
 import functools
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ def describe_failure(error: BaseException, function: Callable[..., Any]) -> str:
     else:
         place = _definition(function)
     return f"{type(error).__name__}: {message} ({place})" if message else f"{type(error).__name__} ({place})"
+
+
+def callable_names(functions: Sequence[object]) -> list[str]:
+    """Return the names of functions or their import paths."""
+    return [given if isinstance(given, str) else callable_name(given) for given in functions]
+
+
+def callable_name(function: object) -> str:
+    """Return a function's name, or the name of the type of a callable object."""
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _definition(function: Any) -> str:

@@ -26,7 +26,7 @@ def top_k_mask(
         model: A name, or a loaded causal model, none of whose parameters requires a gradient.
         k: From 1.
         tokenizer: That of a loaded model.
-        keep_end: Allow the end token as well; False if a text shall end only where the model would end it.
+        keep_end: Allow all end tokens as well; False if a text shall end only where the model would end it.
 
     Raises:
         SettingError: k below 1, a model that can move, a loaded model without tokenizer; ModelError as `load` does.
@@ -51,7 +51,7 @@ def top_k_mask(
         likeliest_BK = logits_BV.topk(min(k, lm.vocabulary), dim=-1).indices
         allowed_BV = torch.zeros_like(logits_BV, dtype=torch.bool).scatter_(1, likeliest_BK, True)
         if keep_end:
-            allowed_BV[:, lm.end] = True
+            allowed_BV[:, sorted(lm.end_ids)] = True
         return allowed_BV.to(tokens_BT.device)
 
     return mask

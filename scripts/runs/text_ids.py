@@ -46,7 +46,7 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
     found = {
         "vocabulary of the tokenizer": _digest(vocabulary),
         "end tokens": sorted(task_end_ids(task)),
-        "token ids of the first prompts (data, chat template, tokenizer)": _digest(
+        "token ids of the first prompts (data, chat template and its day, tokenizer)": _digest(
             [task.encode_prompt(item) for item in items]
         ),
     }

@@ -25,20 +25,20 @@ def test_a_task_is_built_from_an_import_path_with_its_settings(
     module.maker = make_task  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "somewhere", module)
     for maker in ("somewhere:maker", make_task):
-        assert build_task(maker, max_new_tokens=3).max_new_tokens == 3
+        assert build_task(maker, TextTask, max_new_tokens=3).max_new_tokens == 3
     with pytest.raises(SettingError, match="task: 'somewhere:else' does not work; it could not be imported"):
-        build_task("somewhere:else")
+        build_task("somewhere:else", TextTask)
 
 
 def test_an_id_where_an_import_path_belongs_is_refused() -> None:
     with pytest.raises(SettingError, match=r"registered id to gym\.make"):
-        build_task("rlgkd/GroundedSummary-v0")
+        build_task("rlgkd/GroundedSummary-v0", TextTask)
 
 
 def test_a_ready_task_takes_no_further_settings(task: TextTask) -> None:
-    assert build_task(task) is task
+    assert build_task(task, TextTask) is task
     with pytest.raises(SettingError, match="takes no further settings"):
-        build_task(task, max_new_tokens=3)
+        build_task(task, TextTask, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("make", [TextTask, TextGenerationEnv, TextVectorEnv])

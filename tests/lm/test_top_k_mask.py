@@ -32,6 +32,15 @@ def test_the_models_k_likeliest_tokens_and_the_end_are_allowed(k, gradients):
     assert (without.sum(1) == min(k, 6)).all()
 
 
+def test_every_end_token_of_the_model_is_allowed():
+    words = tiny.word_tokenizer("A", "B", "C", "D", "E")
+    words.add_special_tokens({"additional_special_tokens": ["D", "E"]})
+    module = frozen()
+    module.generation_config.eos_token_id = [0, 4, 5]
+    allowed_BV = top_k_mask(module, 1, tokenizer=words)(ROWS)
+    assert allowed_BV[:, [0, 4, 5]].all() and (allowed_BV.sum(1) <= 4).all()
+
+
 def test_a_model_that_can_move_is_refused():
     module = tiny.model(vocabulary=6)
     with pytest.raises(SettingError, match="it can move; give a frozen copy"):
