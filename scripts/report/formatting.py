@@ -48,6 +48,11 @@ def thousands(x: float) -> str:
     return signed(f"{x:.3g}")
 
 
+def whole(x: float) -> str | None:
+    """Write a whole number with its thousands: `268,800`; None if it is not known."""
+    return f"{x:,.0f}" if math.isfinite(x) else None
+
+
 def visible(text: str) -> str:
     """Replace all but printable ASCII: plot fonts lack the rest, and a terminal obeys control characters."""
     return re.sub(r"[^ -~]+", "?", text)

@@ -13,6 +13,8 @@ from rlgkd.statistics import Interval
 
 UNIT_RANGE: Final = (0.0, 1.0)
 POSITIVE: Final = (0.0, math.inf)
+LEAST_BASE: Final = 1e-3
+"""The least start of which a change is written in percent; a divergence below it is one of a model to itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Metric:
         if not math.isfinite(x):
             return DASH
         text = f"{100 * x:+.1f} points" if self.share else f"{x:+.{self.digits}f}"
-        if self.relative and math.isfinite(start) and start != 0:
+        if self.relative and start >= LEAST_BASE:  # NaN is not
             text += f" ({100 * x / abs(start):+.0f}%)"
         return signed(text)
 
@@ -198,14 +200,15 @@ def in_report_order(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: order.get(key, len(order)))
 
 
-def verdict(metric: Metric, change: Interval) -> str:
-    """Judge a change by its interval; returns a key of `MARKS`."""
+def verdict(metric: Metric, change: Interval, start: float = math.nan) -> str:
+    """Judge a change by its interval, and of a training by its start; returns a key of `MARKS`."""
     if not (math.isfinite(change.low) and math.isfinite(change.high)):
         return ""
     if change.sign == 0:
         return "unclear"
-    if not metric.better:
-        return "changed"  # such as the length: neither direction is better
+    # Neither direction of a length is better; and if the teacher is the start, any training moves away from it.
+    if not metric.better or (metric.relative and start < LEAST_BASE):
+        return "changed"
     return "better" if change.sign == metric.better else "worse"
 
 
@@ -257,7 +260,7 @@ def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
                 after=after,
                 teacher=teacher,
                 change=change,
-                mark=verdict(metric, change),
+                mark=verdict(metric, change, before.mean),
             )
         )
     return rows

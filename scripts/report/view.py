@@ -8,18 +8,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from rlgkd.errors import one_line
 from rlgkd.scripts.report.examples import Example, read_example
+from rlgkd.scripts.report.formatting import whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
 from rlgkd.scripts.report.plots import dumbbells, training_curves
+from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import RunFiles
 from rlgkd.statistics import Floats
 
 HEADLINES: Final = ("truth", "reward", "rouge2", "reverse_kl")
 """Measures of the headline, the first that is known first: the oracle, which cannot be exploited, before the reward."""
-LONGEST_VALUE: Final = 60
-"""Characters of a changed setting's value that are shown."""
 UNSEEN_BY_REWARD: Final = ("truth", "parsable", "coverage", "rouge2")
 """Measures whose fall, while the reward rises, says that the reward is exploited."""
 
@@ -70,7 +69,7 @@ def facts(
         if not math.isfinite(number):
             values = progress.get(column, np.empty(0))
             number = float(np.nanmax(values)) if np.isfinite(values).any() else math.nan
-        return _whole(number)
+        return whole(number)
 
     alpha = to_float(text("alpha"))
     alpha_end = to_float(summary.get("alpha_end"))
@@ -84,43 +83,10 @@ def facts(
         "beta": text("beta") if divergence == "jsd" else None,
         "updates": count("updates", "time/iterations"),
         "tokens": count("tokens", "time/total_timesteps"),
-        "tokens_requested": _whole(to_float(config.get("tokens"))),
+        "tokens_requested": whole(to_float(config.get("tokens"))),
         "prompts": count("prompts"),
         "time": _duration(seconds) if math.isfinite(seconds) else None,
     }
-
-
-def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each setting that was changed, one for a reward that never differed, one if it failed."""
-    rewards = to_mapping(summary.get("rewards"))
-    always, scored, failed = (to_float(rewards.get(name)) for name in ("always", "scored", "failed"))
-    sentences = [
-        f"A setting was changed while the run was stopped: {change}." for change in _changes(summary.get("changes"))
-    ]
-    if math.isfinite(always):
-        sentences.append(
-            f"The reward was the same, {always:.3f}, for all samples: nothing to learn from; look at rollouts.jsonl."
-        )
-    if failed > 0:
-        reason = str(rewards.get("first_failure") or "it returned NaN")
-        sentences.append(
-            f"The reward failed for {failed:,.0f} of {scored:,.0f} samples, which were left out. First: {reason}"
-        )
-    return sentences
-
-
-def _changes(value: object) -> list[str]:
-    """Return how a summary's changed settings read; entries that are none are left out."""
-    entries = [entry for entry in to_list(value) if isinstance(entry, Mapping)]
-    return [
-        f"{entry.get('setting')} from {_shown(entry.get('old'))} to {_shown(entry.get('new'))}"
-        f" after {_whole(to_float(entry.get('tokens'))) or 'an unknown number of'} tokens"
-        for entry in entries
-    ]
-
-
-def _shown(value: object) -> str:
-    return one_line("none" if value is None else value, LONGEST_VALUE)
 
 
 def headlines(rows: Sequence[MeasureRow], summary: Mapping[str, Any]) -> list[MeasureRow]:
@@ -137,10 +103,6 @@ def exploited(rows: Sequence[MeasureRow]) -> list[str]:
     if marks.get("reward") != "better":
         return []
     return [METRICS[key].label for key in UNSEEN_BY_REWARD if marks.get(key) == "worse"]
-
-
-def _whole(number: float) -> str | None:
-    return f"{number:,.0f}" if math.isfinite(number) else None
 
 
 def _duration(seconds: float) -> str:

@@ -37,7 +37,8 @@ from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
-from rlgkd.scripts.report import html, terminal, view
+from rlgkd.scripts.report import html, terminal
+from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 from rlgkd.scripts.runs.events import events_if_installed
 from rlgkd.scripts.runs.folder import (
@@ -215,7 +216,7 @@ def _evaluated_run(
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
     console.print(terminal.score_table(summary))
-    for remark in view.remarks(summary):
+    for remark in remarks(summary):
         say(console, remark, style="yellow")
     return page
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rlgkd
 from rlgkd.errors import RewardError
 from rlgkd.scripts import cli
 from rlgkd.scripts.runs import train
@@ -51,6 +52,10 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         cli.main(arguments)
     assert left.value.code in (0, None)
     return capsys.readouterr().out
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output(capsys, "--version") == f"rlgkd {rlgkd.__version__}\n"
 
 
 def test_filters_and_stop_strings_are_options_of_generate(

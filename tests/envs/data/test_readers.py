@@ -118,7 +118,7 @@ def test_a_line_of_a_million_characters_is_read_and_reported_by_its_length(name:
     (tmp_path / name).write_text(json.dumps({"prompt": text}) if name == "a.jsonl" else f"prompt\n{text}\n")
     item = read_items(tmp_path / name, split_shares=None).item("test", 0, 0)
     assert item.prompt == text and csv.field_size_limit() == limit
-    with pytest.raises(DataError, match=r"it has \d{6} tokens; shorten it or raise max_prompt_tokens") as caught:
+    with pytest.raises(DataError, match=r"it has 999,999 characters; shorten it or raise max_prompt_tokens") as caught:
         TextTask(prompts=tmp_path / name, reward=nothing, tokenizer=EMBEDDED, split_shares=None)
     assert len(str(caught.value)) < 200
 

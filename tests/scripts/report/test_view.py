@@ -13,7 +13,7 @@ from sample_run import interval, make_run
 
 from rlgkd.scripts.report.lenient import to_interval
 from rlgkd.scripts.report.run_files import read_run
-from rlgkd.scripts.report.view import remarks, run_view
+from rlgkd.scripts.report.view import run_view
 
 
 @pytest.fixture
@@ -67,13 +67,6 @@ def test_a_reward_that_rose_while_truth_fell_is_called_out(tmp_path: Path) -> No
     assert view(make_run(tmp_path, summary))["exploited"] == ["Truth"]
     summary["change"]["reward"] = interval(0.0, 0.05)
     assert view(make_run(tmp_path, summary))["exploited"] == []
-
-
-def test_failed_rewards_are_reported_with_the_first_reason() -> None:
-    assert remarks(sample_run.summary()) == []
-    rewards = {"scored": 1920, "failed": 12, "first_failure": "ValueError: no", "always": None}
-    (remark,) = remarks({"rewards": rewards})
-    assert remark == "The reward failed for 12 of 1,920 samples, which were left out. First: ValueError: no"
 
 
 def test_a_reward_that_never_differed_is_remarked_and_no_headline(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from rlgkd import checkpoint
 from rlgkd.errors import SettingError
 from rlgkd.scripts.config.changes import NEEDS_A_NEW_RUN, changes
 from rlgkd.scripts.config.run import RunConfig, check, read
+from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import read_run
-from rlgkd.scripts.report.view import remarks
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.recorder import read_rows
 

@@ -1,0 +1,103 @@
+"""Sentences about a finished run that its table does not say: what was changed, failed, collapsed or was exploited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rlgkd.errors import one_line
+from rlgkd.scripts.report.formatting import whole
+from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
+from rlgkd.scripts.report.metrics import MeasureRow, measure_rows
+
+LONGEST_VALUE: Final = 60
+"""Characters of a changed setting's value that are shown."""
+COLLAPSED: Final = 0.1
+"""Texts have collapsed if their entropy is below this share of the start's and of the teacher's."""
+RANDOM: Final = 3.0
+"""Texts have become random if their entropy is above this multiple of the start's and of the teacher's."""
+LEFT_TEACHER: Final = 3.0
+"""The student has left the teacher if the reverse KL is above this multiple of the start's, and above 1 nat."""
+NEVER_ENDED: Final = 0.05
+"""Texts do not end if fewer than this share of them end by themselves."""
+OTHER_LENGTH: Final = 1.3
+"""The factor in length from which on a rise of the reward may be one of length alone."""
+
+
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """Return the sentences on a `summary.json`, each with what to look at or to change."""
+    of_reward = _of_reward(to_mapping(summary.get("rewards")))
+    return [*_changes(summary.get("changes")), *of_reward, *_of_texts(measure_rows(summary))]
+
+
+def _changes(value: object) -> list[str]:
+    """One for each setting that was changed; entries that are none are left out."""
+    return [
+        f"A setting was changed while the run was stopped: {entry.get('setting')} from {_shown(entry.get('old'))}"
+        f" to {_shown(entry.get('new'))} after {whole(to_float(entry.get('tokens'))) or 'an unknown number of'} tokens."
+        for entry in to_list(value)
+        if isinstance(entry, Mapping)
+    ]
+
+
+def _shown(value: object) -> str:
+    return one_line("none" if value is None else value, LONGEST_VALUE)
+
+
+def _of_reward(rewards: Mapping[str, Any]) -> list[str]:
+    """One for a reward that never differed, one if it failed."""
+    always, scored, failed = (to_float(rewards.get(name)) for name in ("always", "scored", "failed"))
+    sentences = []
+    if math.isfinite(always):
+        sentences.append(
+            f"The reward was the same, {always:.3f}, for all samples: nothing to learn from; look at rollouts.jsonl."
+        )
+    if failed > 0:
+        reason = str(rewards.get("first_failure") or "it returned NaN")
+        sentences.append(
+            f"The reward failed for {failed:,.0f} of {scored:,.0f} samples, which were left out. First: {reason}"
+        )
+    return sentences
+
+
+def _of_texts(rows: Sequence[MeasureRow]) -> list[str]:
+    """One for each way in which the texts have gone wrong; a comparison with an unknown value is false."""
+    by_key = {row.metric.key: row for row in rows}
+    sentences = []
+    if entropy := by_key.get("entropy"):
+        before, after = entropy.before.mean, entropy.after.mean
+        least, most = _range_with_teacher(entropy)
+        course = f"the entropy of a token went from {before:.3f} to {after:.3f} nats"
+        if after < COLLAPSED * least:
+            sentences.append(
+                f"The texts have collapsed: {course}, so nearly the same is written whatever the prompt. Read them; "
+                "lower learning_rate, or raise alpha or entropy_bonus."
+            )
+        if after > RANDOM * most > 0:
+            sentences.append(f"The texts have become random: {course}. Read them; lower learning_rate.")
+    if (kl := by_key.get("reverse_kl")) and kl.after.mean > max(1.0, LEFT_TEACHER * kl.before.mean):
+        sentences.append(
+            f"The student has left its teacher: the reverse KL went from {kl.before.mean:.3f} to {kl.after.mean:.3f} "
+            "nats/token. Read the texts; lower learning_rate, or raise alpha."
+        )
+    if (ended := by_key.get("ended")) and ended.after.mean < NEVER_ENDED:
+        sentences.append(
+            f"{100 * ended.after.mean:.1f}% of the texts end by themselves; the others are cut at the limit. Raise "
+            "max_new_tokens, give a stop string, or teach the student to end."
+        )
+    reward, length = by_key.get("reward"), by_key.get("length")
+    if reward and length and reward.mark == "better":
+        before, after = length.before.mean, length.after.mean
+        if after > OTHER_LENGTH * before or before > OTHER_LENGTH * after:
+            sentences.append(
+                f"The reward rose while the texts went from {before:.1f} to {after:.1f} tokens. Read them: a reward "
+                "that pays for length is raised by length alone."
+            )
+    return sentences
+
+
+def _range_with_teacher(row: MeasureRow) -> tuple[float, float]:
+    """The least and the greatest of the start's value and the teacher's, if that is known."""
+    known = [value for value in (row.before.mean, row.teacher.mean) if math.isfinite(value)]
+    return (min(known), max(known)) if known else (math.nan, math.nan)
