@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm import LanguageModel, decode, load, load_tokenizer, model_names, save
+from rlgkd.lm.loading import load_config
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 
@@ -182,3 +183,12 @@ def test_missing_or_repeated_layers_are_refused(layers):
 def test_a_model_without_a_list_of_layers_cannot_be_cut():
     with pytest.raises(ModelError, match="gpt2"):
         load(tiny.model("gpt2", vocabulary=4), layers=[0])
+
+
+def test_a_path_of_a_gguf_file_is_a_models_name(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"no GGUF")
+    for opener in (load, load_config, load_tokenizer):
+        with pytest.raises(ModelError, match=r"model\.gguf' does not work; it could not be opened") as caught:
+            opener(file)
+        assert "\n" not in str(caught.value)
