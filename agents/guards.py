@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,14 +55,14 @@ def _no_gradient(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
 
 GUARDS: Final = (
     Guard(
-        name="entropy",
+        name="collapsed",
         fires=_collapsed,
         updates=3,
         message="entropy: it fell from {first_entropy:.3g} to {entropy:.3g} nats a token: the texts collapse into one; "
         "read them, and lower learning_rate, or raise alpha or entropy_bonus",
     ),
     Guard(
-        name="entropy",
+        name="random",
         fires=_random,
         updates=3,
         message="entropy: it rose from {first_entropy:.3g} to {entropy:.3g} nats a token, near that of random tokens; "
@@ -93,27 +93,31 @@ GUARDS: Final = (
 
 @dataclass
 class Watch:
-    """The guards over the updates of one training."""
+    """The guards over the updates of one training, and its other warnings, each of them once."""
 
     log_vocabulary: float
-    guards: Sequence[Guard] = GUARDS
+    """In nats."""
+    speaks: bool = True
+    """Whether warnings are logged: of several processes by one."""
     first: Metrics = field(default_factory=dict)
-    _streaks: dict[int, int] = field(default_factory=dict)
-    _reported: set[int] = field(default_factory=set)
+    """Those of the first update since the agent was built."""
+    _streaks: dict[str, int] = field(default_factory=dict)
+    _reported: set[str] = field(default_factory=set)
 
-    def see(self, metrics: Metrics) -> list[str]:
-        """Warn of what this update shows, and return the sentences."""
+    def see(self, metrics: Metrics) -> None:
+        """Warn of what this update shows."""
         self.first = self.first or dict(metrics)
-        said = []
-        for index, guard in enumerate(self.guards):
+        for guard in GUARDS:
             fires = guard.fires(self.first, metrics, self.log_vocabulary)
-            self._streaks[index] = self._streaks.get(index, 0) + 1 if fires else 0
-            if self._streaks[index] >= guard.updates and index not in self._reported:
-                self._reported.add(index)
-                said.append(guard.message.format(**_names(metrics), **_names(self.first, "first_")))
-        for sentence in said:
-            _log.warning("%s", sentence)
-        return said
+            streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
+            if streak >= guard.updates:
+                self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(self.first, "first_")))
+
+    def warn_once(self, name: str, message: str) -> None:
+        """Log a warning, unless one of this name has been."""
+        if name not in self._reported and self.speaks:
+            _log.warning("%s", message)
+        self._reported.add(name)
 
 
 def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:

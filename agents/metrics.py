@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,6 @@ from rlgkd.objective import Objective
 from rlgkd.ops.running_mean_std import RunningMeanStd
 from rlgkd.types import ON_POLICY, StopReason, Trajectory
 
-_log = logging.getLogger(__name__)
 CONSTANT_UPDATES = 5
 """Updates with a constant reward before the warning."""
 LONG_TEXT = 32
@@ -46,24 +44,19 @@ def constant_reward(seen: RunningMeanStd, rollout: Rollout, objective: Objective
     return seen.mean if seen.count and seen.is_constant and not per_action and objective.alpha < 1 else None
 
 
-def warn_of_constant_reward(reward: float, samples: int) -> None:
-    """Say once that there is nothing to learn from."""
-    _log.warning(
-        "reward: the same, %.3f, for all %d samples so far: nothing to learn from; look at the texts "
-        "(rollouts.jsonl of a run, or the agent's trajectories)",
-        reward,
-        samples,
+def of_constant_reward(reward: float, samples: int) -> str:
+    """What is said of a reward that never differs."""
+    return (
+        f"reward: the same, {reward:.3f}, for all {samples} samples so far: nothing to learn from; look at the texts "
+        "(rollouts.jsonl of a run, or the agent's trajectories)"
     )
 
 
-def warn_of_reductions(objective: Objective, beta: float) -> None:
-    """Say once that alpha is not what it looks like, because the two terms do not share their normaliser."""
-    _log.warning(
-        "alpha: %g is a beta of %.2g at texts of this length, and of %.2g with one reduction for both terms; "
-        "set reduction alone, or choose alpha for this beta (docs/choosing-alpha.md)",
-        objective.alpha,
-        beta,
-        objective.alpha / (1 - objective.alpha),
+def of_reductions(alpha: float, beta: float) -> str:
+    """What is said of an alpha that is not what it looks like, because the two terms do not share their normaliser."""
+    return (
+        f"alpha: {alpha:g} is a beta of {beta:.2g} at texts of this length, and of {alpha / (1 - alpha):.2g} with one "
+        "reduction for both terms; set reduction alone, or choose alpha for this beta (docs/choosing-alpha.md)"
     )
 
 

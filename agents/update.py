@@ -119,14 +119,15 @@ def term_weights(
 
     The policy term has on-policy rows that are valid, the divergence has all rows.
     """
+    of_policy, of_divergence = objective.reductions
     lengths_B = _lengths(trajectories)
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     counted_B = lengths_B * (valid_B | ~on_policy_B)
-    policy_B = on_policy_B * _reduced(objective.policy_reduction or objective.reduction, counted_B, max_new_tokens)
+    policy_B = on_policy_B * _reduced(of_policy, counted_B, max_new_tokens)
     if on_policy_B.any():
         # One batch in 1 / lambda is on-policy: with this weight its policy term has Eq. 5's expectation.
         policy_B = policy_B / objective.student_fraction
-    return policy_B, _reduced(objective.divergence_reduction or objective.reduction, lengths_B, max_new_tokens)
+    return policy_B, _reduced(of_divergence, lengths_B, max_new_tokens)
 
 
 def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajectory], max_new_tokens: int) -> float:
@@ -135,9 +136,8 @@ def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajector
     Times alpha / (1 - alpha) it is beta, the weight of the divergence in E[r] - beta D.
     """
     lengths_B = _lengths(trajectories)
-    names = (objective.divergence_reduction, objective.policy_reduction)
-    weighs = [(_reduced(name or objective.reduction, lengths_B, max_new_tokens) * lengths_B).sum() for name in names]
-    return float(weighs[0] / weighs[1])
+    weighs = [(_reduced(name, lengths_B, max_new_tokens) * lengths_B).sum() for name in objective.reductions]
+    return float(weighs[1] / weighs[0])
 
 
 def _lengths(trajectories: Sequence[Trajectory]) -> Tensor:

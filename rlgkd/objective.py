@@ -157,6 +157,11 @@ class Objective(Settings):
         return self.estimator == "sampled" and self.divergence.name == "forward_kl"
 
     @property
+    def reductions(self) -> tuple[Reduction, Reduction]:
+        """Of the policy term, and of the divergence."""
+        return self.policy_reduction or self.reduction, self.divergence_reduction or self.reduction
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether a token's loss depends on what comes later in its sequence, which must then be known first."""
         return (self.horizon > 0 and self.alpha > 0) or self.ratio == "sequence"

@@ -17,10 +17,18 @@ FINE = {"train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "
 LOG_VOCABULARY = math.log(1000)
 
 
-def said(*updates: dict[str, float]) -> list[str]:
-    """The settings or numbers that the sentences begin with."""
-    watch = Watch(LOG_VOCABULARY)
-    return [sentence.partition(":")[0] for metrics in updates for sentence in watch.see(FINE | metrics)]
+@pytest.fixture
+def said(caplog):
+    """What the sentences begin with that are said of updates."""
+
+    def see(*updates: dict[str, float], fine: dict[str, float] = FINE) -> list[str]:
+        caplog.clear()
+        watch = Watch(LOG_VOCABULARY)
+        for metrics in updates:
+            watch.see(fine | metrics)
+        return [record.message.partition(":")[0] for record in caplog.records]
+
+    return see
 
 
 @pytest.mark.parametrize(
@@ -33,7 +41,7 @@ def said(*updates: dict[str, float]) -> list[str]:
         ({"train/grad_norm": 0.0}, 3, "gradient"),
     ],
 )
-def test_a_fault_is_told_once_when_it_has_lasted(metrics, updates, name):
+def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, name):
     assert said({}, *[metrics] * (updates - 1), {}, *[metrics] * (updates - 1)) == []
     assert said({}, *[metrics] * 50) == [name]
 
@@ -50,10 +58,16 @@ def test_every_guard_is_among_them():
         {"train/entropy": math.nan, "train/divergence": math.nan, "rollout/ended": math.nan},
     ],
 )
-def test_other_updates_are_fine(metrics):
+def test_other_updates_are_fine(said, metrics):
     assert said({}, *[metrics] * 50) == []
-    watch = Watch(LOG_VOCABULARY)
-    assert not any(watch.see({}) for _ in range(50))
+    assert said(*[metrics] * 50, fine={}) == []
+
+
+def test_of_several_processes_one_speaks(caplog):
+    watch = Watch(LOG_VOCABULARY, speaks=False)
+    for metrics in ({}, *[{"train/grad_norm": 0.0}] * 5):
+        watch.see(FINE | metrics)
+    assert not caplog.records
 
 
 def trained(kind, *, updates: int, max_new_tokens: int = 6, **settings) -> None:
