@@ -98,6 +98,13 @@ class RunConfig(Settings):
         """The agent's class."""
         return agent_class(self.agent)
 
+    @property
+    def teacher_is_start(self) -> bool:
+        """Whether the teacher is what the student is when training begins."""
+        model, teacher = self.algorithm.model, self.algorithm.teacher
+        as_opened = (teacher.teacher_dtype, teacher.teacher_device, teacher.teacher_quantization)
+        return self.teacher == self.student and not model.student_layers and as_opened == (model.dtype, None, None)
+
     def learning_rate(self, remaining: float) -> float:
         """Learning rate at this remaining progress (1 to 0): linear warm-up, then linear decay."""
         peak = self.algorithm.optimizer.learning_rate

@@ -198,8 +198,14 @@ def _evaluated_run(
     history = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
+    both = teacher is not None and not settings.teacher_is_start
+    whose = "the student and the teacher" if both else "the student"
+    say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
-    taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
+    del student  # a copy, where the run goes on: it would take its memory to the end
+    taught = before if settings.teacher_is_start else None
+    if teacher is not None and taught is None:
+        taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
