@@ -114,7 +114,9 @@ class TextAgent(TokenAlgorithm):
             device=self.accelerator.device,
         )
         self._build(policy, teacher, tokenizer)
-        check_same_start(self.ranks, self.task, self.student, self.teacher, self.collector.next_items(self.state)[0])
+        check_same_start(
+            self.ranks, self.task, self.student, self.teacher, lambda: self.collector.next_items(self.state)[0]
+        )
 
     def _build(
         self,

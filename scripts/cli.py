@@ -68,6 +68,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
+    from rlgkd import ranks
     from rlgkd.scripts.config import run as run_config
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
@@ -83,6 +84,7 @@ def train(
         report = training.start(settings, folder, quiet=quiet)
     if report is not None:
         typer.echo(report)
+    ranks.leave()
 
 
 @app.command()

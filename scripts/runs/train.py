@@ -175,7 +175,8 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
-    with stoppable(f"rlgkd train --resume {shlex.quote(str(out))}", console) as stop:
+    command = f"rlgkd train --resume {shlex.quote(str(out))}"
+    with stoppable(command, console, second_ends=agent.ranks.size == 1) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
