@@ -32,6 +32,7 @@ from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
 from rlgkd.errors import SettingError
+from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
@@ -113,7 +114,9 @@ class TextAgent(TokenAlgorithm):
             device=self.accelerator.device,
         )
         self._build(policy, teacher, tokenizer)
-        check_same_start(self.ranks, self.task, self.student, self.teacher, self.collector.next_items(self.state)[0])
+        check_same_start(
+            self.ranks, self.task, self.student, self.teacher, lambda: self.collector.next_items(self.state)[0]
+        )
 
     def _build(
         self,
@@ -205,6 +208,20 @@ class TextAgent(TokenAlgorithm):
             self.student, self.task, items, seed=seed, greedy=greedy, filters=filters, single_turn=True
         )
         return [episode.text for episode in episodes]
+
+    def evaluate(self, *, split: str = "test", prompts: int = 256, **settings: Any) -> Evaluation:
+        """Measure the student, as it is now, on a split's first prompts, with the teacher's divergence if there is one.
+
+        A collective call where there are several processes. `settings` are those of `rlgkd.evaluation.evaluate`, as are
+        the measures.
+        """
+        settings = {"split": split, "prompts": prompts, "ranks": self.ranks, **settings}
+        return evaluate(self.student, self.teacher, self.task, **settings)
+
+    def __repr__(self) -> str:
+        """Its class, models, task and alpha."""
+        student, teacher = (self._names.get(role, "a loaded model") for role in ("policy", "teacher"))
+        return f"{type(self).__name__}({student}, teacher={teacher}, {self.task.name}, alpha={self.objective.alpha:g})"
 
     def save(  # type: ignore[override]
         self, path: str | Path, exclude: Any = None, include: Any = None

@@ -162,14 +162,15 @@ def build_optimizer(
 
 
 def check_same_start(
-    ranks: Ranks, task: Task, student: LanguageModel, teacher: LanguageModel | None, items: Sequence[Item]
+    ranks: Ranks, task: Task, student: LanguageModel, teacher: LanguageModel | None, draw: Callable[[], Sequence[Item]]
 ) -> None:
-    """Check that all processes begin with the same weights and the same first items; warn if some have no prompt.
+    """Check that all processes begin with the same weights and draw the same items; warn if some have no prompt.
 
     Raises: SettingError on the process that differs from the main one; ProcessError on the others.
     """
     if ranks.size == 1:
         return
+    items = draw()
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),

@@ -29,7 +29,7 @@ CHECKABLE = ("truth", "exact", "reward")
 """Measures that say whether a completion is correct, if they are 0 or 1 for every completion."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """The completions of each prompt and their measures."""
 
@@ -41,6 +41,11 @@ class Evaluation:
     """Name -> one value per prompt, the mean over its samples; NaN where it is not defined."""
     by_position: dict[str, np.ndarray] = field(default_factory=dict)
     """`reverse_kl` and `reverse_kl_data` -> [prompts, positions], nats per token; NaN after a prompt's longest text."""
+
+    def __repr__(self) -> str:
+        """The means: the arrays would fill pages."""
+        means = ", ".join(f"{name} {values.mean():.4g}" for name, values in self.measures.items())
+        return f"Evaluation({len(self.trajectories)} texts: {means})"
 
     def scores(self) -> dict[str, Interval]:
         """Return the mean of each measure with its interval."""

@@ -114,10 +114,6 @@ class Ranks:
         """What `compute` returns on the main rank, which alone calls it; raises as `gather`."""
         return self.gather(lambda: [compute()] if self.main else [])[0][0]
 
-    def wait(self) -> None:
-        """Return when all ranks have come here; raises as `gather`."""
-        self.gather(lambda: None)
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place, and return it; all ranks have the same bits.
 

@@ -46,7 +46,10 @@ def _options(
 
 
 RecipeArguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[RECIPE|FILE.yaml] [key=value ...]", help="See `rlgkd list recipes`.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [FILE.yaml] [key=value ...]", help="Each over the one before; see `rlgkd list recipes`."
+    ),
 ]
 TopK = Annotated[int | None, typer.Option(help="Sample from this many of the likeliest tokens alone.")]
 TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this mass alone.")]
@@ -65,6 +68,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
+    from rlgkd import ranks
     from rlgkd.scripts.config import run as run_config
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
@@ -74,12 +78,13 @@ def train(
             raise SettingError("--out", str(out), "a run goes on in its own folder; leave it out")
         report = training.resume(resume, arguments or (), quiet=quiet)
     else:
-        recipe, overrides = _split_name(arguments, "quickstart")
-        settings = training.agreed_settings(lambda: run_config.read(recipe, overrides))
+        recipe, source, overrides = _split_names(arguments, "quickstart")
+        settings = training.agreed_settings(lambda: run_config.read(source, overrides, recipe=recipe))
         folder = out or Path("runs") / f"{folder_name(settings.name)}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
     if report is not None:
         typer.echo(report)
+    ranks.leave()
 
 
 @app.command()
@@ -105,8 +110,8 @@ def compare(
     variations = list(vary or [])
     if alphas or not variations:
         variations.insert(0, f"alpha={alphas or DEFAULT_ALPHAS}")
-    recipe, overrides = _split_name(arguments, "compare")
-    base = run_config.read(recipe, overrides)
+    recipe, source, overrides = _split_names(arguments, "compare")
+    base = run_config.read(source, overrides, recipe=recipe)
     varied: dict[str, list[object]] = {}
     for variation in variations:
         key, values = parse_variation(variation)
@@ -126,7 +131,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[env_settings.NAME=value ...]", help="Settings of the environment, over the run's."),
+        typer.Argument(
+            metavar="[FILE.yaml] [env_settings.NAME=value ...]",
+            help="Whose environment, if not the run's own; settings of the environment over its.",
+        ),
     ] = None,
     env: Annotated[
         str, typer.Option(help="Registered id of the environment; the run's own, else rlgkd/GroundedSummary-v0.")
@@ -144,9 +152,11 @@ def evaluate(
     """Measure a model on held-out prompts: reward, quality, divergence, each with its 95% interval."""
     from rlgkd.scripts.runs import evaluate as evaluation
 
+    file, over = _split_file(overrides or [])
     evaluation.show(
         model,
-        overrides or [],
+        over,
+        file=file,
         env=env,
         split=split,
         prompts=prompts,
@@ -234,6 +244,19 @@ def _split_name(arguments: Sequence[str] | None, default: str) -> tuple[str, Seq
     if given and "=" not in given[0]:
         return given[0], given[1:]
     return default, given
+
+
+def _split_names(arguments: Sequence[str] | None, default: str) -> tuple[str, str, Sequence[str]]:
+    """Separate the recipe under a file, the file or recipe, and the `key=value` arguments after them."""
+    name, rest = _split_name(arguments, default)
+    file, overrides = _split_file(rest)
+    return (name, file, overrides) if file else ("", name, overrides)
+
+
+def _split_file(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Separate the optional YAML file in front from the `key=value` arguments after it."""
+    is_file = bool(arguments) and "=" not in arguments[0] and arguments[0].endswith((".yaml", ".yml"))
+    return (arguments[0], arguments[1:]) if is_file else ("", arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

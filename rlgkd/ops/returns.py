@@ -172,7 +172,8 @@ def group_normalised(reward_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean) / (std + 1e-4), over the group, with the n-1 of the sample standard deviation.
 
     Every prompt then moves the policy equally, however small its differences: biased towards very easy and very hard
-    prompts. The 1e-4 keeps noise in the last digits of a learned reward from being amplified.
+    prompts. Differences well below 1e-4 count as none; those of a learned reward's last digits may be larger, and are
+    amplified.
 
     Arguments, result and errors as for `leave_one_out`. Source: Shao et al. 2024, arXiv 2402.03300 (GRPO).
 

@@ -98,6 +98,13 @@ class RunConfig(Settings):
         """The agent's class."""
         return agent_class(self.agent)
 
+    @property
+    def teacher_is_start(self) -> bool:
+        """Whether the teacher is what the student is when training begins."""
+        model, teacher = self.algorithm.model, self.algorithm.teacher
+        as_opened = (teacher.teacher_dtype, teacher.teacher_device, teacher.teacher_quantization)
+        return self.teacher == self.student and not model.student_layers and as_opened == (model.dtype, None, None)
+
     def learning_rate(self, remaining: float) -> float:
         """Learning rate at this remaining progress (1 to 0): linear warm-up, then linear decay."""
         peak = self.algorithm.optimizer.learning_rate
@@ -142,14 +149,31 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def read(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def read(source: str | Path, overrides: Sequence[str] = (), *, recipe: str = "") -> RunConfig:
     """Settings from a recipe's name or a YAML file, with `key=value` overrides (values in YAML).
 
     Paths in a file are looked up from its folder, then from the current one; those of overrides from the current one.
     A recipe's models and settings of the environment belong to its own: on another environment they fall away.
 
+    Args:
+        source: The recipe or file.
+        overrides: Put over it.
+        recipe: What `source` is put over, if given: a method's recipe under the file of a task.
+
     Raises: SettingError for an unknown recipe, a missing or malformed file, an unknown key or a value out of range.
     """
+    values, of_recipe = _values_of(recipe or source)
+    over = _values_of(source)[0] if recipe else {}
+    chosen = override(put_over(values, over), overrides)
+    default = RunConfig.model_fields["env"].default
+    if of_recipe and chosen.get("env", default) != values.get("env", default):
+        values = {key: value for key, value in values.items() if key not in OF_THE_ENVIRONMENT}
+        chosen = override(put_over(values, over), overrides)
+    return check(chosen)
+
+
+def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
+    """A file's values with its paths settled, and whether it is a recipe's."""
     path = Path(source)
     is_recipe = path.suffix not in (".yaml", ".yml")
     if is_recipe:
@@ -165,12 +189,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
     values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
-    values = upgraded(values, values.get("agent") or RunConfig.model_fields["agent"].default)
-    chosen = override(values, overrides)
-    ours, theirs = (given.get("env", RunConfig.model_fields["env"].default) for given in (chosen, values))
-    if is_recipe and ours != theirs:
-        chosen = override({k: v for k, v in values.items() if k not in OF_THE_ENVIRONMENT}, overrides)
-    return check(chosen)
+    return upgraded(values, values.get("agent") or RunConfig.model_fields["agent"].default), is_recipe
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

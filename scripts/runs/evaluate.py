@@ -26,6 +26,7 @@ def show(
     model: str,
     overrides: Sequence[str] = (),
     *,
+    file: str = "",
     env: str,
     split: str,
     prompts: int,
@@ -39,11 +40,13 @@ def show(
 ) -> None:
     """Print a table of the model's scores with their 95% intervals.
 
-    A run is measured on its own environment and at its own temperature where no other is given.
+    The environment and the temperature are those of `file`, the settings of a run in YAML, or those of the run that
+    `model` is, where no others are given.
 
     Raises: SettingError; ModelError for a model whose vocabulary is not the environment's; what the environment raises.
     """
-    run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).exists() else None
+    settings = Path(file) if file else Path(model) / CONFIG
+    run = read(settings) if file or settings.exists() else None
     if temperature is None:
         temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])

@@ -16,7 +16,8 @@ from rich.console import Console
 from rlgkd.scripts._console import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTICE = b"\nstopping at a whole update; a second signal ends at once\n"
+NOTICE = b"\nstopping at a whole update"
+SECOND = b"; a second signal ends at once"
 
 
 class StopRequest:
@@ -57,15 +58,17 @@ class StopRequest:
             return
         if not self._waits:
             raise KeyboardInterrupt
-        os.write(2, NOTICE)  # a handler may not wait for a lock of the console's
+        os.write(
+            2, NOTICE + (SECOND if self.second_ends else b"") + b"\n"
+        )  # a handler may not wait for a lock of the console's
 
 
 @contextmanager
 def stoppable(command: str, console: Console, *, second_ends: bool = True) -> Iterator[StopRequest]:
     """Exit with 130 or 143, as a shell expects, after SIGINT or SIGTERM, and name the command that goes on.
 
-    With `second_ends` False a second signal does nothing, for a job of a process that ends it itself: a signal to their
-    group arrives at the job directly, and once more from that process.
+    With `second_ends` False a second signal does nothing, for a job of a process that ends it itself, as torchrun and a
+    comparison do: a signal to their group arrives at the job directly, and once more from that process.
 
     Outside of the main thread, which alone may handle signals, nothing is changed.
     """

@@ -175,7 +175,8 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
-    with stoppable(f"rlgkd train --resume {shlex.quote(str(out))}", console) as stop:
+    command = f"rlgkd train --resume {shlex.quote(str(out))}"
+    with stoppable(command, console, second_ends=agent.ranks.size == 1) as stop:
         return _evaluated_run(settings, agent, out, quiet, console, stop)
 
 
@@ -198,8 +199,14 @@ def _evaluated_run(
     history = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
+    both = teacher is not None and not settings.teacher_is_start
+    whose = "the student and the teacher" if both else "the student"
+    say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
-    taught = evaluate(teacher, teacher, agent.task, **scored) if teacher else None
+    del student  # a copy, where the run goes on: it would take its memory to the end
+    taught = before if settings.teacher_is_start else None
+    if teacher is not None and taught is None:
+        taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",

@@ -22,6 +22,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
 from rlgkd.errors import CheckpointError, ModelError, SettingError
+from rlgkd.evaluation import evaluate
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 PROMPTS = ("A", "B C", "C A B")
@@ -51,6 +52,16 @@ def test_a_registered_id_is_enough(recwarn):
     )
     learner.learn(1)
     assert learner.trajectories[0].text and not recwarn.list
+
+
+def test_an_agent_says_what_it_is_and_measures_itself():
+    learner = agent(teacher=model(1), alpha=0.25)
+    assert repr(learner) == "Reinforce(a loaded model, teacher=a loaded model, words, alpha=0.25)"
+    measured = learner.evaluate(prompts=3)
+    theirs = evaluate(learner.student, learner.teacher, learner.task, prompts=3)
+    assert [t.text for t in measured.trajectories] == [t.text for t in theirs.trajectories]
+    mean = f"{measured.measures['reward'].mean():.4g}"
+    assert repr(measured).startswith(f"Evaluation(3 texts: reward {mean}, ") and "reverse_kl" in repr(measured)
 
 
 def test_episodes_are_counted_for_callbacks_of_sb3():

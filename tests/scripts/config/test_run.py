@@ -122,6 +122,28 @@ def test_a_recipes_models_belong_to_its_own_environment() -> None:
     assert read("ppo", ["env=rlgkd/GroundedSummary-v0"]).teacher == "embedded:grounded-student"
 
 
+def test_a_file_is_put_over_a_recipe_and_overrides_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "env: rlgkd/Translate-v0\nstudent: embedded:translate-student\nalpha: 1\ngroup_size: 2\nlearning_rate: 0.01\n"
+    )
+    settings = read(file, ["learning_rate=0.02"], recipe="gkd").flat()
+    recipe = read("gkd").flat()
+    assert settings["env"] == "rlgkd/Translate-v0" and settings["student"] == "embedded:translate-student"
+    assert (settings["group_size"], settings["learning_rate"]) == (2, 0.02)
+    for key in ("agent", "divergence", "beta", "student_fraction", "off_policy"):
+        assert settings.get(key) == recipe.get(key)
+    assert settings["env_settings"] == {} and settings["teacher"] == "embedded:translate-teacher"  # not the recipe's
+
+
+def test_another_divergence_in_the_file_drops_the_recipes_parameters(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("divergence: reverse_kl\n")
+    settings = read(file, recipe="gkd")
+    assert settings.env == read("gkd").env
+    assert "beta" not in settings.flat() and settings.algorithm.objective.divergence.name == "reverse_kl"
+
+
 def test_paths_of_a_file_are_its_folders_and_those_of_an_override_the_current_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ def test_help_keeps_what_stands_in_brackets() -> None:
     result = CliRunner().invoke(cli.app, ["benchmark", "--help"])
     assert "rlgkd[trl]" in result.output
     result = CliRunner().invoke(cli.app, ["train", "--help"])
-    assert "[RECIPE|FILE.yaml] [key=value ...]" in result.output
+    assert "[RECIPE] [FILE.yaml] [key=value ...]" in result.output
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

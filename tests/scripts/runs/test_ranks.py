@@ -128,7 +128,10 @@ def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize("group", [False, True], ids=["one", "all, twice, as a scheduler and torchrun do"])
+def test_a_signal_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(
+    group: bool, tmp_path: Path, whole: Path
+) -> None:
     out = tmp_path / "stopped"
     launcher = subprocess.Popen(
         [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
@@ -136,7 +139,12 @@ def test_ctrl_c_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(tmp_
     )  # fmt: skip
     while not any(out.glob("checkpoints/step-*")):
         time.sleep(0.02)
-    os.kill(children(launcher.pid)[1], signal.SIGTERM)  # one of the two alone: both must hear
+    ranks = children(launcher.pid)
+    for rank in ranks if group else ranks[1:]:  # one of the two alone: both must hear
+        os.kill(rank, signal.SIGTERM)
+    if group:
+        time.sleep(0.15)
+        launcher.terminate()
     _, printed = launcher.communicate(timeout=100)
     assert launcher.returncode != 0 and printed.count("stopped; go on with: rlgkd train --resume") == 1
     again = run(TWO, "--resume", str(out), "--quiet")

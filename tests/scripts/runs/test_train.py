@@ -25,6 +25,7 @@ from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
+from rlgkd.evaluation import evaluate
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.summary import rewards_of
@@ -96,6 +97,21 @@ def test_the_model_opens_with_transformers_alone_and_with_the_agent(finished: Pa
         assert (agent.student.module.state_dict()[name] == value).all()
     assert len(agent.generate([" A farm was sold by Mara Telby.\nSummary:"])[0]) > 0
     assert not [path for path in finished.rglob("*") if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".zip")]
+
+
+def test_a_teacher_that_is_the_start_is_not_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    monkeypatch.setattr(train, "evaluate", lambda *given, **more: measured.append(given) or evaluate(*given, **more))
+    own = "embedded:grounded-student"
+    small = ["tokens=64", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1"]
+    for teacher, times in ((own, 2), ("embedded:grounded-teacher", 3)):
+        measured.clear()
+        settings = read("quickstart", [f"student={own}", f"teacher={teacher}", *small])
+        train.start(settings, tmp_path / str(times), quiet=True)
+        assert len(measured) == times
+    summary = json.loads((tmp_path / "2" / "summary.json").read_text())
+    assert summary["teacher_scores"] == summary["before"]
+    assert summary["before"]["reverse_kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_run_can_be_evaluated_and_asked(finished: Path) -> None:
