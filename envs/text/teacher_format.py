@@ -66,7 +66,9 @@ def _of_bare_model(
         return None
     if several_turns:
         mine, theirs = (tokenizer.convert_ids_to_tokens(id_) for id_ in (own.answer_end, end_token(tokenizer)))
-        _log.warning("the teacher ends a text with %r, and gives %r, the student's end, little probability", theirs, mine)
+        _log.warning(
+            "the teacher ends a text with %r, and gives %r, the student's end, little probability", theirs, mine
+        )
         return None
     return PromptFormat(
         encode_prompt=lambda item: encode(own, item),
