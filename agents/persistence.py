@@ -42,8 +42,8 @@ def write_agent(
 ) -> None:
     """Write the student, a teacher that training has moved, and what can be written of the settings as JSON.
 
-    Models and schedules that were given as functions are left out. If the student came with an adapter, which the folder
-    has merged, the file says so, and `save_adapter` is left out.
+    Models and schedules that were given as functions are left out. If the student came with an adapter, which is merged
+    here, the file says so, and `save_adapter` is left out.
     """
     folder = agent_folder(path)
     dtype = settings["saved_dtype"]

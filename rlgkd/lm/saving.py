@@ -70,7 +70,7 @@ def save(
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights in another precision; what shares its memory, as tied embeddings do, shares it still and is saved once."""
+    """Cast weights; those that share their memory, as tied embeddings do, share it still, so that one is saved."""
     cast: dict[tuple[object, ...], Tensor] = {}
     result = {}
     for name, value in state.items():
