@@ -238,6 +238,8 @@ class AlgorithmConfig(Settings):
             ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
              "set divergence_target too"),
             ("lora_alpha", model.lora_alpha is not None and model.lora_rank == 0, "set lora_rank too"),
+            ("save_adapter", model.save_adapter and bool(model.student_layers),
+             "the adapter would fit the cut model alone, which has no name to be opened by; leave student_layers out"),
             ("teacher_decay", averaged and (teacher.teacher_quantization, teacher.teacher_device) != (None, None),
              "an average of the student is kept as the student is; leave teacher_quantization and teacher_device out"),
             ("teacher_decay", averaged and teacher.teacher_dtype != model.dtype,

@@ -5,6 +5,7 @@ A task has no state: its items are functions of (split, seed, index), its reward
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -212,6 +213,15 @@ class TextTask:
         """End turns with these too: agents add those of the model that they train."""
         if not self.names_end_ids:
             self._encoder.end_ids |= ids
+
+    def with_end_ids(self, ids: frozenset[int]) -> TextTask:
+        """Return the task as another model sees it, whose texts end with these too; this one stays as it is."""
+        if self.names_end_ids or ids <= self.end_ids:
+            return self
+        other = copy.copy(self)
+        other._encoder = copy.copy(self._encoder)
+        other.add_end_ids(ids)
+        return other
 
     def size(self, split: str) -> int:
         """See `Task.size`."""

@@ -31,6 +31,7 @@ _TASKS = {
     "DocstringSummary": "rlgkd.envs.tasks.docstrings:docstring_summary",
     "Dataset": "rlgkd.envs.tasks.dataset:dataset",
     "ReasoningGym": "rlgkd.envs.tasks.reasoning_gym:reasoning_gym",
+    "OpenEnv": "rlgkd.envs.tasks.openenv:openenv",
 }
 _packages: dict[str, str] = {}
 """The package that each id comes from."""

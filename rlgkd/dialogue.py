@@ -82,6 +82,12 @@ def end_ids_of(task: Task, model_end_ids: frozenset[int]) -> frozenset[int]:
     return own if getattr(task, "names_end_ids", False) else model_end_ids | own
 
 
+def ending_with(task: Task, end_ids: frozenset[int]) -> Task:
+    """The task as it reads and writes texts that end with these tokens too; itself where that is no other one."""
+    view: Task = task.with_end_ids(end_ids) if hasattr(task, "with_end_ids") else task
+    return view
+
+
 def stop_strings(task: Task) -> StopStrings | None:
     """The task's stop strings; None if it has none."""
     return getattr(task, "stops", None)

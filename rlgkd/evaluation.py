@@ -21,7 +21,7 @@ from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
-from rlgkd.rollout import reference_episodes, rollout, share_end_ids
+from rlgkd.rollout import reference_episodes, rollout
 from rlgkd.statistics import Interval, prompt_interval
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
 
@@ -98,6 +98,8 @@ def evaluate(
     With `top_k`, `top_p` or `min_p` (rlgkd.ops.logit_filters) completions are sampled from the likelier tokens alone.
     Entropy and divergences stay those of the whole tempered distributions, at the prefixes sampled in this way.
 
+    A text ends with the end tokens of task and policy; neither is changed.
+
     The `ranks` of a job share the batches of `batch_size` prompts; the numbers are those of one process to the bit. All
     of them have to call this, and all get the whole.
 
@@ -106,7 +108,6 @@ def evaluate(
     filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
     if prompts < 1 or group < 1:
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
-    share_end_ids(task, policy)
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]
     batches = [items[start : start + batch_size] for start in range(0, prompts, batch_size)]

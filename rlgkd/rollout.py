@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlgkd import scoring
-from rlgkd.dialogue import Dialogue, end_ids_of, stop_strings
+from rlgkd.dialogue import Dialogue, end_ids_of, ending_with, stop_strings
 from rlgkd.errors import DataError, SettingError, in_one_message
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
@@ -82,6 +82,7 @@ def sample_episodes(
     """
     if greedy and filters:
         raise SettingError("greedy", greedy, "the likeliest token passes every filter; sample, or give no filter")
+    task = ending_with(task, lm.end_ids)
     prompts = [encode_within(lm, task, item) for item in items]
     written = prompts if lm.format is None else [task.encode_prompt(item) for item in items]
     if co_sampler is not None and co_sampler.lm.format is not None:
@@ -157,6 +158,7 @@ def reference_episodes(lm: LanguageModel, task: Task, items: Sequence[Item]) -> 
     """
     for item in items:
         check_reference(item)
+    task = ending_with(task, lm.end_ids)
     return replay_episodes(lm, task, items, [task.encode_completion(i.reference) for i in items], source=Source.DATA)
 
 
@@ -183,6 +185,7 @@ def replay_episodes(
     """
     stops = stop_strings(task)
     end_ids = end_ids_of(task, lm.end_ids if end_ids is None else end_ids)
+    task = ending_with(task, end_ids)
     for item in items:
         encode_within(lm, task, item)
     rows = [_Row(task.encode_prompt(item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]

@@ -18,8 +18,11 @@ from rlgkd.lm import load, load_tokenizer, open_by_name, save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.text_format import model_end_ids
 from rlgkd.rollout import replay_episodes
+from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import evaluate as command
+from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.generate import complete
+from rlgkd.scripts.runs.rollouts import records
 from rlgkd.types import Source
 from tests.tiny import word_tokenizer
 
@@ -180,3 +183,44 @@ def test_a_saved_folder_has_the_template_and_the_end_ids_that_training_had(
     Reinforce(old, env_of(mine), tokenizer=mine, **FEW).save(new)
     assert load_tokenizer(new).eos_token_id == TURN_END
     assert load(new).generation_config.eos_token_id == [TURN_END, END]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_teacher_with_another_end_next_to_the_students_changes_neither_task_nor_evaluation(
+    tokenizer: PreTrainedTokenizerFast, module: PreTrainedModel, skip: bool
+) -> None:
+    env = env_of(tokenizer, skip_special_tokens=skip, chat=True, reply=lambda item, turns: "no")
+    settings = {"off_policy": "teacher", "student_fraction": 0.0, "prompts_per_update": 2}
+    agent = Distill(writes(YES, tokenizer), env, teacher=module, tokenizer=tokenizer, **settings)
+    before = evaluate(agent.student, agent.teacher, agent.task, prompts=1)
+    (taught,) = evaluate(agent.teacher, agent.teacher, agent.task, prompts=1).trajectories
+    assert agent.task.end_ids == agent.student.end_ids == {END} and agent.teacher.end_ids == {END, TURN_END}
+    after = evaluate(agent.student, agent.teacher, agent.task, prompts=1)
+    assert after.trajectories[0].tokens_T.tolist() == before.trajectories[0].tokens_T.tolist()
+    # The teacher's own end closes its turns, in evaluation as in training, and is not shown.
+    for text in (taught, *agent.learn(1).trajectories):
+        assert {*text.turns[::2]} == {""}
+        assert tokenizer.decode(text.tokens_T) == (
+            "<user> hi <end_of_turn> <end_of_turn> <user> no <end_of_turn> <end_of_turn>"
+        )
+    assert agent.task.end_ids == {END}
+
+
+def test_a_run_whose_teacher_has_another_end_goes_on(
+    tokenizer: PreTrainedTokenizerFast, module: PreTrainedModel, tmp_path: Path
+) -> None:
+    save(writes(END, tokenizer), tokenizer, tmp_path / "student")
+    save(module, tokenizer, tmp_path / "teacher")
+    (tmp_path / "t.jsonl").write_text('{"prompt": "hi"}\n' * 4)
+    (tmp_path / "t.yaml").write_text(
+        "env: rlgkd/Dataset-v0\n"
+        "env_settings: {data: t.jsonl, split_shares: null, reward: {name: length, words: 2}, max_new_tokens: 4, "
+        "max_prompt_tokens: 8}\n"
+        f"student: {tmp_path}/student\nteacher: {tmp_path}/teacher\nalpha: 0.5\ntokens: 4\neval_prompts: 1\n"
+        "prompts_per_update: 2\ngroup_size: 2\ncheckpoint_every: 1\n"
+    )
+    train.start(read(tmp_path / "t.yaml"), tmp_path / "run", quiet=True)
+    train.resume(tmp_path / "run", ["tokens=8"], quiet=True)
+    assert (
+        read(tmp_path / "run" / "config.yaml").tokens == 8 and len([*records(tmp_path / "run" / "rollouts.jsonl")]) == 8
+    )

@@ -58,7 +58,7 @@ def test_the_file_of_ones_own_environment_is_trained_on_as_printed(tmp_path, mon
     mine.mkdir()
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    (rows,), (settings, _) = examples(ENVIRONMENTS, "csv"), examples(ENVIRONMENTS, "yaml")
+    (rows,), (settings, *_) = examples(ENVIRONMENTS, "csv"), examples(ENVIRONMENTS, "yaml")
     (mine / "capitals.csv").write_text(rows)
     (mine / "capitals.yaml").write_text(settings)
     small = ["tokens=60", "prompts_per_update=2", "group_size=2", "eval_prompts=4", "threads=1", "--out", "run"]
@@ -73,7 +73,7 @@ def test_the_rewards_of_ones_own_environment_are_a_sum_as_printed():
     from rlgkd.envs.rewards.registry import reward_from
     from rlgkd.types import Item
 
-    _, settings = examples(ENVIRONMENTS, "yaml")
+    _, settings, *_ = examples(ENVIRONMENTS, "yaml")
     reward = reward_from(yaml.safe_load(settings)["reward"])
     (score,) = reward([Item(key="0", prompt="", reference="5")], ["2 + 3 is #### 5"])
     assert score.parts == {"right": 1.0, "brief": 1.0, "calm": 1.0} and score.reward == pytest.approx(1.3)

@@ -53,12 +53,12 @@ def show(
     policy = open_by_name(model, temperature=temperature, device=best_device())
     task = make_env(env, env_settings, student=model, seed=seed).task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
+    share_end_ids(task, policy)
     teacher_model = None
     if teacher:
         shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
         teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
         if teacher != model:
-            share_end_ids(task, policy)
             read_in_own_format(task, teacher_model, policy, owner="model", name=teacher)
     evaluation = evaluate(
         policy,

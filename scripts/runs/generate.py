@@ -48,7 +48,7 @@ def complete(
     names = [*OF_TEXTS, *(OF_CHATS if chat else ())]
     settings = {name: run.env_settings[name] for name in names if run and name in run.env_settings}
     if chat_template_kwargs:
-        settings["chat_template_kwargs"] = {**settings.get("chat_template_kwargs", {}), **chat_template_kwargs}
+        settings["chat_template_kwargs"] = {**(settings.get("chat_template_kwargs") or {}), **chat_template_kwargs}
     task = TextTask(
         prompts=list(prompts),
         reward=no_reward,

@@ -75,8 +75,7 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
-        if not any(change.setting.startswith("env_settings.") for change in new):
-            check_text_ids(state.get("text_ids"), agent, settings.seed, out)
+        check_text_ids(state.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
         return _Found(folder=folder, training=training, size=size, earlier=earlier, new=new)
     _check_nothing_lost(settings, out, skipped)
     return None

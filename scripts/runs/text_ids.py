@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ from rlgkd.types import Task
 DAY = "chat_template_date"
 PROMPTS = 4
 """Prompts of the training split whose ids are compared."""
+VOCABULARY = "vocabulary of the tokenizer"
+ENDS = "end tokens"
+FIRST_PROMPTS = "token ids of the first prompts (data, chat template and its day, tokenizer)"
+AS_THE_TEACHER_READS = "token ids of the first prompts as the teacher reads them"
+WRITE_NO_PROMPTS = (
+    "at_limit",
+    "end_tokens",
+    "max_failed_rewards",
+    "max_new_tokens",
+    "name",
+    "quality",
+    "reward",
+    "reward_timeout",
+    "skip_special_tokens",
+    "stop",
+)
+"""Settings of an environment from which no prompt follows; any other one may change the prompts."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,28 +62,40 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
     items = [task.item(agent.split, seed, index) for index in range(PROMPTS)]
     vocabulary = sorted(task.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     found = {
-        "vocabulary of the tokenizer": _digest(vocabulary),
-        "end tokens": sorted(task_end_ids(task)),
-        "token ids of the first prompts (data, chat template and its day, tokenizer)": _digest(
-            [task.encode_prompt(item) for item in items]
-        ),
+        VOCABULARY: _digest(vocabulary),
+        ENDS: sorted(task_end_ids(task)),
+        FIRST_PROMPTS: _digest([task.encode_prompt(item) for item in items]),
     }
     if teacher is not None and teacher.format is not None:
-        found["token ids of the first prompts as the teacher reads them"] = _digest(
-            [teacher.format.encode_prompt(item) for item in items]
-        )
+        found[AS_THE_TEACHER_READS] = _digest([teacher.format.encode_prompt(item) for item in items])
     return found
 
 
-def check_text_ids(known: dict[str, Any] | None, agent: TextAlgorithm, seed: int, out: Path) -> None:
-    """Raise CheckpointError if a checkpoint knows other ids than the agent has now; older ones know none."""
+def check_text_ids(
+    known: dict[str, Any] | None, agent: TextAlgorithm, seed: int, out: Path, changed_settings: Collection[str] = ()
+) -> None:
+    """Raise CheckpointError if a checkpoint knows other ids than the agent has now; older ones know none.
+
+    What `changed_settings` say, which have changed since by name, may differ.
+    """
     if known is None:
         return
     now = text_ids(agent, seed)
-    changed = [name for name, value in now.items() if known.get(name) != value]
+    meant = _of_settings(changed_settings)
+    changed = [name for name in {**now, **known} if name not in meant and known.get(name) != now.get(name)]
     if changed:
         remedy = f"since it began, its {changed[0]} changed; put back what was there, or begin again with another --out"
         raise CheckpointError("resume", str(out), remedy)
+
+
+def _of_settings(changed: Collection[str]) -> set[str]:
+    """Return which of the ids may follow from the changed settings."""
+    of_env = {name.removeprefix("env_settings.") for name in changed if name.startswith("env_settings.")}
+    meant = {FIRST_PROMPTS, AS_THE_TEACHER_READS} if of_env - {*WRITE_NO_PROMPTS} else set()
+    # Whether a teacher has a format of its own depends on the end tokens too.
+    if "teacher" in changed or "end_tokens" in of_env:
+        meant.add(AS_THE_TEACHER_READS)
+    return meant | ({ENDS} if "end_tokens" in of_env else set())
 
 
 def _digest(value: object) -> str:

@@ -151,6 +151,7 @@ def test_adapters_that_cannot_be_saved_are_refused_before_training():
         ({"lora_alpha": 8}, "lora_alpha"),
         ({"lora_alpha": 0, "lora_rank": 4}, "lora_alpha"),
         ({"teacher_decay": 0.9, "lora_rank": 4}, "teacher_decay"),
+        ({"save_adapter": True, "lora_rank": 4, "student_layers": [1]}, "save_adapter"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(settings, field):

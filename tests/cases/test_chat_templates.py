@@ -172,12 +172,26 @@ def test_a_run_writes_its_day_and_goes_on_with_it_and_refuses_another_template(r
     # What was generated with the run's settings has its day.
     given = {"max_new_tokens": 2, "temperature": 1.0, "greedy": True, "seed": 0, "stop": (), "filters": None}
     assert len(complete(str(run / "run"), ["Q"], chat=True, **given)) == 1
+    # No variables in the run are none, to which the command line adds.
+    config = (run / "run" / "config.yaml").read_text()
+    emptied = config.replace("env_settings:\n", "env_settings:\n  chat_template_kwargs:\n")
+    (run / "run" / "config.yaml").write_text(emptied)
+    assert read(run / "run" / "config.yaml").env_settings["chat_template_kwargs"] is None
+    with pytest.raises(SettingError, match=r"chat_template_kwargs: 'thinking' .* no such variable"):
+        complete(str(run / "run"), ["Q"], chat=True, chat_template_kwargs={"thinking": True}, **given)
+    (run / "run" / "config.yaml").write_text(config)
     changed = load_tokenizer(run / "m")
     changed.chat_template = "!" + DATED
     changed.save_pretrained(run / "m")
     with pytest.raises(CheckpointError, match=r"since it began, its token ids of the first prompts .* changed"):
         train.resume(run / "run", quiet=True)
+    # A setting from which no prompt follows excuses nothing; one that writes the prompts does.
+    for other in ("max_new_tokens=3", "reward={name: length, words: 3}"):
+        with pytest.raises(CheckpointError, match=r"since it began, its token ids of the first prompts .* changed"):
+            train.resume(run / "run", [f"env_settings.{other}", "tokens=24"], quiet=True)
     assert (run / "run" / "rollouts.jsonl").read_bytes() == rollouts
+    train.resume(run / "run", ["env_settings.system=Be brief.", "tokens=24"], quiet=True)
+    assert (run / "run" / "rollouts.jsonl").read_bytes().startswith(rollouts)
 
 
 def test_an_environment_that_takes_no_day_is_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,14 @@ from rlgkd.errors import CheckpointError, ModelError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import open_by_name
 from rlgkd.lm.own_format import as_read_by, read_in_own_format
-from rlgkd.scripts.runs.text_ids import check_text_ids, text_ids
+from rlgkd.scripts.runs.text_ids import (
+    AS_THE_TEACHER_READS,
+    ENDS,
+    FIRST_PROMPTS,
+    VOCABULARY,
+    check_text_ids,
+    text_ids,
+)
 from rlgkd.types import Source, Trajectory
 
 PLAIN = (
@@ -192,6 +200,32 @@ def test_a_run_whose_teachers_template_has_changed_is_refused(names, tmp_path) -
     changed = folder(model(other, seed=1), other, tmp_path / "changed")
     with pytest.raises(CheckpointError, match=r"its token ids of the first prompts as the teacher reads them changed"):
         check_text_ids(known, agent(changed), 0, tmp_path)
+    # Another teacher that was asked for may have another format, or none.
+    same = student_tokenizer()
+    plain = agent(folder(model(same, seed=1), same, tmp_path / "plain"))
+    for one, other in ((known, plain), (text_ids(plain, seed=0), agent(names[1]))):
+        check_text_ids(one, other, 0, tmp_path, ["teacher"])
+        with pytest.raises(CheckpointError, match=r"as the teacher reads them changed"):
+            check_text_ids(one, other, 0, tmp_path, ["alpha"])
+
+
+@pytest.mark.parametrize("changed", ["env_settings.data", "env_settings.end_tokens", "teacher"])
+def test_a_changed_setting_excuses_only_what_follows_from_it(names, tmp_path, changed: str) -> None:
+    agent = Distill(names[0], env(names[0]), teacher=names[1], prompts_per_update=1)
+    excused = {
+        "env_settings.data": {FIRST_PROMPTS, AS_THE_TEACHER_READS},
+        "env_settings.end_tokens": {ENDS, AS_THE_TEACHER_READS},
+        "teacher": {AS_THE_TEACHER_READS},
+    }[changed]
+    known = text_ids(agent, seed=0)
+    assert known.keys() == {VOCABULARY, ENDS, FIRST_PROMPTS, AS_THE_TEACHER_READS}
+    for name in known:
+        other = {**known, name: "another"}
+        if name in excused:
+            check_text_ids(other, agent, 0, tmp_path, [changed])
+        else:
+            with pytest.raises(CheckpointError, match=rf"its {re.escape(name)} changed"):
+                check_text_ids(other, agent, 0, tmp_path, [changed])
 
 
 # What cannot be aligned
