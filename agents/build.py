@@ -17,7 +17,7 @@ from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
-from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer, weights_digest
+from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, frozen_view, load, load_tokenizer, weights_digest
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
@@ -78,6 +78,8 @@ def open_models(
         if is_fixed(opened):
             remedy = "it is quantised or spread over devices, and cannot be trained; only a teacher may be so"
             raise ModelError("model", opened.config.name_or_path or opened.config.model_type, remedy)
+    if model.student_layers and model.lora_rank and opened is policy:
+        opened = frozen_view(opened)  # what trains is a cut copy, so the caller's stays as it is
     if model.lora_rank:
         opened.requires_grad_(False)
     module = load(opened, layers=model.student_layers, dtype=None, device=device)  # a copy where layers are cut
@@ -89,7 +91,7 @@ def open_models(
             start = copy.deepcopy(opened)
         elif teacher == policy and not elsewhere and (model.dtype == config.teacher.teacher_dtype or opened is policy):
             # Opened once; the student's own start must stay where it is while the student moves.
-            start = copy_sharing_frozen(opened) if module is opened else opened
+            start = copy_sharing_frozen(opened) if module is opened else frozen_view(opened)
         elif config.teacher.teacher_decay is not None and isinstance(teacher, PreTrainedModel):
             teacher = copy.deepcopy(teacher)  # it will move; the caller's stays
         frozen = open_teacher(task, config, teacher, tokenizer, device=device, opened=start, **decoding)

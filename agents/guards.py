@@ -24,6 +24,8 @@ class Guard:
     """(the first update's metrics, this one's, the logarithm of the vocabulary's size in nats) -> whether it shows."""
     updates: int
     """For so many updates in a row, before it is reported."""
+    unless: str = ""
+    """Not if this other warning has been given, which says why."""
     message: str
     """What is reported; `{metric}` is this update's value, `{first_metric}` the first one's."""
 
@@ -85,8 +87,9 @@ GUARDS: Final = (
     Guard(
         name="grad_norm",
         fires=_no_gradient,
-        updates=3,
-        message="gradient: it was 0 for 3 updates: nothing is learnt; rewards may be equal within each group",
+        updates=6,
+        unless="reward",
+        message="gradient: it was 0 for 6 updates: nothing is learnt; rewards may be equal within each group",
     ),
 )
 
@@ -110,7 +113,7 @@ class Watch:
         for guard in GUARDS:
             fires = guard.fires(self.first, metrics, self.log_vocabulary)
             streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
-            if streak >= guard.updates:
+            if streak >= guard.updates and guard.unless not in self._reported:
                 self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(self.first, "first_")))
 
     def warn_once(self, name: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import dtype_of
+from rlgkd.lm.lora import has_adapters
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.saving import save
 from rlgkd.settings import Settings, layered
@@ -22,6 +24,7 @@ TEACHER_FOLDER = "teacher"
 """Folder in it for a teacher that training has moved."""
 OF_THE_START = ("student_layers",)
 """Settings that have done their work once a model is opened: what is saved is what they made of it."""
+_log = logging.getLogger(__name__)
 
 
 def agent_folder(path: str | Path) -> Path:
@@ -39,7 +42,8 @@ def write_agent(
 ) -> None:
     """Write the student, a teacher that training has moved, and what can be written of the settings as JSON.
 
-    Models and schedules that were given as functions are left out.
+    Models and schedules that were given as functions are left out. If the student came with an adapter, which is merged
+    here, the file says so, and `save_adapter` is left out.
     """
     folder = agent_folder(path)
     dtype = settings["saved_dtype"]
@@ -55,7 +59,11 @@ def write_agent(
     if teacher is not None:
         save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
     kept = {name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START}
-    text = json.dumps({"agent": agent, "settings": kept, "state": state.to_json()}, indent=2)
+    merged = has_adapters(student.module) and not settings["lora_rank"]
+    if merged:
+        del kept["save_adapter"]  # the folder's model has none
+    saved = {"agent": agent, "settings": kept, "state": state.to_json(), "adapter_merged": merged}
+    text = json.dumps(saved, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n")
 
 
@@ -82,4 +90,7 @@ def read_agent(
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")
+    if saved.get("adapter_merged") and "policy" not in given and not given.get("lora_rank"):
+        remedy = "give lora_rank to train a new one on it"
+        _log.warning("%s: the adapter that it began with is merged, and all weights are trained; %s", folder, remedy)
     return layered(config, {**upgraded(settings, agent), "policy": str(folder)}, given), state

@@ -22,8 +22,8 @@ Warn = Callable[[str], None]
 
 
 def late(seconds: float) -> TimeoutError:
-    """Return the failure of a reward that took longer than its limit."""
-    return TimeoutError(f"the reward took longer than {seconds:g} seconds")
+    """Return the failure of a function that took longer than its limit."""
+    return TimeoutError(f"it took longer than {seconds:g} seconds")
 
 
 def call_within(seconds: float | None, function: Callable[[], T], *, warn: Warn) -> T:

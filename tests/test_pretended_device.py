@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a teacher elsewhere, who writes along": (
         "Distill", "llama", {"teacher_device": "cpu", "behaviour": "teacher_mixed"},
     ),
+    "an encoder, a teacher elsewhere": ("Reinforce", "t5", {"alpha": 0.5, "teacher_device": "cpu"}),
 }  # fmt: skip
 
 

@@ -259,6 +259,8 @@ READERS |= {f"{suffix}.gz": reader for suffix, reader in READERS.items() if suff
 
 def _check_size(path: Path, size: int) -> None:
     """Raise DataError for more bytes than the machine has memory: rows are read as a whole."""
+    if not hasattr(os, "sysconf"):  # on Windows, which has no such question to ask
+        return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         sizes = f"it has {size >> 30} GiB or more, this machine {memory >> 30} GiB of memory"

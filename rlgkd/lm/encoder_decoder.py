@@ -70,6 +70,7 @@ class EncoderDecoderModel(LanguageModel):
 
     def states_and_head(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `LanguageModel.states_and_head`. Raises: DataError unless each row's actions are one block at its end."""
+        batch = batch.to(self.device)  # a teacher may be elsewhere than its student
         action_BT = batch.action_mask_BT
         attention_BT = batch.attention_mask_BT.bool()
         prompt_B = (attention_BT & ~action_BT).sum(1)
@@ -93,7 +94,7 @@ class EncoderDecoderModel(LanguageModel):
                 encoder_attention_mask=encoder_attention_BT,
                 use_cache=False,
             )
-        return self._scaled(output.last_hidden_state)[is_token_BL], self.head.weight
+        return self._scaled(output.last_hidden_state.to(self.device))[is_token_BL], self.head.weight
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]] = ()
@@ -116,14 +117,14 @@ class EncoderDecoderModel(LanguageModel):
             encoder_hidden_states=state.encoder_BTH,
             encoder_attention_mask=state.encoder_attention_BT,
         )
-        return self._scaled(output.last_hidden_state[:, -1])
+        return self._scaled(output.last_hidden_state[:, -1].to(self.device))
 
     def _encode(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The encoder's states and its mask; a prompt that already ends with the end token gets no second one."""
         rows = [[*prompt] if prompt[-1] == self.end else [*prompt, self.end] for prompt in prompts]
         tokens_BT, attention_BT = left_padded(rows, pad=self.pad, device=self.device)
         output = self.module.get_encoder()(input_ids=tokens_BT, attention_mask=attention_BT)
-        return output.last_hidden_state, attention_BT
+        return output.last_hidden_state.to(self.device), attention_BT
 
     @property
     def _start(self) -> int:
@@ -152,4 +153,4 @@ class EncoderDecoderModel(LanguageModel):
             decoder_input_ids=torch.tensor([[self._start, *completion]], device=self.device),
             use_cache=False,
         ).logits[0]
-        return logits_TV[:, : self.vocabulary]
+        return logits_TV[:, : self.vocabulary].to(self.device)

@@ -108,7 +108,8 @@ def _open_model(
     name: str, dtype: torch.dtype | None, auto_class: Any, device: torch.device | str, quantization: str | None
 ) -> PreTrainedModel:
     """Open a model by name, an adapter's folder as the model under it."""
-    where, arguments = _resolve(_base_of(name))
+    base = _base_of(name)
+    where, arguments = _resolve(base)
     if quantization is not None:
         if arguments.get("gguf_file"):
             raise ModelError("model", name, "a GGUF file is dequantised; give the folder of its model to quantise it")
@@ -136,6 +137,9 @@ def _open_model(
         module = _without_quantization(module)
         if dtype is not None:
             _cast(module, dtype)
+    if arguments.get("gguf_file") or base.startswith(EMBEDDED):
+        # An adapter's file names the model by it: its folder is in this installation, and does not tell which file.
+        module.config.name_or_path = base
     return cast(PreTrainedModel, module)
 
 
@@ -171,6 +175,11 @@ def copy_sharing_frozen(model: ModelT) -> ModelT:
     module = model if isinstance(model, PreTrainedModel) else model.module
     # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
     return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
+
+
+def frozen_view(module: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model into one that is frozen and shares all parameters' memory; the given one may go on to train."""
+    return copy.deepcopy(module, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()})
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -46,7 +46,7 @@ def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise DependencyError("lora_rank", rank, "install its package: pip install 'rlgkd[lora]'") from error
-    if any(map(_has_adapter, module.modules())):
+    if has_adapters(module):
         raise SettingError("lora_rank", rank, "the model has adapters already; leave it out to train those")
     transposed = any(isinstance(part, Conv1D) for part in module.modules())  # GPT-2's weights are [in, out]
     experts = _expert_parameters(module)
@@ -126,12 +126,17 @@ def check_adapters(module: PreTrainedModel) -> None:
             raise ModelError("model", module.config.name_or_path or module.config.model_type, NOT_PLAIN)
 
 
+def has_adapters(module: nn.Module) -> bool:
+    """Return whether a model has LoRA adapters."""
+    return any(map(_has_adapter, module.modules()))
+
+
 def adapter_name(module: PreTrainedModel) -> str:
     """The name of a model's one adapter.
 
     Raises: SettingError for `save_adapter` if it has none, or several.
     """
-    names = [*getattr(module, "peft_config", {})] if any(map(_has_adapter, module.modules())) else []
+    names = [*getattr(module, "peft_config", {})] if has_adapters(module) else []
     if len(names) != 1:
         has = f"it has the adapters {', '.join(names)}; give one" if names else "it has no adapters; set lora_rank"
         raise SettingError("save_adapter", True, f"the student must have one adapter: {has}")

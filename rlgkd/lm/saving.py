@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.lm.adapter_files import save_adapter
@@ -56,8 +58,7 @@ def save(
     saved._hf_peft_config_loaded = False
     state = merged_state_dict(module)
     if dtype is not None:
-        state = module.state_dict() if state is None else state
-        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+        state = _cast(module.state_dict() if state is None else state, dtype)
     saved.save_pretrained(folder, safe_serialization=True, state_dict=state)
     if dtype is not None:  # save_pretrained writes the precision of the model
         saved.config.dtype = dtype
@@ -66,6 +67,16 @@ def save(
     follow_umask(Path(folder).glob("*.safetensors"))
     if adapters:
         save_adapter(module, Path(folder) / ADAPTER_FOLDER)
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast weights; those that share their memory, as tied embeddings do, share it still, so that one is saved."""
+    cast: dict[tuple[object, ...], Tensor] = {}
+    result = {}
+    for name, value in state.items():
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        result[name] = cast.setdefault(place, value.to(dtype) if value.is_floating_point() else value)
+    return result
 
 
 def generation_config(

@@ -40,8 +40,13 @@ AROUND_TRAINING: Final = (
     "eval_seed",
     "checkpoint_every",
     "process_timeout",
+    "teacher_device",
+    "rows_at_once",
+    "compile_decoding",
+    "saved_dtype",
+    "save_adapter",
 )
-"""Settings that a run which has all its tokens may change too: they matter without training."""
+"""Settings that a run which has all its tokens may change too: they matter for its evaluation, or for what is saved."""
 LONGEST_VALUE = 60
 """Characters of a value that are shown."""
 

@@ -58,9 +58,8 @@ class StopRequest:
             return
         if not self._waits:
             raise KeyboardInterrupt
-        os.write(
-            2, NOTICE + (SECOND if self.second_ends else b"") + b"\n"
-        )  # a handler may not wait for a lock of the console's
+        # Not by the console, for whose lock a handler may not wait.
+        os.write(2, NOTICE + (SECOND if self.second_ends else b"") + b"\n")
 
 
 @contextmanager

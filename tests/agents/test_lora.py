@@ -125,6 +125,20 @@ def test_layers_are_cut_out_of_the_start_without_a_copy():
     torch.testing.assert_close(logits(agent.teacher.module), logits(student()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_loaded_start_from_which_layers_are_cut_stays_as_it_was_with_the_caller(rank):
+    policy = student()
+    agent = Reinforce(
+        policy, environment(), teacher=policy, alpha=0.3, student_layers=[1], **{**SMALL, "lora_rank": rank}
+    )
+    agent.learn(32)
+    assert all(p.requires_grad for p in policy.parameters())
+    assert not any(p.requires_grad for p in agent.teacher.module.parameters())
+    ours = {p.data_ptr() for p in policy.parameters()}
+    assert all(p.data_ptr() in ours for p in agent.teacher.module.parameters()), "no memory of its own"
+    torch.testing.assert_close(logits(policy), logits(student()), rtol=0, atol=0)
+
+
 def test_adapters_of_ones_own_are_trained_as_they_come_and_the_start_keeps_them_as_they_were():
     policy = student()
     policy.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))

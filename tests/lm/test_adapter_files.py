@@ -16,7 +16,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm import load, load_tokenizer, open_by_name
-from rlgkd.lm.lora import is_adapter_weight
+from rlgkd.lm.lora import add_adapters, is_adapter_weight
 from rlgkd.lm.saving import save
 
 # peft 0.21 asks transformers 5 for it by its old name.
@@ -108,6 +108,43 @@ def test_the_saved_adapter_opens_in_peft_and_here_as_the_trained_model(tmp_path)
         torch.testing.assert_close(logits(module), logits(agent.student.module), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits(theirs), logits(load(base)), atol=1e-3)
     Reinforce(str(adapter), environment(), alpha=0.0, **FEW).learn(4)
+
+
+def test_an_adapter_on_an_embedded_model_names_it_as_it_was_given(tmp_path):
+    name = "embedded:translate-student"
+    module, tokenizer = load(name), load_tokenizer(name)
+    add_adapters(module, 2)
+    with torch.no_grad():
+        for part, parameter in module.named_parameters():
+            if is_adapter_weight(part):
+                parameter.fill_(0.1)
+    save(module, tokenizer, tmp_path, adapters=True)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == name
+    torch.testing.assert_close(logits(load(tmp_path / "adapter")), logits(module), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("save_adapter", [False, True])
+def test_a_loaded_agent_whose_adapter_was_merged_says_that_it_trains_all_weights(
+    folders, tmp_path, caplog, save_adapter
+):
+    _, adapter, expected = folders
+    agent = Reinforce(str(adapter), environment(), alpha=0.0, save_adapter=save_adapter, **FEW)
+    agent.save(tmp_path / "agent")
+    assert "is merged" not in caplog.text
+    again = Reinforce.load(tmp_path / "agent", env=environment())
+    assert caplog.text.count("is merged, and all weights are trained") == 1
+    assert all(p.requires_grad for p in again.student.module.parameters())
+    torch.testing.assert_close(logits(again.student.module), expected, rtol=1e-5, atol=1e-5)
+    again.learn(4).save(tmp_path / "again")
+    caplog.clear()
+    Reinforce.load(tmp_path / "again", env=environment())  # of an agent that had no adapter any more
+    Reinforce.load(tmp_path / "agent", env=environment(), lora_rank=2)
+    assert "is merged" not in caplog.text
+    if save_adapter:
+        going_on = Reinforce.load(tmp_path / "agent", env=environment(), policy=str(tmp_path / "agent" / "adapter"))
+        torch.testing.assert_close(logits(going_on.student.module), expected, rtol=1e-5, atol=1e-5)
+        assert not all(p.requires_grad for p in going_on.student.module.parameters())
 
 
 @pytest.mark.parametrize("wrong", [3, {"a": 1}, torch.nn.Linear(2, 2), "x" * 5000])

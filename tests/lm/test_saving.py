@@ -7,11 +7,13 @@ import json
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.agents import Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.lm import load, save
+from rlgkd.lm.lora import add_adapters
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C", "<turn>")
 TOKENIZER.add_special_tokens({"additional_special_tokens": ["<turn>"]})
@@ -74,3 +76,21 @@ def test_the_saved_precision_can_be_chosen_and_the_live_model_keeps_its_own(tmp_
     ours = agent.student.module.get_output_embeddings().weight
     torch.testing.assert_close(saved.get_output_embeddings().weight, ours.detach().bfloat16(), rtol=0, atol=0)
     assert load(tmp_path).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_tied_embeddings_are_saved_once_in_another_precision_too(tmp_path, rank):
+    module = tiny.model(vocabulary=len(TOKENIZER))
+    module.config.tie_word_embeddings = True
+    module.tie_weights()
+    if rank:
+        add_adapters(module, rank)
+    held = {}
+    for dtype in (None, torch.bfloat16):
+        save(module, TOKENIZER, tmp_path / str(dtype), dtype=dtype)
+        held[dtype] = load_file(tmp_path / str(dtype) / "model.safetensors")
+    assert held[None].keys() == held[torch.bfloat16].keys() and "lm_head.weight" not in held[None]
+    sizes = [sum(value.nbytes for value in state.values()) for state in held.values()]
+    assert sizes[0] == 2 * sizes[1]
+    again = load(tmp_path / str(torch.bfloat16))
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,11 @@ def test_any_bytes_are_items_or_one_error_of_ours(
         assert one(path).prompt.strip()
     except RlgkdError as error:
         assert "\n" not in str(error)
+
+
+def test_rows_are_read_where_the_size_of_the_memory_cannot_be_asked(tmp_path, monkeypatch):
+    """As on Windows, where `os` has no `sysconf`."""
+    monkeypatch.delattr(os, "sysconf")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    assert read_items(path, split_shares=None).item("test", 0, 0).prompt == "a"

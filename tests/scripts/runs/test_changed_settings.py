@@ -132,3 +132,16 @@ def test_the_settings_that_need_a_new_run_exist() -> None:
     """A setting that is renamed must not fall out of the table."""
     known = {*check({"agent": "Reinforce"}).flat(), "env_settings.tokenizer"}
     assert NEEDS_A_NEW_RUN.keys() <= known
+
+
+@pytest.mark.parametrize(
+    "change", [{"teacher_device": "cpu"}, {"rows_at_once": 2}, {"compile_decoding": True}, {"save_adapter": True}]
+)
+def test_what_does_not_train_may_change_after_the_last_token(change: dict[str, object]) -> None:
+    before, now = (RunConfig(agent="GRPO", tokens=600, lora_rank=2, **more) for more in ({}, change))
+    assert [found.setting for found in changes(before, now, 600)] == [*change]
+
+
+def test_the_precision_of_the_saved_model_may_change_after_the_last_token(run: Path) -> None:
+    train.resume(run, ["saved_dtype=bfloat16"], quiet=True)
+    assert json.loads((run / "model" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -99,8 +99,12 @@ def test_a_command_of_one_process_refuses_several_in_one_line(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", range(int(os.environ.get("RLGKD_KILLS", "3"))))
+KILLS = int(os.environ.get("RLGKD_KILLS", "0"))
+minutes = pytest.mark.skipif(not KILLS, reason="takes minutes; RLGKD_KILLS=20 pytest tests/scripts/runs/test_ranks.py")
+
+
+@minutes
+@pytest.mark.parametrize("kill", range(max(1, KILLS)))
 def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
     tmp_path: Path, whole: Path, kill: int
 ) -> None:
@@ -127,7 +131,7 @@ def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
     assert contents(out) == contents(whole)
 
 
-@pytest.mark.slow
+@minutes
 @pytest.mark.parametrize("group", [False, True], ids=["one", "all, twice, as a scheduler and torchrun do"])
 def test_a_signal_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(
     group: bool, tmp_path: Path, whole: Path
