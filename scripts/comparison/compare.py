@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from rlgkd import checkpoint
-from rlgkd.errors import CheckpointError
+from rlgkd.envs.registry import takes_setting
+from rlgkd.errors import CheckpointError, RlgkdError
 from rlgkd.scripts._console import say
-from rlgkd.scripts.comparison.grid import Grid
+from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.html import write_report
 from rlgkd.scripts.comparison.results import (
     RESULTS,
@@ -32,8 +35,11 @@ from rlgkd.scripts.comparison.results import (
     untrained_models,
 )
 from rlgkd.scripts.comparison.run_cell import check_same, is_measured, measure_untrained, train_and_measure
-from rlgkd.scripts.runs.folder import check_files, locked
+from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.runs.folder import CONFIG, check_files, locked
 from rlgkd.scripts.runs.stopping import stoppable
+from rlgkd.scripts.runs.text_ids import DAY, with_day
+from rlgkd.scripts.runs.train import make_env
 from rlgkd.scripts.runs.workers import Job, run_jobs
 
 
@@ -47,6 +53,7 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         check_files(out, (RESULTS, TABLE, TIMING))
+        grid = on_one_day(grid, out)
         open_jobs, done = _open_jobs(grid, out)
         heading = f"{grid.base.name}: {len(grid.cells)} cells x {len(grid.seeds)} seeds into {out}"
         if done:
@@ -62,6 +69,51 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
         checkpoint.atomic_write(out / TABLE, csv_table(results))
         checkpoint.atomic_write(out / TIMING, json.dumps(timing(grid, out), indent=1) + "\n")
         return write_report(out), failed
+
+
+def on_one_day(grid: Grid, out: Path) -> Grid:
+    """Return the grid with the day that its chat templates show, if one shows it: that of the runs in the folder.
+
+    Runs of before that have no day keep none, for they could not go on with one.
+    """
+    begun = [out / cell.run_folder(seed) / CONFIG for cell in grid.cells for seed in grid.seeds]
+    first = next((config for config in begun if config.is_file()), None)
+    days = _days_shown(grid) if first is None else iter([read(first).env_settings.get(DAY)])
+    day = next(days, None)
+    if not day:
+        return grid
+
+    def dated(cell: Cell) -> Cell:
+        return replace(cell, settings=_dated(cell.settings, day))
+
+    cells, baselines = map(dated, grid.cells), map(dated, grid.baselines)
+    return replace(grid, base=_dated(grid.base, day), cells=[*cells], baselines=[*baselines])
+
+
+def _days_shown(grid: Grid) -> Iterator[str]:
+    seen = []
+    for cell in grid.cells:
+        settings = cell.settings
+        if not _may_show_a_day(settings) or (texts := (settings.student, settings.env_settings)) in seen:
+            continue
+        seen.append(texts)
+        try:
+            task = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed).task
+        except RlgkdError:  # its run will say so
+            continue
+        if day := with_day(settings, task).env_settings.get(DAY):
+            yield day
+
+
+def _may_show_a_day(settings: RunConfig) -> bool:
+    given = settings.env_settings
+    return bool(given.get("chat")) and not given.get(DAY) and takes_setting(settings.env, DAY)
+
+
+def _dated(settings: RunConfig, day: str) -> RunConfig:
+    if not _may_show_a_day(settings):
+        return settings
+    return settings.model_copy(update={"env_settings": {**settings.env_settings, DAY: day}})
 
 
 def _open_jobs(grid: Grid, out: Path) -> tuple[list[Job], int]:

@@ -14,6 +14,8 @@ from rlgkd.envs.text import chat_template
 from rlgkd.errors import CheckpointError, DataError, SettingError
 from rlgkd.lm import load_tokenizer
 from rlgkd.lm.saving import save
+from rlgkd.scripts.comparison.compare import compare, on_one_day
+from rlgkd.scripts.comparison.grid import Grid, grid
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import text_ids, train
 from rlgkd.scripts.runs.generate import complete, parse_variables
@@ -200,6 +202,40 @@ def test_an_environment_that_takes_no_day_is_reported(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert text_ids.with_day(settings, task(DATED)) is settings
     assert "rlgkd/GroundedSummary-v0 takes no chat_template_date" in caplog.text
+
+
+def test_a_comparison_has_one_day_and_one_that_began_keeps_its_own(monkeypatch, tmp_path) -> None:
+    name = folder(model(tokenizer()), tokenizer(template=DATED), tmp_path / "m")
+    (tmp_path / "t.jsonl").write_text('{"prompt": "Say N."}\n' * 4)
+    (tmp_path / "t.yaml").write_text(
+        "env: rlgkd/Dataset-v0\n"
+        "env_settings: {data: t.jsonl, split_shares: null, reward: {name: length, words: 2}, chat: true, "
+        "max_new_tokens: 2, max_prompt_tokens: 96}\n"
+        f"student: {name}\nteacher: null\nalpha: 0\ntokens: 4\neval_prompts: 2\nprompts_per_update: 2\n"
+        "group_size: 2\n"
+    )
+
+    def cells(*seeds: int) -> Grid:
+        return grid(read(tmp_path / "t.yaml"), {"learning_rate": [0.001]}, seeds, samples=1)
+
+    today = date.today().isoformat()
+    compare(cells(0), tmp_path / "out", quiet=True)
+    configs = [tmp_path / "out" / cells(0, 1).cells[0].run_folder(seed) / "config.yaml" for seed in (0, 1)]
+    assert read(configs[0]).env_settings["chat_template_date"] == today
+
+    class Tomorrow(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(2031, 1, 2)
+
+    monkeypatch.setattr(chat_template, "date", Tomorrow)
+    for out, day in ((tmp_path / "out", today), (tmp_path / "new", "2031-01-02")):
+        dated = on_one_day(cells(0, 1), out)
+        settings = [dated.base, *(cell.settings for cell in (*dated.cells, *dated.baselines))]
+        assert {one.env_settings["chat_template_date"] for one in settings} == {day}
+    # One of before, without a day, goes on without.
+    configs[0].write_text(configs[0].read_text().replace("chat_template_date", "name"))
+    assert on_one_day(cells(0, 1), tmp_path / "out").base == cells(0, 1).base
 
 
 def test_variables_of_the_command_line_are_yaml() -> None:
