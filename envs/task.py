@@ -262,7 +262,8 @@ class TextTask:
 
         Raises: SettingError if its chat template has no place for one of the task's messages.
         """
-        return teacher_format(self._encoder, tokenizer, end_ids, self._prompt_ids, several_turns=self._several_turns)
+        ends = self.end_ids if self.names_end_ids else end_ids
+        return teacher_format(self._encoder, tokenizer, ends, self._prompt_ids, several_turns=self._several_turns)
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""

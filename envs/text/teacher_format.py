@@ -8,6 +8,7 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.encoder import TextEncoder
+from rlgkd.lm.text_format import end_token
 from rlgkd.types import Item, PromptFormat
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def teacher_format(
 ) -> PromptFormat | None:
     """Return the format of a teacher; None if it reads prompts as its student does.
 
-    One without a chat template reads a chat as its student does, which is logged.
+    One without a chat template reads a chat as its student does, which is logged; where it ends texts with another
+    token than the student, that token counts as the student's end, unless several turns follow, which is logged too.
 
     Args:
         own: The student's encoder.
@@ -36,7 +38,7 @@ def teacher_format(
     """
     if own.template is not None and tokenizer.chat_template is None:
         _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
-        return None
+        return _of_bare_model(own, tokenizer, end_ids, encode, several_turns=several_turns)
     other = own.with_tokenizer(tokenizer, end_ids)
     if own.writes_as(other):
         return None
@@ -48,4 +50,32 @@ def teacher_format(
         own_example=other.example(),
         longer=other.around_prompts - own.around_prompts,
         aligned=not several_turns,
+    )
+
+
+def _of_bare_model(
+    own: TextEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: frozenset[int],
+    encode: Callable[[TextEncoder, Item], list[int]],
+    *,
+    several_turns: bool,
+) -> PromptFormat | None:
+    """The student's format with the end of a teacher that has no chat template; None if it knows the student's end."""
+    if own.answer_end in end_ids:
+        return None
+    if several_turns:
+        mine, theirs = (tokenizer.convert_ids_to_tokens(id_) for id_ in (own.answer_end, end_token(tokenizer)))
+        _log.warning(
+            "the teacher ends a text with %r, and gives %r, the student's end, little probability", theirs, mine
+        )
+        return None
+    return PromptFormat(
+        encode_prompt=lambda item: encode(own, item),
+        end=own.answer_end,
+        own_end=end_token(tokenizer),
+        example=own.example(),
+        own_example=own.example(),
+        longer=0,
+        aligned=True,
     )

@@ -69,7 +69,11 @@ class TeacherMixture:
 def _warn_of_other_format(task: Task, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
     """Log that the teacher's format is another one: what is stepped is one text, which it reads as it is."""
     warn_of_other_end(task.tokenizer, task_end_ids(task), tokenizer, end_ids, owner="environment")
-    found = task.format_of(tokenizer, end_ids) if hasattr(task, "format_of") else None
+    try:
+        found = task.format_of(tokenizer, end_ids) if hasattr(task, "format_of") else None
+    except SettingError as error:  # here its template writes nothing, so one that refuses the task's chats is no error
+        _log.warning("the teacher sees chats in the environment's format; its own chat template: %s", error.remedy)
+        return
     if found is not None and found.example != found.own_example:
         _log.warning(
             "the teacher's chat template differs from the environment's: it sees chats in a format that it was not "

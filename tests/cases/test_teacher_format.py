@@ -263,10 +263,43 @@ def test_a_teacher_without_a_template_and_a_wrapper_read_the_students_format_and
     teacher = folder(model(bare, seed=1), bare, tmp_path / "bare")
     with caplog.at_level(logging.WARNING):
         agent = Distill(names[0], env(names[0]), teacher=teacher, prompts_per_update=1)
-        assert agent.teacher.format is None
-        assert ["has no chat template: it reads chats as the student" in line for line in caplog.messages] == [True]
+        bare, ends = caplog.messages
+        assert "has no chat template: it reads chats as the student" in bare
+        assert "the student's end '<|im_end|>' counts as its '<|eot|>'" in ends
+        # The model reads the student's prompt, and its own end stands for the student's.
+        prompt = _prompt(agent).tolist()
+        assert exchanged(agent.teacher.format.encode_prompt(agent.task.item("train", 0, 0))) == prompt
+        (ours, theirs) = (
+            lm(torch.tensor([ids])).logits[0, -1]
+            for lm, ids in (
+                (agent.teacher.module, exchanged(prompt)),
+                (AutoModelForCausalLM.from_pretrained(teacher).eval(), prompt),
+            )
+        )
+        torch.testing.assert_close(ours[END], theirs[EOT])
+        caplog.clear()
+        turns = Distill(
+            names[0], env(names[0], reply=lambda item, turns: "Why?"), teacher=teacher, prompts_per_update=1
+        )
+        assert turns.teacher.format is None
+        assert "the teacher ends a text with '<|eot|>', and gives '<|im_end|>'" in caplog.messages[-1]
+        caplog.clear()
+        named = env(names[0], end_tokens=["<|im_end|>"])
+        assert Distill(names[0], named, teacher=teacher, prompts_per_update=1).teacher.format is None
         caplog.clear()
         TeacherReward(env(names[0]), teacher=names[1], alpha=0.5)
     ends, template = caplog.messages
     assert "the teacher ends a text with '<|eot|>', the environment with '<|im_end|>'" in ends
     assert "chat template differs from the environment's" in template and "<|im_start|>user" in template
+
+
+def test_a_wrapper_takes_a_teacher_whose_template_refuses_the_tasks_messages(names, tmp_path, caplog) -> None:
+    other = teacher_tokenizer(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN
+    )
+    teacher = folder(model(other, seed=1), other, tmp_path / "other")
+    with caplog.at_level(logging.WARNING):
+        wrapped = TeacherReward(env(names[0]), teacher=teacher, alpha=0.5)
+    assert "sees chats in the environment's format; its own chat template" in caplog.messages[-1]
+    wrapped.reset(seed=0)
+    assert wrapped.step(END)[1] < 0
