@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rlgkd.errors import SettingError, one_line
+from rlgkd.errors import SettingError
+from rlgkd.scripts._change_text import change_text
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.secret_masks import masked
 
@@ -47,8 +48,6 @@ AROUND_TRAINING: Final = (
     "save_adapter",
 )
 """Settings that a run which has all its tokens may change too: they matter for its evaluation, or for what is saved."""
-LONGEST_VALUE = 60
-"""Characters of a value that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +63,7 @@ class Change:
 
     def __str__(self) -> str:
         """Return `alpha: 0.5 -> 0.25 after 1,200 tokens`."""
-        old, new = (one_line(json.dumps(value), LONGEST_VALUE) for value in (self.old, self.new))
-        return f"{self.setting}: {old} -> {new} after {self.tokens:,} tokens"
+        return change_text(self.setting, self.old, self.new, f"{self.tokens:,}")
 
 
 def changes(before: RunConfig, now: RunConfig, tokens: int) -> list[Change]:

@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rlgkd.errors import one_line
+from rlgkd.scripts._change_text import change_text
 from rlgkd.scripts.report.formatting import whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import MeasureRow, measure_rows
 
-LONGEST_VALUE: Final = 60
-"""Characters of a changed setting's value that are shown."""
 COLLAPSED: Final = 0.1
 """Texts have collapsed if their entropy is below this share of the start's and of the teacher's."""
 RANDOM: Final = 3.0
@@ -34,15 +32,15 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
 def _changes(value: object) -> list[str]:
     """One for each setting that was changed; entries that are none are left out."""
     return [
-        f"A setting was changed while the run was stopped: {entry.get('setting')} from {_shown(entry.get('old'))}"
-        f" to {_shown(entry.get('new'))} after {whole(to_float(entry.get('tokens'))) or 'an unknown number of'} tokens."
+        f"A setting was changed while the run was stopped: {_change(entry)}."
         for entry in to_list(value)
         if isinstance(entry, Mapping)
     ]
 
 
-def _shown(value: object) -> str:
-    return one_line("none" if value is None else value, LONGEST_VALUE)
+def _change(entry: Mapping[str, Any]) -> str:
+    tokens = whole(to_float(entry.get("tokens"))) or "an unknown number of"
+    return change_text(entry.get("setting"), entry.get("old"), entry.get("new"), tokens)
 
 
 def _of_reward(rewards: Mapping[str, Any]) -> list[str]:

@@ -80,10 +80,8 @@ def test_more_tokens_and_other_settings_are_honoured_and_said_everywhere(
         ("alpha", True), ("tokens", False), ("tokens", True), ("weight_decay", True),
     ]  # fmt: skip
     sentences = remarks(read_run(run).summary)
-    assert (
-        f"A setting was changed while the run was stopped: alpha from 0.5 to 0.25 after {tokens} tokens." in sentences
-    )
-    assert "alpha from 0.5 to 0.25" in (run / "report.html").read_text()
+    assert f"A setting was changed while the run was stopped: alpha: 0.5 -> 0.25 after {tokens} tokens." in sentences
+    assert "alpha: 0.5 -&gt; 0.25 after" in (run / "report.html").read_text()
 
 
 def test_a_run_that_is_not_changed_says_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
