@@ -6,6 +6,7 @@ import dataclasses
 
 import mutants
 import pytest
+from on_request import minutes
 
 every_mutant = pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=[mutant.name for mutant in mutants.MUTANTS])
 
@@ -57,14 +58,14 @@ def test_a_mutant_that_does_not_find_its_code_is_an_error(changes: dict[str, obj
         mutants.mutated(SOURCE, dataclasses.replace(EXAMPLE, **changes))
 
 
-@pytest.mark.slow
+@minutes
 @pytest.mark.timeout(900)
 def test_an_unchanged_copy_passes() -> None:
     tests = " ".join(dict.fromkeys(" ".join(mutant.tests for mutant in mutants.MUTANTS).split()))
     assert mutants.survives(None, tests)
 
 
-@pytest.mark.slow
+@minutes
 @pytest.mark.timeout(900)
 @every_mutant
 def test_a_mistake_is_found(mutant: mutants.Mutant) -> None:

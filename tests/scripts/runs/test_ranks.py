@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from on_request import minutes
 from safetensors.torch import load_file
 
 SMALL = (
@@ -46,7 +47,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-@pytest.mark.slow
+@minutes
 def test_two_processes_write_one_run_with_the_texts_of_one_process_and_either_number_goes_on(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = run(COMMAND, "quickstart", "--out", str(one), "--quiet", *SMALL)
@@ -99,12 +100,11 @@ def test_a_command_of_one_process_refuses_several_in_one_line(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-KILLS = int(os.environ.get("RLGKD_KILLS", "0"))
-minutes = pytest.mark.skipif(not KILLS, reason="takes minutes; RLGKD_KILLS=20 pytest tests/scripts/runs/test_ranks.py")
+KILLS = int(os.environ.get("RLGKD_KILLS", "3"))
 
 
 @minutes
-@pytest.mark.parametrize("kill", range(max(1, KILLS)))
+@pytest.mark.parametrize("kill", range(KILLS))
 def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
     tmp_path: Path, whole: Path, kill: int
 ) -> None:
