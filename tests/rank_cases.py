@@ -181,8 +181,8 @@ def main(folder: Path) -> None:
     own = folder / str(me.rank)
     own.mkdir(parents=True)
     for number, name in enumerate(CASES):
-        told, weights = train(name, me.from_main(lambda: folder))
-        (own / f"{number}.json").write_text(json.dumps(told))
+        rows, weights = train(name, me.from_main(lambda: folder))
+        (own / f"{number}.json").write_text(json.dumps(rows))
         save_file({key: value.contiguous() for key, value in weights.items()}, own / f"{number}.safetensors")
     (own / "failures.json").write_text(json.dumps(failures()))
     ranks.leave()

@@ -36,46 +36,28 @@ def teacher_format(
 
     Raises: SettingError if the teacher's chat template has no place for one of the task's messages.
     """
-    if own.template is not None and tokenizer.chat_template is None:
+    other, own_end = own, own.answer_end
+    if own.template is None or tokenizer.chat_template is not None:
+        other = own.with_tokenizer(tokenizer, end_ids)
+        own_end = other.answer_end
+    else:
         _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
-        return _of_bare_model(own, tokenizer, end_ids, encode, several_turns=several_turns)
-    other = own.with_tokenizer(tokenizer, end_ids)
-    if own.writes_as(other):
+        if own_end not in end_ids:
+            own_end = end_token(tokenizer)
+            if several_turns:
+                mine, theirs = (tokenizer.convert_ids_to_tokens(id_) for id_ in (own.answer_end, own_end))
+                _log.warning(
+                    "the teacher ends a text with %r, and gives %r, the student's end, little probability", theirs, mine
+                )
+                return None
+    if own.writes_as(other) and own_end == own.answer_end:
         return None
     return PromptFormat(
         encode_prompt=lambda item: encode(other, item),
         end=own.answer_end,
-        own_end=other.answer_end,
+        own_end=own_end,
         example=own.example(),
         own_example=other.example(),
         longer=other.around_prompts - own.around_prompts,
         aligned=not several_turns,
-    )
-
-
-def _of_bare_model(
-    own: TextEncoder,
-    tokenizer: PreTrainedTokenizerBase,
-    end_ids: frozenset[int],
-    encode: Callable[[TextEncoder, Item], list[int]],
-    *,
-    several_turns: bool,
-) -> PromptFormat | None:
-    """The student's format with the end of a teacher that has no chat template; None if it knows the student's end."""
-    if own.answer_end in end_ids:
-        return None
-    if several_turns:
-        mine, theirs = (tokenizer.convert_ids_to_tokens(id_) for id_ in (own.answer_end, end_token(tokenizer)))
-        _log.warning(
-            "the teacher ends a text with %r, and gives %r, the student's end, little probability", theirs, mine
-        )
-        return None
-    return PromptFormat(
-        encode_prompt=lambda item: encode(own, item),
-        end=own.answer_end,
-        own_end=end_token(tokenizer),
-        example=own.example(),
-        own_example=own.example(),
-        longer=0,
-        aligned=True,
     )
