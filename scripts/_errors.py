@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,12 @@ def one_line_errors() -> Iterator[None]:
 def check_one_process(command: str) -> None:
     """Refuse to run a command, which starts processes of its own or needs one, as several processes of a job.
 
-    Raises: SettingError in the first process; the others exit.
+    Raises: SettingError in the first process; the others exit after it.
     """
     rank, size = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
     if rank is not None and size > 1:
         if rank != "0":
+            time.sleep(60)  # torchrun ends the others once one has left, and the first must speak before it is ended
             sys.exit(2)
         raise SettingError("processes", size, f"{command} is one process; start it without torchrun (docs/scale.md)")
 
