@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from stable_baselines3.common.type_aliases import GymEnv
@@ -31,7 +32,7 @@ from rlgkd.agents.sb3.policy import LanguageModelPolicy
 from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
-from rlgkd.errors import SettingError
+from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
@@ -83,6 +84,13 @@ class TextAgent(TokenAlgorithm):
 
         Raises: SettingError, ModelError, DependencyError.
         """
+        if env is None:
+            raise SettingError("env", env, "give an environment of rlgkd.envs, or a registered id")
+        number: Any = seed
+        if not isinstance(number, int | np.integer) or number < 0:
+            raise SettingError("seed", seed, "give a whole number of 0 or more")
+        if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+            raise ModelError("tokenizer", type(tokenizer).__name__, "give a loaded tokenizer of transformers")
         given: dict[str, Any] = dict(settings)
         self.config = self.Config(**given)
         self.config.check_teacher(teacher)
@@ -202,6 +210,10 @@ class TextAgent(TokenAlgorithm):
         The filters (rlgkd.ops.logit_filters) need `greedy=False`. Training has none: they change what a policy can
         generate.
         """
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise DataError("prompts", prompts, "give a list of texts")
+        if not prompts:
+            return []
         filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
         items = [Item(key=f"generate/{n}", prompt=prompt) for n, prompt in enumerate(prompts)]
         episodes = sample_episodes(
@@ -229,13 +241,18 @@ class TextAgent(TokenAlgorithm):
         """Write a Hugging Face folder with the model and the agent's settings. SB3's `.zip` ending is dropped.
 
         It holds no optimizer: to go on exactly, use a checkpoint (`rlgkd.checkpoint`; `rlgkd train` writes them). Of
-        several processes the main one alone writes.
+        several processes the main one alone writes. What an older call wrote there is replaced when all is written.
+
+        Raises: CheckpointError if it cannot be written.
         """
         if not self.ranks.main:
             return
         following = self.teacher if self.following_teacher is not None else None
         settings = {**self._names, "seed": self.seed, **self.config.flat()}
-        write_agent(path, type(self).__name__, self.student, following, settings, self.state)
+        write_agent(path, type(self).__name__, self.student, following, settings, self.state, self._write_parts)
+
+    def _write_parts(self, folder: Path) -> None:
+        """Write what an agent has besides models and settings into the folder that `save` makes."""
 
     @classmethod
     def load(  # type: ignore[override]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -155,12 +156,14 @@ def build_optimizer(
     module: nn.Module, config: AlgorithmConfig, schedule: Callable[[float], float], device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW over what the module trains: matrices with weight decay, biases and norms without."""
+    if not (math.isfinite(rate := schedule(1.0)) and rate >= 0):
+        raise SettingError("learning_rate", rate, "give a function that returns finite numbers of 0 or more")
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=schedule(1.0), betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
 
 
 def check_same_start(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.agents.state import TrainingState
+from rlgkd.checkpoint.files import temporary_name, writing
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import dtype_of
 from rlgkd.lm.lora import has_adapters
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.saving import save
+from rlgkd.lm.saving import ADAPTER_FOLDER, save
 from rlgkd.settings import Settings, layered
 
 SETTINGS_FILE = "rlgkd_agent.json"
@@ -39,32 +42,68 @@ def write_agent(
     teacher: LanguageModel | None,
     settings: Mapping[str, Any],
     state: TrainingState,
+    write_more: Callable[[Path], None],
 ) -> None:
     """Write the student, a teacher that training has moved, and what can be written of the settings as JSON.
 
     Models and schedules that were given as functions are left out. If the student came with an adapter, which is merged
     here, the file says so, and `save_adapter` is left out.
     """
-    folder = agent_folder(path)
     dtype = settings["saved_dtype"]
-    save(
-        student.module,
-        student.tokenizer,
-        folder,
-        end_ids=student.end_ids,
-        dtype=None if dtype is None else dtype_of(dtype),
-        adapters=settings["save_adapter"],
-    )
-    shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
-    if teacher is not None:
-        save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
     kept = {name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START}
     merged = has_adapters(student.module) and not settings["lora_rank"]
     if merged:
         del kept["save_adapter"]  # the folder's model has none
     saved = {"agent": agent, "settings": kept, "state": state.to_json(), "adapter_merged": merged}
     text = json.dumps(saved, indent=2)
-    (folder / SETTINGS_FILE).write_text(text + "\n")
+    with _replaced(agent_folder(path)) as folder:
+        save(
+            student.module,
+            student.tokenizer,
+            folder,
+            end_ids=student.end_ids,
+            dtype=None if dtype is None else dtype_of(dtype),
+            adapters=settings["save_adapter"],
+        )
+        if teacher is not None:
+            save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
+        write_more(folder)
+        (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A new folder whose content takes the place of `folder`'s once the block has ended well.
+
+    What an older save left there stays whole if it did not; files of others stay.
+
+    Raises: CheckpointError if it cannot be written.
+    """
+    new = temporary_name(folder, "tmp")
+    with writing(folder, "free space, or save elsewhere"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(errno.EEXIST, "it is a file")
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            yield new
+            if folder.exists():
+                _remove_older(folder, {path.name for path in new.iterdir()})
+                for path in new.iterdir():
+                    path.rename(folder / path.name)
+            else:
+                new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _remove_older(folder: Path, names: set[str]) -> None:
+    """Delete folders that are replaced, a teacher, and weights that the new ones do not replace."""
+    for path in [*folder.glob("model*.safetensors*"), folder / TEACHER_FOLDER, folder / ADAPTER_FOLDER]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in names:
+            path.unlink(missing_ok=True)
 
 
 def read_agent(
@@ -78,7 +117,7 @@ def read_agent(
     folder = agent_folder(path)
     try:
         check_file(folder / SETTINGS_FILE)
-        saved = json.loads((folder / SETTINGS_FILE).read_text())
+        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         name, settings = saved["agent"], dict(saved["settings"])
         state = TrainingState.from_json(saved["state"] if "state" in saved else saved["counters"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

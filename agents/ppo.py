@@ -27,7 +27,7 @@ from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import sum_on_host
-from rlgkd.errors import CheckpointError
+from rlgkd.errors import CheckpointError, one_line
 from rlgkd.objective import POLICY_LOSS, Fraction, Objective
 from rlgkd.ops.policy_loss import value_loss
 from rlgkd.ops.returns import gae
@@ -108,12 +108,9 @@ class PPO(TextAlgorithm):
             values_N: Tensor = self.value_head(states_NH.float())[:, 0]
         return values_N
 
-    def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
-        """Save as `Reinforce` does, and the value head."""
-        super().save(path, exclude, include)
-        if not self.ranks.main:
-            return
-        file = agent_folder(path) / VALUE_FILE
+    def _write_parts(self, folder: Path) -> None:
+        """Write the value head."""
+        file = folder / VALUE_FILE
         save_file(self.value_head.state_dict(), file)
         follow_umask([file])
 
@@ -125,9 +122,14 @@ class PPO(TextAlgorithm):
         agent = super().load(path, env, **settings)
         file = agent_folder(path) / VALUE_FILE
         try:
-            agent.value_head.load_state_dict(load_file(file))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError("path", str(file), f"give a folder that save() wrote: {error}") from error
+            weights = load_file(file)
+            if not all(bool(part.isfinite().all()) for part in weights.values()):
+                raise ValueError("its weights are not finite")
+            agent.value_head.load_state_dict(weights)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                "path", str(file), f"give a folder that save() wrote: {one_line(error, 300)}"
+            ) from error
         return agent
 
 

@@ -142,6 +142,14 @@ class TeacherTexts:
     def _open(self, fingerprint: dict[str, Any]) -> dict[str, list[int]]:
         """Read the texts, or begin the file."""
         path = self.path
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise DataError(
+                "teacher_texts", str(path), f"it cannot be read ({error.strerror}); name another file"
+            ) from error
         if path.exists() and (kind := other_kind(path)):
             raise DataError("teacher_texts", str(path), f"it is {kind}; name a file")
         if not path.exists() or not path.stat().st_size:

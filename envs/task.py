@@ -29,6 +29,7 @@ from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.lm.text_format import end_token
 from rlgkd.ops._registry import checked_kwargs
 from rlgkd.ops.token_masks import TokenMask
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item, PendingScores, PromptFormat, Score
 
 Reply = Callable[[Item, Sequence[str]], str | None]
@@ -48,6 +49,7 @@ class TextTask:
     """Prompts, tokenizer, limits and reward: implements `rlgkd.types.Task`."""
 
     @checked_kwargs
+    @checked_arguments
     def __init__(
         self,
         *,
@@ -63,7 +65,7 @@ class TextTask:
         reply: Reply | None = None,
         at_limit: str = "terminate",
         stop: str | Sequence[str] = (),
-        end_tokens: Sequence[str] = (),
+        end_tokens: str | Sequence[str] = (),
         skip_special_tokens: bool = True,
         system: str = "",
         prompt: str = "prompt",

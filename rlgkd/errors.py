@@ -15,6 +15,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 """Control characters, and those that change the direction of a text."""
 MAX_KEYS = 5
 """Rows that one message names."""
+MAX_VALUE = 500
+"""Characters of a value that a message shows."""
 
 
 class RlgkdError(Exception):
@@ -24,7 +26,10 @@ class RlgkdError(Exception):
         self.field = field
         self.value = value
         self.remedy = remedy
-        super().__init__(shown(f"{field}: {masked(value)!r} does not work; {remedy}"))
+        text = repr(masked(value))
+        if len(text) > MAX_VALUE:
+            text = f"{text[:MAX_VALUE]}..."
+        super().__init__(shown(f"{field}: {text} does not work; {remedy}"))
 
 
 class SettingError(RlgkdError, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,8 @@ def evaluate(
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or combined with `greedy`.
     """
     filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
-    if prompts < 1 or group < 1:
+    counts: Any = (prompts, group)
+    if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]

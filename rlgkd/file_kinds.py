@@ -34,5 +34,8 @@ def other_kind(path: str | Path) -> str:
 
     Raises: OSError if nothing is there.
     """
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a null byte in the name
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
     return next((kind for matches, kind in KINDS if matches(mode)), "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, one_line
 
 
 def import_object(field: str, path: str) -> Any:
@@ -28,7 +28,10 @@ def import_object(field: str, path: str) -> Any:
     except SystemExit as error:
         raise SettingError(field, path, f"importing it ended Python (SystemExit: {error.code})") from error
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise SettingError(field, path, f"it could not be imported: {error}") from error
+        raise SettingError(field, path, f"it could not be imported: {one_line(error)}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        why = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise SettingError(field, path, f"it could not be imported: {why}") from error
 
 
 def is_import_path(text: str) -> bool:

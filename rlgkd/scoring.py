@@ -8,6 +8,8 @@ from dataclasses import replace
 from numbers import Complex, Real
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rlgkd.errors import one_line
 from rlgkd.types import AsyncTask, Item, PendingScores, Score, StopReason, Task
 
@@ -79,12 +81,16 @@ def as_float(value: Any) -> float:
     odd = number is None or isinstance(number, str | bytes | bytearray)  # float("nan") and float("1") work
     if odd or (isinstance(number, Complex) and not isinstance(number, Real)):
         raise TypeError(f"it returned {_shown(value)}, which is no number")
+    if value is np.ma.masked:  # its float is 0
+        raise ValueError("it returned a masked value, which is missing")
     try:
         return float(number)
     except TypeError as error:
         raise TypeError(f"it returned {_shown(value)}, which is no number") from error
     except OverflowError as error:
         raise ValueError("it returned a number that is too large for a float") from error
+    except Exception as error:  # of a type of the user's own
+        raise ValueError(f"it returned {_shown(value)}, whose number cannot be had: {error!r:.60}") from error
 
 
 def with_floats(score: Score) -> Score:
@@ -105,6 +111,8 @@ def with_floats(score: Score) -> Score:
 
 
 def _shown(value: object) -> str:
+    if type(value).__repr__ is object.__repr__:  # an address in memory says nothing
+        return f"a {type(value).__name__}"
     return one_line(f"{value!r:.200}", 60)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -12,11 +13,26 @@ from contextlib import contextmanager
 
 from rlgkd.errors import ProcessError, RewardError, RlgkdError, SettingError
 
+OF_THE_SYSTEM = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+"""Reasons of a failed system call that are no bug: permissions, disks, limits."""
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Exit with `rlgkd: field: value does not work; remedy` for an RlgkdError; any other error keeps its traceback.
 
+    An error of a file for which the system gives a reason, such as missing permissions or a full disk, is one line too.
     Of several processes the one that failed says so, and which it is. Ctrl-C exits with 130, as the shell expects of a
     command that SIGINT ended.
     """
@@ -26,6 +42,12 @@ def one_line_errors() -> Iterator[None]:
         if not (isinstance(error, ProcessError) and error.reported):
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             print(f"rlgkd: {error}{notes}{_traceback_note(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+            raise
+        remedy = f"{error.strerror}: see its permissions, its name and its disk"
+        print(f"rlgkd: {RlgkdError('file', str(error.filename), remedy)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rlgkd: stopped", file=sys.stderr)

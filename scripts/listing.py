@@ -64,7 +64,7 @@ def _recipes() -> Table:
     """List each recipe with its coordinates in the space of methods."""
     table = Table("recipe", "what it is, and where it stands", title="recipes", show_lines=True)
     for name in recipe_names():
-        lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+        lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
         about = comment.partition(" Deviates")[0]
         coordinates = ", ".join(f"{key} {value}" for key, value in _coordinates(name).items())

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
 import pytest
 
 from rlgkd.agents import Distill, Reinforce
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.envs import TextTask
+from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.errors import SettingError
 from rlgkd.objective import Objective
 from rlgkd.ops import divergence
 from rlgkd.ops.schedule import Schedule
-from rlgkd.settings import Settings, layered
+from rlgkd.settings import Settings, checked_arguments, layered
 
 GROUPS = [name for name, info in AlgorithmConfig.model_fields.items() if isinstance(info.default, Settings)]
 
@@ -72,3 +79,67 @@ def test_a_layer_above_replaces_variants_and_schedules_as_a_whole() -> None:
 def test_cross_entropy_on_data_needs_no_ratios_for_several_epochs() -> None:
     config = Distill.Config(divergence="forward_kl", estimator="sampled", student_fraction=0.0, epochs=2)
     assert config.optimizer.epochs == 2
+
+
+@checked_arguments
+def maker(
+    url: str,
+    *,
+    words: int = 3,
+    share: float = 0.5,
+    kind: Literal["a", "b"] = "a",
+    columns: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+    reply: Callable[[str], str] | None = None,
+    shown: bool = True,
+    anything: Any = None,
+) -> tuple[object, ...]:
+    return url, words, share, kind, columns, headers, reply, shown, anything
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"url": 3}, "url: 3 does not work; give a text"),
+        ({"words": "x"}, "give a whole number"),
+        ({"words": True}, "give a whole number"),
+        ({"words": 1.5}, "give a whole number"),
+        ({"share": "1"}, "give a number"),
+        ({"kind": "c"}, "give one of a, b"),
+        ({"columns": "abc"}, "give a list of texts"),
+        ({"columns": [1]}, "give a list of texts"),
+        ({"headers": {"a": 1}}, "give names and values or null"),
+        ({"headers": 3}, "give names and values or null"),
+        ({"reply": 3}, "give a function or null"),
+        ({"shown": "yes"}, "give true or false"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_with_what_would_work(given: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(remedy)):
+        maker(**{"url": "x", **given})
+
+
+def test_an_argument_of_its_type_is_left_as_it_is_and_none_is_its_default() -> None:
+    given = {"words": np.int64(2), "share": 1, "columns": ["a"], "headers": {"a": "b"}, "reply": str, "anything": {1}}
+    assert maker("x", **given) == ("x", 2, 1, "a", ["a"], {"a": "b"}, str, True, {1})
+    assert maker("x", words=None, columns=None) == maker("x")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"name": "length", "words": "many"}, {"name": "served", "url": 3}, {"name": "judge", "url": "x", "model": ["m"]}],
+)
+def test_settings_of_a_named_reward_are_checked(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="does not work; give a"):
+        reward_from(given)
+
+
+@pytest.mark.parametrize("given", [{"end_tokens": 3}, {"quality": 3}, {"reward_timeout": "1"}, {"chat": "maybe"}])
+def test_settings_of_a_task_are_checked(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(SettingError, match=f"^{name}: "):
+        TextTask(prompts=["a"], reward=len, tokenizer="embedded:grounded-student", **given)
+
+
+def test_a_value_of_megabytes_is_cut_in_its_error() -> None:
+    assert len(str(SettingError("prompt", "x" * 10**6, "shorten it"))) < 600

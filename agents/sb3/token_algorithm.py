@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Self
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -17,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlgkd.agents.sb3.progress_bar import TokenProgressBar
 from rlgkd.agents.state import TrainingState
+from rlgkd.errors import SettingError
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -37,6 +39,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """Train until `total_timesteps` tokens have been generated (or read from data); the last batch is finished."""
+        given: Any = total_timesteps
+        if not isinstance(given, int | float | np.number) or not given >= 0:  # NaN neither
+            raise SettingError("total_timesteps", total_timesteps, "give the number of tokens to train for")
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )

@@ -38,7 +38,7 @@ def reward_calls(
     `extra` holds further arguments by name, each a list over the batch. A reward that takes **kwargs gets everything
     there is; the defaults of its parameters stand in for what there is not.
 
-    Raises: SettingError for an argument that does not exist.
+    Raises: SettingError for an argument that does not exist or has no name, or if there are none.
     """
     available: dict[str, list[Any]] = {
         **_shared_columns(items),
@@ -54,7 +54,12 @@ def reward_calls(
     single = any(p.name in REWARD_ARGUMENTS and p.name not in available for p in named)
     if single:
         available |= {one: available.pop(many) for one, many in REWARD_ARGUMENTS.items()}
+    if not named and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        remedy = f"it takes no arguments; name some of {', '.join(sorted(available))}"
+        raise SettingError("reward", getattr(reward, "__name__", type(reward).__name__), remedy)
     for parameter in named:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise SettingError("reward", parameter.name, "arguments are given by name; leave out the / after it")
         if parameter.default is parameter.empty and parameter.name not in available:
             known = ", ".join(sorted(available))
             raise SettingError("reward", parameter.name, f"name its arguments after what there is: {known}")

@@ -44,10 +44,12 @@ class AsyncCalls:
 
     def outcomes(self) -> list[Any]:
         """What each call returned or raised; calls that are still running are late."""
-        if len(self._outcomes) < len(self._starts):
+        if len(self._outcomes) < len(self._starts) and self.stuck():
             self._warn("it goes on running in the background")
             self.seconds = time.perf_counter() - self._began
-        return [self._outcomes.get(n, self._late) for n in range(len(self._starts))]
+        # One that is not stuck and has no outcome was in a loop that somebody stopped.
+        missing = self._late if self.stuck() else RuntimeError("it stopped its event loop")
+        return [self._outcomes.get(n, missing) for n in range(len(self._starts))]
 
     async def _call(self, number: int, start: Start) -> None:
         began = self._stirred = time.perf_counter()

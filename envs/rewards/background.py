@@ -71,6 +71,9 @@ class BackgroundTask(Generic[R]):
     def _run_all(self, coroutine: Coroutine[Any, Any, None]) -> None:
         try:
             asyncio.run(self._run(coroutine))
+        except RuntimeError:  # the coroutine has stopped its loop, or left it in disorder
+            if not self._future.done():
+                self._future.set_result(None)
         except BaseException as error:
             if not self._future.done():
                 self._future.set_exception(error)

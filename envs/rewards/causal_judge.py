@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from rlgkd.envs.rewards.arguments import signature_of
 from rlgkd.envs.rewards.batched_model import BatchedModel, Model, Tokenizer, check_class, first_probability
 from rlgkd.envs.rewards.prompts import Template, argument_names, chat_encoder, first_tokens, text_encoder
+from rlgkd.settings import checked_arguments
 
 QUESTION = "Question: {prompt}\nAnswer: {completion}\nIs the answer right and complete? Say yes or no:"
 
@@ -22,6 +23,7 @@ class CausalJudge:
     its own style; a small model's verdict is mostly bias. Compare it with labels before training on it.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: Model,

@@ -30,7 +30,7 @@ class Weighted:
     def __init__(self, parts: Mapping[str, tuple[float, Reward]]) -> None:
         """Take {name: (weight, reward)}.
 
-        Raises: SettingError if there are none.
+        Raises: SettingError if there are none, or for a weight that is not finite.
 
         Example:
             >>> from rlgkd.envs.rewards import length, pattern
@@ -43,6 +43,9 @@ class Weighted:
             raise SettingError("parts", parts, "give {name: (weight, reward)}")
         self._silent: set[str] = set()
         """Parts that have always abstained, which was said."""
+        for name, (weight, _) in parts.items():
+            if not math.isfinite(weight):
+                raise SettingError("weight", weight, f"the weight of {name} is a finite number")
         self._parts = {
             name: (float(weight), Grader(reward, max_failed=1.0, may_abstain=True))
             for name, (weight, reward) in parts.items()

@@ -32,6 +32,7 @@ from rlgkd.envs.rewards.prompts import (
 )
 from rlgkd.errors import SettingError
 from rlgkd.lm.shared_prefix import last_token_layouts, pack_shared_prefixes, supports_shared_prefix
+from rlgkd.settings import checked_arguments
 
 SEQ2SEQ_TEMPLATE = "premise: {premise} hypothesis: {hypothesis}"
 """The input of the TRUE models, which answer 1 or 0 (Honovich et al., 2022, arXiv:2204.04991)."""
@@ -46,6 +47,7 @@ class Entailment:
     hypothesis earns 0.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: Model,

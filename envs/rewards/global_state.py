@@ -12,14 +12,16 @@ import torch
 def restored_state() -> Iterator[None]:
     """Run the body without autocast, and put back the settings of torch that it changes.
 
-    These are the grad mode, the default dtype and device, the number of threads and whether algorithms are
-    deterministic. The states of random numbers are left alone: a reward that draws some would draw the same ones in
+    These are the grad and inference modes, the default dtype and device, the number of threads and whether algorithms
+    are deterministic. The states of random numbers are left alone: a reward that draws some would draw the same ones in
     each batch, and training has generators of its own.
     """
     grad, dtype, device = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
     threads = torch.get_num_threads()
     deterministic = torch.get_deterministic_debug_mode()
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))  # its end puts back what was
+        torch.set_grad_enabled(grad)
         for kind in _autocast_devices():
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:

@@ -16,9 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from rlgkd.envs.rewards.arguments import Reward, signature_of
-from rlgkd.envs.rewards.json_server import JsonServer, with_variables
+from rlgkd.envs.rewards.json_server import JsonServer, checked_headers, with_variables
 from rlgkd.envs.rewards.prompts import Template, argument_names, samples_of
 from rlgkd.errors import SettingError
+from rlgkd.settings import checked_arguments
 
 Value = float | Exception
 """The reward of a sample, or why it has none."""
@@ -38,6 +39,7 @@ SCORE_LINE = r"(?im)^\W*score\s*:[\s*]*(-?\d+(?:\.\d+)?)[\s*.]*$"
 """A line that says `Score: 7.5` and nothing else, bold or not."""
 
 
+@checked_arguments
 def served(
     url: str,
     *,
@@ -70,7 +72,7 @@ def served(
     if batch_size < 1:
         raise SettingError("batch_size", batch_size, "give 1 or more")
     url = with_variables("url", url, url=True)
-    sent = {name: with_variables("headers", value) for name, value in (headers or {}).items()}
+    sent = checked_headers(headers or {})
     server = JsonServer(url=url, timeout=timeout, retries=retries, backoff=backoff, concurrency=concurrency)
     signature = signature_of(("prompts", "completions", "references", *columns))
 
@@ -94,6 +96,7 @@ def served(
     return reward
 
 
+@checked_arguments
 def judge(
     url: str,
     model: str,
@@ -138,6 +141,8 @@ def judge(
         raise SettingError("pattern", pattern, f"it does not compile: {error}") from error
     if compiled.groups < 1:
         raise SettingError("pattern", pattern, "put the grade into a group: (...)")
+    if not re.fullmatch(r"[A-Za-z_]\w*", api_key_env):
+        raise SettingError("api_key_env", api_key_env, "give the name of an environment variable")
     question = Template(template)
     address = with_variables("url", url, url=True).rstrip("/") + "/chat/completions"
     server = JsonServer(url=address, timeout=timeout, retries=retries, backoff=backoff, concurrency=concurrency)

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -49,7 +49,8 @@ class JsonServer:
     def __post_init__(self) -> None:
         try:
             parsed = httpx2.URL(self.url)
-            usable = parsed.scheme in ("http", "https") and bool(parsed.host)
+            usable = parsed.scheme in ("http", "https") and bool(parsed.host) and not re.search(r"\s", self.url)
+            usable &= parsed.port is None or 0 < parsed.port < 2**16
         except (httpx2.InvalidURL, TypeError):
             usable = False
         if not usable:
@@ -115,13 +116,33 @@ class JsonServer:
         url = httpx2.URL(self.url)
         found = {url.password, *(value for _, value in url.params.multi_items())}
         found |= {word for value in headers.values() for word in value.split()}
+        found |= {quote(word, safe="") for word in found} | {json.dumps(word)[1:-1] for word in found}
         return sorted((word for word in found if len(word) >= MIN_SECRET), key=len, reverse=True)
 
     def _parsed(self, content: bytes, said: str) -> Any:
         try:
-            return json.loads(content)
+            return json.loads(content, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self} answered with what is no JSON: {said[:80]!r}") from error
+
+
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers, their variables put in.
+
+    Raises: SettingError for a name or a value that no request can have, and as `with_variables` does.
+    """
+    sent = {name: with_variables("headers", value) for name, value in headers.items()}
+    for name, value in sent.items():
+        if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", name, re.ASCII) or not re.fullmatch(r"[\t\x20-\x7e]*", value):
+            raise SettingError("headers", name, "names and values of headers are ASCII, on one line")
+    return sent
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # which of the two is meant?
+        raise ValueError("a key stands there twice")
+    return found
 
 
 def with_variables(field: str, text: str, *, url: bool = False) -> str:

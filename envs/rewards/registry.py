@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -132,8 +133,8 @@ def _weighted_sum(parts: Mapping[Any, Any]) -> Reward:
     weighted: dict[str, tuple[float, Reward]] = {}
     for part, given in parts.items():
         weight = given.get("weight", 1) if isinstance(given, Mapping) else 1
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise SettingError("reward", weight, f"the weight of {part} is a number")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise SettingError("reward", weight, f"the weight of {part} is a finite number")
         if isinstance(given, Mapping):
             given = {key: value for key, value in given.items() if key != "weight"}
             if "name" not in given:

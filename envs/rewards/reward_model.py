@@ -20,6 +20,7 @@ from rlgkd.envs.rewards.batched_model import (
 )
 from rlgkd.envs.rewards.prompts import Template, argument_names, chat_encoder, pair_encoder, text_encoder
 from rlgkd.errors import ModelError
+from rlgkd.settings import checked_arguments
 
 
 class RewardModel:
@@ -29,6 +30,7 @@ class RewardModel:
     near them (a teacher, alpha above 0) and read its samples. An empty completion gets what the model gives it.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: Model,

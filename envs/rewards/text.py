@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from rlgkd.errors import DependencyError, SettingError
+from rlgkd.settings import checked_arguments
 
 RightAnswers = str | Sequence[str]
 """A reference, or several, of which any is right."""
@@ -34,6 +35,7 @@ class BestMatch:
         ]
 
 
+@checked_arguments
 def rouge(kind: str) -> BestMatch:
     """ROUGE F1 against the reference (`rouge1`, `rouge2`, `rougeL`), as the rouge-score package computes it.
 
@@ -76,6 +78,7 @@ def _sacrebleu(name: str) -> BestMatch:
     return BestMatch(lambda completion, reference: float(measure(completion, [reference]).score) / 100)
 
 
+@checked_arguments
 def exact(*, ignore_case: bool = False) -> BestMatch:
     """1 if the completion is the reference, except for white space; a longer text that contains it earns nothing."""
 
@@ -86,6 +89,7 @@ def exact(*, ignore_case: bool = False) -> BestMatch:
     return BestMatch(lambda completion, reference: float(normalized(completion) == normalized(reference)))
 
 
+@checked_arguments
 def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> BestMatch:
     """1 if the number after the last marker, at the end of the text, is the reference's.
 
@@ -114,6 +118,7 @@ def numeric(*, marker: str = "####", tolerance: float = 1e-6) -> BestMatch:
     return BestMatch(is_right)
 
 
+@checked_arguments
 def pattern(regular_expression: str) -> Callable[[Sequence[str]], list[float]]:
     """1 if the whole completion, without outer white space, matches: a format. Exploited by any text of that form.
 
@@ -130,6 +135,7 @@ def pattern(regular_expression: str) -> Callable[[Sequence[str]], list[float]]:
     return score
 
 
+@checked_arguments
 def length(words: int) -> Callable[[Sequence[str]], list[float]]:
     """1 up to so many words, then falling linearly to 0 at twice as many. Exploited by empty texts.
 

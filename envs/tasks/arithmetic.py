@@ -15,6 +15,7 @@ from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards import numeric
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
 
 TOKENIZER = "embedded:arithmetic-teacher"
@@ -81,6 +82,7 @@ def draw_problem(rng: random.Random, steps: int) -> Problem:
     return Problem(f"{', '.join(clauses)}. How many {thing} now?", tuple(solution), have)
 
 
+@checked_arguments
 def arithmetic(
     *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 40, max_prompt_tokens: int = 32
 ) -> TextTask:

@@ -15,6 +15,7 @@ from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards.text import NUMBER
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
 
 OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -38,6 +39,7 @@ def calculate(expression: str) -> str:
     return str(_value(ast.parse(expression.strip(), mode="eval").body))
 
 
+@checked_arguments
 def calculator(
     *,
     largest: int = 999,

@@ -22,6 +22,7 @@ from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.errors import DataError
 from rlgkd.lm.loading import load_tokenizer
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
 
 PACKAGES = (
@@ -81,6 +82,7 @@ class DocstringItems(ListItems):
         super().__init__(splits)
 
 
+@checked_arguments
 def docstring_summary(
     *,
     tokenizer: str | PreTrainedTokenizerBase = "smollm2-135m",

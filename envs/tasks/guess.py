@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
 
 TOKENIZER = "embedded:grounded-teacher"
@@ -19,6 +20,7 @@ MIN_RANGE = 4
 """The fewest numbers in a range."""
 
 
+@checked_arguments
 def guess(
     *,
     largest: int = 100,

@@ -17,9 +17,11 @@ from rlgkd.envs.tasks.openenv_session import Session, Step, session_at
 from rlgkd.errors import DataError, SettingError, one_line
 from rlgkd.scoring import as_float
 from rlgkd.secret_masks import masked
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item, Score
 
 
+@checked_arguments
 def openenv(
     *,
     url: str = "http://127.0.0.1:8000",

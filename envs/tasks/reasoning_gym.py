@@ -17,11 +17,13 @@ from rlgkd.envs.data.items import read_items
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import DependencyError, SettingError
 from rlgkd.ops._registry import unknown_remedy
+from rlgkd.settings import checked_arguments
 
 EVALUATES = re.compile(r"\b(eval|exec|parse_expr|sympify)\(")
 """Calls by which a scorer may run the model's text."""
 
 
+@checked_arguments
 def reasoning_gym(
     *,
     dataset: str = "leg_counting",

@@ -13,6 +13,7 @@ from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards import bleu, chrf
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
 
 TOKENIZER = "embedded:translate-teacher"
@@ -123,6 +124,7 @@ def draw_phrase(rng: random.Random, digits: int) -> tuple[str, str]:
     return f"{EN_DAYS[weekday]}, {en}", f"{DE_DAYS[weekday]}, {de}"
 
 
+@checked_arguments
 def translate(
     *, digits: int = 4, tokenizer: str = TOKENIZER, max_new_tokens: int = 20, max_prompt_tokens: int = 24
 ) -> TextTask:

@@ -21,6 +21,8 @@ from rlgkd.types import Message
 
 SECONDS = 5.0
 """A template that takes longer goes round for ever: a conversation takes some ten thousandths of one."""
+MAX_CHARACTERS = 2**22
+"""Characters that a template may write besides the messages; a million tokens of its own are a mistake."""
 CALL_ID = "000000000"
 """The id of a call that has none: nine letters or digits, as Mistral's templates demand."""
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -100,9 +102,13 @@ class ChatTemplate:
     def text(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Render a conversation; after a last message that is not the assistant's comes what begins the answer.
 
-        Raises: SettingError, which names the template, if it refuses the conversation, fails or takes too long.
+        Raises: SettingError, which names the template, if it refuses the conversation, fails, takes too long or writes
+            too much.
         """
-        return cast(str, self._rendered(messages, tools, tokenize=False))
+        text = cast(str, self._rendered(messages, tools, tokenize=False))
+        if len(text) > MAX_CHARACTERS + 10 * len(repr(messages)) + 10 * len(repr(tools)):
+            raise self._refusal(messages, f"writes {len(text):,} characters")
+        return text
 
     def ids(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of `text`, as they are where the model is served."""

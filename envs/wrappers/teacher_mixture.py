@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ class TeacherMixture:
         Raises: SettingError for alpha outside [0, 1] or temperature <= 0; ModelError for a teacher that is missing, has
             another vocabulary or a context too short for the task.
         """
-        if not 0 <= alpha <= 1:
+        weight: Any = alpha
+        if not isinstance(weight, int | float | np.number) or not 0 <= weight <= 1:
             raise SettingError("alpha", alpha, "give a number in [0, 1]")
         if isinstance(teacher, str):
             tokenizer = load_tokenizer(teacher)

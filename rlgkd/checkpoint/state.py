@@ -185,6 +185,10 @@ def _check_moments(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]])
         for name, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
                 raise ValueError(f"{name} of parameter {index} is of shape {tuple(value.shape)}")
+            here = optimizer.state.get(parameters[index], {}).get(name)
+            known = {torch.float32, parameters[index].dtype, here.dtype if isinstance(here, Tensor) else None}
+            if isinstance(value, Tensor) and value.ndim and value.dtype not in known:
+                raise ValueError(f"{name} of parameter {index} is of {value.dtype}")
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from rlgkd.errors import DependencyError, ModelError
@@ -31,7 +32,7 @@ def adapter_base(folder: Path) -> str:
     Raises: ModelError if its file names none.
     """
     try:
-        base = json.loads((folder / CONFIG).read_text())["base_model_name_or_path"]
+        base = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     if not isinstance(base, str) or not base:
@@ -43,10 +44,11 @@ def adapter_base(folder: Path) -> str:
 def open_adapter(module: PreTrainedModel, folder: Path, *, merge: bool) -> PreTrainedModel:
     """Put an adapter on a model, in place, the only part of it that trains; or add it to the weights.
 
-    Raises: ModelError for one that is not plain LoRA, or has its weights in a pickle; DependencyError without peft.
+    Raises: ModelError for one that is not plain LoRA, lacks weights or has them in a pickle; DependencyError without
+    peft.
     """
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise DependencyError("model", str(folder), "install its package: pip install 'rlgkd[lora]'") from error
     if not (folder / WEIGHTS).is_file():
@@ -57,6 +59,11 @@ def open_adapter(module: PreTrainedModel, folder: Path, *, merge: bool) -> PreTr
         # peft asks transformers 5 for it by its old name.
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         adapted: Any = PeftModel.from_pretrained(cast(Any, module), str(folder), is_trainable=not merge)
+    # peft only warns, and goes on with an adapter that changes nothing.
+    with safe_open(folder / WEIGHTS, framework="pt") as weights:
+        lacking = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - {*weights.keys()}
+    if lacking:
+        raise ModelError("model", str(folder), f"its {WEIGHTS} lacks {len(lacking)} weights, such as {min(lacking)}")
     return cast(PreTrainedModel, adapted.merge_and_unload()) if merge else unwrapped(adapted)
 
 

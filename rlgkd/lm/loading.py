@@ -33,10 +33,10 @@ from transformers import (
 )
 
 from rlgkd.errors import DependencyError, ModelError, RlgkdError, SettingError
-from rlgkd.file_kinds import other_kind
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.model_files import check_files
 from rlgkd.lm.placement import is_fixed, quantization_config
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -45,6 +45,8 @@ SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 FILE_LIBRARIES = ("safetensors", "safetensors_rust", "builtins", "tokenizers", "huggingface_hub")
 """Packages that raise types of their own for damaged files."""
+OTHER_HEADS = ("Classification", "QuestionAnswering", "MultipleChoice")
+"""How the names of architectures end that are no language models."""
 NO_FOLDER = "no such folder here"
 ModelT = TypeVar("ModelT", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
@@ -90,6 +92,9 @@ def load(
                 module = open_adapter(module, adapter, merge=merge_adapters)
     else:
         given = unwrapped(name)
+        if any(part.is_meta for part in given.parameters()) and not is_fixed(given):
+            remedy = "its weights are on the meta device, which holds none; open it with its weights"
+            raise ModelError("model", given.config.name_or_path or type(given).__name__, remedy)
         if quantization is not None or str(device) == "auto":
             remedy = "it is used as it was opened; open it so, or give its name"
             raise ModelError("model", given.config.name_or_path or type(given).__name__, remedy)
@@ -117,6 +122,9 @@ def _open_model(
     if quantization is not None or str(device) == "auto":
         arguments["device_map"] = "auto" if str(device) == "auto" else {"": device}
     if auto_class is None:
+        made_for = (load_config(name).architectures or [""])[0] if not arguments.get("gguf_file") else ""
+        if made_for.endswith(OTHER_HEADS):  # transformers would open it, without its head
+            raise ModelError("model", name, f"it is a {made_for}, which writes no texts; give a causal language model")
         auto_class = AutoModelForCausalLM
         if not arguments.get("gguf_file"):
             auto_class = AutoModelForSeq2SeqLM if load_config(name).is_encoder_decoder else AutoModelForCausalLM
@@ -133,6 +141,11 @@ def _open_model(
     if report["missing_keys"]:
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError("model", name, f"its file lacks weights ({lacking}, ...); copy it again")
+    if unused := sorted(report["unexpected_keys"]):
+        left_out = (
+            "%r: %d of the weights in its files are not used, the first is %s; does its config.json belong to them?"
+        )
+        _log.warning(left_out, name, len(unused), unused[0])
     if arguments.get("gguf_file"):
         module = _without_quantization(module)
         if dtype is not None:
@@ -167,6 +180,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
     where, arguments = (str(adapter), {"local_files_only": True}) if own else _resolve(_base_of(str(name)))
     tokenizer: PreTrainedTokenizerBase = _open(str(name), AutoTokenizer.from_pretrained, where, **arguments)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes where there are no files
+        raise ModelError("model", str(name), "its folder holds no tokenizer; copy tokenizer.json next to the model")
     return tokenizer
 
 
@@ -272,25 +287,9 @@ def _model_folder(name: str) -> Path:
     lacks = "it holds no model" if os.path.exists(path) else "there is no such folder"
     for folder in (path, path / "model"):
         if os.path.isfile(folder / "config.json"):
-            _check_kinds(name, folder)
+            check_files(name, folder)
             return folder
     raise ModelError("model", name, f"{lacks}; give a folder that holds config.json and model.safetensors")
-
-
-def _check_kinds(name: str, folder: Path) -> None:
-    """Raise ModelError for what would be read and never end, a pipe or a device, and for weights of other formats."""
-    for path in folder.iterdir():
-        if path.exists() and (kind := other_kind(path)) and not path.is_dir():
-            raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
-        if path.name.endswith(".safetensors.index.json"):
-            with _damage_named(name, f"its {path.name} could not be read"):
-                index = json.loads(path.read_text())
-            named = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(named, dict) or not named:
-                raise ModelError("model", name, f"its {path.name} names no files; copy it again")
-            # transformers would open what is named here as a pickle if it does not end so.
-            if other := [str(file) for file in named.values() if not re.fullmatch(r"[\w.-]+\.safetensors", str(file))]:
-                raise ModelError("model", name, f"its {path.name} names {other[0]!r}, and only safetensors are read")
 
 
 def _text(name: Any) -> str:

@@ -10,6 +10,7 @@ Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 from weakref import WeakSet
@@ -59,8 +60,8 @@ class LanguageModel:
         token is in the vocabulary, or if on a few tokens the output head is more than a linear layer (see `logits`),
         or decoding with a cache differs from the model's whole forward pass.
         """
-        if not temperature > 0:
-            raise SettingError("temperature", temperature, "give a number above 0")
+        if not 0 < temperature < math.inf:
+            raise SettingError("temperature", temperature, "give a finite number above 0")
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.temperature = temperature

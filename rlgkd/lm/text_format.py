@@ -119,7 +119,7 @@ def _read(name: str, file: str) -> dict[str, Any]:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        found = json.loads(Path(path).read_text()) if path else {}
+        found = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}  # a damaged file is reported when the model is opened
     return found if isinstance(found, dict) else {}

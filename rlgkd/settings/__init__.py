@@ -11,6 +11,7 @@ A class is built from flat names, `Objective(divergence="jsd", beta=0.9)`, and `
 does not work is refused in one line, with the field, the value and what would work, wherever it was given.
 """
 
+from rlgkd.settings.argument_types import checked_arguments
 from rlgkd.settings.base import Settings, layered
 from rlgkd.settings.fields import REQUIRED, Declared, Moving, Registered, Scheduled, Variant, arguments_of, span
 
@@ -23,6 +24,7 @@ __all__ = [
     "Settings",
     "Variant",
     "arguments_of",
+    "checked_arguments",
     "layered",
     "span",
 ]

@@ -40,7 +40,7 @@ class BenchmarkJob:
 
 def read_job(file: Path) -> BenchmarkJob:
     """Read a job from JSON."""
-    return BenchmarkJob(**json.loads(file.read_text()))
+    return BenchmarkJob(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def peak_mb() -> float:
@@ -48,7 +48,7 @@ def peak_mb() -> float:
     # On Linux not by getrusage: its peak outlives exec, so a child of a large process would begin with that one's.
     status = Path("/proc/self/status")
     if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        (line,) = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) / 2**10
     import resource  # not on Windows
 

@@ -49,6 +49,7 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
     Raises: CheckpointError if the folder is in use, or holds other runs, or if nothing could be run.
     """
     console = Console(stderr=True)
+    out = out.absolute()
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):

@@ -15,8 +15,8 @@ from rlgkd.scripts.report.html import template_environment
 
 def write_report(out: Path) -> Path:
     """Write `report.html` into the folder of a comparison and return its path."""
-    results = json.loads((out / "results.json").read_text())
-    timing = json.loads((out / "timing.json").read_text())
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    timing = json.loads((out / "timing.json").read_text(encoding="utf-8"))
     page = template_environment().get_template("comparison.html").render(**comparison_view(results, timing))
     checkpoint.atomic_write(out / "report.html", page.encode("utf-8", errors="replace"))
     return out / "report.html"

@@ -154,7 +154,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     """Return the run's numbers; empty if it has not been finished."""
     if not (folder / MEASURED).is_file():
         return {}
-    found: dict[str, Any] = json.loads((folder / MEASURED).read_text())
+    found: dict[str, Any] = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
     del found["by"]
     found["by_position"] = {name: _position_means(rows) for name, rows in found["by_position"].items()}
     return found

@@ -93,7 +93,7 @@ def is_measured(base: RunConfig, samples: int, out: Path) -> bool:
     """Return whether the folder has been measured in the way of this comparison."""
     try:
         check_file(out / MEASURED)
-        measured = json.loads((out / MEASURED).read_text())
+        measured = json.loads((out / MEASURED).read_text(encoding="utf-8"))
         return bool(measured["by"] == _fingerprint(base, samples) and measured.keys() >= PARTS)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
@@ -134,7 +134,7 @@ def measure(
 
 def training_curves(settings: RunConfig, agent: TextAlgorithm, out: Path) -> dict[str, list[float | None]]:
     """Return how training went: curves of progress.csv, and the unseen measures of the completions it sampled."""
-    names, rows = read_table((out / PROGRESS).read_text())
+    names, rows = read_table((out / PROGRESS).read_text(encoding="utf-8"))
     columns = {name: [to_float(row[number]) for row in rows] for number, name in enumerate(names)}
     curves = {name: columns[column] for name, column in CURVES.items() if column in columns}
     curves |= _unseen_measures(settings, agent, out, len(rows))

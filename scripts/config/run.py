@@ -36,6 +36,8 @@ BRINGS_MODELS = {
 """Environments with a student and a teacher of their own, which are the default there."""
 OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
 """Settings of a recipe that mean nothing on another environment."""
+MAX_QUOTED = 100
+"""Characters of a value that an error shows in quotes."""
 AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
 
 
@@ -183,11 +185,14 @@ def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
             raise SettingError("recipe", str(source), remedy)
     try:
         check_file(path)
-        values = load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingError("settings", str(source), f"it could not be read: {one_line(error, 200)}") from error
     if not isinstance(values, dict):
         raise SettingError("settings", str(source), "write `key: value` lines")
+    for key in values:
+        if not isinstance(key, str):
+            raise SettingError("setting", key, f"a setting's name is a text; see {source}")
     values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
     return upgraded(values, values.get("agent") or RunConfig.model_fields["agent"].default), is_recipe
 
@@ -206,7 +211,8 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             value = load_yaml(text) if text else ""
         except yaml.YAMLError as error:
             quoted = text.replace('"', r"\"")
-            remedy = f"it is no YAML value; if it is a text, write '{key}=\"{quoted}\"'"
+            as_text = f"write '{key}=\"{quoted}\"'" if len(text) < MAX_QUOTED else "quote it"
+            remedy = f"it is no YAML value; if it is a text, {as_text}"
             raise SettingError(key, text, remedy) from error
         if key.startswith("env_settings."):
             name = key.removeprefix("env_settings.")

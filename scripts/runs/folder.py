@@ -30,7 +30,9 @@ _BUSY = (errno.EACCES, errno.EAGAIN)
 def check_new(out: Path) -> None:
     """Raise CheckpointError unless a run can begin in `out`: it is not there yet, or an empty folder."""
     check_system()
-    if (out.is_symlink() or out.exists()) and (not out.is_dir() or any(out.iterdir())):
+    with checkpoint.writing(out, "give another --out"):
+        in_use = (out.is_symlink() or out.exists()) and (not out.is_dir() or any(out.iterdir()))
+    if in_use:
         raise CheckpointError("out", str(out), "it is in use; give another --out, or --resume it")
 
 

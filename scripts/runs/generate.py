@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def complete(
     Raises: ModelError, SettingError; DataError for an empty prompt or one that exceeds the model's context.
     """
     lm = open_by_name(model, temperature=temperature, device=best_device())
-    run = read(Path(model) / CONFIG) if (Path(model) / CONFIG).is_file() else None
+    run = read(Path(model) / CONFIG) if os.path.exists(Path(model) / CONFIG) else None
     names = [*OF_TEXTS, *(OF_CHATS if chat else ())]
     settings = {name: run.env_settings[name] for name in names if run and name in run.env_settings}
     if chat_template_kwargs:

@@ -89,13 +89,17 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
     state = checkpoint.read_state(folder)
     try:
         # Checkpoints of before the first release have the state as `counters`.
-        training = TrainingState.from_json(state["training"] if "training" in state else state["counters"])
+        counts = state["training"] if "training" in state else state["counters"]
+        training = TrainingState.from_json(counts)
+        lacking = {"updates", "timesteps"} - counts.keys()
+        if lacking:
+            raise KeyError(*lacking)
         sizes = state["sizes"]
         unknown = sorted(sizes.keys() - {*GROWING})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
     size = sizes.get(ROLLOUTS)
-    if unknown or not isinstance(size, int) or size < 0:
+    if unknown or type(size) is not int or size < 0:
         remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
         raise CheckpointError("checkpoint", str(folder), remedy)
     return training, size, state

@@ -72,7 +72,7 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
 
 
 def check_text_ids(
-    known: dict[str, Any] | None, agent: TextAlgorithm, seed: int, out: Path, changed_settings: Collection[str] = ()
+    known: Any, agent: TextAlgorithm, seed: int, out: Path, changed_settings: Collection[str] = ()
 ) -> None:
     """Raise CheckpointError if a checkpoint knows other ids than the agent has now; older ones know none.
 
@@ -80,6 +80,9 @@ def check_text_ids(
     """
     if known is None:
         return
+    if not isinstance(known, dict):
+        remedy = f"its checkpoint has {known!r:.60} as the ids of its texts; use another one"
+        raise CheckpointError("resume", str(out), remedy)
     now = text_ids(agent, seed)
     meant = _of_settings(changed_settings)
     changed = [name for name in {**now, **known} if name not in meant and known.get(name) != now.get(name)]

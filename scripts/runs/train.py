@@ -29,7 +29,7 @@ from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, RlgkdError, SettingError
+from rlgkd.errors import CheckpointError, RlgkdError, SettingError, one_line
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
@@ -89,7 +89,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None
     Raises: CheckpointError if the folder is in use; SettingError, ModelError and DataError before anything is written.
     """
     ranks = join(settings.process_timeout)
-    out = ranks.from_main(lambda: _checked_new(out))
+    out = ranks.from_main(lambda: _checked_new(out.absolute()))  # a reward may change the process's folder
     agent = ranks.together(lambda: build_agent(settings))
     settings = with_day(settings, agent.task)
     with ExitStack() as held:
@@ -106,6 +106,7 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
     Raises: CheckpointError if the folder holds no run, its checkpoints are lost, or another process trains in it;
     SettingError for a change that needs a new run.
     """
+    out = out.absolute()  # a reward may change the process's folder
 
     def read_settings() -> RunConfig:
         if not (out / CONFIG).exists():
@@ -132,12 +133,12 @@ def _new_folder(settings: RunConfig, out: Path) -> Iterator[None]:
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        checkpoint.atomic_write(out / CONFIG, dump(settings))
         try:
+            checkpoint.atomic_write(out / CONFIG, dump(settings))
             yield
         except RlgkdError:
             if not (out / PROGRESS).exists():  # refused before any training: leave nothing
-                shutil.rmtree(out)
+                shutil.rmtree(out, ignore_errors=True)
                 for parent in made:
                     with suppress(OSError):  # another run has settled in it
                         parent.rmdir()
@@ -165,7 +166,11 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
         raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
     except UnknownSettingError as error:
         raise SettingError(f"env_settings.{error.field}", error.value, error.remedy) from error
+    except ImportError as error:  # of the module in `module:id`
+        raise SettingError("env", env, f"it could not be imported: {one_line(error, 200)}") from error
     except TypeError as error:
+        if ":" not in env and env not in text_env_ids():
+            raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
         raise SettingError("env_settings", env_settings, str(error)) from error
 
 

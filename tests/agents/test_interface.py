@@ -18,12 +18,14 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlgkd.agents import PPO, Distill, Reinforce
+from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
-from rlgkd.errors import CheckpointError, ModelError, SettingError
+from rlgkd.errors import CheckpointError, DataError, ModelError, RlgkdError, SettingError
 from rlgkd.evaluation import evaluate
 
+STUDENT = "embedded:grounded-student"
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 PROMPTS = ("A", "B C", "C A B")
 
@@ -359,3 +361,33 @@ def test_partners_that_do_not_fit_are_refused():
         agent(tokenizer=ended)
     with pytest.raises(ModelError, match="context of 64"):
         agent(environment(max_new_tokens=62))
+
+
+@pytest.mark.parametrize(
+    ("build", "field"),
+    [
+        (lambda env: Reinforce(STUDENT, env, alpha=0.0, seed=-1), "seed"),
+        (lambda env: Reinforce(STUDENT, env, alpha=0.0, seed="x"), "seed"),
+        (lambda env: Reinforce(STUDENT, env, alpha=0.0, tokenizer=3), "tokenizer"),
+        (lambda env: Reinforce(STUDENT, None, alpha=0.0), "env"),
+        (lambda env: Reinforce(STUDENT, env, alpha=0.0, learning_rate=lambda remaining: math.nan), "learning_rate"),
+    ],
+)
+def test_arguments_of_an_agent_that_do_not_work_are_named(build, field):
+    env = TextGenerationEnv(prompts=[" a"], reward=no_reward, tokenizer=STUDENT, max_new_tokens=4)
+    with pytest.raises(RlgkdError, match=f"^{field}: "):
+        build(env)
+
+
+def test_what_an_agent_is_asked_for_is_checked():
+    env = TextGenerationEnv(prompts=[" a"], reward=no_reward, tokenizer=STUDENT, max_new_tokens=4)
+    agent = Reinforce(STUDENT, env, alpha=0.0, prompts_per_update=1, group_size=2)
+    assert agent.generate([]) == []
+    for prompts in (" a", [3]):  # a text is no list of its characters
+        with pytest.raises(DataError, match="give a list of texts"):
+            agent.generate(prompts)
+    for tokens in (-5, math.nan, "x"):
+        with pytest.raises(SettingError, match="total_timesteps"):
+            agent.learn(tokens)
+    with pytest.raises(SettingError, match="prompts"):
+        agent.evaluate(prompts="x")

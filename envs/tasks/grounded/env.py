@@ -14,6 +14,7 @@ from rlgkd.envs.task import TextTask
 from rlgkd.envs.tasks.grounded.oracle import judge
 from rlgkd.envs.tasks.grounded.world import SPLITS, story
 from rlgkd.errors import SettingError
+from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
 
 TOKENIZER = "embedded:grounded-teacher"
@@ -50,6 +51,7 @@ class GroundedItems:
         )
 
 
+@checked_arguments
 def grounded_summary(
     *, max_new_tokens: int = MAX_NEW_TOKENS, max_prompt_tokens: int = MAX_PROMPT_TOKENS, device: str = "cpu"
 ) -> TextTask:

@@ -593,3 +593,65 @@ def test_an_exception_without_a_text_or_with_an_endless_one_is_described():
         assert math.isnan(score.reward) and score.failure.startswith(f"{type(error).__name__}:")
         assert len(describe_failure(error, raises(error))) < 1000
     assert time.monotonic() - began < 5
+
+
+class Odd:
+    """A number of the user's own that cannot be had."""
+
+    def __float__(self) -> float:
+        return 1 / 0
+
+
+def stops_its_loop(completions):
+    async def stop():
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.01)
+
+    return stop()
+
+
+@pytest.mark.parametrize(
+    ("reward", "rewards", "why"),
+    [
+        (lambda completions: np.ma.array([1.0, 2.0], mask=[False, True]), [1.0, math.nan], "masked"),
+        (lambda completions: [Odd(), 1.0], [math.nan, 1.0], "a Odd, whose number cannot be had"),
+        (stops_its_loop, [math.nan, math.nan], "stopped its event loop"),
+    ],
+)
+def test_what_is_no_number_costs_its_own_sample(reward: Any, rewards: list[float], why: str) -> None:
+    scores = graded(reward)
+    assert [score.reward for score in scores] == pytest.approx(rewards, nan_ok=True)
+    assert any(why in score.failure for score in scores)
+
+
+def test_a_reward_that_enters_inference_mode_leaves_training_as_it_was() -> None:
+    modes = []
+
+    def enters(completions: Sequence[str]) -> list[float]:
+        modes.append(torch.inference_mode())
+        modes[-1].__enter__()
+        return [1.0 for _ in completions]
+
+    assert rewards_of(enters) == [1.0, 1.0]
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    (torch.ones(1, requires_grad=True) * 2).backward()
+
+
+@pytest.mark.parametrize(("reward", "why"), [(lambda: 1.0, "takes no arguments"), (lambda *texts: 1.0, "no arguments")])
+def test_a_reward_that_names_no_argument_is_refused(reward: Any, why: str) -> None:
+    with pytest.raises(SettingError, match=why):
+        graded(reward)
+
+
+def test_arguments_without_names_are_refused() -> None:
+    def reward(completions, /):
+        return [1.0, 1.0]
+
+    with pytest.raises(SettingError, match="given by name"):
+        graded(reward)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
+    with pytest.raises(SettingError, match="finite"):
+        Weighted({"a": (weight, lambda completions: [1.0, 1.0])})

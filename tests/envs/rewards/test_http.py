@@ -45,6 +45,7 @@ ANSWERS = {
     "object": b'{"rewards": {"0": 1.0}}',
     "other": b'{"scores": [1.0]}',
     "deep": b"[" * 100_000,
+    "twice": b'{"rewards": [1.0], "rewards": [2.0]}',
 }
 STATUSES = {"broken": 500, "away": 503, "busy": 429, "unknown": 404, "moved": 302}
 CUT = ("drop", "half")
@@ -297,12 +298,17 @@ def test_a_judges_question_pattern_and_scale_are_settings(server: Server, monkey
     [
         (rewards.served, {"url": "127.0.0.1:8000"}, "url"),
         (rewards.served, {"url": "ftp://a/b"}, "url"),
+        (rewards.served, {"url": "http://a:99999999/"}, "url"),
+        (rewards.served, {"url": "http://a b/"}, "url"),
+        (rewards.served, {"headers": {"X": "a\r\nEvil: 1"}}, "headers"),
+        (rewards.served, {"headers": {"a b": "1"}}, "headers"),
         (rewards.served, {"timeout": 0}, "timeout"),
         (rewards.served, {"retries": -1}, "retries"),
         (rewards.served, {"backoff": -1.0}, "backoff"),
         (rewards.served, {"concurrency": 0}, "concurrency"),
         (rewards.served, {"batch_size": 0}, "batch_size"),
         (rewards.served, {"columns": ["prompts"]}, "columns"),
+        (rewards.judge, {"api_key_env": "A=B"}, "api_key_env"),
         (rewards.judge, {"scale": (10, 0)}, "scale"),
         (rewards.judge, {"pattern": "("}, "pattern"),
         (rewards.judge, {"pattern": "[0-9]+"}, "pattern"),
@@ -338,6 +344,16 @@ def test_an_answer_that_repeats_a_key_is_shown_without_it(server: Server) -> Non
     grader = Grader(reward, max_failed=1.0)
     (score,) = grader(items(1), ["echo sk-123456"])
     assert "no JSON" in score.failure and "***" in score.failure and "sk-123456" not in score.failure
+
+
+def test_an_answer_that_repeats_a_key_as_an_address_has_it_is_shown_without_it(
+    server: Server, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("REWARD_KEY", "se/kr+et=99")
+    (score,) = Grader(rewards.served(f"{server.url}?key=$REWARD_KEY"), max_failed=1.0)(
+        items(1), ["echo se%2Fkr%2Bet%3D99"]
+    )
+    assert "***" in score.failure and "kr%2Bet" not in score.failure
 
 
 def test_an_answer_has_a_limit_of_bytes_also_when_it_is_decompressed(server: Server, monkeypatch: Any) -> None:

@@ -110,3 +110,16 @@ def test_the_environment_and_its_settings_can_be_others(
     rlgkd("evaluate", str(mine / "run"), *given, "--prompts", "3")
     printed = capsys.readouterr().out
     assert all(words in printed for words in expected), printed
+
+
+def test_a_reward_may_change_the_folder_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose --out is relative went on into another folder, or lost its files."""
+    (tmp_path / "elsewhere.py").write_text(
+        "import os\ndef reward(completions):\n    os.chdir('/')\n    return [1.0 * len(text) for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    few = ["tokens=20", "eval_prompts=2", "prompts_per_update=2", "group_size=2", "agent=Reinforce", "alpha=0"]
+    data = "env_settings={data: [' a', ' b'], reward: 'elsewhere.py:reward', max_new_tokens: 4, max_prompt_tokens: 8}"
+    student = ["env=rlgkd/Dataset-v0", "student=embedded:grounded-student", "teacher=null"]
+    cli.main(["train", "quickstart", "--out", "x", "--quiet", *student, data, *few])
+    assert {"model", "report.html", "summary.json"} <= {path.name for path in (tmp_path / "x").iterdir()}

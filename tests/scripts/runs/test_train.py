@@ -245,6 +245,13 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
         (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
         (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
         (["list", "recipe"], ["'recipes'"]),
+        (["train", "quickstart", "--out", "n" * 300], ["nnn", "too long", "give another --out"]),
+        (["train", "a\0.yaml"], ["null byte"]),
+        (["train", "quickstart", "name=&a [*a]"], ["name", "YAML"]),
+        (["train", "quickstart", "env=CartPole-v1"], ["env: 'CartPole-v1'", "rlgkd/"]),
+        (["train", "env=nothing:here", "student=embedded:grounded-student"], ["env: 'nothing:here'", "imported"]),
+        (["evaluate", "embedded:grounded-nli"], ["writes no texts"]),
+        (["evaluate", "embedded:grounded-student", "--temperature", "inf"], ["temperature: inf"]),
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(
@@ -347,7 +354,15 @@ def test_no_link_in_a_run_is_followed(name: str, finished: Path, agent: TextAlgo
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"rollouts.jsonl": 0, "../victim.txt": 0}, {"/etc/hosts": 0}, {"rollouts.jsonl": "0"}, [], None]
+    "sizes",
+    [
+        {"rollouts.jsonl": 0, "../victim.txt": 0},
+        {"/etc/hosts": 0},
+        {"rollouts.jsonl": "0"},
+        {"rollouts.jsonl": True},
+        [],
+        None,
+    ],
 )
 def test_a_checkpoint_cuts_no_file_but_the_run_s(
     sizes: Any, finished: Path, agent: TextAlgorithm, tmp_path: Path
