@@ -82,8 +82,8 @@ class EncoderDecoderModel(LanguageModel):
         length_B = np.array([len(layout.actions) for layout in layouts_B])
         # The decoder's input, right-padded: the start token, then each row's actions but for the last.
         source_BL = prompt_B[:, None] + np.arange(length_B.max()) - 1
-        source_BL = to_device(source_BL.clip(0, batch.tokens_BT.shape[1] - 1), self.device)
-        tokens_BL = batch.tokens_BT.gather(1, source_BL)
+        source_BL = source_BL.clip(0, batch.tokens_BT.shape[1] - 1)
+        tokens_BL = batch.tokens_BT.gather(1, to_device(source_BL, self.device))
         tokens_BL[:, 0] = self._start
         row_N = to_device(action_rows(layouts_B), self.device)
         step_N = to_device(np.concatenate([np.arange(length) for length in length_B]), self.device)
