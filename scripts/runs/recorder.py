@@ -27,7 +27,7 @@ from rlgkd.scripts.runs.folder import CHECKPOINTS, GROWING, ROLLOUTS
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tracked import text_row
-from rlgkd.scripts.tracking.trackers import Trackers
+from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
@@ -135,7 +135,7 @@ class Recorder(BaseCallback):
         history: Sequence[Change] = (),
         text_ids: Mapping[str, Any] | None = None,
         *,
-        trackers: Trackers,
+        trackers: Trackers = NO_TRACKERS,
         events: Sequence[Events] = (),
         quiet: bool,
         console: Console,

@@ -61,7 +61,7 @@ from rlgkd.scripts.runs.summary import rewards_of, summarise
 from rlgkd.scripts.runs.text_ids import text_ids, with_day
 from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
-from rlgkd.scripts.tracking.trackers import Trackers
+from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
 
 
@@ -254,7 +254,7 @@ def fit(
     stop: StopRequest,
     history: Sequence[Change] = (),
     *,
-    trackers: Trackers,
+    trackers: Trackers = NO_TRACKERS,
     quiet: bool,
     console: Console,
 ) -> None:

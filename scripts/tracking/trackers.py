@@ -212,6 +212,9 @@ class Trackers(KVWriter):
             process.send(call, content, tokens)
 
 
+NO_TRACKERS = Trackers((), Path(), name="", project="", settings={})
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -94,9 +94,9 @@ def test_texts_are_a_table_in_tensorboard(tmp_path: Path) -> None:
     writer.texts([], 8)
     writer.close()
     read = EventAccumulator(str(tmp_path)).Reload()
-    ((_, step, tensor),) = read.Tensors("texts/text_summary")
+    (event,) = read.Tensors("texts/text_summary")
     table = "| prompt | reward |\n| --- | --- |\n| `a\N{BROKEN BAR}b # c` | `0.5` |\n| `'d'` | `None` |"
-    assert (step, tensor.string_val[0].decode()) == (7, table)
+    assert (event.step, event.tensor_proto.string_val[0].decode()) == (7, table)
     assert read.SummaryMetadata("texts/text_summary").plugin_data.plugin_name == "text"
 
 
