@@ -2,7 +2,7 @@
 
 Episodes hold the prompt as the task writes it for the student. A teacher whose template or end token is another one
 gets the same item's prompt as its own template writes it, followed by the same actions, so its states at the actions
-line up with the student's; replies between several turns are written anew as well. Where an answer ends with another
+line up with the student's; replies between several turns are written so too. Where an answer ends with another
 token, the teacher's rows of the two tokens are exchanged once, in embedding and head: it is the same model with these
 two ids exchanged, and gives the student's end the probability that it has for its own.
 """
