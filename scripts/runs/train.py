@@ -178,7 +178,7 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
 
-    Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
+    Ctrl-C, SIGTERM and SIGHUP exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
     command = f"rlgkd train --resume {shlex.quote(str(out))}"
@@ -271,7 +271,7 @@ def fit(
         if ranks.main:
             with checkpoint.writing(out / CHECKPOINTS):
                 (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-            events = events_if_installed(out / TENSORBOARD)
+            events = events_if_installed(out / TENSORBOARD, agent.num_timesteps)
             files = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events]
             rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
             agent.set_logger(held.enter_context(closing(Logger(str(out), [*files, trackers]))))
