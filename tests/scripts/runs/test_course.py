@@ -39,7 +39,7 @@ SMALL = [
     "agent=Reinforce", "alpha=0.5", "tokens=300", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1",
     "learning_rate=0.003", "env_settings.max_new_tokens=16", "checkpoint_every=2",
 ]  # fmt: skip
-"""Some seven updates."""
+"""Some six updates."""
 WATCHED = ["eval_every=60", "eval_every_prompts=4", "keep_best=reward"]
 
 
@@ -139,7 +139,7 @@ def test_the_report_shows_them_and_rings_the_best(whole: Path, tmp_path: Path) -
     assert f"The ring is the model in the folder <code>best</code>, after {tokens} tokens" in page
     assert f"The best model: {float(json.loads((whole / 'best' / 'best.json').read_text())['value']):.3f}" in page
     out = shutil.copytree(whole, tmp_path / "run")
-    (out / "evaluations.csv").write_bytes(b'"' + b'x' * 200_000)
+    (out / "evaluations.csv").write_bytes(b'"' + b"x" * 200_000)
     assert "evaluations.csv is not CSV" in write_report(out).read_text()
     (out / "evaluations.csv").unlink()
     assert "On held-out prompts" not in write_report(out).read_text()
@@ -157,7 +157,7 @@ def crash() -> None:
     ("end", "update"),
     [
         (interrupt, 3), (crash, 4),
-        *(pytest.param(end, update, marks=minutes) for end in (interrupt, crash) for update in range(7)),
+        *(pytest.param(end, update, marks=minutes) for end in (interrupt, crash) for update in range(6)),
     ],
 )  # fmt: skip
 def test_a_run_that_ended_at_any_update_and_was_resumed_is_the_one_that_was_not(
