@@ -34,6 +34,7 @@ from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.stopping import stoppable
+from rlgkd.scripts.runs.tracked import tracked
 from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
@@ -71,8 +72,11 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
         found = rewind(settings, agent, out, console)
-        with stoppable("the command of the comparison", console, second_ends=False) as stop:
-            fit(settings, agent, out, stop, found.history, found.state, teacher, quiet=True, console=console)
+        with (
+            stoppable("the command of the comparison", console, second_ends=False) as stop,
+            tracked(settings, out, console, main=True) as trackers,
+        ):
+            fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from annotated_types import Ge, Le, Lt
-from pydantic import Field, model_validator
+from annotated_types import Ge, Le, Lt, MinLen
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig, Count, Positive
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
-from rlgkd.errors import SettingError, one_line
+from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
-from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import settled
 from rlgkd.secret_masks import masked
@@ -37,6 +36,11 @@ BRINGS_MODELS = {
 OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
 """Settings of a recipe that mean nothing on another environment."""
 AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
+
+
+def _names(value: object) -> object:
+    """A text with commas as the list of its names."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class RunConfig(Settings):
@@ -86,6 +90,14 @@ class RunConfig(Settings):
     """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Trackers that get the run: wandb, trackio, mlflow, or a class as file.py:Class (docs/trackers.md)."""
+    tracker_project: Annotated[str, MinLen(1)] = "rlgkd"
+    """The trackers' project, or experiment."""
+    tracker_texts: Annotated[int, Ge(0)] = 8
+    """Texts of an update that trackers get as rows of a table; 0 for none."""
+    tracker_texts_every: Count = 10
+    """Updates between two such tables."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()

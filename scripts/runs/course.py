@@ -124,7 +124,7 @@ class Course(BaseCallback):
         for name, score in self.scores.items():
             row |= {name: score.mean, f"{name}/low": score.low, f"{name}/high": score.high}
         ProgressCsv(self.out / EVALUATIONS).write(row, dict.fromkeys(row, ()))
-        means = {f"eval/{name}": score.mean for name, score in self.scores.items()}
+        means = {f"held_out/{name}": score.mean for name, score in self.scores.items()}
         for output in self.model.logger.output_formats:
             if not isinstance(output, ProgressCsv):  # such as TensorBoard's
                 output.write(means, dict.fromkeys(means, ()), self.model.num_timesteps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from stable_baselines3.common.logger import Logger
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.allocator import keep_freed_memory_after_first
 from rlgkd.scripts.runs.course import Course
@@ -21,9 +19,10 @@ from rlgkd.scripts.runs.events import events_if_installed
 from rlgkd.scripts.runs.folder import CHECKPOINTS, MODEL, PROGRESS, ROLLOUTS, TENSORBOARD, TIMES
 from rlgkd.scripts.runs.model_folders import save_model
 from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv
-from rlgkd.scripts.runs.run_state import RunState
+from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.text_ids import text_ids
+from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 
 
 def fit(
@@ -31,35 +30,46 @@ def fit(
     agent: TextAlgorithm,
     out: Path,
     stop: StopRequest,
-    history: Sequence[Change],
-    state: RunState,
+    found: Rewound,
     teacher: LanguageModel | None,
     *,
+    trackers: Trackers = NO_TRACKERS,
     quiet: bool,
     console: Console,
 ) -> RunState:
-    """Train from where `rewind` has brought the agent to the last token, and write its model.
+    """Train from where `rewind` has brought the agent, which returned `found`, to the last token; write its model.
 
-    Checkpoints keep `history`, which `rewind` has returned, as it has `state`; the one at the end is returned.
-    Evaluations on the way measure the divergence to `teacher`.
+    Evaluations on the way measure the divergence to `teacher`. Returns the state at the end.
 
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
     remaining, ranks = settings.tokens - agent.num_timesteps, agent.ranks
-    trains = remaining > 0 and not state.out_of_patience(settings.patience)
-    course = Course(settings, out, teacher, state, stop, console=console)
+    trains = remaining > 0 and not found.state.out_of_patience(settings.patience)
+    course = Course(settings, out, teacher, found.state, stop, console=console)
     with ExitStack() as held:
         callbacks: list[BaseCallback] = [course, _GoesOn(stop)]
         agent.set_logger(Logger(None, []))
         if ranks.main:
             with checkpoint.writing(out / CHECKPOINTS):
                 (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-            outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
+            events = events_if_installed(out / TENSORBOARD)
+            files = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events]
             rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
-            agent.set_logger(held.enter_context(closing(Logger(str(out), outputs))))
+            agent.set_logger(held.enter_context(closing(Logger(str(out), [*files, trackers]))))
             if trains:
-                ids = text_ids(agent, settings.seed)
-                recorder = Recorder(settings, out, rollouts, stop, history, ids, course, quiet=quiet, console=console)
+                recorder = Recorder(
+                    settings,
+                    out,
+                    rollouts,
+                    stop,
+                    found.history,
+                    text_ids(agent, settings.seed),
+                    course,
+                    trackers=trackers,
+                    events=events,
+                    quiet=quiet,
+                    console=console,
+                )
                 callbacks = [course, held.enter_context(closing(recorder))]  # a checkpoint comes after an evaluation
         if trains:
             keep_freed_memory_after_first(agent.policy.optimizer)

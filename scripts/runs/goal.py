@@ -6,8 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from rlgkd.errors import SettingError
-from rlgkd.ops._registry import unknown_remedy
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts.report.metrics import METRICS
 from rlgkd.statistics import Interval
 

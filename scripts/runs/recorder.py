@@ -22,9 +22,12 @@ from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
+from rlgkd.scripts.runs.events import Events
 from rlgkd.scripts.runs.folder import CHECKPOINTS, EVALUATIONS, GROWING, ROLLOUTS
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.tracked import text_row
+from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
@@ -146,10 +149,15 @@ class Recorder(BaseCallback):
         text_ids: Mapping[str, Any] | None = None,
         course: BetweenUpdates | None = None,
         *,
+        trackers: Trackers = NO_TRACKERS,
+        events: Sequence[Events] = (),
         quiet: bool,
         console: Console,
     ) -> None:
         super().__init__()
+        self.trackers = trackers
+        self.tables = (trackers.texts, *(writer.texts for writer in events))
+        """Take rows of texts and the number of tokens."""
         self.history = history
         """Settings that changed since the run began."""
         self.text_ids = text_ids
@@ -184,6 +192,8 @@ class Recorder(BaseCallback):
         updates = self.model.state.updates
         if updates > self._saved_update:
             self._show(updates)
+            for line in self.trackers.news():
+                say(self.console, line)
             if updates % self.settings.checkpoint_every == 0:
                 self._checkpoint(self._position())
         self._whole = self._position()
@@ -192,8 +202,13 @@ class Recorder(BaseCallback):
         self._goes_on = self.locals["going"]
         if not self._goes_on:
             return  # texts that were cut off, which no update learns from
-        for trajectory in self.model.trajectories:
-            self.rollouts.write(strict_json(self._record(trajectory)) + "\n")
+        records = [self._record(trajectory) for trajectory in self.model.trajectories]
+        for record in records:
+            self.rollouts.write(strict_json(record) + "\n")
+        if self.model.state.updates % self.settings.tracker_texts_every == 0:
+            rows = [text_row(record) for record in records[: self.settings.tracker_texts]]
+            for table in self.tables:
+                table(rows, self.model.num_timesteps)
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""

@@ -25,17 +25,8 @@ from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, EVALUATIONS, GROWING,
 from rlgkd.scripts.runs.model_folders import settle
 from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.rollouts import damaged_lines
-from rlgkd.scripts.runs.run_state import RunState
+from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.text_ids import check_text_ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rewound:
-    """What a run goes on with besides its agent."""
-
-    history: list[Change]
-    """Settings that have changed since the run began."""
-    state: RunState
 
 
 def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Rewound:
@@ -48,7 +39,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
     if found is None:
         if agent.ranks.main:
             _cut(out, 0, 0, 0)
-        return Rewound(history=[], state=RunState())
+        return Rewound()
     agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
     if agent.ranks.main:
         _cut(out, found.training.updates, found.size, found.state.evaluations)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.runs.goal import Goal
 
 OF_THE_MEASURE: Final = ("keep_best", "eval_every_prompts", "eval_every_split", "eval_seed", "teacher", "temperature")
@@ -94,3 +95,12 @@ class RunState:
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"its counts are {counts}")
         return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewound:
+    """What a run goes on with, besides its agent."""
+
+    history: list[Change] = dataclasses.field(default_factory=list)
+    """Settings that have changed since the run began."""
+    state: RunState = dataclasses.field(default_factory=RunState)

@@ -26,10 +26,10 @@ from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, RlgkdError, SettingError
+from rlgkd.errors import CheckpointError, RlgkdError, SettingError, unknown_remedy
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
-from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, dump, read
@@ -44,6 +44,9 @@ from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import held_out, rewards_of, summarise
 from rlgkd.scripts.runs.text_ids import with_day
+from rlgkd.scripts.runs.tracked import send_evaluation, tracked
+from rlgkd.scripts.tracking.libraries import check_trackers
+from rlgkd.scripts.tracking.trackers import Trackers
 from rlgkd.secret_masks import masked
 
 
@@ -77,6 +80,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None
     out = ranks.from_main(lambda: _checked_new(out))
     agent = ranks.together(lambda: build_agent(settings))
     settings = with_day(settings, agent.task)
+    ranks.together(lambda: check_trackers(settings.trackers))
     with ExitStack() as held:
         ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
         return _run(settings, agent, out, quiet)
@@ -96,7 +100,9 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
         if not (out / CONFIG).exists():
             raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
         check_names(out)
-        return read(out / CONFIG, overrides)
+        run = read(out / CONFIG, overrides)
+        check_trackers(run.trackers)
+        return run
 
     settings = agreed_settings(read_settings)
     ranks = join()
@@ -161,12 +167,21 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
     command = f"rlgkd train --resume {shlex.quote(str(out))}"
-    with stoppable(command, console, second_ends=agent.ranks.size == 1) as stop:
-        return _evaluated_run(settings, agent, out, quiet, console, stop)
+    with (
+        stoppable(command, console, second_ends=agent.ranks.size == 1) as stop,
+        tracked(settings, out, console, main=agent.ranks.main) as trackers,
+    ):
+        return _evaluated_run(settings, agent, out, quiet, console, stop, trackers)
 
 
 def _evaluated_run(
-    settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
+    settings: RunConfig,
+    agent: TextAlgorithm,
+    out: Path,
+    quiet: bool,
+    console: Console,
+    stop: StopRequest,
+    trackers: Trackers,
 ) -> Path | None:
     ranks = agent.ranks
     processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
@@ -198,8 +213,12 @@ def _evaluated_run(
     )
     if settings.keep_best is not None:
         goal_of(settings.keep_best, "keep_best").check(before.measures, "keep_best")
-    state = fit(settings, agent, out, stop, found.history, found.state, teacher, quiet=quiet, console=console)
+    send_evaluation(trackers, before, 0)
+    if taught is not None:
+        send_evaluation(trackers, taught, 0, part="teacher")
+    state = fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
+    send_evaluation(trackers, after, agent.num_timesteps)
     if not ranks.main:
         return None
     summary = summarise(settings, agent, before, after, taught)

@@ -56,7 +56,7 @@ def go_on(out: Path, *changes: str, settings: RunConfig | None = None) -> None:
     agent = train.build_agent(settings)
     found = rewind(settings, agent, out, console)
     with stoppable("the same again", console) as stop:
-        fit(settings, agent, out, stop, found.history, found.state, agent.teacher, quiet=True, console=console)
+        fit(settings, agent, out, stop, found, agent.teacher, quiet=True, console=console)
 
 
 def begin(out: Path, *more: str) -> None:
