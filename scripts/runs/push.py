@@ -11,7 +11,7 @@ from rlgkd.errors import CheckpointError, DataError, one_line
 from rlgkd.scripts.report import card
 from rlgkd.scripts.runs.folder import CONFIG, MODEL, REPORT, SUMMARY
 
-BESIDES_THE_MODEL = (REPORT, SUMMARY, CONFIG)
+WITH_THE_MODEL = (REPORT, SUMMARY, CONFIG)
 
 
 def push(run: Path, repository: str, *, public: bool = False, message: str = "") -> str:
@@ -33,7 +33,7 @@ def push(run: Path, repository: str, *, public: bool = False, message: str = "")
     if not (run / MODEL / card.CARD).is_file() and (run / SUMMARY).is_file():  # of an older version
         card.write_card(run)
     files = {str(path.relative_to(run / MODEL)): path for path in sorted((run / MODEL).rglob("*")) if path.is_file()}
-    files |= {name: run / name for name in BESIDES_THE_MODEL if (run / name).is_file()}
+    files |= {name: run / name for name in WITH_THE_MODEL if (run / name).is_file()}
     if repository.startswith(("/", "./", "../", "~")) or Path(repository).is_dir():
         return _copied(files, Path(repository).expanduser())
     return _uploaded(files, repository, public=public, message=message or f"{run.resolve().name}, trained by rlgkd")

@@ -88,9 +88,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 def test_the_hubs_own_client_sends_one_commit(run: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert push(run, "me/mine", message="first") .endswith("/me/mine/commit/1")
+    assert push(run, "me/mine", message="first").endswith("/me/mine/commit/1")
     (create, [made]), *_, (path, [header, *files]) = hub.requests
-    assert (create, made["name"], made["organization"], made["private"]) == ("/api/repos/create", "mine", "me", True)
+    assert (create, made["name"], made["organization"]) == ("/api/repos/create", "mine", "me")
+    assert made.get("visibility", made.get("private")) in ("private", True)
     assert path == "/api/models/me/mine/commit/main" and header["value"]["summary"] == "first"
     assert {file["value"]["path"] for file in files} == SENT
     (card,) = [file["value"]["content"] for file in files if file["value"]["path"] == "README.md"]
