@@ -33,7 +33,7 @@ from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, dump, read
-from rlgkd.scripts.report import html, terminal
+from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
@@ -41,6 +41,7 @@ from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, ch
 from rlgkd.scripts.runs.goal import goal_of
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import rewind
+from rlgkd.scripts.runs.sources import sources
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import held_out, rewards_of, summarise
 from rlgkd.scripts.runs.text_ids import with_day
@@ -193,6 +194,7 @@ def _evaluated_run(
         "seed": settings.eval_seed,
         "ranks": ranks,
     }
+    made_from = sources(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
@@ -223,6 +225,7 @@ def _evaluated_run(
         return None
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
+    summary["sources"] = made_from
     if found.history:
         summary["changes"] = [asdict(change) for change in found.history]
     if settings.eval_every:
@@ -230,6 +233,7 @@ def _evaluated_run(
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
+    card.write_card(out)
     console.print(terminal.score_table(summary))
     for remark in remarks(summary):
         say(console, remark, style="yellow")
