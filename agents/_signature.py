@@ -28,6 +28,10 @@ class AlgorithmSettings(TypedDict, total=False):
     clip_low: float | None
     clip_high: float | None
     ratio: Literal["token", "sequence"]
+    gate: str
+    reweighting: float | None
+    reweighting_clip: float | None
+    prefix_gain: float | None
     entropy_bonus: float
     reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
     policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
