@@ -210,6 +210,40 @@ def generate(
         typer.echo(shown(completion) if sys.stdout.isatty() else completion)
 
 
+@app.command()
+def cut(
+    model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
+    layers: Annotated[int, typer.Option(min=1, help="How many layers to keep.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=value ...]", help="Settings of the environment.")
+    ] = None,
+    on: Annotated[str, typer.Option(help="Registered id of the environment whose prompts it writes to.")] = (
+        "rlgkd/GroundedSummary-v0"
+    ),
+    out: Annotated[Path, typer.Option(help="New folder for the cut model.")] = Path("cut"),
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of the training split, a text to each.")] = 12,
+) -> None:
+    """Cut layers out of a model: the block of layers whose loss changes its texts' distributions least."""
+    from rlgkd.scripts.runs import cut as cutting
+
+    cutting.cut(model, layers, on, overrides or [], out, prompts=prompts)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="owner/name of the hub; or a folder, such as ./hub/name.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private by default.")] = False,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "",
+) -> None:
+    """Send a run's model, card and report to the Hugging Face hub, or to a folder."""
+    from rlgkd.scripts.runs import push as pushing
+
+    typer.echo(pushing.push(run, repository, public=public, message=message))
+
+
 @app.command("list")
 def list_(
     what: Annotated[

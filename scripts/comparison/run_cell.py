@@ -29,12 +29,13 @@ from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
+from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.tracked import tracked
-from rlgkd.scripts.runs.train import build_agent, fit
+from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
 from rlgkd.types import ON_POLICY, Task
 
@@ -69,16 +70,17 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
         opened = _comparison_teacher(base, agent, settings)  # before training, for what refuses it
-        # With a teacher of the agent's next to it there would be two in memory: it is opened again.
-        teacher = opened if agent.teacher is None or opened is agent.teacher else None
+        # With a teacher of the agent's next to it there would be two in memory; if nothing needs it on the way, it is
+        # opened again.
+        teacher = opened if settings.eval_every or agent.teacher is None or opened is agent.teacher else None
         del opened
         console = Console(stderr=True)
-        history = rewind(settings, agent, out, console)
+        found = rewind(settings, agent, out, console)
         with (
             stoppable("the command of the comparison", console, second_ends=False) as stop,
             tracked(settings, out, console, main=True) as trackers,
         ):
-            fit(settings, agent, out, stop, history, trackers=trackers, quiet=True, console=console)
+            fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=True, console=console)
         teacher = teacher or _comparison_teacher(base, agent, settings)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from annotated_types import Ge, Le, Lt, MinLen
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
@@ -78,6 +78,16 @@ class RunConfig(Settings):
     """Prompts of the evaluation."""
     eval_seed: Annotated[int, Ge(0)] = 0
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
+    eval_every: Annotated[int, Ge(0)] = 0
+    """Tokens between evaluations on held-out prompts while it trains; 0 is none."""
+    eval_every_prompts: Count = 64
+    """Prompts of each of these evaluations."""
+    eval_every_split: str = "validation"
+    """Their split: another than eval_split, if a model is chosen by them."""
+    keep_best: str | None = None
+    """Measure by which the best model of these evaluations is kept in the folder best; -NAME if less is better."""
+    patience: Annotated[int, Ge(0)] = 0
+    """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
     trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
@@ -105,6 +115,14 @@ class RunConfig(Settings):
                 own["algorithm"] = config_of(agent)(**_taken(agent, rest))
         super().__init__(**_with_models(own))
 
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> Self:
+        if self.keep_best is not None and not self.eval_every:
+            raise SettingError("keep_best", self.keep_best, "set eval_every, the tokens between evaluations")
+        if self.patience and self.keep_best is None:
+            raise SettingError("patience", self.patience, "set keep_best, the measure that it waits for")
+        return self
+
     @property
     def algorithm_class(self) -> type[TextAlgorithm]:
         """The agent's class."""
@@ -125,6 +143,11 @@ class RunConfig(Settings):
         if done < self.warmup:
             return peak * max(done / self.warmup, 0.01)
         return peak * (1 - (1 - self.learning_rate_end) * (done - self.warmup) / (1 - self.warmup))
+
+    def with_layers(self, layers: int | tuple[int, ...]) -> RunConfig:
+        """The settings with these `student_layers`, as an agent has chosen them from a number."""
+        model = self.algorithm.model.model_copy(update={"student_layers": layers})
+        return self.model_copy(update={"algorithm": self.algorithm.model_copy(update={"model": model})})
 
     def agent_arguments(self) -> dict[str, Any]:
         """What the agent's constructor takes, besides the environment."""
