@@ -25,6 +25,7 @@ METHOD_COORDINATES = (
     "advantage",
     "policy_loss",
     "gate",
+    "gap",
 )
 """Settings that say where a recipe stands in the space of methods."""
 COSTS = {"nothing": "", "teacher": "the teacher", "both": "student and teacher"}
@@ -108,6 +109,12 @@ def _behaviours() -> Table:
     return _functions("behaviours", BEHAVIOURS)
 
 
+def _gaps() -> Table:
+    from rlgkd.ops.gap import GAPS
+
+    return _functions("gaps", GAPS)
+
+
 def _gates() -> Table:
     from rlgkd.ops import gate
 
@@ -155,6 +162,7 @@ KINDS: dict[str, Callable[[], RenderableType]] = {
     "advantages": _advantages,
     "behaviours": _behaviours,
     "gates": _gates,
+    "gaps": _gaps,
     "rewards": _rewards,
     "models": _models,
 }
