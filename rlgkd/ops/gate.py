@@ -40,9 +40,9 @@ from typing import Final, Literal
 
 import torch
 
-from rlgkd.errors import SettingError, one_line
+from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.ops._gate import Gate, Term, Weights, weighs
-from rlgkd.ops._registry import check_name, unknown_remedy
+from rlgkd.ops._registry import check_name
 from rlgkd.ops.gates_by_outcome import aopd, r2_opd, ra_opd, rg_opd, rlsd, sg_opd, srpo
 from rlgkd.ops.gates_by_token import improbable, iw_opd, none, prefix, sdar, tip
 
