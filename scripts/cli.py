@@ -228,13 +228,14 @@ def push(
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(metavar="[KIND]", help="Such as settings, envs or recipes; all kinds by default.")
+        str, typer.Argument(metavar="[KIND]", help="Such as settings, envs or recipes; the kinds by default.")
     ] = "",
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD ...]", help="That what is listed holds.")] = None,
 ) -> None:
-    """List what there is to name."""
+    """List what there is to name, or search it."""
     from rlgkd.scripts import listing
 
-    listing.show(what)
+    listing.show(what, words or ())
 
 
 @app.command()
