@@ -54,8 +54,8 @@ class Entry(NamedTuple):
 def show(what: str = "", words: Sequence[str] = ()) -> None:
     """Print the kinds, one kind, or the entries that hold all words, of one kind or of all.
 
-    In a terminal a kind is a line for each entry, cut to its width; entries that were searched for are whole, and so are
-    those that go to a file or a pipe.
+    In a terminal a kind is a line for each entry, cut to its width. Entries that were searched for are whole, and so
+    are those that go to a file or a pipe.
 
     Raises: SettingError if nothing is found.
     """
