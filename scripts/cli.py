@@ -238,6 +238,25 @@ def generate(
 
 
 @app.command()
+def cut(
+    model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
+    layers: Annotated[int, typer.Option(min=1, help="How many layers to keep.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=value ...]", help="Settings of the environment.")
+    ] = None,
+    on: Annotated[str, typer.Option(help="Registered id of the environment whose prompts it writes to.")] = (
+        "rlgkd/GroundedSummary-v0"
+    ),
+    out: Annotated[Path, typer.Option(help="New folder for the cut model.")] = Path("cut"),
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of the training split, a text to each.")] = 12,
+) -> None:
+    """Cut layers out of a model: the block of layers whose loss changes its texts' distributions least."""
+    from rlgkd.scripts.runs import cut as cutting
+
+    cutting.cut(model, layers, on, overrides or [], out, prompts=prompts)
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
     repository: Annotated[
