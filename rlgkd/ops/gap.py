@@ -34,7 +34,7 @@ def log(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
 
 
 def clip(teacher_logp: Tensor, student_logp: Tensor, *, gap_bound: float = 5.0) -> Tensor:
-    """D between -c and c.
+    """The same between -c and c.
 
     Args:
         teacher_logp: [...], nats.
