@@ -17,6 +17,7 @@ from rlgkd.lm.loading import weights_digest
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.rollout import reference_episodes, replay_episodes, sample_episodes
+from rlgkd.teachers import Teacher
 from rlgkd.types import Episode, Item, Source, Task
 
 
@@ -26,7 +27,7 @@ class Sources:
     def __init__(
         self,
         student: LanguageModel,
-        teacher: LanguageModel | None,
+        teacher: Teacher | None,
         task: Task,
         *,
         seed: int,
@@ -40,7 +41,7 @@ class Sources:
         self.student, self.teacher, self.task, self.seed = student, teacher, task, seed
         self.off_policy_source = sampling.off_policy
         self.co_sampler = None
-        if sampling.behaviour is not None and teacher is not None:
+        if sampling.behaviour is not None and isinstance(teacher, LanguageModel):
             self.co_sampler = CoSampler(teacher, sampling.behaviour.function)
         self.teacher_texts = None
         if sampling.teacher_texts is not None:
@@ -67,9 +68,10 @@ class Sources:
 
         A teacher without `teacher_texts` generates again each time an item comes, and so many different texts.
         """
-        if self.off_policy_source == "teacher" and self.teacher is not None and self.teacher_texts is None:
+        teacher = self.teacher
+        if self.off_policy_source == "teacher" and self.teacher_texts is None and isinstance(teacher, LanguageModel):
             return sample_episodes(
-                self.teacher,
+                teacher,
                 self.task,
                 items,
                 group=copies,
@@ -83,8 +85,8 @@ class Sources:
         ids = self.teacher_texts.ids_for(
             [item.key for item in items], lambda rows: self._draw([items[r] for r in rows])
         )
-        assert self.teacher is not None
-        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=self.teacher.end_ids)
+        assert isinstance(teacher, LanguageModel)
+        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=teacher.end_ids)
 
     def take_drawn(self) -> dict[str, list[int]]:
         """Texts of the teacher that this process has drawn since the last call, and that are to be kept."""
@@ -96,13 +98,13 @@ class Sources:
             self.teacher_texts.keep(texts)
 
     def _draw(self, items: Sequence[Item]) -> list[list[int]]:
-        assert self.teacher is not None
+        assert isinstance(self.teacher, LanguageModel)
         episodes = sample_episodes(self.teacher, self.task, items, seed=self.seed, source=Source.TEACHER)
         return [episode.tokens_T[episode.action_mask_T].tolist() for episode in episodes]
 
     def _teacher_fingerprint(self) -> dict[str, Any]:
         """What a file of the teacher's texts is valid for."""
-        assert self.teacher is not None
+        assert isinstance(self.teacher, LanguageModel)
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
         return {

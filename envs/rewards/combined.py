@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlgkd.envs.rewards.arguments import Reward
-from rlgkd.envs.rewards.failures import MIN_SAMPLES_ALL_FAILED
+from rlgkd.failures import MIN_SAMPLES_ALL_FAILED
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.returned import ABSTAINED
 from rlgkd.errors import SettingError

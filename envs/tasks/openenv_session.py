@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from rlgkd.envs.rewards.json_server import MAX_ANSWER_BYTES
+from rlgkd.json_server import MAX_ANSWER_BYTES
 from rlgkd.errors import DependencyError, SettingError, one_line
 
 Action = Mapping[str, Any]

@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from rlgkd.envs import rewards
-from rlgkd.envs.rewards import json_server
-from rlgkd.envs.rewards.failures import MIN_SAMPLES
+from rlgkd import json_server
+from rlgkd.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.types import Item
