@@ -28,6 +28,10 @@ class AlgorithmSettings(TypedDict, total=False):
     clip_low: float | None
     clip_high: float | None
     ratio: Literal["token", "sequence"]
+    gate: str
+    reweighting: float | None
+    reweighting_clip: float | None
+    prefix_gain: float | None
     entropy_bonus: float
     reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
     policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
@@ -43,6 +47,10 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    teacher_timeout: float
+    teacher_retries: int
+    teacher_requests: int
+    max_failed_teacher: float
     prompts_per_update: int
     group_size: int
     train_prompts: int | None

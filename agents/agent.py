@@ -73,7 +73,8 @@ class TextAgent(TokenAlgorithm):
                 trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them. The agent
                 takes its task (prompts, tokenizer, limits, reward) and decodes whole texts itself.
-            teacher: As `policy`, or the address of a server (docs/scale.md); may be left out only if alpha is 0.
+            teacher: As `policy`, or a server's address or a file of log-probabilities (docs/scale.md); may be left out
+                only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -160,6 +161,7 @@ class TextAgent(TokenAlgorithm):
         self.sources = Sources(
             self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
         )
+        self.sources.check_file(self.split, config.sampling.train_prompts)
         self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed

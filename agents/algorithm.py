@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewards_of
 from rlgkd.agents.agent import TextAgent
+from rlgkd.agents.gating import gated
 from rlgkd.agents.metrics import (
     CONSTANT_UPDATES,
     LONG_TEXT,
@@ -96,7 +97,7 @@ class TextAlgorithm(TextAgent):
             if self.config.recomputes_log_probabilities:
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
-        credit = self.credit(self.rollout)
+        credit = self.gated(self.credit(self.rollout))
         if (
             self.config.optimizer.epochs > 1
             and isinstance(self.teacher, LanguageModel)
@@ -136,6 +137,24 @@ class TextAlgorithm(TextAgent):
         rewards = self._rewards(rollout)
         group_size = self.config.sampling.group_size
         return credit_of(rollout, rewards, self.config.reward, group_size=group_size, costs_BL=costs_BL)
+
+    def gated(self, credit: Credit) -> Credit:
+        """The credit with the weights of the gate, if there is one."""
+        began = time.perf_counter()
+        with self.autocast():
+            credit, metrics = gated(
+                credit,
+                self.rollout,
+                self.objective,
+                self.student,
+                self.teacher,
+                group_size=self.config.sampling.group_size,
+            )
+        if self.objective.gate.name != "none":
+            self.logger.record("time/gate", time.perf_counter() - began, exclude="csv")
+        for name, value in metrics.items():
+            self.logger.record(name, value)
+        return credit
 
     def gradient_step(self, rollout: Rollout, credit: Credit) -> Means:
         """One gradient over the whole rollout, one step of the optimizer."""

@@ -26,8 +26,9 @@ from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
-from rlgkd.teachers import Teacher
-from rlgkd.teachers.names import is_outside
+from rlgkd.teachers import OutsideTeacher, Teacher
+from rlgkd.teachers.from_file import FileTeacher
+from rlgkd.teachers.names import is_outside, is_teacher_file
 from rlgkd.teachers.opening import open_served
 from rlgkd.types import Item, Task
 
@@ -49,8 +50,9 @@ def open_models(
     """Open the student, to be trained, and the teacher, frozen.
 
     Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train; a
-    teacher may be a server's address too. What a loaded student has frozen stays frozen. If the teacher is the student's start, the two share what is frozen: with
-    LoRA all weights but the adapters. `seed` is that of the adapters.
+    teacher may be a server or a file too. What a loaded student has frozen stays frozen. If the teacher is the
+    student's start, the two share what is frozen: with LoRA all weights but the adapters. `seed` is that of the
+    adapters.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
     task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
@@ -157,19 +159,41 @@ def open_teacher(
 
 
 def open_outside_teacher(
-    task: Task, config: AlgorithmConfig, teacher: str, tokenizer: PreTrainedTokenizerBase
-) -> Teacher:
-    """Open a teacher that is a server, for a student with this tokenizer.
+    task: Task,
+    config: AlgorithmConfig,
+    teacher: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    known_tokens: int | None = None,
+) -> OutsideTeacher:
+    """Open a teacher that is a server or a file, for a student with this tokenizer.
 
-    Raises: SettingError for settings that need a model; ModelError as `rlgkd.teachers.opening.open_served` does.
+    Args:
+        task: Its texts must fit the server's context.
+        config: How the teacher is asked.
+        teacher: Its address, or the file's name.
+        tokenizer: The student's.
+        known_tokens: How many tokens to ask for; None is what the objective of the settings needs.
+
+    Raises: SettingError for settings that need a model; ModelError as `rlgkd.teachers.opening.open_served` does;
+        DataError as `FileTeacher` does, and for texts of others than `off_policy` says.
     """
-    config.check_teacher(teacher)
-    known, settings = config.known_tokens, config.teacher
-    assert known is not None, "a served teacher with all tokens was refused"
+    if known_tokens is None:
+        config.check_teacher(teacher)
+        known_tokens = config.known_tokens
+    if is_teacher_file(teacher):
+        from_file = FileTeacher(teacher, tokenizer, top_k=known_tokens)
+        if from_file.contents.texts != config.sampling.off_policy:
+            whose = from_file.contents.texts
+            remedy = f"{teacher} has log-probabilities of the texts of the {whose}; set it to {whose}"
+            raise SettingError("off_policy", config.sampling.off_policy, remedy)
+        return from_file
+    assert known_tokens is not None, "a served teacher with all tokens was refused"
+    settings = config.teacher
     return open_served(
         teacher,
         tokenizer,
-        top_k=min(known, len(tokenizer)),
+        top_k=min(known_tokens, len(tokenizer)),
         longest=task.max_prompt_tokens + task.max_new_tokens,
         timeout=settings.teacher_timeout,
         retries=settings.teacher_retries,
@@ -203,7 +227,9 @@ def check_same_start(
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),
-        "teacher": weights_digest(teacher.module) if isinstance(teacher, LanguageModel) else getattr(teacher, "name", ""),
+        "teacher": weights_digest(teacher.module)
+        if isinstance(teacher, LanguageModel)
+        else getattr(teacher, "name", ""),
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
     }
     ranks.check_same(facts)

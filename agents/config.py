@@ -16,11 +16,11 @@ from pydantic import BeforeValidator, model_validator
 
 from rlgkd.errors import SettingError
 from rlgkd.objective import Fraction, Objective
-from rlgkd.ops import behaviour_policy
+from rlgkd.ops import behaviour_policy, gate
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
-from rlgkd.teachers.names import is_address, is_outside
+from rlgkd.teachers.names import is_address, is_outside, is_teacher_file
 
 
 def _advantage(name: str) -> Advantage:
@@ -198,6 +198,9 @@ class AlgorithmConfig(Settings):
         if most > 0 and not self.objective.cross_entropy:
             without = ", or alpha=0" if least < 1 else ""  # at alpha 1 nothing else is trained on
             raise SettingError("teacher", None, f"alpha is {most:g}: set teacher=...{without}")
+        if gate.cost(self.objective.gate.name) != "nothing":
+            name = self.objective.gate.name
+            raise SettingError("teacher", None, f"the gate {name} reads it: set teacher=..., or gate=none")
         if self.teacher.teacher_decay is not None:
             remedy = "give a teacher; the student itself would do"
             raise SettingError("teacher_decay", self.teacher.teacher_decay, remedy)
@@ -207,7 +210,7 @@ class AlgorithmConfig(Settings):
 
     @property
     def known_tokens(self) -> int | None:
-        """How many of the teacher's top tokens the divergence sees; 0 if it sees the written one alone, None for all."""
+        """How many of the teacher's top tokens the divergence sees: 0 is the written one alone, None is all."""
         objective = self.objective
         by_the_written_token = objective.cross_entropy or objective.estimator in ("sampled", "k2", "k3")
         return 0 if by_the_written_token else objective.teacher_top_k
@@ -224,6 +227,8 @@ class AlgorithmConfig(Settings):
             ("teacher_temperature", sampling.teacher_temperature != 1,
              f"{teacher} is a {kind}, whose log-probabilities are those of temperature 1; set it to 1"),
             ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
+            ("gate", gate.cost(self.objective.gate.name) != "nothing",
+             f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
             ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
             ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
@@ -235,7 +240,7 @@ class AlgorithmConfig(Settings):
             ("teacher_texts", sampling.teacher_texts is not None, f"{needs_model} leave it out"),
             ("teacher_top_k", self.known_tokens is None and is_address(teacher),
              f"{teacher} is a {kind}, which gives the likeliest tokens alone: set it, to 64 say"),
-            ("student_fraction", not is_address(teacher) and span(self.student_fraction)[1] > 0,
+            ("student_fraction", is_teacher_file(teacher) and span(self.student_fraction)[1] > 0,
              f"{teacher} is a {kind}, which has none of the student's own texts: set it to 0, or give a live teacher"),
         ):  # fmt: skip
             if wrong:
@@ -264,6 +269,8 @@ class AlgorithmConfig(Settings):
         sampled = estimator in ("sampled", "sampled_centred") and not objective.cross_entropy
         needs_ratios = self.rewarded or objective.horizon > 0 or sampled
         ignored = "alpha is 1, so no reward counts"
+        least_alpha, most_alpha = span(self.alpha)
+        has_gate, weighed = objective.gate.name != "none", gate.terms(objective.gate.name)
         for name, wrong, remedy in (
             ("teacher_texts", sampling.teacher_texts is not None and sampling.off_policy != "teacher",
              "nothing is drawn for it; set off_policy to teacher"),
@@ -278,6 +285,16 @@ class AlgorithmConfig(Settings):
              "it charges the sampled reverse KL: set divergence to reverse_kl and estimator to sampled"),
             ("combination", in_reward and (objective.horizon > 0 or mixed),
              "it charges whole texts of the student's: leave out horizon and behaviour"),
+            ("gate", has_gate and in_reward, "the divergence is in the reward; set combination to in_loss"),
+            ("gate", has_gate and mixed, "it weighs texts that the student sampled alone; leave behaviour out"),
+            ("gate", has_gate and highest_fraction == 0,
+             "it weighs the student's own texts; set student_fraction above 0, or gate to none"),
+            ("gate", weighed == ("policy",) and least_alpha == 1,
+             "it weighs the policy term, which alpha 1 has none of; set alpha below 1, or gate to none"),
+            ("gate", weighed == ("divergence",) and most_alpha == 0,
+             "it weighs the divergence, which alpha 0 leaves out; set alpha above 0, or gate to none"),
+            ("gate", "advantage_BL" in gate.reads(objective.gate.name) and most_alpha == 1,
+             "it reads the advantage, which alpha 1 has none of; set alpha below 1, or gate to none"),
             ("divergence_target", steered and not self._constant_between_0_and_1(),
              "it steers alpha: give alpha a number between 0 and 1"),
             ("divergence_target", steered and sampling.mixture == "prompt",

@@ -49,6 +49,10 @@ class MicroBatch:
         """Gather per-action values [B, L] of the rollout, on the host, into this micro-batch's [N]."""
         return to_device(values_BL[self._row_and_number_N], self.mask_BT.device)
 
+    def write(self, values_BL: Tensor, values_N: Tensor) -> None:
+        """Put this micro-batch's values [N] into per-action values [B, L] of the rollout, on the host."""
+        values_BL[self._row_and_number_N] = values_N.to(values_BL)
+
     def per_row(self, values_B: Tensor) -> Tensor:
         """Repeat per-row values [B] of the rollout, on the host, for each of this micro-batch's N actions."""
         return to_device(values_B[self._row_and_number_N[0]], self.mask_BT.device)

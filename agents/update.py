@@ -59,7 +59,7 @@ def accumulate_gradient(
         teacher: None only if alpha is 0, or the estimator needs no teacher.
         objective: Eq. 5 and its knobs.
         rollout: The texts, split into micro-batches.
-        credit: Their advantages.
+        credit: Their advantages, and the weights of a gate.
         max_new_tokens: The length that the reduction `constant` divides by.
         with_policy_term: False leaves the divergence alone.
         failed_B: bool [B]: rows without a divergence, since an outside teacher has failed for them; None is none.
@@ -69,6 +69,11 @@ def accumulate_gradient(
     policy_B = policy_B * with_policy_term
     mean_B = _reduced("sequence_mean", _lengths(trajectories, failed_B), None)
     advantages_BL = credit.advantages_BL.float().expand(-1, rollout.longest)
+    ones_BL = torch.ones(len(trajectories), rollout.longest, device="cpu")
+    gates_BL = [
+        ones_BL if gate_BL is None else gate_BL.float()
+        for gate_BL in (credit.policy_gate_BL, credit.divergence_gate_BL)
+    ]
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
@@ -85,6 +90,8 @@ def accumulate_gradient(
             policy_weight_N=part.per_row(policy_B),
             divergence_weight_N=divergence_weight_N,
             future_N=torch.zeros_like(divergence_weight_N),
+            policy_gate_N=part.per_action(gates_BL[0]),
+            divergence_gate_N=part.per_action(gates_BL[1]),
         )
         recorded = bool(recorded_B[part.rows].all())
         states_NH, head_VH = student.states_and_head(part.batch)
@@ -188,7 +195,8 @@ def _with_later_tokens(
     """The actions with the divergence of later tokens (`horizon`), and with their sequence's ratio (`ratio`)."""
     future_N, old_logp_N = actions.future_N, actions.old_logp_N
     if objective.horizon > 0 and objective.alpha > 0:  # off-policy texts have no score-function term
-        future_N = future_N + on_policy_N * _futures(records["divergence"], part, objective.horizon)
+        gated_N = actions.divergence_gate_N * records["divergence"]
+        future_N = future_N + on_policy_N * _futures(gated_N, part, objective.horizon)
     if objective.ratio == "sequence":  # the old policy from which each token's ratio is its sequence's
         old_logp_N = records["logp"] - _row_means(records["logp"] - old_logp_N, part)
     return dataclasses.replace(actions, future_N=future_N, old_logp_N=old_logp_N)

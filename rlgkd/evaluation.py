@@ -236,9 +236,7 @@ def _token_values(
             outputs = collate(known, lengths, policy.device)
             failed = [row for row, text in enumerate(known) if text is None]
 
-    def record(
-        logits_NV: torch.Tensor, teacher_n: TeacherAt, _: slice
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def record(logits_NV: torch.Tensor, teacher_n: TeacherAt, _: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
         if isinstance(teacher_n, KnownTokens):
             records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
@@ -249,7 +247,9 @@ def _token_values(
     _, records = fused_sum(policy, states_NH, record, outputs)
     if failed:
         known_N = np.repeat([row not in failed for row in range(len(lengths))], lengths)
-        records["reverse_kl"] = records["reverse_kl"].masked_fill(torch.from_numpy(~known_N).to(policy.device), torch.nan)
+        records["reverse_kl"] = records["reverse_kl"].masked_fill(
+            torch.from_numpy(~known_N).to(policy.device), torch.nan
+        )
     return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
 
 

@@ -35,6 +35,9 @@ future F_n = sum_{m>n} gamma^(m-n) D_m is a cost of y_n, and alpha sum_n v_n F_n
 constant. 0 is GKD: no gradient through the sampling of the prefixes. 1, under `sequence_sum`, gives the gradient of the
 sequence's whole divergence, for reverse KL that of KL(p_S || p_T) over texts (MiniLLM, arXiv 2306.08543, without its
 normalisation by length). Texts that the student did not sample have no such part.
+
+`gate` weighs single tokens of the student's texts: g_n the policy term, h_n the divergence (rlgkd.ops.gate), so that
+the loss is (1-alpha) sum_n w_n g_n (-A_n log p_S(y_n)) + alpha sum_n v_n h_n D_n, and F_n sums h_m D_m.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops import divergence, policy_loss, top_k_bucket
+from rlgkd.ops import divergence, gate, policy_loss, top_k_bucket
 from rlgkd.ops.reduction import Reduction
 from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.settings import Registered, Settings, Variant
@@ -57,6 +60,7 @@ Estimator = Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
 Fraction = Annotated[float, Ge(0), Le(1)]
 DIVERGENCE = Registered("divergence", divergence.DIVERGENCES, divergence.get)
 POLICY_LOSS = Registered("policy_loss", policy_loss.POLICY_LOSSES, policy_loss.get)
+GATE = Registered("gate", gate.GATES, gate.get)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,10 @@ class Actions:
     """v_n, 0 where the divergence does not apply."""
     future_N: Tensor
     """F_n, in nats."""
+    policy_gate_N: Tensor
+    """g_n, 1 without a gate."""
+    divergence_gate_N: Tensor
+    """h_n, 1 without a gate."""
 
     def __getitem__(self, chunk: slice) -> Actions:
         """A run of the actions."""
@@ -102,6 +110,8 @@ class Objective(Settings):
     """The policy term; reinforce, clipped and clipped_weight differ where a batch is used again."""
     ratio: Literal["token", "sequence"] = "token"
     """What the clipped losses bound: each token's ratio to the sampling policy, or the sequence's geometric mean."""
+    gate: Annotated[Variant, GATE] = GATE("none")
+    """How much each token of the student's texts counts in either term (rlgkd list gates); none is 1 everywhere."""
     entropy_bonus: Annotated[float, Ge(0)] = 0.0
     """Weight of the policy's entropy at each of the student's tokens, in reward per nat."""
     reduction: Reduction = "constant"
@@ -179,7 +189,12 @@ class Objective(Settings):
         return loss_N
 
     def loss(
-        self, student_logits_NV: Tensor, teacher: Tensor | KnownTokens | None, actions: Actions, *, recorded: bool = False
+        self,
+        student_logits_NV: Tensor,
+        teacher: Tensor | KnownTokens | None,
+        actions: Actions,
+        *,
+        recorded: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L of the module's docstring, summed over N actions.
 
@@ -208,10 +223,11 @@ class Objective(Settings):
             loss = loss - self.entropy_bonus * (actions.policy_weight_N * record["entropy"]).sum()
         if self.alpha < 1:
             policy_N = self.surrogate(student_logp_N, actions.old_logp_N, actions.advantage_N)
-            loss = loss + (1 - self.alpha) * (actions.policy_weight_N * policy_N).sum()
+            loss = loss + (1 - self.alpha) * (actions.policy_weight_N * actions.policy_gate_N * policy_N).sum()
         if teacher is not None or self.cross_entropy:
             divergence_N, distillation_N = self.distillation(student_logits_NV, teacher, actions, student_logp_N)
             if self.alpha > 0:
+                distillation_N = actions.divergence_gate_N * distillation_N
                 if self.horizon > 0:
                     distillation_N = distillation_N + self.surrogate(
                         student_logp_N, actions.old_logp_N, -actions.future_N

@@ -24,8 +24,11 @@ METHOD_COORDINATES = (
     "horizon",
     "advantage",
     "policy_loss",
+    "gate",
 )
 """Settings that say where a recipe stands in the space of methods."""
+COSTS = {"nothing": "", "teacher": "the teacher", "both": "student and teacher"}
+"""What a gate needs before the gradient."""
 
 
 def show(what: str = "") -> None:
@@ -105,6 +108,16 @@ def _behaviours() -> Table:
     return _functions("behaviours", BEHAVIOURS)
 
 
+def _gates() -> Table:
+    from rlgkd.ops import gate
+
+    table = Table("name", "definition", "weighs", "mean of 1 over", "reads logits of", title="gates")
+    for name, function in gate.GATES.items():
+        about = (function.__doc__ or "").splitlines() or [""]
+        table.add_row(name, about[0], ", ".join(gate.terms(name)), gate.keeps_mean(name), COSTS[gate.cost(name)])
+    return table
+
+
 def _functions(title: str, functions: Mapping[str, Callable[..., Any]]) -> Table:
     """List the functions of a table of rlgkd.ops, each with the first line of its docstring."""
     table = Table("name", "definition", title=title)
@@ -141,6 +154,7 @@ KINDS: dict[str, Callable[[], RenderableType]] = {
     "divergences": _divergences,
     "advantages": _advantages,
     "behaviours": _behaviours,
+    "gates": _gates,
     "rewards": _rewards,
     "models": _models,
 }

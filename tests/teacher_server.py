@@ -100,54 +100,24 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, {"error": {"message": message}})
         if len(tokens) + 1 > self.server.max_model_len:
             return self.reply(400, {"error": {"message": "max_tokens must be at least 1, got 0."}})
-        answer: dict[str, Any] = {
-            "id": "cmpl-0",
-            "object": "text_completion",
-            "model": self.server.name,
-            "choices": [{"index": 0, "text": "", "prompt_logprobs": self.server.prompt_logprobs(tokens, k)}],
-        }
-        self.do_wrong(fault, answer) if fault else self.reply(200, answer)
-
-    def do_wrong(self, fault: str, answer: dict[str, Any]) -> None:
-        """Answer with a fault, most of them in the last position, which is always an action."""
-        positions = answer["choices"][0]["prompt_logprobs"]
-        last = next(iter(positions[-1].values()))
         if fault == "late":
             self.server.over.wait(30)
         if fault in ("refused", "late"):
-            self.close_connection = True
-        elif fault == "half":
-            self.reply(200, answer, length=10**6)
             self.close_connection = True
         elif fault in ("status", "busy"):
             self.reply(500 if fault == "status" else 429, {"error": {"message": "it is broken"}})
         elif fault in ("garbage", "html"):
             self.reply(200, b"\xff\xfe{" if fault == "garbage" else b"<html>502</html>")
         else:
-            wrong: dict[str, Any] = {
-                "nan": float("nan"), "infinity": float("-inf"), "text": "-1.0", "above_one": 0.5,
-            }  # fmt: skip
-            if fault in wrong:
-                last["logprob"] = wrong[fault]
-            elif fault == "short":
-                positions.pop()
-            elif fault == "long":
-                positions.append(positions[-1])
-            elif fault == "no_token":
-                positions[-1] = {"939": {"logprob": -1.0}, "938": {"logprob": -1.0}}
-            elif fault == "few":
-                positions[-1] = {}
-            elif fault == "null_position":
-                positions[-1] = None
-            elif fault == "other_model":
-                answer["model"] = "another"
-            elif fault == "no_choices":
-                answer["choices"] = []
-            elif fault == "bad_id":
-                positions[-1] = {f"x{key}": value for key, value in positions[-1].items()}
-            elif fault == "list":
-                answer["choices"][0]["prompt_logprobs"] = [[0.0] * 3 for _ in positions]
-            self.reply(200, answer)
+            positions = self.server.prompt_logprobs(tokens, k)
+            answer = {
+                "id": "cmpl-0",
+                "object": "text_completion",
+                "model": self.server.name,
+                "choices": [{"index": 0, "text": "", "prompt_logprobs": positions}],
+            }
+            self.reply(200, wrong(fault, answer) if fault else answer, length=10**6 if fault == "half" else None)
+            self.close_connection = fault == "half"
 
     def reply(self, status: int, body: object, length: int | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -156,6 +126,34 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with suppress(OSError):  # the client has left
             self.wfile.write(content)
+
+
+def wrong(fault: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer with a fault, most of them in the last position, which is always an action."""
+    positions = answer["choices"][0]["prompt_logprobs"]
+    last = next(iter(positions[-1].values()))
+    logprobs = {"nan": float("nan"), "infinity": float("-inf"), "text": "-1.0", "above_one": 0.5}
+    if fault in logprobs:
+        last["logprob"] = logprobs[fault]
+    elif fault == "short":
+        positions.pop()
+    elif fault == "long":
+        positions.append(positions[-1])
+    elif fault == "no_token":
+        positions[-1] = {"937": {"logprob": -1.0}, "938": {"logprob": -1.0}}
+    elif fault == "few":
+        positions[-1] = {}
+    elif fault == "null_position":
+        positions[-1] = None
+    elif fault == "other_model":
+        answer["model"] = "another"
+    elif fault == "no_choices":
+        answer["choices"] = []
+    elif fault == "bad_id":
+        positions[-1] = {f"x{key}": value for key, value in positions[-1].items()}
+    elif fault == "list":
+        answer["choices"][0]["prompt_logprobs"] = [[0.0] * 3 for _ in positions]
+    return answer
 
 
 @contextmanager

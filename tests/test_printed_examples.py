@@ -12,7 +12,7 @@ import torch
 import yaml
 from printed import ROOT, examples
 
-from rlgkd.ops import behaviour_policy, divergence, returns
+from rlgkd.ops import behaviour_policy, divergence, gate, returns
 
 
 @pytest.mark.slow
@@ -27,7 +27,8 @@ def test_a_reward_of_ones_own_in_ten_lines_does_what_the_readme_says(capsys):
 def tables():
     """Restored when the test is over."""
     before = [
-        (table, dict(table)) for table in (divergence.DIVERGENCES, returns.ADVANTAGES, behaviour_policy.BEHAVIOURS)
+        (table, dict(table))
+        for table in (divergence.DIVERGENCES, returns.ADVANTAGES, behaviour_policy.BEHAVIOURS, gate.GATES)
     ]
     yield
     for table, content in before:
@@ -42,6 +43,8 @@ def test_the_worked_example_trains(tables):
     exec(compile(example, "CONTRIBUTING.md", "exec"), names)
     agent = names["agent"]
     assert agent.num_timesteps >= 1000
+    gated = names["gated"]
+    assert gated.num_timesteps >= 500 and 0 < gated.last_metrics["train/gate_divergence"] < 1
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     by_hand = 1 - (p * q).sqrt().sum()
     torch.testing.assert_close(divergence.get("squared_hellinger")(p.log(), q.log()), by_hand)

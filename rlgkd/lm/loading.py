@@ -282,6 +282,10 @@ def _check_kinds(name: str, folder: Path) -> None:
     for path in folder.iterdir():
         if path.exists() and (kind := other_kind(path)) and not path.is_dir():
             raise ModelError("model", name, f"its {path.name} is {kind}, not a file; copy it again")
+        if path.name == "generation_config.json":
+            # transformers takes a damaged one for none: the tokens that end a text would be lost in silence.
+            with _damage_named(name, f"its {path.name} could not be read"):
+                json.loads(path.read_text())
         if path.name.endswith(".safetensors.index.json"):
             with _damage_named(name, f"its {path.name} could not be read"):
                 index = json.loads(path.read_text())

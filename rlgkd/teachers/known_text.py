@@ -14,6 +14,8 @@ from rlgkd.ops.top_k_bucket import KnownTokens
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
+LOWEST = -9999.0
+"""Nats that stand for a probability of 0: as in vLLM's answers, and in what is written to files."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,9 +130,7 @@ class ServedTeacher:
     async def _ask(self, post: Post, tokens: list[int], columns: list[int], answer: Answer) -> None:
         try:
             found = await post(request(self.model, tokens, self.top_k))
-            known = known_text(
-                found, tokens, columns, model=self.model, k=self.top_k, vocabulary=self.vocabulary
-            )
+            known = known_text(found, tokens, columns, model=self.model, k=self.top_k, vocabulary=self.vocabulary)
         except Exception as error:
             answer.set_exception(error)
         else:

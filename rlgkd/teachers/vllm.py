@@ -16,8 +16,6 @@ import numpy as np
 from rlgkd.errors import one_line
 from rlgkd.teachers.known_text import KnownText
 
-LOWEST = -9999.0
-"""What stands for minus infinity in an answer, and in files."""
 TINY = 2.0**-23
 """The least mass of all other tokens: what float32 leaves of 1."""
 

@@ -116,6 +116,8 @@ def _loss(job: BenchmarkJob) -> dict[str, Any]:
         policy_weight_N=torch.ones(actions),
         divergence_weight_N=torch.ones(actions),
         future_N=torch.ones(actions),
+        policy_gate_N=torch.ones(actions),
+        divergence_gate_N=torch.ones(actions),
     )
     before = peak_mb()
 

@@ -6,6 +6,7 @@ import pytest
 
 from rlgkd.ops.behaviour_policy import BEHAVIOURS
 from rlgkd.ops.divergence import DIVERGENCES
+from rlgkd.ops.gate import GATES
 from rlgkd.ops.policy_loss import POLICY_LOSSES
 from rlgkd.ops.returns import ADVANTAGES
 from rlgkd.settings.fields import parameters_of
@@ -15,6 +16,7 @@ TABLES = {
     "policy_loss": POLICY_LOSSES,
     "behaviour": BEHAVIOURS,
     "advantage": ADVANTAGES,
+    "gate": GATES,
 }
 FUNCTIONS = [(kind, name) for kind, table in TABLES.items() for name in table]
 
@@ -38,4 +40,6 @@ def test_the_settings_are_those_of_the_signatures() -> None:
         "clipped_weight": ["clip_high"],
         "teacher_mixed": ["teacher_share"],
         "interleaved": ["kept_top_k"],
+        "rlsd": ["reweighting", "reweighting_clip"],
+        "iw_opd": ["prefix_gain"],
     }
