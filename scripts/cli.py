@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -181,7 +181,9 @@ def teach(
     out: Annotated[Path, typer.Option(help="The file, which a run then takes as its teacher.")] = Path(
         "teacher.safetensors"
     ),
-    texts: Annotated[str, typer.Option(help="references, or teacher: texts that it writes now.")] = "references",
+    texts: Annotated[
+        Literal["references", "teacher"], typer.Option(help="references, or teacher: texts that it writes now.")
+    ] = "references",
     split: Annotated[str, typer.Option(help="Whose prompts.")] = "train",
     prompts: Annotated[int | None, typer.Option(min=1, help="How many, in the order of the run.")] = None,
 ) -> None:

@@ -23,7 +23,7 @@ from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.folder import CONFIG
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.teachers import Teacher
-from rlgkd.teachers.names import is_outside
+from rlgkd.teachers.names import is_outside, is_teacher_file
 
 KNOWN_TOKENS = 64
 """Tokens that a served teacher is asked for where the run does not say how many."""
@@ -50,7 +50,8 @@ def show(
     The environment and the temperature are those of `file`, the settings of a run in YAML, or those of the run that
     `model` is, where no others are given.
 
-    Raises: SettingError; ModelError for a model whose vocabulary is not the environment's; what the environment raises.
+    Raises: SettingError, for a file as teacher too; ModelError for a model whose vocabulary is not the environment's;
+        what the environment raises.
     """
     settings = Path(file) if file else Path(model) / CONFIG
     run = read(settings) if file or settings.exists() else None
@@ -62,6 +63,9 @@ def show(
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
     share_end_ids(task, policy)
     teacher_model: Teacher | None = None
+    if is_teacher_file(teacher):
+        remedy = "it has log-probabilities of other texts than those that are sampled here; give a live teacher"
+        raise SettingError("teacher", teacher, remedy)
     if is_outside(teacher):
         algorithm = run.algorithm if run else AlgorithmConfig()
         known = algorithm.known_tokens or KNOWN_TOKENS

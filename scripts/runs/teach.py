@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -41,7 +41,7 @@ def teach(
     teacher: str,
     top_k: int,
     out: Path,
-    texts: str = "references",
+    texts: TextsOf = "references",
     split: str = "train",
     prompts: int | None = None,
 ) -> None:
@@ -59,7 +59,7 @@ def teach(
 
     Raises: SettingError; ModelError; DataError; TeacherError if a server fails for a text.
     """
-    if texts != "references" and texts != "teacher":
+    if texts not in get_args(TextsOf):
         raise SettingError("texts", texts, "give references or teacher")
     if not is_teacher_file(str(out)):
         raise SettingError("out", str(out), f"name a file that ends with {FILE_ENDING}, by which a teacher is a file")
