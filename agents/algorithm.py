@@ -46,6 +46,8 @@ class TextAlgorithm(TextAgent):
         `env` is not stepped: the agent decodes whole texts of the environment's task. Returns whether to go on.
         """
         callback.on_rollout_start()
+        if self.ends:
+            return False
         self.policy.forget()
         self._began, reward_began = time.perf_counter(), self.collector.seconds_of_reward
         items, indices = self.collector.next_items(self.state)

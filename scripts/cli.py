@@ -242,6 +242,21 @@ def generate(
         typer.echo(shown(completion) if sys.stdout.isatty() else completion)
 
 
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="owner/name of the hub; or a folder, such as ./hub/name.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private by default.")] = False,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "",
+) -> None:
+    """Send a run's model, card and report to the Hugging Face hub, or to a folder."""
+    from rlgkd.scripts.runs import push as pushing
+
+    typer.echo(pushing.push(run, repository, public=public, message=message))
+
+
 @app.command("list")
 def list_(
     what: Annotated[

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlgkd  # noqa: F401 - registers the environments
-from rlgkd.errors import SettingError
-from rlgkd.ops._registry import unknown_remedy
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts.config import docs
 from rlgkd.scripts.config.run import RECIPES, read, recipe_names
 

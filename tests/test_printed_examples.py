@@ -1,4 +1,4 @@
-"""The examples of README.md, CONTRIBUTING.md, docs/environments.md and docs/rewards.md, as printed."""
+"""The examples of README.md, CONTRIBUTING.md, and docs/ on environments, rewards and trackers, as printed."""
 
 import ast
 import json
@@ -13,6 +13,7 @@ import yaml
 from printed import ROOT, examples
 
 from rlgkd.ops import behaviour_policy, divergence, gate, returns
+from rlgkd.scripts.tracking.protocol import TrackedRun
 
 
 @pytest.mark.slow
@@ -141,3 +142,19 @@ def test_the_served_reward_and_the_models_of_docs_rewards_do_what_is_printed(cap
             process.kill()
     printed = capsys.readouterr().out.strip()
     assert f"It prints `{printed}`." in (ROOT / "docs/rewards.md").read_text()
+
+
+def test_the_tracker_of_docs_trackers_is_one(tmp_path):
+    """Its five calls, in the order in which a run makes them."""
+    (printed,) = examples("docs/trackers.md")
+    names: dict = {}
+    exec(compile(printed, "docs/trackers.md", "exec"), names)
+    tracker = names["MyTracker"]()
+    run = TrackedRun(id="0", name="a", project="b", folder=tmp_path, settings={}, resumed=False)
+    assert tracker.start(run) == str(tmp_path / "mine.jsonl")
+    tracker.numbers({"train/divergence": 0.5}, 7)
+    tracker.texts([{"prompt": "a"}], 7)
+    tracker.files([tmp_path])
+    tracker.end(whole=True)
+    lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert lines[0] == {"tokens": 7, "train/divergence": 0.5} and len(lines) == 3

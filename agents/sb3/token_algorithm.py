@@ -22,6 +22,9 @@ from rlgkd.agents.state import TrainingState
 class TokenAlgorithm(OnPolicyAlgorithm):
     """The training loop, whose counters are a `TrainingState`."""
 
+    ends = False
+    """Set in a callback's `_on_rollout_start`, it ends `learn` there, between two updates."""
+
     def __init__(self, **settings: Any) -> None:
         """Build as SB3 does, but for models and optimizer, which a subclass builds itself."""
         self.state = TrainingState()
@@ -42,6 +45,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         assert self.env is not None
+        self.ends = False
         while self.num_timesteps < total_timesteps:
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             if not self.collect_rollouts(self.env, callback):

@@ -40,8 +40,8 @@ from typing import Final, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from rlgkd.errors import SettingError, one_line
-from rlgkd.ops._registry import check_name, unknown_remedy
+from rlgkd.errors import SettingError, one_line, unknown_remedy
+from rlgkd.ops._registry import check_name
 
 _log = logging.getLogger(__name__)
 Term = Literal["policy", "divergence"]

@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from rlgkd.errors import SettingError
-from rlgkd.ops._registry import unknown_remedy
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import folder_name, settled
 from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names

@@ -29,11 +29,13 @@ from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
+from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.stopping import stoppable
-from rlgkd.scripts.runs.train import build_agent, fit
+from rlgkd.scripts.runs.tracked import tracked
+from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
 from rlgkd.teachers import Teacher
 from rlgkd.teachers.names import is_outside
@@ -71,9 +73,12 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         agent = build_agent(settings)
         teacher = _comparison_teacher(base, agent)
         console = Console(stderr=True)
-        history = rewind(settings, agent, out, console)
-        with stoppable("the command of the comparison", console, second_ends=False) as stop:
-            fit(settings, agent, out, stop, history, quiet=True, console=console)
+        found = rewind(settings, agent, out, console)
+        with (
+            stoppable("the command of the comparison", console, second_ends=False) as stop,
+            tracked(settings, out, console, main=True) as trackers,
+        ):
+            fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=True, console=console)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from annotated_types import Ge, Le, Lt
-from pydantic import Field
+from annotated_types import Ge, Le, Lt, MinLen
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig, Count, Positive
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
-from rlgkd.errors import SettingError, one_line
+from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
-from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import settled
 from rlgkd.secret_masks import masked
@@ -37,6 +36,11 @@ BRINGS_MODELS = {
 OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
 """Settings of a recipe that mean nothing on another environment."""
 AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
+
+
+def _names(value: object) -> object:
+    """A text with commas as the list of its names."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class RunConfig(Settings):
@@ -74,8 +78,26 @@ class RunConfig(Settings):
     """Prompts of the evaluation."""
     eval_seed: Annotated[int, Ge(0)] = 0
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
+    eval_every: Annotated[int, Ge(0)] = 0
+    """Tokens between evaluations on held-out prompts while it trains; 0 is none."""
+    eval_every_prompts: Count = 64
+    """Prompts of each of these evaluations."""
+    eval_every_split: str = "validation"
+    """Their split: another than eval_split, if a model is chosen by them."""
+    keep_best: str | None = None
+    """Measure by which the best model of these evaluations is kept in the folder best; -NAME if less is better."""
+    patience: Annotated[int, Ge(0)] = 0
+    """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Trackers that get the run: wandb, trackio, mlflow, or a class as file.py:Class (docs/trackers.md)."""
+    tracker_project: Annotated[str, MinLen(1)] = "rlgkd"
+    """The trackers' project, or experiment."""
+    tracker_texts: Annotated[int, Ge(0)] = 8
+    """Texts of an update that trackers get as rows of a table; 0 for none."""
+    tracker_texts_every: Count = 10
+    """Updates between two such tables."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -92,6 +114,14 @@ class RunConfig(Settings):
             if agent in get_args(AgentName):  # else it is refused below
                 own["algorithm"] = config_of(agent)(**_taken(agent, rest))
         super().__init__(**_with_models(own))
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> Self:
+        if self.keep_best is not None and not self.eval_every:
+            raise SettingError("keep_best", self.keep_best, "set eval_every, the tokens between evaluations")
+        if self.patience and self.keep_best is None:
+            raise SettingError("patience", self.patience, "set keep_best, the measure that it waits for")
+        return self
 
     @property
     def algorithm_class(self) -> type[TextAlgorithm]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlgkd.scripts.report.formatting import ARROW, compact, thousands, three_digits, visible
-from rlgkd.scripts.report.metrics import MeasureRow
+from rlgkd.scripts.report.metrics import MeasureRow, metric_of
 from rlgkd.scripts.report.svg import COLOURS, Panel, inline_svg, smoothed, strip_frame, style
 from rlgkd.statistics import Floats
 
@@ -48,6 +48,37 @@ def training_curves(progress: Mapping[str, Floats]) -> list[Panel]:
             svg = inline_svg(_curve_figure(x[known], y[known], smooth, axis), f"curve{len(panels)}", alt)
         ends = f"{three_digits(smooth[0])} {ARROW} {three_digits(smooth[-1])}"
         panels.append(Panel(label=label, unit=unit, ends=ends, svg=svg))
+    return panels
+
+
+def held_out_curves(
+    evaluations: Mapping[str, Floats], measures: Sequence[str], *, watched: str = "", best: float = math.nan
+) -> list[Panel]:
+    """Draw these measures of the evaluations on the way, each if it has two values or more, with their intervals.
+
+    The evaluation at `best` tokens is marked in the panel of the measure that is watched.
+    """
+    axis, x = _x_axis(evaluations)
+    panels: list[Panel] = []
+    for name in dict.fromkeys(measures):
+        metric, unknown = metric_of(name), np.full(len(x), math.nan)
+        y, low, high = (evaluations.get(column, unknown) for column in (name, f"{name}/low", f"{name}/high"))
+        known = np.isfinite(x) & np.isfinite(y)
+        if known.sum() < 2:
+            continue
+        ends = f"{metric.value(y[known][0])} {ARROW} {metric.value(y[known][-1])}"
+        alt = f"{metric.label} on held-out prompts over {thousands(x[known][-1])} {axis}: {ends}."
+        chosen = known & (x == best) if name == watched else known & False
+        if chosen.any():
+            alt += f" The best model: {metric.value(y[chosen][0])} at {thousands(best)} {axis}."
+        with style():
+            figure = _curve_figure(x[known], y[known], y[known], axis)
+            axes = figure.axes[0]
+            axes.fill_between(x[known], low[known], high[known], color=COLOURS["after"], alpha=0.15, linewidth=0)
+            axes.plot(x[known], y[known], "o", color=COLOURS["after"], markersize=3.5)
+            axes.plot(x[chosen], y[chosen], "o", color=COLOURS["card"], mec=COLOURS["ink"], mew=2, markersize=9)
+            svg = inline_svg(figure, f"heldout{len(panels)}", alt)
+        panels.append(Panel(label=metric.label, unit=metric.unit, ends=ends, svg=svg))
     return panels
 
 

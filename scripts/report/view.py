@@ -12,7 +12,7 @@ from rlgkd.scripts.report.examples import Example, read_example
 from rlgkd.scripts.report.formatting import whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
-from rlgkd.scripts.report.plots import dumbbells, training_curves
+from rlgkd.scripts.report.plots import dumbbells, held_out_curves, training_curves
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import RunFiles
 from rlgkd.statistics import Floats
@@ -37,11 +37,26 @@ def run_view(files: RunFiles) -> dict[str, Any]:
         "remarks": remarks(summary),
         "marks": MARKS,
         "curves": training_curves(files.progress),
+        "held_out": held_out(files),
         "dumbbells": dumbbells(rows),
         "examples": examples,
         "judged_by": "truth" if any(example.judged_by == "truth" for example in examples) else "reward",
         "config": files.config_text,
         "problems": files.problems,
+    }
+
+
+def held_out(files: RunFiles) -> dict[str, Any]:
+    """Return the panels of the evaluations on the way, on which prompts they were, and whether a model was chosen."""
+    known = to_mapping(files.summary.get("held_out"))
+    watched = str(known.get("keep_best") or files.config.get("keep_best") or "").lstrip("+-")
+    best = to_mapping(known.get("best"))
+    measures = [*([watched] if watched else []), *HEADLINES, "ended"]
+    return {
+        "curves": held_out_curves(files.evaluations, measures, watched=watched, best=to_float(best.get("tokens"))),
+        "prompts": whole(to_float(known.get("prompts"))),
+        "split": str(known.get("split") or ""),
+        "best": whole(to_float(best.get("tokens"))),
     }
 
 

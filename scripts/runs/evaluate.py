@@ -20,7 +20,7 @@ from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.rollout import share_end_ids
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, override, read
-from rlgkd.scripts.runs.folder import CONFIG
+from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.teachers import Teacher
 from rlgkd.teachers.names import is_outside, is_teacher_file
@@ -48,12 +48,13 @@ def show(
     """Print a table of the model's scores with their 95% intervals.
 
     The environment and the temperature are those of `file`, the settings of a run in YAML, or those of the run that
-    `model` is, where no others are given.
+    `model` is, or is a model of, where no others are given.
 
     Raises: SettingError, for a file as teacher too; ModelError for a model whose vocabulary is not the environment's;
         what the environment raises.
     """
-    settings = Path(file) if file else Path(model) / CONFIG
+    folder = Path(model).parent if Path(model).name in (MODEL, BEST) else Path(model)
+    settings = Path(file) if file else folder / CONFIG
     run = read(settings) if file or settings.exists() else None
     if temperature is None:
         temperature = run.algorithm.sampling.temperature if run else 1.0

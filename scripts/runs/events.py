@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ class Events(KVWriter):
         ]
         self._write(step=step, summary=self._summary(value=values))
 
+    def texts(self, rows: Sequence[Mapping[str, Any]], tokens: int) -> None:
+        """Append texts as a table, shown on TensorBoard's page for texts."""
+        if not rows:
+            return
+        lines = [rows[0].keys(), ["---"] * len(rows[0]), *(map(_cell, row.values()) for row in rows)]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        value = self._summary.Value(
+            tag="texts/text_summary",
+            metadata={"plugin_data": {"plugin_name": "text"}},
+            tensor={"dtype": "DT_STRING", "string_val": [table.encode()]},
+        )
+        self._write(step=tokens, summary=self._summary(value=[value]))
+
     def close(self) -> None:
         """Close the file."""
         self._records.close()
@@ -57,7 +71,13 @@ class Events(KVWriter):
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
 
-def events_if_installed(folder: Path) -> list[KVWriter]:
+def _cell(value: object) -> str:
+    """A value in a table of Markdown, as code, so that a text is no markup."""
+    text = str(value).replace("`", "'").replace("|", "\N{BROKEN BAR}")
+    return f"`{' '.join(text.split())}`"
+
+
+def events_if_installed(folder: Path) -> list[Events]:
     """Return the events' writer, or none, with a word in the log, without tensorboard."""
     try:
         return [Events(folder)]

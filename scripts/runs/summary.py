@@ -1,4 +1,4 @@
-"""What summary.json says of a run: its scores before and after, some texts, and how the reward did."""
+"""What summary.json says of a run: scores before and after, some texts, its reward, and evaluations on the way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.folder import ROLLOUTS
 from rlgkd.scripts.runs.rollouts import records
+from rlgkd.scripts.runs.run_state import RunState
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -53,6 +54,16 @@ def summarise(
             }
             for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
         ],
+    }  # fmt: skip
+
+
+def held_out(settings: RunConfig, state: RunState) -> dict[str, Any]:
+    """How the evaluations on the way went: how many, the best of them, and whether they ended the training."""
+    best = state.watched.best
+    return {
+        "split": settings.eval_every_split, "prompts": settings.eval_every_prompts, "evaluations": state.evaluations,
+        "keep_best": settings.keep_best, "best": None if best is None else asdict(best),
+        "ended_early": state.out_of_patience(settings.patience), "since_best": state.watched.since,
     }  # fmt: skip
 
 

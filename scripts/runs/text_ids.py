@@ -68,7 +68,9 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
         FIRST_PROMPTS: _digest([task.encode_prompt(item) for item in items]),
     }
     if isinstance(teacher, LanguageModel) and teacher.format is not None:
-        found[AS_THE_TEACHER_READS] = _digest([teacher.format.encode_prompt(item) for item in items])
+        read = [teacher.format.encode_prompt(item) for item in items]
+        replies = [teacher.format.encode_reply("Go on", True)] if teacher.format.replies else []
+        found[AS_THE_TEACHER_READS] = _digest([*read, *replies])
     return found
 
 
