@@ -73,7 +73,7 @@ class AlgorithmSettings(TypedDict, total=False):
     gradient_norms_every: int
     dtype: Literal["float32", "bfloat16"]
     saved_dtype: Literal["float32", "bfloat16", "float16"] | None
-    student_layers: Sequence[int]
+    student_layers: Sequence[int] | int
     lora_rank: int
     lora_alpha: int | None
     save_adapter: bool

@@ -20,7 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents._signature import AlgorithmSettings
 from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
-from rlgkd.agents.build import build_optimizer, check_same_start, open_models, trainable_state
+from rlgkd.agents.build import (
+    build_optimizer,
+    check_same_start,
+    open_models,
+    trainable_state,
+    with_chosen_layers,
+)
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.guards import Watch
@@ -141,6 +147,7 @@ class TextAgent(TokenAlgorithm):
             overlong_penalty(torch.zeros(0, device="cpu"), self.task.max_new_tokens, buffer)  # refuses a longer one
         if span(config.student_fraction)[0] < 1 and config.sampling.off_policy == "references":
             check_references(self.task, self.split, seed)
+        self.config = config = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
         self.student, self.teacher = open_models(
             self.task,
             config,

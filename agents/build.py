@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.cutting import best_cut
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
@@ -35,6 +36,33 @@ from rlgkd.types import Item, Task
 _log = logging.getLogger(__name__)
 FUSED_ADAMW = ("cpu", "cuda")
 """Devices for which torch has AdamW as one kernel."""
+
+
+def with_chosen_layers(
+    task: Task,
+    config: AlgorithmConfig,
+    policy: str | Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: torch.device,
+) -> AlgorithmConfig:
+    """Where `student_layers` is a number, the settings with the layers that `rlgkd.cutting` chooses.
+
+    Raises: SettingError for a number that the student cannot be cut to; what opening the student raises.
+    """
+    number = config.model.student_layers
+    if not isinstance(number, int):
+        return config
+    with _relabel_errors("student"):
+        if tokenizer is None:
+            tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
+        whole = language_model(load(policy, dtype=dtype_of(config.model.dtype), device=device), tokenizer)
+        cut = best_cut(whole, task, number)
+    _log.warning(
+        "student_layers: %d: of %s layers %d to %d are left out; reverse KL to the whole model %.3f nats a token",
+        number, whole.module.config.name_or_path or "the student", cut.left_out[0], cut.left_out[-1], cut.reverse_kl,
+    )  # fmt: skip
+    model = config.model.model_copy(update={"student_layers": cut.kept})
+    return config.model_copy(update={"model": model})
 
 
 def open_models(
@@ -87,6 +115,7 @@ def open_models(
         opened = frozen_view(opened)  # what trains is a cut copy, so the caller's stays as it is
     if model.lora_rank:
         opened.requires_grad_(False)
+    assert not isinstance(model.student_layers, int)  # `with_chosen_layers` comes first
     module = load(opened, layers=model.student_layers, dtype=None, device=device)  # a copy where layers are cut
     frozen: Teacher | None = None
     if is_outside(teacher):

@@ -127,8 +127,8 @@ class ModelSettings(Settings):
     """Precision of the student's weights; adapters are in float32 in either."""
     saved_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the weights in saved folders (checkpoints stay exact); null is that of `dtype`."""
-    student_layers: tuple[Annotated[int, Ge(0)], ...] = ()
-    """Keep only these layers of the student; all where empty."""
+    student_layers: tuple[Annotated[int, Ge(0)], ...] | Count = ()
+    """Keep only these layers of the student, or so many, chosen as `rlgkd cut` does; all where empty."""
     lora_rank: Annotated[int, Ge(0)] = 0
     """Train LoRA adapters of this rank and leave the model frozen; 0 trains the whole student."""
     lora_alpha: Count | None = None

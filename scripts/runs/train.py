@@ -81,7 +81,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None
     ranks = join(settings.process_timeout)
     out = ranks.from_main(lambda: _checked_new(out))
     agent = ranks.together(lambda: build_agent(settings))
-    settings = with_day(settings, agent.task)
+    settings = with_day(settings, agent.task).with_layers(agent.config.model.student_layers)
     ranks.together(lambda: check_trackers(settings.trackers))
     with ExitStack() as held:
         ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
