@@ -22,7 +22,8 @@ MOST_MEASURES: Final = 3
 def answer_table(results: Mapping[str, Any]) -> Table:
     """Return a `results.json` as a table: start, cells and teacher, each with its mean and 95% interval.
 
-    The columns are the first measures that have a better direction, and the distance to the teacher; a cell that is clearly best is bold and has a `*`.
+    The columns are the first measures that have a better direction, and the distance to the teacher. A cell that is
+    clearly best is bold and has a `*`.
     """
     cells = [cell for cell in results["cells"] if cell["runs"]]
     named = in_report_order(dict.fromkeys(name for cell in cells for name in cell["scores"]))
