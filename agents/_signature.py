@@ -47,6 +47,10 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    teacher_timeout: float
+    teacher_retries: int
+    teacher_requests: int
+    max_failed_teacher: float
     prompts_per_update: int
     group_size: int
     train_prompts: int | None
@@ -69,7 +73,7 @@ class AlgorithmSettings(TypedDict, total=False):
     gradient_norms_every: int
     dtype: Literal["float32", "bfloat16"]
     saved_dtype: Literal["float32", "bfloat16", "float16"] | None
-    student_layers: Sequence[int]
+    student_layers: Sequence[int] | int
     lora_rank: int
     lora_alpha: int | None
     save_adapter: bool

@@ -20,7 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents._signature import AlgorithmSettings
 from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
-from rlgkd.agents.build import build_optimizer, check_same_start, open_models, trainable_state
+from rlgkd.agents.build import (
+    build_optimizer,
+    check_same_start,
+    open_models,
+    trainable_state,
+    with_chosen_layers,
+)
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.guards import Watch
@@ -33,6 +39,7 @@ from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
@@ -72,7 +79,8 @@ class TextAgent(TokenAlgorithm):
                 trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them. The agent
                 takes its task (prompts, tokenizer, limits, reward) and decodes whole texts itself.
-            teacher: As `policy`; may be left out only if alpha is 0.
+            teacher: As `policy`, or a server's address or a file of log-probabilities (docs/scale.md); may be left out
+                only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -138,6 +146,7 @@ class TextAgent(TokenAlgorithm):
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
         self._check_task(config)
+        self.config = config = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
         self.student, self.teacher = open_models(
             self.task,
             config,
@@ -150,11 +159,12 @@ class TextAgent(TokenAlgorithm):
         self.trained_parts: dict[str, torch.nn.Module] = {"student": trainable_state(self.student.module)}
         decay = config.teacher.teacher_decay
         self.following_teacher = None
-        if decay is not None and self.teacher is not None:
+        if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             self.trained_parts["teacher"] = self.teacher.module
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
+        self.sources.check_file(self.split, config.sampling.train_prompts)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
@@ -210,7 +220,11 @@ class TextAgent(TokenAlgorithm):
         for name in {**old, **new}:
             if name not in CHANGEABLE and old.get(name) != new.get(name):
                 raise SettingError(name, new.get(name), f"what was built by it is kept; leave it at {old.get(name)!r}")
-        config.check_teacher(self.teacher)
+        config.check_teacher(self._names.get("teacher", self.teacher))
+        if not isinstance(self.teacher, LanguageModel | None) and config.known_tokens != self.config.known_tokens:
+            known = self.config.known_tokens
+            remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
+            raise SettingError("teacher_top_k", config.known_tokens, remedy)
         self._check_task(config)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -279,7 +293,7 @@ class TextAgent(TokenAlgorithm):
         """
         if not self.ranks.main:
             return
-        following = self.teacher if self.following_teacher is not None else None
+        following = self.following_teacher.teacher if self.following_teacher is not None else None
         settings = {**self._names, "seed": self.seed, **self.config.flat()}
         write_agent(path, type(self).__name__, self.student, following, settings, self.state)
 

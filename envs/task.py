@@ -270,7 +270,9 @@ class TextTask:
         Raises: SettingError if its chat template has no place for one of the task's messages.
         """
         ends = self.end_ids if self.names_end_ids else end_ids
-        return teacher_format(self._encoder, tokenizer, ends, self._prompt_ids, several_turns=self._several_turns)
+        shortest = max(1, self._encoder.around_replies - 1) + 1  # a reply, and a turn of one token before it
+        most_replies = self.max_new_tokens // shortest if self._several_turns else 0
+        return teacher_format(self._encoder, tokenizer, ends, self._prompt_ids, most_replies=most_replies)
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""

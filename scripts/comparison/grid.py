@@ -88,6 +88,9 @@ def grid(
     # Results depend on the number of threads: one for each cell unless a number is given.
     base = base.model_copy(update={"threads": base.threads or 1, "seed": seeds[0]})
     cells = [_cell(base, dict(zip(vary, values, strict=True))) for values in itertools.product(*vary.values())]
+    if any(isinstance(number := cell.settings.algorithm.model.student_layers, int) for cell in cells):
+        remedy = "cut the student once with rlgkd cut, so that all cells begin with the same"
+        raise SettingError("student_layers", number, remedy)
     folders = sorted({cell.folder for cell in cells})
     if len(folders) < len(cells):
         raise SettingError("vary", folders, "two cells would share a folder")

@@ -169,6 +169,11 @@ class RunConfig(Settings):
             return peak * max(done / self.warmup, 0.01)
         return peak * (1 - (1 - self.learning_rate_end) * (done - self.warmup) / (1 - self.warmup))
 
+    def with_layers(self, layers: int | tuple[int, ...]) -> RunConfig:
+        """The settings with these `student_layers`, as an agent has chosen them from a number."""
+        model = self.algorithm.model.model_copy(update={"student_layers": layers})
+        return self.model_copy(update={"algorithm": self.algorithm.model_copy(update={"model": model})})
+
     def agent_arguments(self) -> dict[str, Any]:
         """What the agent's constructor takes, besides the environment."""
         return {

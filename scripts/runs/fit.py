@@ -11,7 +11,6 @@ from stable_baselines3.common.logger import Logger
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.allocator import keep_freed_memory_after_first
 from rlgkd.scripts.runs.course import Course
@@ -24,6 +23,7 @@ from rlgkd.scripts.runs.stages import ended_early
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
+from rlgkd.teachers import Teacher
 
 
 def fit(
@@ -32,7 +32,7 @@ def fit(
     out: Path,
     stop: StopRequest,
     found: Rewound,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     *,
     trackers: Trackers = NO_TRACKERS,
     quiet: bool,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.errors import SettingError
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.metrics import metric_of
@@ -44,7 +44,7 @@ def check_agent(settings: RunConfig, agent: TextAlgorithm) -> None:
     Raises: SettingError, DataError.
     """
     for number in range(1, len(settings.parts)):
-        agent.check_change(agent.Config(**_arguments(settings, number)))
+        agent.check_change(_config(settings, agent, number))
 
 
 def follow(settings: RunConfig, agent: TextAlgorithm, state: RunState) -> None:
@@ -63,7 +63,7 @@ def follow(settings: RunConfig, agent: TextAlgorithm, state: RunState) -> None:
     schedules = (1.0 - began / settings.tokens, 1.0 - stage.end / settings.tokens)
     if schedules[0] <= schedules[1]:  # it has come to its end with the update in which it began
         schedules = (schedules[0], schedules[0] - 1.0)
-    agent.reconfigure(agent.Config(**_arguments(settings, number)), schedules=schedules)
+    agent.reconfigure(_config(settings, agent, number), schedules=schedules)
 
 
 def why_over(settings: RunConfig, state: RunState, tokens: int) -> str:
@@ -85,7 +85,9 @@ def ended_early(settings: RunConfig, state: RunState, tokens: int) -> bool:
     return state.out_of_patience(settings.patience) or (last and bool(why_over(settings, state, tokens)))
 
 
-def _arguments(settings: RunConfig, number: int) -> dict[str, Any]:
-    """What the agent's settings are in a stage."""
+def _config(settings: RunConfig, agent: TextAlgorithm, number: int) -> AlgorithmConfig:
+    """The agent's settings in a stage; what cannot change stays as the agent has resolved it."""
     run = settings.in_stage(number)
-    return {**run.algorithm.flat(), "learning_rate": run.learning_rate}
+    kept = {name: value for name, value in agent.config.flat().items() if name not in CHANGEABLE}
+    given = {name: value for name, value in run.algorithm.flat().items() if name in CHANGEABLE}
+    return agent.Config(**{**kept, **given, "learning_rate": run.learning_rate})

@@ -29,17 +29,19 @@ from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError, unknown_remedy
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
+from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, dump, read
-from rlgkd.scripts.report import html, terminal
+from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import rewind
+from rlgkd.scripts.runs.sources import sources
 from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import held_out, rewards_of, stages, summarise
@@ -79,7 +81,7 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None
     ranks = join(settings.process_timeout)
     out = ranks.from_main(lambda: _checked_new(out))
     agent = ranks.together(lambda: build_agent(settings))
-    settings = with_day(settings, agent.task)
+    settings = with_day(settings, agent.task).with_layers(agent.config.model.student_layers)
     ranks.together(lambda: check_trackers(settings.trackers))
     with ExitStack() as held:
         ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
@@ -195,19 +197,20 @@ def _evaluated_run(
         "seed": settings.eval_seed,
         "ranks": ranks,
     }
+    made_from = sources(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
     found = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-    both = teacher is not None and not settings.teacher_is_start
+    both = isinstance(teacher, LanguageModel) and not settings.teacher_is_start  # any other one writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
     del student  # a copy, where the run goes on: it would take its memory to the end
     taught = before if settings.teacher_is_start else None
-    if teacher is not None and taught is None:
+    if isinstance(teacher, LanguageModel) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,
@@ -224,6 +227,7 @@ def _evaluated_run(
         return None
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
+    summary["sources"] = made_from
     if found.history:
         summary["changes"] = [asdict(change) for change in found.history]
     if settings.eval_every:
@@ -233,6 +237,7 @@ def _evaluated_run(
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
+    card.write_card(out)
     console.print(terminal.score_table(summary))
     for remark in remarks(summary):
         say(console, remark, style="yellow")

@@ -40,7 +40,7 @@ def content(out: Path) -> dict[str, str]:
     files = [
         out / "progress.csv",
         out / "rollouts.jsonl",
-        *out.glob("model/*"),
+        *(out / "model").glob("*.safetensors"),
         *out.glob("checkpoints/*/*.safetensors"),
     ]
     return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
