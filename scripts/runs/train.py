@@ -29,6 +29,7 @@ from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError, unknown_remedy
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
+from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
@@ -38,12 +39,12 @@ from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
-from rlgkd.scripts.runs.goal import goal_of
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.sources import sources
+from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.scripts.runs.summary import held_out, rewards_of, summarise
+from rlgkd.scripts.runs.summary import held_out, rewards_of, stages, summarise
 from rlgkd.scripts.runs.text_ids import with_day
 from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
@@ -142,7 +143,9 @@ def build_agent(settings: RunConfig) -> TextAlgorithm:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
-    return settings.algorithm_class(env=env, **settings.agent_arguments())
+    agent = settings.algorithm_class(env=env, **settings.in_stage(0).agent_arguments())
+    check_agent(settings, agent)
+    return agent
 
 
 def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
@@ -201,20 +204,19 @@ def _evaluated_run(
     found = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-    both = teacher is not None and not settings.teacher_is_start
+    both = isinstance(teacher, LanguageModel) and not settings.teacher_is_start  # any other one writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
     del student  # a copy, where the run goes on: it would take its memory to the end
     taught = before if settings.teacher_is_start else None
-    if teacher is not None and taught is None:
+    if isinstance(teacher, LanguageModel) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
-    if settings.keep_best is not None:
-        goal_of(settings.keep_best, "keep_best").check(before.measures, "keep_best")
+    check_goals(settings, before.measures)
     send_evaluation(trackers, before, 0)
     if taught is not None:
         send_evaluation(trackers, taught, 0, part="teacher")
@@ -230,6 +232,8 @@ def _evaluated_run(
         summary["changes"] = [asdict(change) for change in found.history]
     if settings.eval_every:
         summary["held_out"] = held_out(settings, state)
+    if settings.stages:
+        summary["stages"] = stages(settings, state, agent.num_timesteps)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
