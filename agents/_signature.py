@@ -22,12 +22,32 @@ class AlgorithmSettings(TypedDict, total=False):
     skew: float | None
     head: float | None
     teacher_top_k: int | None
-    estimator: Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
+    estimator: Literal["exact", "sampled", "sampled_centred", "asymmetric", "fixed_negative", "k2", "k3"]
+    gap: str
+    gap_bound: float | None
+    gap_exponent: float | None
+    gap_sharpness: float | None
     horizon: float
     policy_loss: str
     clip_low: float | None
     clip_high: float | None
     ratio: Literal["token", "sequence"]
+    gate: str
+    reweighting: float | None
+    reweighting_clip: float | None
+    verified_from: float | None
+    entropy_decay: float | None
+    needs_sibling: bool | None
+    margin: float | None
+    agree_weight: float | None
+    disagree_weight: float | None
+    alignment: float | None
+    sharpness: float | None
+    prefix_gain: float | None
+    kept_tokens: float | None
+    kept_prefix: float | None
+    kept_improbable: float | None
+    by_entropy: bool | None
     entropy_bonus: float
     reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
     policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
@@ -43,6 +63,10 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    teacher_timeout: float
+    teacher_retries: int
+    teacher_requests: int
+    max_failed_teacher: float
     prompts_per_update: int
     group_size: int
     train_prompts: int | None
@@ -65,7 +89,7 @@ class AlgorithmSettings(TypedDict, total=False):
     gradient_norms_every: int
     dtype: Literal["float32", "bfloat16"]
     saved_dtype: Literal["float32", "bfloat16", "float16"] | None
-    student_layers: Sequence[int]
+    student_layers: Sequence[int] | int
     lora_rank: int
     lora_alpha: int | None
     save_adapter: bool

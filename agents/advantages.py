@@ -41,6 +41,10 @@ class Credit:
     valid_B: Tensor
     """bool [B]: False for a trajectory without policy term: its reward failed, or its group is dropped."""
     auxiliary: AuxiliaryLoss | None = None
+    policy_gate_BL: Tensor | None = None
+    """[B, L], a gate's weights in the policy term; None is 1."""
+    divergence_gate_BL: Tensor | None = None
+    """[B, L], a gate's weights in the divergence; None is 1."""
 
 
 @dataclass(frozen=True)

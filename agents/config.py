@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
 from annotated_types import Ge, Gt
@@ -16,10 +16,11 @@ from pydantic import BeforeValidator, model_validator
 
 from rlgkd.errors import SettingError
 from rlgkd.objective import Fraction, Objective
-from rlgkd.ops import behaviour_policy
+from rlgkd.ops import behaviour_policy, gate
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
+from rlgkd.teachers.names import is_address, is_outside, is_teacher_file
 
 
 def _advantage(name: str) -> Advantage:
@@ -90,6 +91,14 @@ class TeacherSettings(Settings):
     """The most that the log-odds of a steered alpha move at an update."""
     teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+    teacher_timeout: Positive = 60.0
+    """Seconds for a served teacher's answer for one text, in each try."""
+    teacher_retries: Annotated[int, Ge(0)] = 3
+    """Further tries if a served teacher does not answer: after 1 s, then 2 s, 4 s, and so on."""
+    teacher_requests: Count = 16
+    """Texts that a served teacher is asked for at once."""
+    max_failed_teacher: Fraction = 0.1
+    """Share of the texts for which a served teacher may fail before the run stops; each of them has no divergence."""
 
 
 class OptimizerSettings(Settings):
@@ -118,8 +127,8 @@ class ModelSettings(Settings):
     """Precision of the student's weights; adapters are in float32 in either."""
     saved_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the weights in saved folders (checkpoints stay exact); null is that of `dtype`."""
-    student_layers: tuple[Annotated[int, Ge(0)], ...] = ()
-    """Keep only these layers of the student; all where empty."""
+    student_layers: tuple[Annotated[int, Ge(0)], ...] | Count = ()
+    """Keep only these layers of the student, or so many, chosen as `rlgkd cut` does; all where empty."""
     lora_rank: Annotated[int, Ge(0)] = 0
     """Train LoRA adapters of this rank and leave the model frozen; 0 trains the whole student."""
     lora_alpha: Count | None = None
@@ -177,22 +186,65 @@ class AlgorithmConfig(Settings):
         return span(self.alpha)[0] < 1 or self.reward.combination == "in_reward"
 
     def check_teacher(self, teacher: object) -> None:
-        """Refuse None for a teacher where these settings need one.
+        """Refuse None for a teacher where these settings need one, and a server or file where they need a model.
 
         Raises: SettingError.
         """
         if teacher is not None:
+            if is_outside(name := str(teacher) if isinstance(teacher, Path) else teacher):
+                self._check_outside_teacher(str(name))
             return
         least, most = span(self.alpha)
-        if most > 0 and not self.objective.cross_entropy:
+        if most > 0 and self.objective.needs_teacher:
             without = ", or alpha=0" if least < 1 else ""  # at alpha 1 nothing else is trained on
             raise SettingError("teacher", None, f"alpha is {most:g}: set teacher=...{without}")
+        if gate.cost(self.objective.gate.name) != "nothing":
+            name = self.objective.gate.name
+            raise SettingError("teacher", None, f"the gate {name} reads it: set teacher=..., or gate=none")
         if self.teacher.teacher_decay is not None:
             remedy = "give a teacher; the student itself would do"
             raise SettingError("teacher_decay", self.teacher.teacher_decay, remedy)
         for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
             if wanted not in ("references", None):
                 raise SettingError(name, getattr(wanted, "name", wanted), "give a teacher, who generates these texts")
+
+    @property
+    def known_tokens(self) -> int | None:
+        """How many of the teacher's top tokens the divergence sees: 0 is the written one alone, None is all."""
+        objective = self.objective
+        by_the_written_token = objective.cross_entropy or objective.estimator in ("sampled", "k2", "k3")
+        return 0 if by_the_written_token else objective.teacher_top_k
+
+    def _check_outside_teacher(self, teacher: str) -> None:
+        """Refuse what a server or a file cannot do.
+
+        Raises: SettingError.
+        """
+        sampling, given = self.sampling, self.teacher
+        flat, kind = self.flat(), "served teacher" if is_address(teacher) else "file of a teacher's log-probabilities"
+        needs_model = f"{teacher} is a {kind}; give a model as teacher, or"
+        for name, wrong, remedy in (
+            ("teacher_temperature", sampling.teacher_temperature != 1,
+             f"{teacher} is a {kind}, whose log-probabilities are those of temperature 1; set it to 1"),
+            ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
+            ("gate", gate.cost(self.objective.gate.name) != "nothing",
+             f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
+            ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
+            ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
+            ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
+            ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
+            ("estimator", self.objective.estimator == "sampled_centred",
+             f"its baseline is the divergence over all tokens: {needs_model} use sampled"),
+            ("off_policy", sampling.off_policy == "teacher" and is_address(teacher),
+             f"{needs_model} let rlgkd teach write its texts into a file, and give that"),
+            ("teacher_texts", sampling.teacher_texts is not None, f"{needs_model} leave it out"),
+            ("teacher_top_k", self.known_tokens is None and is_address(teacher),
+             f"{teacher} is a {kind}, which gives the likeliest tokens alone: set it, to 64 say"),
+            ("student_fraction", is_teacher_file(teacher) and span(self.student_fraction)[1] > 0,
+             f"{teacher} is a {kind}, which has none of the student's own texts: set it to 0, or give a live teacher"),
+        ):  # fmt: skip
+            if wrong:
+                raise SettingError(name, getattr(flat[name], "name", flat[name]), remedy)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
@@ -214,9 +266,12 @@ class AlgorithmConfig(Settings):
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
-        sampled = estimator in ("sampled", "sampled_centred") and not objective.cross_entropy
+        sampled = estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
+        sampled = sampled and not objective.cross_entropy
         needs_ratios = self.rewarded or objective.horizon > 0 or sampled
         ignored = "alpha is 1, so no reward counts"
+        least_alpha, most_alpha = span(self.alpha)
+        has_gate, weighed = objective.gate.name != "none", gate.terms(objective.gate.name)
         for name, wrong, remedy in (
             ("teacher_texts", sampling.teacher_texts is not None and sampling.off_policy != "teacher",
              "nothing is drawn for it; set off_policy to teacher"),
@@ -231,8 +286,20 @@ class AlgorithmConfig(Settings):
              "it charges the sampled reverse KL: set divergence to reverse_kl and estimator to sampled"),
             ("combination", in_reward and (objective.horizon > 0 or mixed),
              "it charges whole texts of the student's: leave out horizon and behaviour"),
+            ("gate", has_gate and in_reward, "the divergence is in the reward; set combination to in_loss"),
+            ("gate", has_gate and mixed, "it weighs texts that the student sampled alone; leave behaviour out"),
+            ("gate", has_gate and highest_fraction == 0,
+             "it weighs the student's own texts; set student_fraction above 0, or gate to none"),
+            ("gate", weighed == ("policy",) and least_alpha == 1,
+             "it weighs the policy term, which alpha 1 has none of; set alpha below 1, or gate to none"),
+            ("gate", weighed == ("divergence",) and most_alpha == 0,
+             "it weighs the divergence, which alpha 0 leaves out; set alpha above 0, or gate to none"),
+            ("gate", "advantage_BL" in gate.reads(objective.gate.name) and most_alpha == 1,
+             "it reads the advantage, which alpha 1 has none of; set alpha below 1, or gate to none"),
             ("divergence_target", steered and not self._constant_between_0_and_1(),
              "it steers alpha: give alpha a number between 0 and 1"),
+            ("divergence_target", steered and estimator == "fixed_negative",
+             "fixed_negative descends no divergence that alpha could hold; leave it out"),
             ("divergence_target", steered and sampling.mixture == "prompt",
              "it is held on the student's own batches; set mixture to batch"),
             ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
@@ -263,3 +330,16 @@ class AlgorithmConfig(Settings):
 
     def _constant_between_0_and_1(self) -> bool:
         return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1
+
+
+CHANGEABLE: Final = frozenset(
+    {
+        *(f"{name}{part}" for name in ("alpha", "student_fraction") for part in ("", "_end", "_shape")),
+        *Objective.declared(),
+        *RewardSettings.declared(),
+        *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+    }
+)
+"""Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and
+no order of prompts depends on them."""

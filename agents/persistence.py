@@ -66,7 +66,8 @@ def write_agent(
             adapters=settings["save_adapter"],
         )
         if teacher is not None:
-            save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
+            # With the student's tokenizer, in whose format it reads: its own may have another chat template.
+            save(teacher.module, student.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
         write_more(folder)
         (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -15,15 +15,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.data.items import Shares, read_items
-from rlgkd.envs.rewards.global_state import restored_state
+from rlgkd.envs.data.sources import ListItems
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.registry import reward_from
-from rlgkd.envs.rewards.user_errors import callable_name, callable_names, describe_failure
+from rlgkd.envs.rewards.user_errors import callable_name, callable_names
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.envs.text.teacher_format import teacher_format
 from rlgkd.envs.tools import Tools, tool_counts
-from rlgkd.errors import DataError, RlgkdError, SettingError
+from rlgkd.envs.user_calls import call_user
+from rlgkd.errors import DataError, SettingError
+from rlgkd.global_state import restored_state
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.lm.text_format import end_token
@@ -230,8 +232,13 @@ class TextTask:
         return self.items.size(split)
 
     def item(self, split: str, seed: int, index: int) -> Item:
-        """See `Task.item`."""
-        return self.items.item(split, seed, index)
+        """See `Task.item`.
+
+        Raises: SettingError if a user's function that draws items raised.
+        """
+        if isinstance(self.items, ListItems):
+            return self.items.item(split, seed, index)
+        return call_user("prompts", f"{split}/{seed}/{index}", self.items.item, split, seed, index)
 
     def encode_prompt(self, item: Item) -> list[int]:
         """See `Task.encode_prompt`.
@@ -265,7 +272,9 @@ class TextTask:
         Raises: SettingError if its chat template has no place for one of the task's messages.
         """
         ends = self.end_ids if self.names_end_ids else end_ids
-        return teacher_format(self._encoder, tokenizer, ends, self._prompt_ids, several_turns=self._several_turns)
+        shortest = max(1, self._encoder.around_replies - 1) + 1  # a reply, and a turn of one token before it
+        most_replies = self.max_new_tokens // shortest if self._several_turns else 0
+        return teacher_format(self._encoder, tokenizer, ends, self._prompt_ids, most_replies=most_replies)
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""
@@ -293,21 +302,15 @@ class TextTask:
 
     def _answer(self, item: Item, turns: Sequence[str]) -> str | None:
         if self.tools is not None:
-            return self.tools.answer(turns[-1])
+            with restored_state():
+                return self.tools.answer(turns[-1])
         if self.reply_of is None:
             return None
-        try:
-            with restored_state():
-                text: Any = self.reply_of(item, turns)
-        except RlgkdError:
-            raise
-        except (Exception, SystemExit) as error:
-            failure = describe_failure(error, self.reply_of)
-            remedy = f"it raised {failure}; return a text, or None where the episode is over"
-            raise SettingError("reply", callable_name(self.reply_of), remedy) from error
+        remedy = "return a text, or None where the episode is over"
+        name = callable_name(self.reply_of)
+        text: Any = call_user("reply", name, self.reply_of, item, turns, remedy=remedy)
         if text is not None and not isinstance(text, str):
-            remedy = f"it returned {text!r:.60}; return a text, or None where the episode is over"
-            raise SettingError("reply", callable_name(self.reply_of), remedy)
+            raise SettingError("reply", name, f"it returned {text!r:.60}; {remedy}")
         return text
 
     def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:
@@ -352,11 +355,13 @@ class TextTask:
         return self.grader.submit(items, completions, **self._extra_arguments(completions, turns, ids))
 
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
-        """See `Task.quality`; empty if the task has no measures."""
+        """See `Task.quality`; empty if the task has no measures.
+
+        Raises: SettingError if the user's `quality` raised.
+        """
         if self.quality_of is None:
             return [{} for _ in items]
-        with restored_state():
-            return self.quality_of(items, completions)
+        return call_user("quality", callable_name(self.quality_of), self.quality_of, items, completions)
 
     def _check_item(self, item: Item) -> None:
         """Raise DataError for an item that cannot be used."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
-from rlgkd.envs.rewards.user_errors import callable_name, describe_failure
-from rlgkd.errors import RlgkdError, SettingError
+from rlgkd.envs.rewards.user_errors import callable_name
+from rlgkd.envs.user_calls import call_user
+from rlgkd.errors import SettingError
 from rlgkd.imports import import_object
 from rlgkd.ops._registry import UnknownSettingError, keywords, takes_any
 from rlgkd.types import Task
@@ -38,14 +40,9 @@ def _call_maker(maker: Callable[..., Task], path: str, settings: dict[str, Any])
     if unknown and not takes_any(maker):
         raise UnknownSettingError(unknown[0], settings[unknown[0]], name, known)
     try:
-        task = maker(**settings)
+        task = call_user("task", path or name, partial(maker, **settings))
     except UnknownSettingError as error:  # the maker passed it on to TextTask; a setting of its own may be meant
         raise UnknownSettingError(error.field, settings.get(error.field), name, known | error.known) from error
-    except RlgkdError:
-        raise
-    except Exception as error:
-        failure = describe_failure(error, maker)
-        raise SettingError("task", path or name, f"it raised {failure}; fix it there") from error
     if not isinstance(task, Task):
         raise SettingError("task", path or name, f"it returned {task!r:.60} and no task; return a TextTask")
     return task

@@ -6,8 +6,9 @@ these errors as one line and exits with 2; any other exception is a bug and keep
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rlgkd.secret_masks import masked
 
@@ -64,6 +65,10 @@ class RewardError(RlgkdError, RuntimeError):
     """A reward that fails for too many samples; `__cause__` is the first failure."""
 
 
+class TeacherError(RlgkdError, RuntimeError):
+    """A served teacher that fails for too many texts; `__cause__` is the first failure."""
+
+
 class TrainingError(RlgkdError, RuntimeError):
     """A step of training that cannot be taken, such as a gradient that is not finite."""
 
@@ -100,3 +105,11 @@ def shown(text: str) -> str:
 def one_line(text: object, longest: int | None = None) -> str:
     """Return a text, or the message of an exception, on one line; cut at `longest` characters if that is given."""
     return " ".join(str(text).split())[:longest]
+
+
+def unknown_remedy(name: object, known: Iterable[str]) -> str:
+    """Return the advice for an unknown name: the nearest known name, if one is near, and all known names."""
+    choices = sorted(known)
+    listed = f"known: {', '.join(choices)}" if choices else "none is taken here"
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)
+    return f"did you mean {near[0]!r}? {listed}" if near else listed

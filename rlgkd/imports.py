@@ -6,6 +6,7 @@ import importlib
 import operator
 import re
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,21 +18,25 @@ def import_object(field: str, path: str) -> Any:
     """Return the object that an import path names; `field` is the setting that holds the path.
 
     A file is imported under the name that Python would give it: its folder, or the folder of its package, is put first
-    on Python's path.
+    on Python's path. The grad mode, default dtype and default device of torch stay as they were.
 
     Raises: SettingError if it cannot be imported.
     """
+    from rlgkd.global_state import restored_modes  # imports torch, which a name that is no path does not need
+
     module, _, name = path.rpartition(":")
     try:
-        imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module.strip())
+        with restored_modes():
+            imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module.strip())
         return operator.attrgetter(name.strip())(imported)
     except SystemExit as error:
         raise SettingError(field, path, f"importing it ended Python (SystemExit: {error.code})") from error
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise SettingError(field, path, f"it could not be imported: {one_line(error)}") from error
-    except Exception as error:  # whatever the module does when it is imported
-        why = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise SettingError(field, path, f"it could not be imported: {why}") from error
+        raise SettingError(field, path, f"it could not be imported: {error}") from error
+    except Exception as error:  # of the module's own code
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        failure = f"{type(error).__name__}: {one_line(error, 200)} ({frame.filename}:{frame.lineno})"
+        raise SettingError(field, path, f"it could not be imported: {failure}") from error
 
 
 def is_import_path(text: str) -> bool:

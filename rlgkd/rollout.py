@@ -17,6 +17,7 @@ from rlgkd.dialogue import Dialogue, end_ids_of, ending_with, stop_strings
 from rlgkd.errors import DataError, SettingError, in_one_message
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.own_format import tokens_as_read
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.scoring import Ended
@@ -125,12 +126,14 @@ def sample_episodes(
     # Rows with several turns continue after the environment's reply, each from its own position in its random stream.
     while going and (open_rows := [index for index, row in enumerate(rows) if row.dialogue.stop is None]):
         some = [rows[index] for index in open_rows]
+        if co_sampler is not None and co_sampler.lm.format is not None:
+            co_sampler = dataclasses.replace(co_sampler, prompts=[row.as_read_by(co_sampler.lm) for row in some])
         rest_BT = None
         if uniforms_BT is not None:
             rest_BT = _shifted(uniforms_BT[open_rows], [row.generated for row in some])
         completions = decode(
             lm,
-            [row.tokens for row in some],
+            [row.as_read_by(lm) for row in some],
             uniforms_BT=rest_BT,
             max_new_tokens=[row.dialogue.room for row in some],
             on_step=step,
@@ -221,6 +224,12 @@ class _Row:
     def generated(self) -> int:
         """Tokens after the prompt."""
         return len(self.tokens) - self.prompt
+
+    def as_read_by(self, lm: LanguageModel) -> list[int]:
+        """Its tokens so far as a model reads them, which may have a format of its own."""
+        if lm.format is None:
+            return self.tokens
+        return tokens_as_read(lm.format, self.dialogue.item, self.tokens, self.action, self.dialogue.turns)[0]
 
     def take(self, completion: Completion) -> None:
         """Append the policy's turn, and the environment's reply after it.

@@ -79,10 +79,12 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """How a teacher reads prompts that are written otherwise for its student (rlgkd.lm.own_format)."""
+    """How a teacher reads prompts and replies that are written otherwise for its student (rlgkd.lm.own_format)."""
 
     encode_prompt: Callable[[Item], list[int]]
     """The token ids of an item's prompt in the teacher's own chat template."""
+    encode_reply: Callable[[str, bool], list[int]]
+    """Those of a reply, by its text and whether an end token has closed the turn before it."""
     end: int
     """The token with which the student's answer ends."""
     own_end: int
@@ -92,9 +94,11 @@ class PromptFormat:
     own_example: str
     """The same as the teacher reads it."""
     longer: int
-    """Tokens by which the teacher's prompts may be longer than the student's."""
-    aligned: bool
-    """Whether episodes have one turn, after which nothing else is in another format."""
+    """Tokens by which an episode may be longer for the teacher than for the student."""
+    replies: bool
+    """Whether replies may follow the prompt."""
+    end_ids: frozenset[int] = frozenset()
+    """The tokens that close a turn, of either model."""
 
 
 REWARD_ARGUMENTS: Mapping[str, str] = {

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -171,16 +171,61 @@ def evaluate(
 
 
 @app.command()
+def teach(
+    data: Annotated[str, typer.Argument(help="The recipe or YAML file of a run, or a data file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of the run over it.")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="A model, or a server's address; by default the run's.")] = "",
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens whose log-probabilities are kept.")] = 64,
+    out: Annotated[Path, typer.Option(help="The file, which a run then takes as its teacher.")] = Path(
+        "teacher.safetensors"
+    ),
+    texts: Annotated[
+        Literal["references", "teacher"], typer.Option(help="references, or teacher: texts that it writes now.")
+    ] = "references",
+    split: Annotated[str, typer.Option(help="Whose prompts.")] = "train",
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many, in the order of the run.")] = None,
+) -> None:
+    """Write a teacher's log-probabilities of texts into a file, to teach a student by it without the teacher."""
+    from rlgkd.scripts.runs import teach as teaching
+
+    teaching.teach(
+        data,
+        overrides or (),
+        teacher=teacher,
+        top_k=top_k,
+        out=out,
+        texts=texts,
+        split=split,
+        prompts=prompts,
+    )
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
-    prompts: Annotated[list[str], typer.Argument(help="Texts to complete.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(help="Temperature of the samples; ignored with --greedy.")] = 1.0,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT ...]", help="Texts to complete; none to talk, with --chat.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The run's own, else 64.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the samples, the run's own, else 1; ignored with --greedy.")
+    ] = None,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
-    chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Put prompts into the chat template. Without a prompt: talk, line by line."
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system's message, in a chat.")] = None,
     chat_template_kwargs: Annotated[
         str, typer.Option(help="Variables of the chat template, such as '{enable_thinking: false}', over a run's.")
     ] = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Not in the format of the run's training: prompts as they are given.")
+    ] = False,
     seed: SamplingSeed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeat for others. A new line is $'\\n'.")
@@ -189,37 +234,122 @@ def generate(
     top_p: TopP = None,
     min_p: MinP = None,
 ) -> None:
-    """Complete prompts with a model."""
+    """Complete prompts with a model; a run's in the format of its training: template, chat, system, stop strings."""
     from rlgkd.ops.logit_filters import Filters
     from rlgkd.scripts.runs import generate as generation
 
-    completions = generation.complete(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        greedy=greedy,
-        chat=chat,
-        chat_template_kwargs=generation.parse_variables(chat_template_kwargs),
-        seed=seed,
-        stop=stop or (),
-        filters=Filters(top_k=top_k, top_p=top_p, min_p=min_p),
-    )
-    for completion in completions:
+    def show(completion: str) -> None:
         # A file gets the text as it is; a terminal would obey what a model generated.
         typer.echo(shown(completion) if sys.stdout.isatty() else completion)
+
+    def read_line() -> str | None:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "greedy": greedy,
+        "filters": Filters(top_k=top_k, top_p=top_p, min_p=min_p),
+        "say": lambda line: typer.echo(shown(line), err=True),
+        "system": system,
+        "stop": stop or None,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "chat_template_kwargs": generation.parse_variables(chat_template_kwargs),
+        "raw": raw,
+    }
+    if prompts:
+        for completion in generation.complete(model, prompts, chat=chat, **settings):
+            show(completion)
+    elif chat:
+        generation.talk(model, read_line, show, **settings)
+    else:
+        raise SettingError("prompts", "", "give texts to complete, or --chat to talk with the model")
+
+
+@app.command()
+def cut(
+    model: Annotated[str, typer.Argument(help="A model's name or path, or the folder of a run.")],
+    layers: Annotated[int, typer.Option(min=1, help="How many layers to keep.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=value ...]", help="Settings of the environment.")
+    ] = None,
+    on: Annotated[str, typer.Option(help="Registered id of the environment whose prompts it writes to.")] = (
+        "rlgkd/GroundedSummary-v0"
+    ),
+    out: Annotated[Path, typer.Option(help="New folder for the cut model.")] = Path("cut"),
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of the training split, a text to each.")] = 12,
+) -> None:
+    """Cut layers out of a model: the block of layers whose loss changes its texts' distributions least."""
+    from rlgkd.scripts.runs import cut as cutting
+
+    cutting.cut(model, layers, on, overrides or [], out, prompts=prompts)
+
+
+@app.command()
+def check(
+    environment: Annotated[str, typer.Argument(metavar="ENV|FILE.yaml|RECIPE", help="What to check.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split.")] = 64,
+) -> None:
+    """Prove an environment: limits, splits, reward on right and wrong answers, checkers. Exit code 1 if one fails."""
+    from rlgkd.scripts import env_check
+    from rlgkd.scripts.config import run as run_config
+
+    is_settings = environment.endswith((".yaml", ".yml")) or environment in run_config.recipe_names()
+    given = overrides or ()
+    settings = (
+        run_config.read(environment, given)
+        if is_settings
+        else run_config.check(run_config.override({"env": environment}, given))
+    )
+    failed = 0
+    for outcome in env_check.check_environment(settings, prompts):
+        failed += outcome.mark == "FAIL"
+        typer.echo(shown(str(outcome)))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where; made if it is not there.")] = Path(),
+) -> None:
+    """Write a project of your own that runs: settings, reward, data, README."""
+    from rlgkd.scripts.project import write_project
+
+    for path in write_project(folder):
+        typer.echo(path)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="owner/name of the hub; or a folder, such as ./hub/name.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private by default.")] = False,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "",
+) -> None:
+    """Send a run's model, card and report to the Hugging Face hub, or to a folder."""
+    from rlgkd.scripts.runs import push as pushing
+
+    typer.echo(pushing.push(run, repository, public=public, message=message))
 
 
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(metavar="[KIND]", help="Such as settings, envs or recipes; all kinds by default.")
+        str, typer.Argument(metavar="[KIND]", help="Such as settings, envs or recipes; the kinds by default.")
     ] = "",
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD ...]", help="That what is listed holds.")] = None,
 ) -> None:
-    """List what there is to name."""
+    """List what there is to name, or search it."""
     from rlgkd.scripts import listing
 
-    listing.show(what)
+    listing.show(what, words or ())
 
 
 @app.command()

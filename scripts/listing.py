@@ -1,146 +1,109 @@
-"""Lists what there is to name: `rlgkd list`."""
+"""Lists what there is to name: `rlgkd list`.
+
+What ships is read from catalogue.json, which `python -m rlgkd.scripts.config.docs` writes from the code: importing it
+all takes seconds. What other packages register is added here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NamedTuple
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+import gymnasium as gym
 
 import rlgkd  # noqa: F401 - registers the environments
-from rlgkd.errors import SettingError
-from rlgkd.ops._registry import unknown_remedy
-from rlgkd.scripts.config import docs
-from rlgkd.scripts.config.run import RECIPES, read, recipe_names
+from rlgkd.errors import SettingError, shown, unknown_remedy
 
-METHOD_COORDINATES = (
-    "agent",
-    "alpha",
-    "divergence",
-    "student_fraction",
-    "estimator",
-    "horizon",
-    "advantage",
-    "policy_loss",
-)
-"""Settings that say where a recipe stands in the space of methods."""
-
-
-def show(what: str = "") -> None:
-    """Print one kind of name, or all kinds.
-
-    Raises: SettingError for an unknown kind.
-    """
-    if what and what not in KINDS:
-        raise SettingError("what", what, unknown_remedy(what, list(KINDS)))
-    for kind in [what] if what else KINDS:
-        Console(markup=False).print(KINDS[kind]())
-
-
-def _envs() -> Table:
-    table = Table("id", "what it is, and its settings", title="envs", show_lines=True)
-    for name, takes, about in docs.environments():
-        table.add_row(name, _with_note(about, takes))
-    return table
-
-
-def _settings() -> Group:
-    groups = {
-        "settings of a run": docs.run_settings(),
-        "settings of an environment, as `env_settings.NAME`": docs.environment_settings(),
-    }
-    tables = []
-    for title, settings in groups.items():
-        table = Table("setting", "default", "what it is", title=title)
-        for setting in settings:
-            table.add_row(*setting)
-        tables.append(table)
-    return Group(*tables)
-
-
-def _recipes() -> Table:
-    """List each recipe with its coordinates in the space of methods."""
-    table = Table("recipe", "what it is, and where it stands", title="recipes", show_lines=True)
-    for name in recipe_names():
-        lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-        about = comment.partition(" Deviates")[0]
-        coordinates = ", ".join(f"{key} {value}" for key, value in _coordinates(name).items())
-        table.add_row(name, _with_note(about, coordinates))
-    return table
-
-
-def _with_note(about: str, note: str) -> Text:
-    return Text.assemble(about, "\n", (note, "dim"))
-
-
-def _coordinates(recipe: str) -> dict[str, Any]:
-    """Return METHOD_COORDINATES of a recipe."""
-    settings = read(recipe).flat()
-    coordinates = {key: settings[key] for key in METHOD_COORDINATES}
-    for key in ("alpha", "student_fraction"):
-        end = settings[f"{key}_end"]
-        if end is not None:
-            coordinates[key] = f"{settings[key]} to {end}"
-    return coordinates
-
-
-def _divergences() -> Table:
-    from rlgkd.ops.divergence import DIVERGENCES
-
-    return _functions("divergences", DIVERGENCES)
-
-
-def _advantages() -> Table:
-    from rlgkd.ops.returns import ADVANTAGES
-
-    return _functions("advantages", ADVANTAGES)
-
-
-def _behaviours() -> Table:
-    from rlgkd.ops.behaviour_policy import BEHAVIOURS
-
-    return _functions("behaviours", BEHAVIOURS)
-
-
-def _functions(title: str, functions: Mapping[str, Callable[..., Any]]) -> Table:
-    """List the functions of a table of rlgkd.ops, each with the first line of its docstring."""
-    table = Table("name", "definition", title=title)
-    for name, function in functions.items():
-        table.add_row(name, (function.__doc__ or "").splitlines()[0])
-    return table
-
-
-def _rewards() -> Table:
-    from rlgkd.envs.rewards.registry import plugin_rewards, shipped_rewards
-
-    table = Table("reward", "what it is", title="rewards by name")
-    for name, reward in shipped_rewards().items():
-        table.add_row(name, (reward.__doc__ or "").splitlines()[0])
-    for name, entry_point in plugin_rewards().items():
-        table.add_row(name, entry_point.value)
-    table.add_row("{part: {name, weight}}", "A sum of rewards, each logged under its name.")
-    return table
-
-
-def _models() -> Table:
-    from rlgkd.lm.loading import model_names
-
-    table = Table("model", title="models that open without a path or a hub")
-    for name in model_names():
-        table.add_row(name)
-    return table
-
-
-KINDS: dict[str, Callable[[], RenderableType]] = {
-    "settings": _settings,
-    "envs": _envs,
-    "recipes": _recipes,
-    "divergences": _divergences,
-    "advantages": _advantages,
-    "behaviours": _behaviours,
-    "rewards": _rewards,
-    "models": _models,
+CATALOGUE = Path(__file__).with_name("catalogue.json")
+KINDS = {
+    "settings": "of a run, and of an environment",
+    "envs": "environments by id, with the names of their settings",
+    "recipes": "published methods and embedded tasks, with what they set",
+    "divergences": "how a student differs from its teacher",
+    "advantages": "what rewards become",
+    "behaviours": "who samples together with the student",
+    "gates": "how much each token counts",
+    "gaps": "what the sampled estimators reinforce",
+    "rewards": "by name",
+    "models": "that open without a path or a hub",
 }
+ENTRY_POINTS = {"rewards": "rlgkd.rewards", "gates": "rlgkd.gates"}
+"""Where other packages register theirs; environments are in Gymnasium's registry."""
+NAME_WIDTH = 30
+"""Columns of a name, where none of the list is shorter."""
+
+
+class Entry(NamedTuple):
+    """A name; `note` is a default, or where the thing stands."""
+
+    name: str
+    note: str
+    about: str
+
+    def has(self, words: Sequence[str]) -> bool:
+        """Whether all the words stand in it."""
+        text = " ".join(self).lower()
+        return all(word.lower() in text for word in words)
+
+
+def show(what: str = "", words: Sequence[str] = ()) -> None:
+    """Print the kinds, one kind, or the entries that hold all words, of one kind or of all.
+
+    In a terminal a kind is a line for each entry, cut to its width. Entries that were searched for are whole, and so
+    are those that go to a file or a pipe.
+
+    Raises: SettingError if nothing is found.
+    """
+    if not what:
+        for kind, about in KINDS.items():
+            print(f"{kind:<12} {len(entries(kind)):>3}  {about}")
+        print("\nrlgkd list KIND [WORD ...]; rlgkd list WORD searches them all")
+        return
+    searched = [*words] if what in KINDS else [what, *words]
+    found = {kind: entries(kind) for kind in ([what] if what in KINDS else KINDS)}
+    found = {kind: [entry for entry in all_ if entry.has(searched)] for kind, all_ in found.items()}
+    if not any(found.values()):
+        near = unknown_remedy(what, KINDS) if what not in KINDS else "give fewer words"
+        raise SettingError("what", " ".join([what, *words]), f"no name and no sentence holds it; {near}")
+    for kind, matches in found.items():
+        if matches and what not in KINDS:
+            print(f"{kind}:")
+        _print(matches, whole=bool(searched))
+
+
+def entries(kind: str) -> list[Entry]:
+    """Return what there is of a kind: what ships, then what other packages and the running program have registered."""
+    found = [Entry(*row) for row in json.loads(CATALOGUE.read_text(encoding="utf-8"))[kind]]
+    names = {entry.name for entry in found}
+    if group := ENTRY_POINTS.get(kind):
+        found += [Entry(point.name, "", point.value) for point in entry_points(group=group) if point.name not in names]
+    if kind == "envs" and _environments() - names:
+        from rlgkd.scripts.config.catalogue import environments  # imports what they are made of
+
+        found += [Entry(*made) for made in environments() if made.name not in names]
+    return found
+
+
+def _environments() -> set[str]:
+    """The ids of text environments, as rlgkd.envs.registry finds them."""
+    return {name for name, spec in gym.registry.items() if spec.entry_point == "rlgkd.envs.text_env:TextGenerationEnv"}
+
+
+def _print(found: Sequence[Entry], *, whole: bool) -> None:
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns
+    names = min(max((len(entry.name) for entry in found), default=0), NAME_WIDTH)
+    for entry in found:
+        note = f" [{entry.note}]" if entry.note else ""
+        line = shown(f"{entry.name:<{names}}  {entry.about}{note}")
+        if terminal and whole:
+            line = textwrap.fill(line, width, subsequent_indent=" " * (names + 2))
+        elif terminal:
+            line = line if len(line) <= width else f"{line[: width - 4]} ..."
+        print(line)

@@ -1,4 +1,4 @@
-"""The examples of README.md, CONTRIBUTING.md, docs/environments.md and docs/rewards.md, as printed."""
+"""The examples of README.md, CONTRIBUTING.md, and docs/ on environments, rewards and trackers, as printed."""
 
 import ast
 import json
@@ -12,7 +12,8 @@ import torch
 import yaml
 from printed import ROOT, examples
 
-from rlgkd.ops import behaviour_policy, divergence, returns
+from rlgkd.ops import behaviour_policy, divergence, gate, returns
+from rlgkd.scripts.tracking.protocol import TrackedRun
 
 
 @pytest.mark.slow
@@ -27,7 +28,8 @@ def test_a_reward_of_ones_own_in_ten_lines_does_what_the_readme_says(capsys):
 def tables():
     """Restored when the test is over."""
     before = [
-        (table, dict(table)) for table in (divergence.DIVERGENCES, returns.ADVANTAGES, behaviour_policy.BEHAVIOURS)
+        (table, dict(table))
+        for table in (divergence.DIVERGENCES, returns.ADVANTAGES, behaviour_policy.BEHAVIOURS, gate.GATES)
     ]
     yield
     for table, content in before:
@@ -42,6 +44,8 @@ def test_the_worked_example_trains(tables):
     exec(compile(example, "CONTRIBUTING.md", "exec"), names)
     agent = names["agent"]
     assert agent.num_timesteps >= 1000
+    gated = names["gated"]
+    assert gated.num_timesteps >= 500 and 0 < gated.last_metrics["train/gate_divergence"] < 1
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     by_hand = 1 - (p * q).sqrt().sum()
     torch.testing.assert_close(divergence.get("squared_hellinger")(p.log(), q.log()), by_hand)
@@ -138,3 +142,19 @@ def test_the_served_reward_and_the_models_of_docs_rewards_do_what_is_printed(cap
             process.kill()
     printed = capsys.readouterr().out.strip()
     assert f"It prints `{printed}`." in (ROOT / "docs/rewards.md").read_text()
+
+
+def test_the_tracker_of_docs_trackers_is_one(tmp_path):
+    """Its five calls, in the order in which a run makes them."""
+    (printed,) = examples("docs/trackers.md")
+    names: dict = {}
+    exec(compile(printed, "docs/trackers.md", "exec"), names)
+    tracker = names["MyTracker"]()
+    run = TrackedRun(id="0", name="a", project="b", folder=tmp_path, settings={}, resumed=False)
+    assert tracker.start(run) == str(tmp_path / "mine.jsonl")
+    tracker.numbers({"train/divergence": 0.5}, 7)
+    tracker.texts([{"prompt": "a"}], 7)
+    tracker.files([tmp_path])
+    tracker.end(whole=True)
+    lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert lines[0] == {"tokens": 7, "train/divergence": 0.5} and len(lines) == 3

@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -20,8 +21,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from rlgkd.lm import LanguageModel
@@ -63,8 +62,9 @@ def model(
                 n_embd=16, n_layer=layers, n_head=2, n_positions=CONTEXT, initializer_range=scale, **special
             )
             return GPT2LMHeadModel(config).eval()
-        if kind == "t5":
-            config = T5Config(
+        if kind.endswith("t5"):
+            config = AutoConfig.for_model(
+                kind,
                 d_model=16,
                 d_kv=8,
                 d_ff=32,
@@ -74,7 +74,7 @@ def model(
                 decoder_start_token_id=0,
                 **special,
             )
-            return T5ForConditionalGeneration(config).eval()
+            return AutoModelForSeq2SeqLM.from_config(config).eval()
         config_class, model_class = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),

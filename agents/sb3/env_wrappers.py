@@ -24,6 +24,8 @@ def as_sb3(env: Any) -> Any:
         return env
     if type(env).__name__ in TEACHER_REWARDS:
         raise _teacher_reward(env)
+    if isinstance(env.unwrapped, gym.vector.AsyncVectorEnv):
+        raise _in_other_processes("AsyncVectorEnv")
     if env.unwrapped is not env or not hasattr(env, "as_sb3"):
         raise SettingError("env", str(env), "give the vector environment itself, without wrappers")
     return env.as_sb3()
@@ -35,8 +37,7 @@ def check_wrappers(env: VecEnv) -> None:
     Environments in other processes are refused too: their task is there, and need not be something that can be sent.
     """
     if isinstance(env.unwrapped, SubprocVecEnv):
-        remedy = "its environments are in other processes, which this agent would never step: give a DummyVecEnv of one"
-        raise SettingError("env", "SubprocVecEnv", f"{remedy}, or make_sb3_vec_env(...)")
+        raise _in_other_processes("SubprocVecEnv")
     for layer in _layers(env):
         name = type(layer).__name__
         if name in TEACHER_REWARDS:
@@ -62,6 +63,11 @@ def _layers(env: VecEnv) -> list[Any]:
         layers.append(inner)
         inner = inner.env
     return layers
+
+
+def _in_other_processes(name: str) -> SettingError:
+    remedy = "its environments are in other processes, which this agent would never step: give a DummyVecEnv of one"
+    return SettingError("env", name, f"{remedy}, or make_sb3_vec_env(...)")
 
 
 def _teacher_reward(layer: Any) -> SettingError:

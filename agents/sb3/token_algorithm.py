@@ -24,6 +24,9 @@ from rlgkd.errors import SettingError
 class TokenAlgorithm(OnPolicyAlgorithm):
     """The training loop, whose counters are a `TrainingState`."""
 
+    ends = False
+    """Set in a callback's `_on_rollout_start`, it ends `learn` there, between two updates."""
+
     def __init__(self, **settings: Any) -> None:
         """Build as SB3 does, but for models and optimizer, which a subclass builds itself."""
         self.state = TrainingState()
@@ -47,6 +50,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         assert self.env is not None
+        self.ends = False
         while self.num_timesteps < total_timesteps:
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             if not self.collect_rollouts(self.env, callback):

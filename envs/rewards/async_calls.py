@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -71,16 +72,20 @@ class AsyncCalls:
 
 
 def has_awaitables(value: Any) -> bool:
-    """Whether a value is, or is a list of, what has to be awaited."""
-    return inspect.isawaitable(value) or (isinstance(value, list | tuple) and any(map(inspect.isawaitable, value)))
+    """Whether a value is, or is a list of, what has to be awaited; futures of a pool of threads or processes too."""
+    return _awaitable(value) or (isinstance(value, list | tuple) and any(map(_awaitable, value)))
+
+
+def _awaitable(value: Any) -> bool:
+    return inspect.isawaitable(value) or isinstance(value, concurrent.futures.Future)
 
 
 async def _outcome(start: Start) -> Any:
     """What a call returns or raises, as a value: an exit within a task would end the loop and not the call."""
     try:
         value = start()
-        while inspect.isawaitable(value):
-            value = await value
+        while _awaitable(value):
+            value = await (asyncio.wrap_future(value) if isinstance(value, concurrent.futures.Future) else value)
         if has_awaitables(value):
             value = await asyncio.gather(*(_outcome(lambda part=part: part) for part in value))  # type: ignore[misc]
         return value

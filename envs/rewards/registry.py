@@ -27,9 +27,8 @@ from rlgkd.envs.rewards.entailment import Entailment
 from rlgkd.envs.rewards.http import judge, served
 from rlgkd.envs.rewards.reward_model import RewardModel
 from rlgkd.envs.rewards.text import bleu, chrf, exact, length, numeric, pattern, rouge
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.imports import import_object, is_import_path
-from rlgkd.ops._registry import unknown_remedy
 
 _log = logging.getLogger(__name__)
 GROUP = "rlgkd.rewards"

@@ -21,6 +21,8 @@ OWN_FILES = (
     Path(__file__).with_name("grader.py"),
     Path(__file__).with_name("async_calls.py"),
     Path(__file__).with_name("returned.py"),
+    Path(__file__).parent.with_name("user_calls.py"),
+    Path(__file__).parent.with_name("data"),
     Path(scoring.__file__),
     Path(time_limit.__file__),
     Path(asyncio.__file__).parent,

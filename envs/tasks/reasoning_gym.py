@@ -15,8 +15,7 @@ from typing import Any
 
 from rlgkd.envs.data.items import read_items
 from rlgkd.envs.task import TextTask
-from rlgkd.errors import DependencyError, SettingError
-from rlgkd.ops._registry import unknown_remedy
+from rlgkd.errors import DependencyError, SettingError, unknown_remedy
 from rlgkd.settings import checked_arguments
 
 EVALUATES = re.compile(r"\b(eval|exec|parse_expr|sympify)\(")

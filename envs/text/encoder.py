@@ -190,14 +190,19 @@ class TextEncoder:
         return self.template.source == other.template.source
 
     def example(self) -> str:
-        """A short prompt as it is written, special tokens included."""
-        before, after = map(self.tokenizer.decode, self._prompt_frame)
-        return f"{before}...{after}"
+        """A short prompt as it is written, special tokens included; with an answer and a reply if there are replies."""
+        frames = [self._prompt_frame, *([self._reply_frame] if self._settings["replies"] else [])]
+        return "...".join(str(self.tokenizer.decode(part)) for frame in frames for part in frame)
 
     @property
     def around_prompts(self) -> int:
         """Tokens around a prompt."""
         return sum(map(len, self._prompt_frame))
+
+    @property
+    def around_replies(self) -> int:
+        """Tokens around a reply, the end of an answer included if the template puts one there."""
+        return sum(map(len, self._reply_frame))
 
     def compare_turns(self, prompt: str, turns: Sequence[str]) -> None:
         """Log the first conversation of a prompt and further turns that the template would make other ids of."""

@@ -20,19 +20,19 @@ def teacher_format(
     end_ids: frozenset[int],
     encode: Callable[[TextEncoder, Item], list[int]],
     *,
-    several_turns: bool,
+    most_replies: int,
 ) -> PromptFormat | None:
-    """Return the format of a teacher; None if it reads prompts as its student does.
+    """Return the format of a teacher; None if it reads prompts and replies as its student does.
 
     One without a chat template reads a chat as its student does, which is logged; where it ends texts with another
-    token than the student, that token counts as the student's end, unless several turns follow, which is logged too.
+    token than the student, that token counts as the student's end.
 
     Args:
         own: The student's encoder.
         tokenizer: The teacher's.
         end_ids: The teacher's.
         encode: Encodes an item's prompt with an encoder.
-        several_turns: Whether replies follow the prompt.
+        most_replies: How many replies there can be after a prompt.
 
     Raises: SettingError if the teacher's chat template has no place for one of the task's messages.
     """
@@ -44,20 +44,17 @@ def teacher_format(
         _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
         if own_end not in end_ids:
             own_end = end_token(tokenizer)
-            if several_turns:
-                mine, theirs = (tokenizer.convert_ids_to_tokens(id_) for id_ in (own.answer_end, own_end))
-                _log.warning(
-                    "the teacher ends a text with %r, and gives %r, the student's end, little probability", theirs, mine
-                )
-                return None
     if own.writes_as(other) and own_end == own.answer_end:
         return None
+    # An end that stands in front of replies is left out where it closes the turn before: by one model perhaps.
+    longer_by_reply = max(0, other.around_replies - own.around_replies + 1)
     return PromptFormat(
         encode_prompt=lambda item: encode(other, item),
+        encode_reply=lambda text, closed: other.reply(text, closed=closed),
         end=own.answer_end,
         own_end=own_end,
         example=own.example(),
         own_example=other.example(),
-        longer=other.around_prompts - own.around_prompts,
-        aligned=not several_turns,
+        longer=other.around_prompts - own.around_prompts + most_replies * longer_by_reply,
+        replies=most_replies > 0,
     )

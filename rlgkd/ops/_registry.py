@@ -1,6 +1,5 @@
 """Lookup of functions and settings by name, with an error that suggests the name that was probably meant."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +8,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, unknown_remedy
 
 Pairwise = Callable[[Tensor, Tensor], Tensor]
 """(teacher_logits [..., V], student_logits [..., V]) -> Tensor."""
@@ -113,11 +112,3 @@ def check_name(field: str, name: object, known: Iterable[str]) -> str:
     if isinstance(name, str) and name in choices:
         return name
     raise SettingError(field, name, unknown_remedy(name, choices))
-
-
-def unknown_remedy(name: object, known: Iterable[str]) -> str:
-    """Return the advice for an unknown name: the nearest known name, if one is near, and all known names."""
-    choices = sorted(known)
-    listed = f"known: {', '.join(choices)}" if choices else "none is taken here"
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)
-    return f"did you mean {near[0]!r}? {listed}" if near else listed

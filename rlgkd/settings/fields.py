@@ -13,8 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
-from rlgkd.errors import SettingError
-from rlgkd.ops._registry import unknown_remedy
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.ops.schedule import Schedule, Shape
 from rlgkd.settings.remedies import remedy_for, takes_none
 

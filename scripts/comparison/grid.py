@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from rlgkd.errors import SettingError
-from rlgkd.ops._registry import unknown_remedy
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import folder_name, settled
 from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
+from rlgkd.scripts.config.stages import stage_name
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
 """Settings that all cells share."""
@@ -88,6 +88,9 @@ def grid(
     # Results depend on the number of threads: one for each cell unless a number is given.
     base = base.model_copy(update={"threads": base.threads or 1, "seed": seeds[0]})
     cells = [_cell(base, dict(zip(vary, values, strict=True))) for values in itertools.product(*vary.values())]
+    if any(isinstance(number := cell.settings.algorithm.model.student_layers, int) for cell in cells):
+        remedy = "cut the student once with rlgkd cut, so that all cells begin with the same"
+        raise SettingError("student_layers", number, remedy)
     folders = sorted({cell.folder for cell in cells})
     if len(folders) < len(cells):
         raise SettingError("vary", folders, "two cells would share a folder")
@@ -144,10 +147,14 @@ def _cell(base: RunConfig, values: Mapping[str, Any]) -> Cell:
     """
     absolute = {key: settled(key, value, [Path()]) for key, value in values.items()}
     settings = check(put_over(base.flat(), absolute))
-    settings.algorithm.check_teacher(settings.teacher or None)
-    name = " ".join(f"{key}={_value_text(value)}" for key, value in values.items())
+    for stage in settings.parts:
+        stage.algorithm.check_teacher(settings.teacher or None)
+    name = " ".join(f"{key}={_value_text(key, value)}" for key, value in values.items())
     return Cell(name=name, values=values, settings=settings)
 
 
-def _value_text(value: Any) -> str:
+def _value_text(key: str, value: Any) -> str:
+    if key == "stages" and isinstance(value, list):
+        named = [part for part in value if isinstance(part, Mapping)]
+        return " then ".join(str(part.get("name") or stage_name(part)) for part in named) or "none"
     return str(value).removeprefix("embedded:") if isinstance(value, str) else f"{value}"

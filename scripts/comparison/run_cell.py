@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.build import open_teacher
+from rlgkd.agents.build import open_outside_teacher, open_teacher
 from rlgkd.agents.config import TeacherSettings
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
@@ -29,12 +29,16 @@ from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
+from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, ROLLOUTS, locked
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.stopping import stoppable
-from rlgkd.scripts.runs.train import build_agent, fit
+from rlgkd.scripts.runs.tracked import tracked
+from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
+from rlgkd.teachers import Teacher
+from rlgkd.teachers.names import is_outside
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
@@ -67,11 +71,19 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         check_same(settings, out)
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
-        teacher = _comparison_teacher(base, agent)
+        opened = _comparison_teacher(base, agent, settings)  # before training, for what refuses it
+        # With a teacher of the agent's next to it there would be two in memory; if nothing needs it on the way, it is
+        # opened again.
+        teacher = opened if settings.eval_every or agent.teacher is None or opened is agent.teacher else None
+        del opened
         console = Console(stderr=True)
-        history = rewind(settings, agent, out, console)
-        with stoppable("the command of the comparison", console, second_ends=False) as stop:
-            fit(settings, agent, out, stop, history, quiet=True, console=console)
+        found = rewind(settings, agent, out, console)
+        with (
+            stoppable("the command of the comparison", console, second_ends=False) as stop,
+            tracked(settings, out, console, main=True) as trackers,
+        ):
+            fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=True, console=console)
+        teacher = teacher or _comparison_teacher(base, agent, settings)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates
@@ -84,8 +96,8 @@ def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: P
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=True):
         agent = build_agent(settings)
-        teacher_model = _comparison_teacher(base, agent)
-        policy = teacher_model if teacher and teacher_model is not None else agent.student
+        teacher_model = _comparison_teacher(base, agent, settings)
+        policy = teacher_model if teacher and isinstance(teacher_model, LanguageModel) else agent.student
         write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
 
@@ -111,7 +123,7 @@ def check_same(settings: RunConfig, out: Path) -> None:
 
 
 def measure(
-    policy: LanguageModel, teacher: LanguageModel | None, task: Task, base: RunConfig, samples: int
+    policy: LanguageModel, teacher: Teacher | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
     """Return the evaluation as plain numbers and texts."""
     evaluation = evaluate(
@@ -169,17 +181,30 @@ def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
         for name in ("teacher_dtype", "teacher_quantization")
         if given[name] != TeacherSettings.model_fields[name].default
     }
+    if is_outside(base.teacher):
+        later["teacher_top_k"] = given["teacher_top_k"]
     return {"samples": samples, **{name: given[name] for name in names}, **later}
 
 
-def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:
-    """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
+def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConfig) -> Teacher | None:
+    """The comparison's teacher, as it is before any training: the agent's own, unless that is another or moves."""
     if not base.teacher:
         return None
+    if agent.teacher is not None and agent.following_teacher is None and _models(settings) == _models(base):
+        return agent.teacher
+    if is_outside(base.teacher):
+        return open_outside_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer)
     teacher = open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
     if base.teacher != base.student:
         read_in_own_format(agent.task, teacher, agent.student, owner="student", name=base.teacher)
     return teacher
+
+
+def _models(settings: RunConfig) -> tuple[object, ...]:
+    """What a teacher depends on."""
+    config = settings.algorithm
+    opened = (config.teacher.teacher_dtype, config.teacher.teacher_device, config.teacher.teacher_quantization)
+    return settings.teacher, settings.student, config.model.dtype, config.sampling.teacher_temperature, opened
 
 
 def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:

@@ -40,8 +40,16 @@ AROUND_TRAINING: Final = (
     "eval_prompts",
     "eval_seed",
     "checkpoint_every",
+    "trackers",
+    "tracker_project",
+    "tracker_texts",
+    "tracker_texts_every",
     "process_timeout",
     "teacher_device",
+    "teacher_requests",
+    "teacher_retries",
+    "teacher_timeout",
+    "max_failed_teacher",
     "rows_at_once",
     "compile_decoding",
     "saved_dtype",
@@ -95,7 +103,7 @@ def changes(before: RunConfig, now: RunConfig, tokens: int) -> list[Change]:
 
 
 def course_of_schedules(before: RunConfig, now: RunConfig, tokens: int) -> str:
-    """Say where the learning rate goes on if the end of all schedules has moved; empty if it has not.
+    """Say where what is scheduled goes on if the end of all schedules has moved; empty if it has not.
 
     Example:
         >>> before = RunConfig(agent="GRPO", tokens=600, learning_rate=0.001)
@@ -104,11 +112,18 @@ def course_of_schedules(before: RunConfig, now: RunConfig, tokens: int) -> str:
     """
     if now.tokens == before.tokens:
         return ""
-    stood, goes_on = (run.learning_rate(max(0.0, 1.0 - tokens / run.tokens)) for run in (before, now))
-    return (
-        f"schedules now end at {now.tokens:,} tokens: the learning rate goes on at {goes_on:.3g}, "
-        f"where it stood at {stood:.3g}"
-    )
+    if before.stages or now.stages:
+        return f"schedules now end at {now.tokens:,} tokens, those of a stage with it"
+    pieces = []
+    for what, old, new in (
+        ("the learning rate", before.learning_rate, now.learning_rate),
+        ("alpha", before.algorithm.alpha, now.algorithm.alpha),
+        ("student_fraction", before.algorithm.student_fraction, now.algorithm.student_fraction),
+    ):
+        stood, goes_on = (value(max(0.0, 1.0 - tokens / run.tokens)) for value, run in ((old, before), (new, now)))
+        if what == "the learning rate" or stood != goes_on:
+            pieces.append(f"{what} goes on at {goes_on:.3g}, where it stood at {stood:.3g}")
+    return f"schedules now end at {now.tokens:,} tokens: {'; '.join(pieces)}"
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -1,28 +1,24 @@
-"""Every setting of a run and of a text environment, with its default and what it is: `rlgkd list settings`.
+"""Writes what is declared in code to where it is read: docs/settings.md, agents/_signature.py, scripts/catalogue.json.
 
-Nothing is written down here: settings and their sentences are those of RunConfig and of the agents' configs, an
-environment's are the arguments of TextTask and their docstring. `python -m rlgkd.scripts.config.docs` writes
-docs/settings.md and agents/_signature.py, which tests hold to the same.
+`python -m rlgkd.scripts.config.docs`; tests hold the three to what the code says. Nothing is written down here.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
-
-import gymnasium as gym
+from typing import get_args
 
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.signature import typed_dicts
-from rlgkd.scripts.config.run import AgentName, RunConfig, config_of
-from rlgkd.settings import REQUIRED, Declared, arguments_of
+from rlgkd.scripts.config.catalogue import Setting, environment_settings, environments, everything, run_settings
+from rlgkd.scripts.config.run import AgentName, config_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path("docs") / "settings.md"
 SIGNATURE = Path("agents") / "_signature.py"
+CATALOGUE = Path("scripts") / "catalogue.json"
+"""What `rlgkd list` prints, so that it need not import what it lists."""
 HEAD = """\
 # Settings
 
@@ -40,74 +36,6 @@ OF_ENVIRONMENTS = """
 Given as `env_settings` in a YAML file, as `env_settings.NAME=value` on the command line, or as keywords to `gym.make`.
 `TextGenerationEnv` takes all of these. The ids have settings of their own:
 """
-
-
-class Setting(NamedTuple):
-    """A setting; `default` is as YAML has it, or `required`."""
-
-    name: str
-    default: str
-    about: str
-
-
-def run_settings() -> list[Setting]:
-    """What a run takes; a default that depends on the agent is given for each."""
-    kinds = {name: config_of(name) for name in get_args(AgentName)}
-    defaults = {name: kind().flat() for name, kind in kinds.items()}
-    own = {name: setting for name, setting in RunConfig.declared().items() if name in RunConfig.model_fields}
-    declared = {
-        **own,
-        **AlgorithmConfig.declared(),
-        **{k: v for kind in kinds.values() for k, v in kind.declared().items()},
-    }
-    declared |= AlgorithmConfig.declared()
-    return [Setting(name, _default(setting, defaults), _about(setting)) for name, setting in declared.items()]
-
-
-def environment_settings() -> list[Setting]:
-    """What every text environment is made of."""
-    from rlgkd.envs.task import TextTask
-
-    return arguments(TextTask.__init__)
-
-
-def environments() -> list[Setting]:
-    """The registered ids, the names of their settings in the place of a default, and a sentence about each."""
-    from rlgkd.envs.registry import text_env_ids
-    from rlgkd.errors import SettingError
-    from rlgkd.imports import import_object
-    from rlgkd.ops._registry import keywords, takes_any
-
-    found = []
-    for name in text_env_ids():
-        task = gym.registry[name].kwargs.get("task", "")
-        try:
-            maker = import_object("task", task) if isinstance(task, str) else task
-        except SettingError as error:
-            found.append(Setting(name, "", error.remedy))
-            continue
-        made = callable(maker)  # else it is a task already, which takes nothing
-        takes = [
-            *(sorted(keywords(maker)) if made else []),
-            *(["those of TextTask"] if made and takes_any(maker) else []),
-        ]
-        found.append(Setting(name, ", ".join(takes), (inspect.getdoc(maker) or str(task)).partition("\n")[0]))
-    return found
-
-
-def arguments(function: Callable[..., Any]) -> list[Setting]:
-    """A function's arguments by name, from its signature and the `Args:` of its docstring."""
-    about = arguments_of(inspect.getdoc(function) or "")
-    return [
-        Setting(p.name, "required" if p.default is p.empty else plain(p.default), about.get(p.name, ""))
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
-
-
-def plain(value: Any) -> str:
-    """A default as it would stand in YAML."""
-    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def page() -> str:
@@ -133,23 +61,15 @@ def signature() -> str:
     return typed_dicts({"AlgorithmSettings": AlgorithmConfig, **own})
 
 
-def _default(setting: Declared, defaults: dict[str, dict[str, Any]]) -> str:
-    """A setting's default, with the agents that have another one; of a variant's parameter, the variant's own."""
-    if isinstance(setting.default, dict) and setting.default:
-        return ", ".join(f"{owner} {plain(value)}" for owner, value in setting.default.items())
-    if setting.default is REQUIRED:
-        return "required"
-    usual = plain(setting.default)
-    own = {agent: plain(values[setting.name]) for agent, values in defaults.items() if setting.name in values}
-    others = [f"{agent} {value}" for agent, value in own.items() if value != usual and len(own) == len(defaults)]
-    return "; ".join([usual, *([", ".join(others)] if others else [])])
+def catalogue() -> str:
+    """scripts/catalogue.json."""
+    lines = [f"{json.dumps(kind)}: [\n{_rows(rows)}\n]" for kind, rows in everything().items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _about(setting: Declared) -> str:
-    """The sentence, with the choices if there are any."""
-    choices = [choice for choice in get_args(setting.type) if isinstance(choice, str)]
-    listed = f" ({', '.join(choices)})" if get_origin(setting.type) is Literal else ""
-    return f"{setting.sentence}{listed}"
+def _rows(rows: list[Setting]) -> str:
+    """A row in each line, for readable differences."""
+    return ",\n".join(json.dumps([*row], ensure_ascii=False) for row in rows)
 
 
 def _code(settings: list[Setting]) -> list[Setting]:
@@ -166,3 +86,4 @@ if __name__ == "__main__":
 
     (ROOT / PAGE).write_text(page())
     (ROOT / SIGNATURE).write_text(signature())
+    (ROOT / CATALOGUE).write_text(catalogue())

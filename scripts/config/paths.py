@@ -37,8 +37,9 @@ def folder_name(name: str) -> str:
 def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """The setting with its paths made absolute, each from the first of the folders that holds it.
 
-    Paths are the models, `teacher_texts`, and of the environment's settings `tokenizer`, `data`, `reward`, `tools`. The
-    last three may be Python: `module:name`, where the module is a file of a folder, becomes `/folder/module.py:name`.
+    Paths are the models, `teacher_texts`, `trackers`, and of the environment's settings `tokenizer`, `data`, `reward`,
+    `tools`. The last three and `trackers` may be Python: `module:name`, where the module is a file of a folder, becomes
+    `/folder/module.py:name`.
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
@@ -48,7 +49,9 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
         return _found(value, folders) or os.path.abspath(folders[0] / Path(value).expanduser())  # yet to be written
     if key == "data":
         return _data(value, folders)
-    if key == "tools" and isinstance(value, list):
+    if key == "trackers" and isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if key in ("tools", "trackers") and isinstance(value, list):
         return [_code(tool, folders) if isinstance(tool, str) else tool for tool in value]
     return _reward(value, folders) if key == "reward" else value
 

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from annotated_types import Ge, Le, Lt
-from pydantic import Field
+from annotated_types import Ge, Le, Lt, MinLen
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig, Count, Positive
 from rlgkd.agents.old_settings import upgraded
 from rlgkd.envs.registry import text_env_ids
-from rlgkd.errors import SettingError, one_line
+from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
-from rlgkd.ops._registry import unknown_remedy
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.stages import Stage, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
@@ -39,6 +39,19 @@ OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
 MAX_QUOTED = 100
 """Characters of a value that an error shows in quotes."""
 AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
+
+
+def _names(value: object) -> object:
+    """A text with commas as the list of its names."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _mappings(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(isinstance(part, Mapping) for part in value):
+        raise SettingError(
+            "stages", value, "give a list of stages, each with names and values: [{alpha: 1, until: 0.5}, ...]"
+        )
+    return value
 
 
 class RunConfig(Settings):
@@ -76,8 +89,28 @@ class RunConfig(Settings):
     """Prompts of the evaluation."""
     eval_seed: Annotated[int, Ge(0)] = 0
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
+    eval_every: Annotated[int, Ge(0)] = 0
+    """Tokens between evaluations on held-out prompts while it trains; 0 is none."""
+    eval_every_prompts: Count = 64
+    """Prompts of each of these evaluations."""
+    eval_every_split: str = "validation"
+    """Their split: another than eval_split, if a model is chosen by them."""
+    keep_best: str | None = None
+    """Measure by which the best model of these evaluations is kept in the folder best; -NAME if less is better."""
+    patience: Annotated[int, Ge(0)] = 0
+    """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
+    stages: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_mappings)] = ()
+    """Parts of the run with their own settings of the objective, one after another (docs/stages.md)."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Trackers that get the run: wandb, trackio, mlflow, or a class as file.py:Class (docs/trackers.md)."""
+    tracker_project: Annotated[str, MinLen(1)] = "rlgkd"
+    """The trackers' project, or experiment."""
+    tracker_texts: Annotated[int, Ge(0)] = 8
+    """Texts of an update that trackers get as rows of a table; 0 for none."""
+    tracker_texts_every: Count = 10
+    """Updates between two such tables."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -94,6 +127,28 @@ class RunConfig(Settings):
             if agent in get_args(AgentName):  # else it is refused below
                 own["algorithm"] = config_of(agent)(**_taken(agent, rest))
         super().__init__(**_with_models(own))
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> Self:
+        if self.keep_best is not None and not self.eval_every:
+            raise SettingError("keep_best", self.keep_best, "set eval_every, the tokens between evaluations")
+        if self.patience and self.keep_best is None:
+            raise SettingError("patience", self.patience, "set keep_best, the measure that it waits for")
+        _ = self.parts
+        return self
+
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """The stages; of a run without any, the whole as one.
+
+        Raises: SettingError.
+        """
+        given = self.stages or ({},)
+        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0)
+
+    def in_stage(self, number: int) -> RunConfig:
+        """The run with the settings of a stage, counted from 0, as its own."""
+        return self.model_copy(update={"algorithm": self.parts[number].algorithm}) if self.stages else self
 
     @property
     def algorithm_class(self) -> type[TextAlgorithm]:
@@ -115,6 +170,11 @@ class RunConfig(Settings):
         if done < self.warmup:
             return peak * max(done / self.warmup, 0.01)
         return peak * (1 - (1 - self.learning_rate_end) * (done - self.warmup) / (1 - self.warmup))
+
+    def with_layers(self, layers: int | tuple[int, ...]) -> RunConfig:
+        """The settings with these `student_layers`, as an agent has chosen them from a number."""
+        model = self.algorithm.model.model_copy(update={"student_layers": layers})
+        return self.model_copy(update={"algorithm": self.algorithm.model_copy(update={"model": model})})
 
     def agent_arguments(self) -> dict[str, Any]:
         """What the agent's constructor takes, besides the environment."""

@@ -1,10 +1,11 @@
 """A run's report: one HTML file that opens anywhere, without a network.
 
-Reads `config.yaml`, `progress.csv` and `summary.json` of a run's folder; each may be missing, damaged or have gaps, and
-the report then shows what there is. Whatever a model generated is treated as hostile: the template escapes all text,
-and the page's content security policy runs no script but its own. The same input gives the same bytes.
+Reads `config.yaml`, `progress.csv`, `evaluations.csv` and `summary.json` of a run's folder; each may be missing,
+damaged or have gaps, and the report then shows what there is. Whatever a model generated is treated as hostile: the
+template escapes all text, and the page's content security policy runs no script but its own. The same input gives the
+same bytes.
 
-Left out on purpose: anything to be fetched (fonts, plotting libraries), and evaluations during training.
+Left out on purpose: anything to be fetched (fonts, plotting libraries).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, Final
 from rlgkd.scripts._change_text import change_text
 from rlgkd.scripts.report.formatting import whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
-from rlgkd.scripts.report.metrics import MeasureRow, measure_rows
+from rlgkd.scripts.report.metrics import MeasureRow, measure_rows, metric_of
 
 COLLAPSED: Final = 0.1
 """Texts have collapsed if their entropy is below this share of the start's and of the teacher's."""
@@ -26,7 +26,8 @@ OTHER_LENGTH: Final = 1.3
 def remarks(summary: Mapping[str, Any]) -> list[str]:
     """Return the sentences on a `summary.json`, each with what to look at or to change."""
     of_reward = _of_reward(to_mapping(summary.get("rewards")))
-    return [*_changes(summary.get("changes")), *of_reward, *_of_texts(measure_rows(summary))]
+    of_evaluations = _of_evaluations(to_mapping(summary.get("held_out")), to_float(summary.get("tokens")))
+    return [*_changes(summary.get("changes")), *of_evaluations, *of_reward, *_of_texts(measure_rows(summary))]
 
 
 def _changes(value: object) -> list[str]:
@@ -41,6 +42,27 @@ def _changes(value: object) -> list[str]:
 def _change(entry: Mapping[str, Any]) -> str:
     tokens = whole(to_float(entry.get("tokens"))) or "an unknown number of"
     return change_text(entry.get("setting"), entry.get("old"), entry.get("new"), tokens)
+
+
+def _of_evaluations(held_out: Mapping[str, Any], tokens: float) -> list[str]:
+    """One if evaluations on the way ended the training, one if the best model is not the last one."""
+    best = to_mapping(held_out.get("best"))
+    at, metric = to_float(best.get("tokens")), metric_of(str(held_out.get("keep_best")).lstrip("+-"))
+    value = f"{metric.value(to_float(best.get('value')))} after {whole(at)} tokens"
+    sentences = []
+    if held_out.get("ended_early") is True and math.isfinite(at):
+        since = whole(to_float(held_out.get("since_best")))
+        sentences.append(
+            f"Training ended early: {since} evaluations on held-out prompts in a row were no better in "
+            f"{metric.label_in_text} than {value}. Its schedules did not come to their end."
+        )
+    if at < tokens:
+        prompts = f"{whole(to_float(held_out.get('prompts')))} {held_out.get('split')} prompts"
+        sentences.append(
+            f"The last model is not the best on the way, which is in the folder best: {metric.label_in_text} was "
+            f"{value}, on {prompts}. The best of several looks better there than it is."
+        )
+    return sentences
 
 
 def _of_reward(rewards: Mapping[str, Any]) -> list[str]:

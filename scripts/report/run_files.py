@@ -29,12 +29,14 @@ class RunFiles:
     summary: Mapping[str, Any]
     progress: Mapping[str, Floats]
     """Column -> its values, one for each update; NaN where a value is missing or no number."""
+    evaluations: Mapping[str, Floats]
+    """The same of evaluations.csv, one value for each evaluation; empty if the run has none."""
     problems: list[str]
     """One line for each file that could not be read."""
 
 
 def read_run(run: Path) -> RunFiles:
-    """Read config.yaml, summary.json and progress.csv of a run's folder."""
+    """Read config.yaml, summary.json, progress.csv and evaluations.csv of a run's folder."""
     problems: list[str] = []
     config_text = _text(run / "config.yaml", problems)
     return RunFiles(
@@ -42,7 +44,8 @@ def read_run(run: Path) -> RunFiles:
         config_text=config_text,
         config=_config(config_text, problems),
         summary=_summary(_text(run / "summary.json", problems), problems),
-        progress=_progress(_text(run / "progress.csv", problems), problems),
+        progress=_columns("progress.csv", _text(run / "progress.csv", problems), problems),
+        evaluations=_evaluations(run / "evaluations.csv", problems),
         problems=problems,
     )
 
@@ -73,11 +76,16 @@ def _summary(text: str, problems: list[str]) -> Mapping[str, Any]:
         return {}
 
 
-def _progress(text: str, problems: list[str]) -> dict[str, Floats]:
+def _evaluations(path: Path, problems: list[str]) -> dict[str, Floats]:
+    """Without a word where there is no such file: a run need not evaluate on the way."""
+    return _columns(path.name, _text(path, problems), problems) if path.exists() else {}
+
+
+def _columns(name: str, text: str, problems: list[str]) -> dict[str, Floats]:
     try:
         names, rows = read_table(text)
     except csv.Error:
-        problems.append("progress.csv is not CSV")
+        problems.append(f"{name} is not CSV")
         return {}
     return {
         name: np.array([to_float(row[number]) for row in rows], dtype=np.float64) for number, name in enumerate(names)

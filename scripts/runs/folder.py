@@ -19,7 +19,9 @@ fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 """None on Windows."""
 CONFIG, SUMMARY, REPORT, LOCK = "config.yaml", "summary.json", "report.html", ".lock"
 PROGRESS, TIMES, ROLLOUTS = "progress.csv", "times.csv", "rollouts.jsonl"
-CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
+EVALUATIONS = "evaluations.csv"
+"""Appended to as well, by a run that evaluates while it trains; see rlgkd.scripts.runs.course."""
+CHECKPOINTS, MODEL, BEST, TENSORBOARD = "checkpoints", "model", "best", "tensorboard"
 GROWING: Final = (PROGRESS, TIMES, ROLLOUTS)
 """Files that are appended to. Resuming cuts the tables to a row for each update, rollouts.jsonl to the size that the
 checkpoint stores; those of older versions store the sizes of all three."""
@@ -42,11 +44,11 @@ def check_names(out: Path) -> None:
     A link is refused in the place of what is cut, appended to or replaced: its target is not the run's. Checkpoints and
     events may lie on another disk.
     """
-    for name in (*GROWING, LOCK, MODEL):
+    for name in (*GROWING, EVALUATIONS, LOCK, MODEL, BEST):
         if (out / name).is_symlink():
             raise CheckpointError("resume", str(out / name), "it is a link; put the run's own in its place")
-    check_files(out, (CONFIG, SUMMARY, REPORT, *GROWING, LOCK))
-    for name in (CHECKPOINTS, MODEL, TENSORBOARD):
+    check_files(out, (CONFIG, SUMMARY, REPORT, *GROWING, EVALUATIONS, LOCK))
+    for name in (CHECKPOINTS, MODEL, BEST, TENSORBOARD):
         if (out / name).exists() and not (out / name).is_dir():
             raise CheckpointError("resume", str(out / name), "it is no folder; put the run's own in its place")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
@@ -22,9 +22,12 @@ from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
-from rlgkd.scripts.runs.folder import CHECKPOINTS, GROWING, ROLLOUTS
+from rlgkd.scripts.runs.events import Events
+from rlgkd.scripts.runs.folder import CHECKPOINTS, EVALUATIONS, GROWING, ROLLOUTS
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.tracked import text_row
+from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
 from rlgkd.types import Trajectory
 
@@ -97,7 +100,7 @@ def number_of_rows(path: Path) -> int:
     """Return how many updates progress.csv or times.csv has; a file that is missing or not CSV has none."""
     try:
         return len(read_rows(path)[1])
-    except (OSError, csv.Error):
+    except (FileNotFoundError, csv.Error):
         return 0
 
 
@@ -120,6 +123,19 @@ def cut_rows(path: Path, rows: int) -> None:
         checkpoint.atomic_write(path, text)
 
 
+class BetweenUpdates(Protocol):
+    """What moves between updates with the run that is recorded; `rlgkd.scripts.runs.course` has it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+
+    def saved(self) -> None:
+        """Called after each checkpoint."""
+
+    def shown(self) -> list[str]:
+        """What the live line shows of it."""
+
+
 class Recorder(BaseCallback):
     """Writes checkpoints and rollouts, and shows the progress."""
 
@@ -131,15 +147,22 @@ class Recorder(BaseCallback):
         stop: StopRequest,
         history: Sequence[Change] = (),
         text_ids: Mapping[str, Any] | None = None,
+        course: BetweenUpdates | None = None,
         *,
+        trackers: Trackers = NO_TRACKERS,
+        events: Sequence[Events] = (),
         quiet: bool,
         console: Console,
     ) -> None:
         super().__init__()
+        self.trackers = trackers
+        self.tables = (trackers.texts, *(writer.texts for writer in events))
+        """Take rows of texts and the number of tokens."""
         self.history = history
         """Settings that changed since the run began."""
         self.text_ids = text_ids
         """What identifies the ids of its texts; see `rlgkd.scripts.runs.text_ids`."""
+        self.course = course
         self.settings = settings
         self.out = out
         self.rollouts = rollouts
@@ -169,6 +192,8 @@ class Recorder(BaseCallback):
         updates = self.model.state.updates
         if updates > self._saved_update:
             self._show(updates)
+            for line in self.trackers.news():
+                say(self.console, line)
             if updates % self.settings.checkpoint_every == 0:
                 self._checkpoint(self._position())
         self._whole = self._position()
@@ -177,8 +202,13 @@ class Recorder(BaseCallback):
         self._goes_on = self.locals["going"]
         if not self._goes_on:
             return  # texts that were cut off, which no update learns from
-        for trajectory in self.model.trajectories:
-            self.rollouts.write(strict_json(self._record(trajectory)) + "\n")
+        records = [self._record(trajectory) for trajectory in self.model.trajectories]
+        for record in records:
+            self.rollouts.write(strict_json(record) + "\n")
+        if self.model.state.updates % self.settings.tracker_texts_every == 0:
+            rows = [text_row(record) for record in records[: self.settings.tracker_texts]]
+            for table in self.tables:
+                table(rows, self.model.num_timesteps)
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""
@@ -221,6 +251,8 @@ class Recorder(BaseCallback):
             f"{metrics.get('time/tokens_per_second', 0):.0f} tokens/s",
             f"length {metrics.get('rollout/ep_len_mean', 0):.1f}",
         ]
+        if self.course is not None:
+            pieces[1:1] = self.course.shown()
         reward_seconds = metrics.get("time/reward", 0.0)
         if reward_seconds > SLOW_REWARD_SECONDS:
             pieces.append(f"scoring {reward_seconds:.1f} s")
@@ -230,12 +262,14 @@ class Recorder(BaseCallback):
 
     def _position(self) -> dict[str, Any]:
         """Return where the run stands; weights and optimizer stay as they are while texts are sampled."""
-        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.size}}
+        course = {} if self.course is None else self.course.to_json()
+        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.size}, **course}
 
     def _checkpoint(self, position: dict[str, Any]) -> None:
         updates = position["training"]["updates"]
         # A checkpoint counts on these files: they are on the disk before it is, whenever the power goes.
-        for path in (*(self.out / name for name in GROWING), self.out):
+        evaluations = [EVALUATIONS] if (self.out / EVALUATIONS).exists() else []
+        for path in (*(self.out / name for name in (*GROWING, *evaluations)), self.out):
             checkpoint.sync(path)
         folder = self.out / CHECKPOINTS
         checkpoint.save(
@@ -250,4 +284,6 @@ class Recorder(BaseCallback):
             },
         )
         checkpoint.prune(folder)
+        if self.course is not None:
+            self.course.saved()
         self._saved_update = updates

@@ -5,7 +5,9 @@ Of several processes the main one looks and cuts; all of them load.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +17,22 @@ from rich.console import Console
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.state import TrainingState
-from rlgkd.errors import CheckpointError
+from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config.changes import Change
+from rlgkd.scripts.config.changes import AROUND_TRAINING, Change
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.changed_settings import changed_settings, restore
-from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
+from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, EVALUATIONS, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
+from rlgkd.scripts.runs.model_folders import settle
 from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.rollouts import damaged_lines
+from rlgkd.scripts.runs.run_state import Rewound, RunState
+from rlgkd.scripts.runs.stages import ended_early, follow
 from rlgkd.scripts.runs.text_ids import check_text_ids
 
 
-def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> list[Change]:
+def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Rewound:
     """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
-
-    Returns the settings that have changed since the run began.
 
     Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
     changed with which it cannot go on. Nothing is cut then.
@@ -37,17 +40,21 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
     found = agent.ranks.from_main(lambda: _newest_that_fits(settings, agent, out, console))
     if found is None:
         if agent.ranks.main:
-            _cut(out, 0, 0)
-        return []
+            _cut(out, 0, 0, 0)
+        return Rewound()
+    follow(settings, agent, found.state)  # before the state comes back, an alpha of which is the stage's
     agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
     if agent.ranks.main:
-        _cut(out, found.training.updates, found.size)
+        _cut(out, found.training.updates, found.size, found.state.evaluations)
         if damaged := damaged_lines(out / ROLLOUTS):
             lost = (
                 f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
             )
             say(console, lost)
-    return [*found.earlier, *found.new]
+    state = found.state.after_changes([change.setting for change in found.new])
+    if agent.ranks.main and settings.keep_best is not None and (other := settle(out, state.watched.best)):
+        say(console, other)
+    return Rewound(history=[*found.earlier, *found.new], state=state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,7 @@ class _Found:
     training: TrainingState
     size: int
     """Bytes of rollouts.jsonl that it counts on."""
+    state: RunState
     earlier: list[Change]
     new: list[Change]
     """Settings that changed before it was written, and since."""
@@ -68,21 +76,39 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
     checkpoint.remove_stale(out)
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
-        training, size, state = _position(folder)
-        if lack := _lack(out, training, size):
+        training, size, run, state = _position(folder)
+        if not settings.stages:
+            run = dataclasses.replace(run, stages=())
+        if lack := _lack(out, training, size, run):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
         check_text_ids(state.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
-        return _Found(folder=folder, training=training, size=size, earlier=earlier, new=new)
+        _check_goes_on(settings, run, new, training.timesteps)
+        return _Found(folder=folder, training=training, size=size, state=run, earlier=earlier, new=new)
     _check_nothing_lost(settings, out, skipped)
     return None
 
 
-def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
-    """Return the state of training of a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
+def _check_goes_on(settings: RunConfig, run: RunState, new: Sequence[Change], tokens: int) -> None:
+    """Refuse a change that no training would see, since evaluations have ended the run.
+
+    Raises: SettingError.
+    """
+    idle = [change for change in new if change.setting not in AROUND_TRAINING]
+    if idle and ended_early(settings, run.after_changes([change.setting for change in new]), tokens):
+        watched, measure = run.stage_watched, "the last stage's measure"
+        if run.out_of_patience(settings.patience):
+            watched, measure = run.watched, str(settings.keep_best)
+        since = f"{watched.since} evaluations were no better in {measure}"
+        remedy = f"the run ended early, since {since}; give a greater patience too, or 0, to go on"
+        raise SettingError(idle[0].setting, idle[0].new, remedy)
+
+
+def _position(folder: Path) -> tuple[TrainingState, int, RunState, dict[str, Any]]:
+    """Return both states in a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
 
     Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
     """
@@ -91,9 +117,9 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
         # Checkpoints of before the first release have the state as `counters`.
         counts = state["training"] if "training" in state else state["counters"]
         training = TrainingState.from_json(counts)
-        lacking = {"updates", "timesteps"} - counts.keys()
-        if lacking:
+        if lacking := {"updates", "timesteps"} - counts.keys():
             raise KeyError(*lacking)
+        run = RunState.from_json(state.get("run", {}))
         sizes = state["sizes"]
         unknown = sorted(sizes.keys() - {*GROWING})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -102,16 +128,18 @@ def _position(folder: Path) -> tuple[TrainingState, int, dict[str, Any]]:
     if unknown or type(size) is not int or size < 0:
         remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
         raise CheckpointError("checkpoint", str(folder), remedy)
-    return training, size, state
+    return training, size, run, state
 
 
-def _lack(out: Path, training: TrainingState, size: int) -> str | None:
+def _lack(out: Path, training: TrainingState, size: int, run: RunState) -> str | None:
     """Return which growing file has less than a checkpoint counts on; seconds that are lost stop no run."""
     rows, have = number_of_rows(out / PROGRESS), _size(out / ROLLOUTS)
     if rows < training.updates:
         return f"{PROGRESS} has {rows} of the {training.updates} updates"
     if training.updates and tokens_of_row(out / PROGRESS, training.updates) != training.timesteps:
         return f"{PROGRESS} lacks the {training.timesteps} tokens in row {training.updates}"
+    if (evaluations := number_of_rows(out / EVALUATIONS)) < run.evaluations:
+        return f"{EVALUATIONS} has {evaluations} of the {run.evaluations} evaluations"
     return f"{ROLLOUTS} has {have} of the {size} bytes" if have < size else None
 
 
@@ -131,10 +159,11 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _cut(out: Path, updates: int, size: int) -> None:
+def _cut(out: Path, updates: int, size: int, evaluations: int) -> None:
     """Cut the growing files, which have at least so much (the times maybe less), to a number of updates."""
     for name in (PROGRESS, TIMES):
         cut_rows(out / name, updates)
+    cut_rows(out / EVALUATIONS, evaluations)
     if _size(out / ROLLOUTS) > size:
         with (out / ROLLOUTS).open("r+") as rollouts:
             rollouts.truncate(size)

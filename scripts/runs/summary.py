@@ -1,4 +1,4 @@
-"""What summary.json says of a run: its scores before and after, some texts, and how the reward did."""
+"""What summary.json says of a run: scores before and after, some texts, its reward, and evaluations on the way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.folder import ROLLOUTS
 from rlgkd.scripts.runs.rollouts import records
+from rlgkd.scripts.runs.run_state import RunState
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -38,7 +39,8 @@ def summarise(
     return {
         "name": settings.name, "env": settings.env, "agent": settings.agent,
         "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
+        "alpha": settings.in_stage(0).algorithm.alpha(1.0),
+        "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
         "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
         "tokens": agent.num_timesteps,
         "prompts": len(before.trajectories), "split": settings.eval_split,
@@ -54,6 +56,25 @@ def summarise(
             for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
         ],
     }  # fmt: skip
+
+
+def held_out(settings: RunConfig, state: RunState) -> dict[str, Any]:
+    """How the evaluations on the way went: how many, the best of them, and whether they ended the training."""
+    best = state.watched.best
+    return {
+        "split": settings.eval_every_split, "prompts": settings.eval_every_prompts, "evaluations": state.evaluations,
+        "keep_best": settings.keep_best, "best": None if best is None else asdict(best),
+        "ended_early": state.out_of_patience(settings.patience), "since_best": state.watched.since,
+    }  # fmt: skip
+
+
+def stages(settings: RunConfig, state: RunState, tokens: int) -> list[dict[str, Any]]:
+    """What each stage that was begun is called, and from which update and token on to which token it went."""
+    ends = [*(entered.tokens for entered in state.stages[1:]), tokens]
+    return [
+        {"name": stage.name, "updates": entered.updates, "tokens": entered.tokens, "end": end}
+        for stage, entered, end in zip(settings.parts, state.stages, ends, strict=False)
+    ]
 
 
 def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,44 +21,34 @@ from typing import Any
 import gymnasium as gym
 import torch
 from rich.console import Console
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, RlgkdError, SettingError, one_line
+from rlgkd.errors import CheckpointError, RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
-from rlgkd.ops._registry import UnknownSettingError, unknown_remedy
+from rlgkd.lm.model import LanguageModel
+from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig, dump, read
-from rlgkd.scripts.report import html, terminal
+from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
-from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
-from rlgkd.scripts.runs.events import events_if_installed
-from rlgkd.scripts.runs.folder import (
-    CHECKPOINTS,
-    CONFIG,
-    MODEL,
-    PROGRESS,
-    ROLLOUTS,
-    SUMMARY,
-    TENSORBOARD,
-    TIMES,
-    check_names,
-    check_new,
-    locked,
-)
-from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv, strict_json
+from rlgkd.scripts.runs.allocator import keep_freed_memory
+from rlgkd.scripts.runs.fit import fit
+from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
+from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import rewind
+from rlgkd.scripts.runs.sources import sources
+from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.scripts.runs.summary import rewards_of, summarise
-from rlgkd.scripts.runs.text_ids import text_ids, with_day
+from rlgkd.scripts.runs.summary import held_out, rewards_of, stages, summarise
+from rlgkd.scripts.runs.text_ids import with_day
+from rlgkd.scripts.runs.tracked import send_evaluation, tracked
+from rlgkd.scripts.tracking.libraries import check_trackers
+from rlgkd.scripts.tracking.trackers import Trackers
 from rlgkd.secret_masks import masked
 
 
@@ -91,7 +81,8 @@ def start(settings: RunConfig, out: Path, *, quiet: bool = False) -> Path | None
     ranks = join(settings.process_timeout)
     out = ranks.from_main(lambda: _checked_new(out.absolute()))  # a reward may change the process's folder
     agent = ranks.together(lambda: build_agent(settings))
-    settings = with_day(settings, agent.task)
+    settings = with_day(settings, agent.task).with_layers(agent.config.model.student_layers)
+    ranks.together(lambda: check_trackers(settings.trackers))
     with ExitStack() as held:
         ranks.together(lambda: held.enter_context(_new_folder(settings, out)) if ranks.main else None)
         return _run(settings, agent, out, quiet)
@@ -112,7 +103,9 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
         if not (out / CONFIG).exists():
             raise CheckpointError("resume", str(out), "give the folder of a run; it must hold config.yaml")
         check_names(out)
-        return read(out / CONFIG, overrides)
+        run = read(out / CONFIG, overrides)
+        check_trackers(run.trackers)
+        return run
 
     settings = agreed_settings(read_settings)
     ranks = join()
@@ -151,7 +144,9 @@ def build_agent(settings: RunConfig) -> TextAlgorithm:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
-    return settings.algorithm_class(env=env, **settings.agent_arguments())
+    agent = settings.algorithm_class(env=env, **settings.in_stage(0).agent_arguments())
+    check_agent(settings, agent)
+    return agent
 
 
 def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
@@ -177,16 +172,25 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
 
-    Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
+    Ctrl-C, SIGTERM and SIGHUP exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
     command = f"rlgkd train --resume {shlex.quote(str(out))}"
-    with stoppable(command, console, second_ends=agent.ranks.size == 1) as stop:
-        return _evaluated_run(settings, agent, out, quiet, console, stop)
+    with (
+        stoppable(command, console, second_ends=agent.ranks.size == 1) as stop,
+        tracked(settings, out, console, main=agent.ranks.main) as trackers,
+    ):
+        return _evaluated_run(settings, agent, out, quiet, console, stop, trackers)
 
 
 def _evaluated_run(
-    settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool, console: Console, stop: StopRequest
+    settings: RunConfig,
+    agent: TextAlgorithm,
+    out: Path,
+    quiet: bool,
+    console: Console,
+    stop: StopRequest,
+    trackers: Trackers,
 ) -> Path | None:
     ranks = agent.ranks
     processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
@@ -198,100 +202,48 @@ def _evaluated_run(
         "seed": settings.eval_seed,
         "ranks": ranks,
     }
+    made_from = sources(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
-    history = rewind(settings, agent, out, console)
+    found = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-    both = teacher is not None and not settings.teacher_is_start
+    both = isinstance(teacher, LanguageModel) and not settings.teacher_is_start  # any other one writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
     del student  # a copy, where the run goes on: it would take its memory to the end
     taught = before if settings.teacher_is_start else None
-    if teacher is not None and taught is None:
+    if isinstance(teacher, LanguageModel) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
-    fit(settings, agent, out, stop, history, quiet=quiet, console=console)
+    check_goals(settings, before.measures)
+    send_evaluation(trackers, before, 0)
+    if taught is not None:
+        send_evaluation(trackers, taught, 0, part="teacher")
+    state = fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=quiet, console=console)
     after = evaluate(agent.student, teacher, agent.task, **scored)
+    send_evaluation(trackers, after, agent.num_timesteps)
     if not ranks.main:
         return None
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
-    if history:
-        summary["changes"] = [asdict(change) for change in history]
+    summary["sources"] = made_from
+    if found.history:
+        summary["changes"] = [asdict(change) for change in found.history]
+    if settings.eval_every:
+        summary["held_out"] = held_out(settings, state)
+    if settings.stages:
+        summary["stages"] = stages(settings, state, agent.num_timesteps)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)
+    card.write_card(out)
     console.print(terminal.score_table(summary))
     for remark in remarks(summary):
         say(console, remark, style="yellow")
     return page
-
-
-def fit(
-    settings: RunConfig,
-    agent: TextAlgorithm,
-    out: Path,
-    stop: StopRequest,
-    history: Sequence[Change] = (),
-    *,
-    quiet: bool,
-    console: Console,
-) -> None:
-    """Train from where `rewind` has brought the agent to the last token, and write its model.
-
-    Checkpoints keep `history`, which `rewind` has returned.
-
-    Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
-    """
-    remaining, ranks = settings.tokens - agent.num_timesteps, agent.ranks
-    with ExitStack() as held:
-        callback: MaybeCallback = _GoesOn(stop)
-        agent.set_logger(Logger(None, []))
-        if ranks.main:
-            with checkpoint.writing(out / CHECKPOINTS):
-                (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-            outputs = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events_if_installed(out / TENSORBOARD)]
-            rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
-            agent.set_logger(held.enter_context(closing(Logger(str(out), outputs))))
-            if remaining > 0:
-                ids = text_ids(agent, settings.seed)
-                recorder = Recorder(settings, out, rollouts, stop, history, ids, quiet=quiet, console=console)
-                callback = held.enter_context(closing(recorder))
-        if remaining > 0:
-            keep_freed_memory_after_first(agent.policy.optimizer)
-            with stop.at_whole_update():
-                agent.learn(remaining, callback=callback, reset_num_timesteps=False)
-                stop.heed(ranks.gather(lambda: stop.number))
-    if ranks.main:
-        _save_model(agent, out / MODEL)
-
-
-class _GoesOn(BaseCallback):
-    """Stops at a signal; the Recorder of the main process does too."""
-
-    def __init__(self, stop: StopRequest) -> None:
-        super().__init__()
-        self.stop = stop
-
-    def _on_step(self) -> bool:
-        return self.stop.number is None
-
-
-def _save_model(agent: TextAlgorithm, folder: Path) -> None:
-    """The model's folder, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with checkpoint.writing(folder, "free space, then --resume"):
-        try:
-            agent.save(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import tiny
 import torch
+from gymnasium.vector import AsyncVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -72,10 +74,15 @@ def test_episodes_are_counted_for_callbacks_of_sb3():
     assert learner.state.updates == 2
 
 
-def test_environments_in_other_processes_are_refused_in_one_line():
-    env = SubprocVecEnv([lambda: TextGenerationEnv(task())], start_method="fork")
+@pytest.mark.parametrize(
+    "make", [partial(SubprocVecEnv, start_method="fork"), partial(AsyncVectorEnv, context="fork", shared_memory=False)]
+)
+def test_environments_in_other_processes_are_refused_in_one_line(make):
+    env = make([lambda: TextGenerationEnv(task())])
     try:
-        with pytest.raises(SettingError, match=r"SubprocVecEnv.*give a DummyVecEnv of one, or make_sb3_vec_env"):
+        with pytest.raises(
+            SettingError, match=r"(Subproc|AsyncVector).*give a DummyVecEnv of one, or make_sb3_vec_env"
+        ):
             agent(env)
     finally:
         env.close()

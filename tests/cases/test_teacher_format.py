@@ -17,7 +17,7 @@ from rlgkd.envs import TeacherReward, TextGenerationEnv
 from rlgkd.errors import CheckpointError, ModelError
 from rlgkd.evaluation import evaluate
 from rlgkd.lm import open_by_name
-from rlgkd.lm.own_format import as_read_by, read_in_own_format
+from rlgkd.lm.own_format import as_read_by
 from rlgkd.scripts.runs.text_ids import (
     AS_THE_TEACHER_READS,
     ENDS,
@@ -228,19 +228,98 @@ def test_a_changed_setting_excuses_only_what_follows_from_it(names, tmp_path, ch
                 check_text_ids(other, agent, 0, tmp_path, [changed])
 
 
+# Several turns
+
+
+REPLIED = ["\n<|im_start|>user\nWhy?<|eot|>\n<|im_start|>assistant\n", "\nuser: Why?<|im_end|>\nassistant:"]
+"""What follows a turn that its end token has closed, for the teacher and for the student."""
+
+
+@pytest.fixture
+def talkers(tmp_path) -> tuple[str, str]:
+    """As `names`, but each model ends every second turn or so."""
+    made = []
+    for name, own, end in (("student", student_tokenizer(), END), ("teacher", teacher_tokenizer(), EOT)):
+        module = model(own, seed=len(made))
+        with torch.no_grad():
+            module.lm_head.bias[end] += 3.0
+        made.append(folder(module, own, tmp_path / name))
+    return made[0], made[1]
+
+
+def asks_why(student: str, **settings) -> TextGenerationEnv:
+    given = {
+        "max_new_tokens": 70,
+        "max_prompt_tokens": 60,
+        "reply": lambda item, turns: "Why?" if len(turns) < 5 else None,
+    }
+    return env(student, **{**given, **settings})
+
+
+@torch.no_grad()
+def logp_of_turns(name: str, t: Trajectory, *, teacher: bool) -> torch.Tensor:
+    """[L, V], as `logp`, of an episode of several turns."""
+    own = AutoTokenizer.from_pretrained(name)
+    ids = own.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+    reply = own(REPLIED[not teacher], add_special_tokens=False)["input_ids"]
+    at: list[int] = []
+    for n, (token, is_action) in enumerate(zip(t.tokens_T.tolist(), t.action_mask_T.tolist(), strict=True)):
+        if is_action:
+            at.append(len(ids))
+            ids = [*ids, *(exchanged([token]) if teacher else [token])]
+        elif at and t.action_mask_T[n - 1]:  # a reply begins
+            closed = t.tokens_T[n - 1] == END
+            ids = [*ids, *([] if closed else [EOT if teacher else END]), *reply]
+    logits = AutoModelForCausalLM.from_pretrained(name).eval()(torch.tensor([ids])).logits[0]
+    logp_LV = logits[[n - 1 for n in at]].double().log_softmax(-1)
+    return logp_LV[:, exchanged(range(logp_LV.shape[1]))] if teacher else logp_LV
+
+
+@pytest.mark.parametrize("stop", [(), ("a", "e", "i", "o")])
+def test_replies_between_turns_are_read_in_each_models_format(talkers, tmp_path, stop) -> None:
+    how = {"divergence": "reverse_kl", "prompts_per_update": 1, "group_size": 8}
+    agent = Distill(talkers[0], asks_why(talkers[0], stop=stop), teacher=talkers[1], **how).learn(1)
+    texts = agent.trajectories
+    turns = [len(t.turns) for t in texts]
+    assert max(turns) == 5 and min(turns) < 5
+    assert not stop or any(END not in t.tokens_T[t.action_mask_T] for t in texts)
+    kls = []
+    for t in texts:
+        student_LV, teacher_LV = (logp_of_turns(name, t, teacher=n == 1) for n, name in enumerate(talkers))
+        kls.append((student_LV.exp() * (student_LV - teacher_LV)).sum(-1).mean().item())
+    assert agent.last_metrics["train/divergence"] == pytest.approx(np.mean(kls), abs=1e-5)
+    # The frames of replies are known to a run that goes on.
+    other = teacher_tokenizer(OWN.replace("{{ m['role'] }}", "{{ m['role'] if loop.index < 3 else 'USER' }}"))
+    changed = folder(model(other, seed=1), other, tmp_path / "changed")
+    renamed = Distill(talkers[0], asks_why(talkers[0], stop=stop), teacher=changed, prompts_per_update=1)
+    with pytest.raises(CheckpointError, match=r"as the teacher reads them changed"):
+        check_text_ids(text_ids(agent, seed=0), renamed, 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"off_policy": "teacher", "student_fraction": 0.0}, {"behaviour": "teacher_mixed", "teacher_share": 1.0}],
+)
+def test_a_teacher_writes_its_turns_after_replies_in_its_own_format(talkers, settings: dict) -> None:
+    agent = Distill(talkers[0], asks_why(talkers[0]), teacher=talkers[1], prompts_per_update=8, **settings)
+    texts = agent.learn(1).trajectories
+    assert max(len(t.turns) for t in texts) == 5
+    if "off_policy" in settings:  # the same texts, with the log-probabilities of their writer
+        texts = evaluate(agent.teacher, agent.teacher, agent.task, prompts=1, group=8).trajectories
+        assert max(len(t.turns) for t in texts) == 5
+    for t in texts:
+        actions = t.tokens_T[t.action_mask_T]
+        wanted_L = logp_of_turns(talkers[1], t, teacher=True)[range(len(actions)), actions]
+        np.testing.assert_allclose(t.logp_T[t.action_mask_T], wanted_L, atol=1e-4)
+
+
+def test_room_for_replies_in_the_teachers_format_is_checked_at_the_start(talkers) -> None:
+    shown = r"reads prompts as '<\|im_start\|>system.*user.*user.*too short for; lower max_prompt_tokens"
+    with pytest.raises(ModelError, match=rf"teacher: '.*teacher' .*{shown}"):
+        Distill(talkers[0], asks_why(talkers[0], max_new_tokens=190), teacher=talkers[1], prompts_per_update=1)
+
+
 # What cannot be aligned
-
-
-@pytest.mark.parametrize("command", ["agent", "evaluation"])
-def test_several_turns_are_refused_by_name_with_both_formats(names, command: str) -> None:
-    made = env(names[0], reply=lambda item, turns: "Why?", system="")
-    shown = r"teacher: '.*teacher' .*reads prompts as '<\|im_start\|>user.*', the .* as 'user: .*several turns cannot"
-    with pytest.raises(ModelError, match=shown):
-        if command == "agent":
-            Distill(names[0], made, teacher=names[1], prompts_per_update=1)
-        else:
-            policy, teacher = open_by_name(names[0]), open_by_name(names[1])
-            read_in_own_format(made.task, teacher, policy, owner="model", name=names[1])
 
 
 def test_a_format_that_has_no_place_for_a_message_or_no_room_is_refused(names, tmp_path) -> None:
@@ -281,8 +360,7 @@ def test_a_teacher_without_a_template_and_a_wrapper_read_the_students_format_and
         turns = Distill(
             names[0], env(names[0], reply=lambda item, turns: "Why?"), teacher=teacher, prompts_per_update=1
         )
-        assert turns.teacher.format is None
-        assert "the teacher ends a text with '<|eot|>', and gives '<|im_end|>'" in caplog.messages[-1]
+        assert turns.teacher.format is not None and "counts as its '<|eot|>'" in caplog.messages[-1]
         caplog.clear()
         named = env(names[0], end_tokens=["<|im_end|>"])
         assert Distill(names[0], named, teacher=teacher, prompts_per_update=1).teacher.format is None

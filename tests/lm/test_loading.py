@@ -124,6 +124,12 @@ def test_a_damaged_configuration_is_an_error_of_one_line(folder, text):
     one_line(error)
 
 
+def test_a_damaged_generation_config_is_not_taken_for_none_which_would_lose_the_end_ids(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, ')
+    with pytest.raises(ModelError, match=r"its generation_config.json could not be read"):
+        load(folder)
+
+
 def test_a_damaged_tokenizer_is_an_error_of_one_line(folder):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError) as error:

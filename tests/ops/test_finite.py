@@ -101,8 +101,9 @@ def slow_loss(
         }[objective.estimator]
         entropy = -math.fsum(math.exp(q) * q for q in log_q)
         w, v = float(rest["policy_weights"][n]), float(rest["divergence_weights"][n])
-        terms += [(1 - objective.alpha) * w * surrogate(advantage), -objective.entropy_bonus * w * entropy]
-        terms += [objective.alpha * v * distilled, objective.alpha * v * surrogate(-future)]
+        g, h = float(rest["policy_gates"][n]), float(rest["divergence_gates"][n])
+        terms += [(1 - objective.alpha) * w * g * surrogate(advantage), -objective.entropy_bonus * w * entropy]
+        terms += [objective.alpha * v * h * distilled, objective.alpha * v * surrogate(-future)]
     return math.fsum(terms), math.fsum(map(abs, terms))
 
 
@@ -119,12 +120,17 @@ def test_the_loss_in_float32_is_that_of_a_slow_reference_in_float64(estimator, l
         "policy_weights": rng.random(6),
         "divergence_weights": rng.random(6),
         "futures": rng.random(6),
+        "policy_gates": rng.random(6),
+        "divergence_gates": rng.random(6),
     }
     objective = Objective(alpha=0.3, estimator=estimator, policy_loss=loss, horizon=0.5, entropy_bonus=0.1)
     tensors: list[Tensor] = [
         torch.from_numpy(values if values.dtype == np.int64 else values.astype(np.float32)) for values in rest.values()
     ]
-    fields = ("token_N", "old_logp_N", "advantage_N", "policy_weight_N", "divergence_weight_N", "future_N")
+    fields = (
+        "token_N", "old_logp_N", "advantage_N", "policy_weight_N", "divergence_weight_N", "future_N", "policy_gate_N",
+        "divergence_gate_N",
+    )  # fmt: skip
     actions = Actions(**dict(zip(fields, tensors, strict=True)))
     given_loss, _ = objective.loss(torch.from_numpy(student), torch.from_numpy(teacher), actions)
     expected, size = slow_loss(objective, student, teacher, {k: t.numpy() for k, t in zip(rest, tensors, strict=True)})

@@ -87,7 +87,7 @@ def test_filters_are_options_of_evaluate_and_change_the_texts_alone(
 def test_an_interrupted_command_says_that_it_was_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(what: str) -> None:
+    def interrupted(*given: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rlgkd.scripts.listing.show", interrupted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import os
 import random
 import re
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -23,10 +25,10 @@ import torch
 
 from rlgkd import time_limit
 from rlgkd.envs.rewards import Weighted, async_calls
-from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.errors import RewardError, SettingError
+from rlgkd.failures import MIN_SAMPLES
 from rlgkd.types import Item, Score
 
 ITEMS = [
@@ -361,6 +363,9 @@ def wrapped(*given: Any, **named: Any) -> Any:
     return waits(*given, **named)
 
 
+POOL = ThreadPoolExecutor(1)
+
+
 @pytest.mark.parametrize(
     "reward",
     [
@@ -371,6 +376,8 @@ def wrapped(*given: Any, **named: Any) -> Any:
         lambda completions: [waits_for_one(text) for text in completions],
         lambda completions: (waits_for_one(text) for text in completions),
         lambda completion: waits_for_one(completion),
+        lambda completions: [POOL.submit(len, text) for text in completions],
+        lambda completion: POOL.submit(len, completion),
         Weighted({"a": (0.5, wrapped), "b": (0.5, lambda completion: waits_for_one(completion))}),
     ],
 )
@@ -541,14 +548,19 @@ def test_ctrl_c_in_a_reward_still_stops() -> None:
                 graded(reward, timeout=timeout)
 
 
-def test_settings_of_torch_that_a_reward_changes_are_put_back() -> None:
-    before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads())
+def test_settings_of_torch_and_the_working_folder_that_a_reward_changes_are_put_back() -> None:
+    def state() -> tuple[Any, ...]:
+        modes = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device())
+        return (*modes, torch.get_num_threads(), os.getcwd())
+
+    before = state()
 
     def rude(completions: list[str]) -> list[float]:
         torch.set_grad_enabled(not before[0])
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("meta")
         torch.set_num_threads(before[3] + 1)
+        os.chdir("/")
         return [1.0, 1 / (len(completions) - 2)]
 
     async def rude_later(completions: list[str]) -> list[float]:
@@ -556,13 +568,7 @@ def test_settings_of_torch_that_a_reward_changes_are_put_back() -> None:
 
     for reward in (rude, rude_later):
         graded(reward)
-        after = (
-            torch.is_grad_enabled(),
-            torch.get_default_dtype(),
-            torch.get_default_device(),
-            torch.get_num_threads(),
-        )
-        assert after == before
+        assert state() == before
 
 
 def test_a_reward_runs_outside_of_autocast() -> None:

@@ -14,7 +14,7 @@ from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.objective import Objective
 from rlgkd.ops.schedule import Schedule
 from rlgkd.scripts import cli
-from rlgkd.scripts.config import docs
+from rlgkd.scripts.config import catalogue, docs
 from rlgkd.scripts.config.run import AgentName, RunConfig, agent_class, check, config_of, setting_names
 from rlgkd.scripts.listing import KINDS, show
 from rlgkd.settings import Settings, arguments_of
@@ -26,13 +26,19 @@ def test_docs_settings_is_what_the_code_says() -> None:
     assert (ROOT / docs.PAGE).read_text() == docs.page(), "run: python -m rlgkd.scripts.config.docs"
 
 
+def test_the_catalogue_is_what_the_code_says() -> None:
+    """`rlgkd list` reads it, since importing what it lists takes seconds."""
+    assert (ROOT / docs.CATALOGUE).read_text() == docs.catalogue(), "run: python -m rlgkd.scripts.config.docs"
+    assert catalogue.everything().keys() == KINDS.keys()
+
+
 def test_every_setting_has_a_sentence_and_a_default() -> None:
-    for setting in (*docs.run_settings(), *docs.environment_settings()):
+    for setting in (*catalogue.run_settings(), *catalogue.environment_settings()):
         assert setting.default and len(setting.about.split()) > 1, setting
 
 
 def test_a_default_that_is_the_agents_own_is_told_for_each() -> None:
-    own = {setting.name: setting.default for setting in docs.run_settings()}
+    own = {setting.name: setting.default for setting in catalogue.run_settings()}
     assert own["alpha"] == "0.5; Distill 1.0"
     assert own["advantage"] == "leave_one_out; GRPO group_normalised, PPO raw"
     assert own["ratio"] == "token"
@@ -91,7 +97,7 @@ def test_signature_docstring_files_and_command_line_say_the_same_of_every_settin
     )
     run = check({"agent": name, "teacher": "x"}).flat()
     assert all(run[key] == value for key, value in resolved.items() if key != "learning_rate")
-    listed = {setting.name: setting for setting in docs.run_settings()}
+    listed = {setting.name: setting for setting in catalogue.run_settings()}
     assert listed.keys() >= config.declared().keys() and set(listed) == set(setting_names())
 
 

@@ -1,0 +1,140 @@
+"""The weights of a gate (rlgkd.ops.gate) at the actions of a rollout: what it asks for is collected, and it is called.
+
+All of it is of the policy that sampled, and of the whole rollout: a mean or a rank among tokens does not depend on
+micro-batches or processes. The teacher's states are kept for the gradient, which needs them too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from rlgkd.agents.advantages import Credit
+from rlgkd.agents.micro_batch import MicroBatch, prefetch_teacher_states
+from rlgkd.agents.rollout import Rollout
+from rlgkd.errors import SettingError
+from rlgkd.lm.fused_loss import TeacherAt, fused_sum
+from rlgkd.lm.model import LanguageModel
+from rlgkd.objective import Objective
+from rlgkd.ops import gate, policy_loss
+from rlgkd.teachers import Teacher
+
+
+def gated(
+    credit: Credit,
+    rollout: Rollout,
+    objective: Objective,
+    student: LanguageModel,
+    teacher: Teacher | None,
+    *,
+    group_size: int,
+) -> tuple[Credit, dict[str, float]]:
+    """The credit with the weights of the objective's gate, and what to log: their means over the student's actions.
+
+    Args:
+        credit: Of the rollout.
+        rollout: Split into micro-batches.
+        objective: Whose gate it is, and whose divergence it may ask for.
+        student: The model that sampled.
+        teacher: None if the gate asks for nothing of it.
+        group_size: Samples of each prompt.
+
+    Raises: SettingError for weights that are negative, not finite or of another shape.
+    """
+    name, rows = objective.gate.name, len(rollout.on_policy)
+    if name == "none" or not rows:
+        return credit, {}
+    known = _known(credit, rollout, group_size)
+    models = set(gate.reads(name)) - known.keys()
+    if models:
+        assert isinstance(teacher, LanguageModel), "check_teacher has refused it"
+        known |= _of_models(models, rollout, objective, student, teacher)
+    asked = {wanted: known[wanted][:rows] for wanted in gate.reads(name)}
+    mask_BL = known["mask_BL"][:rows]
+    found: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    for term, weight_BL in zip(("policy", "divergence"), objective.gate.function(**asked), strict=True):
+        if weight_BL is None:
+            continue
+        own_BL = _checked(name, weight_BL, mask_BL)
+        found[term] = torch.ones(known["mask_BL"].shape, dtype=torch.float64, device="cpu")
+        found[term][:rows] = own_BL
+        metrics[f"train/gate_{term}"] = own_BL[mask_BL].mean().item()
+    policy_BL, divergence_BL = found.get("policy"), found.get("divergence")
+    return dataclasses.replace(credit, policy_gate_BL=policy_BL, divergence_gate_BL=divergence_BL), metrics
+
+
+def _known(credit: Credit, rollout: Rollout, group_size: int) -> dict[str, Tensor]:
+    """What a gate may ask for that needs no model: [B, L] or [B, 1] on the host, the student's texts first."""
+    trajectories, longest = rollout.trajectories, rollout.longest
+    lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
+    mask_BL = torch.arange(longest, device="cpu") < lengths_B[:, None]
+    sampled: dict[str, Tensor] = {}
+    for name, field in (("logp_BL", "logp_T"), ("entropy_BL", "entropy_T")):
+        sampled[name] = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
+        for row, t in enumerate(trajectories):
+            sampled[name][row, : t.length] = torch.from_numpy(getattr(t, field)[t.action_mask_T]).double()
+    rewards = [[t.score.reward] for t in trajectories]
+    return {
+        "mask_BL": mask_BL,
+        "advantage_BL": credit.advantages_BL.double().expand(-1, longest).masked_fill(~mask_BL, 0.0),
+        "reward_B1": torch.tensor(rewards, dtype=torch.float64, device="cpu"),
+        "group_B1": torch.arange(len(trajectories), device="cpu")[:, None] // group_size,
+        **sampled,
+    }
+
+
+def _of_models(
+    wanted: set[str], rollout: Rollout, objective: Objective, student: LanguageModel, teacher: LanguageModel
+) -> dict[str, Tensor]:
+    """[B, L] of each that is wanted, on the host: what needs logits, 0 past a row's end."""
+    prefetch_teacher_states(teacher, rollout.micro_batches)
+    shape = (len(rollout.trajectories), rollout.longest)
+    found = {name: torch.zeros(shape, dtype=torch.float64, device="cpu") for name in sorted(wanted)}
+    for part in rollout.micro_batches:
+        records = _records(part, objective, student, teacher, with_student="divergence_BL" in wanted)
+        for name, values_BL in found.items():
+            part.write(values_BL, records[name])
+    for values_BL in found.values():
+        rollout.ranks.sum(values_BL)
+    return found
+
+
+@torch.no_grad()
+def _records(
+    part: MicroBatch, objective: Objective, student: LanguageModel, teacher: LanguageModel, *, with_student: bool
+) -> dict[str, Tensor]:
+    """What the gate may ask for, [N] of a micro-batch, chunk by chunk."""
+    teacher_NH = part.states_of(teacher)
+    token_N = student.actions(part.batch).to(teacher_NH.device)
+
+    def of_teacher(teacher_NV: Tensor, _: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        logp_N, entropy_N = policy_loss.log_probability_and_entropy(teacher_NV, token_N[chunk])
+        return teacher_NV.new_zeros(()), {"logp": logp_N, "teacher_entropy_BL": entropy_N}
+
+    def of_both(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        assert teacher_n is not None
+        return student_NV.new_zeros(()), {"divergence_BL": objective.pointwise(teacher_n, student_NV)}
+
+    _, records = fused_sum(teacher, teacher_NH, of_teacher)
+    gap_N = records["logp"].double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()
+    records["gap_BL"] = gap_N.clamp(-gate.LARGEST_GAP, gate.LARGEST_GAP)
+    if with_student:
+        _, both = fused_sum(student, student.states(part.batch), of_both, (teacher, teacher_NH))
+        records |= both
+    return records
+
+
+def _checked(name: str, weight_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """A gate's weights as [B, L], refused if they are not weights of these actions."""
+    try:
+        whole_BL = weight_BL.double().expand(mask_BL.shape)
+    except RuntimeError:
+        remedy = f"its weights have the shape {tuple(weight_BL.shape)}; return [B, L] or [B, 1], here {mask_BL.shape}"
+        raise SettingError("gate", name, remedy) from None
+    own_N = whole_BL[mask_BL]
+    if not (own_N.isfinite() & (own_N >= 0)).all():
+        raise SettingError("gate", name, f"it gave {own_N.min().item():g}; its weights must be finite and 0 or more")
+    return whole_BL.masked_fill(~mask_BL, 1.0)

@@ -1,0 +1,106 @@
+"""`rlgkd push`: the model, its card and the report go to a folder, or to a hub by the hub's own client."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_run import make_run
+
+from rlgkd.errors import CheckpointError, DataError
+from rlgkd.scripts.runs.push import push
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    out = tmp_path / "mine"
+    out.mkdir()
+    make_run(out)
+    (out / "model").mkdir()
+    (out / "model" / "config.json").write_text("{}")
+    (out / "model" / "model.safetensors").write_bytes(b"\0" * 8)
+    (out / "report.html").write_text("<p>")
+    return out
+
+
+SENT = {"config.json", "model.safetensors", "README.md", "report.html", "summary.json", "config.yaml"}
+
+
+def test_a_folder_stands_for_a_hub_and_keeps_what_else_is_in_it(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "LICENSE").touch()
+    assert push(run, str(tmp_path / "hub")) == str(tmp_path / "hub")
+    assert {path.name for path in (tmp_path / "hub").iterdir()} == SENT | {"LICENSE"}
+    assert (tmp_path / "hub" / "README.md").read_text() == (run / "model" / "README.md").read_text()
+
+
+def test_a_run_that_has_not_ended_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"it must hold model/config\.json"):
+        push(run, str(tmp_path / "hub"))
+    assert not (tmp_path / "hub").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as a commit of small files needs."""
+
+    requests: list[tuple[str, Any]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        self.requests.append((self.path, lines))
+        address = f"http://{self.headers['Host']}/me/mine"
+        if self.path.endswith("/create"):
+            answer: Any = {"url": address, "name": "me/mine", "id": "0"}
+        elif "/preupload/" in self.path:
+            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
+            answer = {"files": files}
+        else:
+            answer = {"commitUrl": f"{address}/commit/1", "commitOid": "1", "success": True}
+        self.send_response(403 if self.headers.get("Authorization") != "Bearer hf_right" else 200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    Hub.requests = []
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hubs_own_client_sends_one_commit(run: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert push(run, "me/mine", message="first").endswith("/me/mine/commit/1")
+    (create, [made]), *_, (path, [header, *files]) = hub.requests
+    assert (create, made["name"], made["organization"]) == ("/api/repos/create", "mine", "me")
+    assert made.get("visibility", made.get("private")) in ("private", True)
+    assert path == "/api/models/me/mine/commit/main" and header["value"]["summary"] == "first"
+    assert {file["value"]["path"] for file in files} == SENT
+    (card,) = [file["value"]["content"] for file in files if file["value"]["path"] == "README.md"]
+    assert base64.b64decode(card) == (run / "model" / "README.md").read_bytes()
+
+
+def test_what_the_hub_refuses_is_one_line(run: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(DataError, match=r"repository: 'me/mine' does not work; the hub did not take it: .*403"):
+        push(run, "me/mine")
+    with pytest.raises(DataError, match="the hub did not take it"):
+        push(run, "not a name")
