@@ -74,7 +74,7 @@ class TextEncoder:
         self._system = system
         self._warned_unknown = False
         self._reply_role = "user"
-        self._prompt_frame: Frame = (_tokens_before_texts(tokenizer), [])
+        self._prompt_frame: Frame = (tokens_before_texts(tokenizer), [])
         self._reply_frame: Frame = ([], [])
         self._turn_end: int | None = None
         self._comparison: ServedComparison | None = None
@@ -318,7 +318,7 @@ def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return id_
 
 
-def _tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the tokenizer puts in front of a text."""
     ordinary = tokenizer.decode(min(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))  # it knows this word
     encoded = tokenizer(ordinary, return_special_tokens_mask=True)
