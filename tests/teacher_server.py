@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
@@ -46,6 +46,8 @@ class TeacherServer(ThreadingHTTPServer):
         self.max_model_len, self.max_logprobs, self.extra = max_model_len, max_logprobs, extra
         self.lock, self.over = threading.Lock(), threading.Event()
         self.faults: Iterator[str | None] = repeat(None)
+        self.fails: Callable[[list[int]], bool] = lambda tokens: False
+        """Texts for which it always answers 500."""
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
 
@@ -104,8 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.over.wait(30)
         if fault in ("refused", "late"):
             self.close_connection = True
-        elif fault in ("status", "busy"):
-            self.reply(500 if fault == "status" else 429, {"error": {"message": "it is broken"}})
+        elif fault in ("status", "busy") or self.server.fails(tokens):
+            self.reply(429 if fault == "busy" else 500, {"error": {"message": "it is broken"}})
         elif fault in ("garbage", "html"):
             self.reply(200, b"\xff\xfe{" if fault == "garbage" else b"<html>502</html>")
         else:
