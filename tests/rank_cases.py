@@ -120,6 +120,7 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "a served teacher in the reward of ppo": lambda _: taught_by_a_server(
         PPO, combination="in_reward", divergence="reverse_kl", estimator="sampled", epochs=2
     ),
+    "a gate of ranks in the batch": lambda _: learner(gate="tip", student_fraction=0.6, mixture="prompt"),
     "student and teacher together": lambda _: learner(
         behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
     ),

@@ -76,6 +76,7 @@ def largest_difference(one, other) -> float:
         (Distill, {"teacher_top_k": V, "divergence": "forward_kl", "student_fraction": 0.0, "alpha": 1.0}),
         (Reinforce, {"estimator": "sampled"}),
         (Reinforce, {"estimator": "k2"}),
+        (Reinforce, {"estimator": "asymmetric", "teacher_top_k": V}),
         (PPO, {"estimator": "sampled", "combination": "in_reward"}),
     ],
 )
@@ -278,6 +279,7 @@ def test_opening_refuses_what_is_no_teacher_for_this_student(server, teacher, mo
         ({"teacher_top_k": 4, "teacher_dtype": "bfloat16"}, "teacher_dtype"),
         ({"teacher_top_k": 4, "off_policy": "teacher", "student_fraction": 0.5}, "off_policy: 'teacher'"),
         ({"teacher_top_k": 4, "behaviour": "teacher_mixed", "policy_loss": "clipped_weight"}, "behaviour"),
+        ({"estimator": "fixed_negative", "gate": "improbable"}, "estimator: 'fixed_negative' .* leave the teacher out"),
         ({"estimator": "sampled_centred"}, "estimator: 'sampled_centred' .* use sampled"),
         ({"teacher_top_k": 4, "gate": "gap"}, "gate"),
     ],
