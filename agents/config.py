@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
 from annotated_types import Ge, Gt
@@ -330,3 +330,16 @@ class AlgorithmConfig(Settings):
 
     def _constant_between_0_and_1(self) -> bool:
         return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1
+
+
+CHANGEABLE: Final = frozenset(
+    {
+        *(f"{name}{part}" for name in ("alpha", "student_fraction") for part in ("", "_end", "_shape")),
+        *Objective.declared(),
+        *RewardSettings.declared(),
+        *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+    }
+)
+"""Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and
+no order of prompts depends on them."""
