@@ -289,6 +289,42 @@ def cut(
 
 
 @app.command()
+def check(
+    environment: Annotated[str, typer.Argument(metavar="ENV|FILE.yaml|RECIPE", help="What to check.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split.")] = 64,
+) -> None:
+    """Prove an environment: limits, splits, reward on right and wrong answers, checkers. Exit code 1 if one fails."""
+    from rlgkd.scripts import env_check
+    from rlgkd.scripts.config import run as run_config
+
+    is_settings = environment.endswith((".yaml", ".yml")) or environment in run_config.recipe_names()
+    given = overrides or ()
+    settings = (
+        run_config.read(environment, given)
+        if is_settings
+        else run_config.check(run_config.override({"env": environment}, given))
+    )
+    failed = 0
+    for outcome in env_check.check_environment(settings, prompts):
+        failed += outcome.mark == "FAIL"
+        typer.echo(shown(str(outcome)))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where; made if it is not there.")] = Path(),
+) -> None:
+    """Write a project of your own that runs: settings, reward, data, README."""
+    from rlgkd.scripts.project import write_project
+
+    for path in write_project(folder):
+        typer.echo(path)
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
     repository: Annotated[
