@@ -83,7 +83,7 @@ def weighs(*terms: Term, mean: str = "") -> Callable[[G], G]:
 def none() -> Weights:
     """1 and 1: Eq. 5 as it is.
 
-    Example:
+    Examples:
         >>> none()
         (None, None)
     """
@@ -105,7 +105,7 @@ def rlsd(advantage_BL: Tensor, gap_BL: Tensor, *, reweighting: float = 0.5, rewe
     Source: Yang et al. 2026, arXiv 2604.03128 (RLSD), Eq. 13 to 15; there d is to the student that reads the answer
     too, and l falls to 0 over the first 50 steps.
 
-    Example:
+    Examples:
         >>> advantage, gap = torch.tensor([[1.0, 1.0, -1.0]]), torch.tensor([[0.1, -2.0, -2.0]])
         >>> [round(weight, 4) for weight in rlsd(advantage, gap)[0][0].tolist()]
         [1.0526, 0.9, 1.1]
@@ -129,7 +129,7 @@ def iw_opd(gap_BL: Tensor, mask_BL: Tensor, *, prefix_gain: float = 0.5) -> Weig
 
     Source: Xie et al. 2026, arXiv 2606.22600 (IW-OPD), as its public code has it.
 
-    Example:
+    Examples:
         >>> iw_opd(torch.tensor([[-1.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))[1].tolist()
         [[1.5, 1.375, 1.125]]
     """
@@ -152,7 +152,7 @@ def get(name: str, **settings: float | bool) -> Gate:
     Raises:
         SettingError: an unknown name or setting, a value out of range, or a gate that reads what is not in `INPUTS`.
 
-    Example:
+    Examples:
         >>> get("iw_opd", prefix_gain=0.0)(gap_BL=torch.ones(1, 2), mask_BL=torch.ones(1, 2, dtype=torch.bool))[1]
         tensor([[1., 1.]])
     """
