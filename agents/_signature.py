@@ -47,6 +47,10 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    teacher_timeout: float
+    teacher_retries: int
+    teacher_requests: int
+    max_failed_teacher: float
     prompts_per_update: int
     group_size: int
     train_prompts: int | None

@@ -39,6 +39,7 @@ from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
 from rlgkd.errors import SettingError
 from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
@@ -78,7 +79,8 @@ class TextAgent(TokenAlgorithm):
                 trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them. The agent
                 takes its task (prompts, tokenizer, limits, reward) and decodes whole texts itself.
-            teacher: As `policy`; may be left out only if alpha is 0.
+            teacher: As `policy`, or a server's address or a file of log-probabilities (docs/scale.md); may be left out
+                only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -158,7 +160,7 @@ class TextAgent(TokenAlgorithm):
         self.trained_parts: dict[str, torch.nn.Module] = {"student": trainable_state(self.student.module)}
         decay, target = config.teacher.teacher_decay, config.teacher.divergence_target
         self.following_teacher = None
-        if decay is not None and self.teacher is not None:
+        if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             self.trained_parts["teacher"] = self.teacher.module
         self.steering = None if target is None else AlphaSteering(target, config.teacher.alpha_rate)
@@ -166,6 +168,7 @@ class TextAgent(TokenAlgorithm):
         self.sources = Sources(
             self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
         )
+        self.sources.check_file(self.split, config.sampling.train_prompts)
         self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
@@ -240,7 +243,7 @@ class TextAgent(TokenAlgorithm):
         """
         if not self.ranks.main:
             return
-        following = self.teacher if self.following_teacher is not None else None
+        following = self.following_teacher.teacher if self.following_teacher is not None else None
         settings = {**self._names, "seed": self.seed, **self.config.flat()}
         write_agent(path, type(self).__name__, self.student, following, settings, self.state)
 

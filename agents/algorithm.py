@@ -32,6 +32,7 @@ from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_rewar
 from rlgkd.errors import TrainingError
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
+from rlgkd.teachers import OutsideTeacher, Teacher, cancelled_on_error
 
 
 class TextAlgorithm(TextAgent):
@@ -81,6 +82,10 @@ class TextAlgorithm(TextAgent):
 
     def train(self) -> None:
         """Descend the loss of Eq. 5 over the rollout: its credit, then `epochs` steps of the optimizer."""
+        with cancelled_on_error(self.teacher):
+            self._train()
+
+    def _train(self) -> None:
         began = time.perf_counter()
         self.policy.forget()
         self._update_learning_rate(self.policy.optimizer)
@@ -95,7 +100,11 @@ class TextAlgorithm(TextAgent):
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
-        if self.config.optimizer.epochs > 1 and self.teacher is not None and self.following_teacher is None:
+        if (
+            self.config.optimizer.epochs > 1
+            and isinstance(self.teacher, LanguageModel)
+            and self.following_teacher is None
+        ):
             with self.autocast():
                 prefetch_teacher_states(self.teacher, self.rollout.micro_batches)
         if self._measures_terms():
@@ -106,9 +115,16 @@ class TextAlgorithm(TextAgent):
         self.logger.record("train/alpha", self.objective.alpha)
         if self.teacher is not None and self.objective.alpha < 1:
             self._record_beta()
-        if self.steering is not None and self.rollout.on_policy:
+        if self.outside_teacher is not None:
+            self.logger.record("train/teacher_failed", self.rollout.failed_B().float().mean().item())
+        if self.steering is not None and self.rollout.on_policy and math.isfinite(means.divergence):
             self.steering.step(self.state, alpha=self.objective.alpha, divergence=means.divergence)
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
+
+    @property
+    def outside_teacher(self) -> OutsideTeacher | None:
+        """The teacher, if it is not a model in this process."""
+        return None if isinstance(self.teacher, LanguageModel) else self.teacher
 
     def after_update(self) -> None:
         """Warn once of a reward that never differs."""
@@ -168,23 +184,34 @@ class TextAlgorithm(TextAgent):
     def _accumulate(
         self,
         objective: Objective,
-        teacher: LanguageModel | None,
+        teacher: Teacher | None,
         rollout: Rollout,
         credit: Credit,
         *,
         with_policy_term: bool = True,
     ) -> Means:
-        """The gradient over the whole rollout, added to the parameters'."""
-        with self.autocast():
-            means = accumulate_gradient(
-                self.student,
-                teacher,
-                objective,
-                rollout,
-                credit,
-                max_new_tokens=self.task.max_new_tokens,
-                with_policy_term=with_policy_term,
-            )
+        """The gradient over the whole rollout, in parameters that had none."""
+        while True:
+            failed_B = rollout.failed_B()
+            with self.autocast():
+                means = accumulate_gradient(
+                    self.student,
+                    teacher,
+                    objective,
+                    rollout,
+                    credit,
+                    max_new_tokens=self.task.max_new_tokens,
+                    with_policy_term=with_policy_term,
+                    failed_B=failed_B if rollout.answers is not None else None,
+                )
+            if teacher is None or torch.equal(failed_B, rollout.failed_B()):
+                break
+            # An outside teacher failed while micro-batches ran whose weights had counted on it: once more without.
+            self.policy.optimizer.zero_grad()
+            if credit.auxiliary is not None:
+                credit.auxiliary.metrics()  # forgets the losses of the pass that does not count
+        if teacher is not None and teacher is self.outside_teacher:
+            self.ranks.together(teacher.settle)
         self.ranks.sum_gradients(self._trained())
         return means
 
@@ -199,7 +226,10 @@ class TextAlgorithm(TextAgent):
         """
         credit = dataclasses.replace(credit, auxiliary=None)
         policy_alone = self.objective.model_copy(update={"horizon": 0.0})
-        terms = {"policy": (policy_alone, None, True), "divergence": (self.objective, self.teacher, False)}
+        terms: dict[str, tuple[Objective, Teacher | None, bool]] = {
+            "policy": (policy_alone, None, True),
+            "divergence": (self.objective, self.teacher, False),
+        }
         for name, (objective, teacher, with_policy_term) in terms.items():
             self._accumulate(objective, teacher, rollout, credit, with_policy_term=with_policy_term)
             gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
@@ -248,7 +278,9 @@ class TextAlgorithm(TextAgent):
         )
         if self.config.reward.combination == "in_loss":
             return rewards
-        return dataclasses.replace(rewards, values_BL=(1 - self.objective.alpha) * rewards.values_BL)
+        known_B = ~rollout.failed_B(wait=True)[: len(rollout.on_policy)]  # else what it is charged is not known
+        values_BL = (1 - self.objective.alpha) * rewards.values_BL.masked_fill(~known_B[:, None], 0.0)
+        return dataclasses.replace(rewards, values_BL=values_BL, valid_B=rewards.valid_B & known_B)
 
     def _divergence_costs(self, rollout: Rollout) -> torch.Tensor | None:
         """[B, L], what `in_reward` charges each action: alpha (log p_S - log p_T), p_S as it sampled; else None."""

@@ -27,6 +27,10 @@ from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
+from rlgkd.teachers import OutsideTeacher, Teacher
+from rlgkd.teachers.from_file import FileTeacher
+from rlgkd.teachers.names import is_outside, is_teacher_file
+from rlgkd.teachers.opening import open_served
 from rlgkd.types import Item, Task
 
 _log = logging.getLogger(__name__)
@@ -70,12 +74,13 @@ def open_models(
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     device: torch.device,
-) -> tuple[LanguageModel, LanguageModel | None]:
+) -> tuple[LanguageModel, Teacher | None]:
     """Open the student, to be trained, and the teacher, frozen.
 
-    Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train. What a
-    loaded student has frozen stays frozen. If the teacher is the student's start, the two share what is frozen: with
-    LoRA all weights but the adapters. `seed` is that of the adapters.
+    Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train; a
+    teacher may be a server or a file too. What a loaded student has frozen stays frozen. If the teacher is the
+    student's start, the two share what is frozen: with LoRA all weights but the adapters. `seed` is that of the
+    adapters.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
     task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
@@ -112,8 +117,10 @@ def open_models(
         opened.requires_grad_(False)
     assert not isinstance(model.student_layers, int)  # `with_chosen_layers` comes first
     module = load(opened, layers=model.student_layers, dtype=None, device=device)  # a copy where layers are cut
-    frozen = None
-    if teacher is not None:
+    frozen: Teacher | None = None
+    if is_outside(teacher):
+        frozen = open_outside_teacher(task, config, str(teacher), tokenizer)
+    elif teacher is not None:
         start = None
         elsewhere = config.teacher.teacher_device is not None or config.teacher.teacher_quantization is not None
         if teacher == policy and elsewhere and not isinstance(policy, str):
@@ -138,7 +145,7 @@ def open_models(
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
     share_end_ids(task, student)
-    if frozen is not None and isinstance(teacher, str) and teacher != policy:
+    if isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
         read_in_own_format(task, frozen, student, owner="student", name=teacher)
         if frozen.format is not None and config.teacher.teacher_decay is not None:
             remedy = "it has a format of its own, and one that follows the student must have the student's"
@@ -180,6 +187,50 @@ def open_teacher(
     return frozen
 
 
+def open_outside_teacher(
+    task: Task,
+    config: AlgorithmConfig,
+    teacher: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    known_tokens: int | None = None,
+) -> OutsideTeacher:
+    """Open a teacher that is a server or a file, for a student with this tokenizer.
+
+    Args:
+        task: Its texts must fit the server's context.
+        config: How the teacher is asked.
+        teacher: Its address, or the file's name.
+        tokenizer: The student's.
+        known_tokens: How many tokens to ask for; None is what the objective of the settings needs.
+
+    Raises: SettingError for settings that need a model; ModelError as `rlgkd.teachers.opening.open_served` does;
+        DataError as `FileTeacher` does, and for texts of others than `off_policy` says.
+    """
+    if known_tokens is None:
+        config.check_teacher(teacher)
+        known_tokens = config.known_tokens
+    if is_teacher_file(teacher):
+        from_file = FileTeacher(teacher, tokenizer, top_k=known_tokens)
+        if from_file.contents.texts != config.sampling.off_policy:
+            whose = from_file.contents.texts
+            remedy = f"{teacher} has log-probabilities of the texts of the {whose}; set it to {whose}"
+            raise SettingError("off_policy", config.sampling.off_policy, remedy)
+        return from_file
+    assert known_tokens is not None, "a served teacher with all tokens was refused"
+    settings = config.teacher
+    return open_served(
+        teacher,
+        tokenizer,
+        top_k=min(known_tokens, len(tokenizer)),
+        longest=task.max_prompt_tokens + task.max_new_tokens,
+        timeout=settings.teacher_timeout,
+        retries=settings.teacher_retries,
+        concurrency=settings.teacher_requests,
+        max_failed=settings.max_failed_teacher,
+    )
+
+
 def build_optimizer(
     module: nn.Module, config: AlgorithmConfig, schedule: Callable[[float], float], device: torch.device
 ) -> torch.optim.AdamW:
@@ -193,7 +244,7 @@ def build_optimizer(
 
 
 def check_same_start(
-    ranks: Ranks, task: Task, student: LanguageModel, teacher: LanguageModel | None, draw: Callable[[], Sequence[Item]]
+    ranks: Ranks, task: Task, student: LanguageModel, teacher: Teacher | None, draw: Callable[[], Sequence[Item]]
 ) -> None:
     """Check that all processes begin with the same weights and draw the same items; warn if some have no prompt.
 
@@ -205,7 +256,9 @@ def check_same_start(
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),
-        "teacher": "" if teacher is None else weights_digest(teacher.module),
+        "teacher": weights_digest(teacher.module)
+        if isinstance(teacher, LanguageModel)
+        else getattr(teacher, "name", ""),
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
     }
     ranks.check_same(facts)

@@ -19,8 +19,10 @@ from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
+from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
+from rlgkd.teachers import Answer, OutsideTeacher, cancelled_on_error
 from rlgkd.types import Episode, Item, Score, Trajectory
 
 
@@ -63,33 +65,46 @@ class Collector:
         """
         on_policy_P = self._coins(update, len(items)) < student_fraction
         parts: list[MicroBatch] = []
+        answers: list[Answer] = []
 
         def share() -> _Share:
-            own, parts[:] = self._sample(on_policy_P, items, indices, on_step)
+            own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step)
             return own if self.ranks.size == 1 else own.with_texts(without_items)
 
-        shares = self.ranks.gather(share)
+        with cancelled_on_error(self.sources.teacher):
+            shares = self.ranks.gather(share)
         if self.ranks.size > 1:
             shares = [one.with_texts(lambda texts: with_items(texts, items)) for one in shares]
         for one in shares:
             self.sources.keep(one.drawn)
+        stopped = any(one.stopped for one in shares)
+        if stopped and self._outside is not None:
+            self._outside.cancel()
         trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
         rows = None
         if self.ranks.size > 1:
-            if any(one.prefetched for one in shares):  # a process has begun with its own
+            if self._outside is not None or any(one.prefetched for one in shares):  # each has begun with its own
                 rows = _sampled_rows(shares, self.ranks.rank)
                 parts = [dataclasses.replace(part, rows=[rows[row] for row in part.rows]) for part in parts]
             else:
                 rows = _rows_by_tokens(trajectories, self.ranks)
+        own_rows = range(len(answers)) if rows is None else rows
         return Rollout(
             trajectories=trajectories,
             micro_batches=parts,
             student_fraction=student_fraction,
             tokens=sum(one.tokens for one in shares),
-            stopped=any(one.stopped for one in shares),
+            stopped=stopped,
             ranks=self.ranks,
             rows=rows,
+            answers=None if self._outside is None or stopped else dict(zip(own_rows, answers, strict=True)),
         )
+
+    @property
+    def _outside(self) -> OutsideTeacher | None:
+        """The teacher, if it is asked for texts; a model in this process is run on them."""
+        teacher = self.sources.teacher
+        return None if isinstance(teacher, LanguageModel) else teacher
 
     @property
     def seconds_of_reward(self) -> float:
@@ -102,8 +117,8 @@ class Collector:
         items: Sequence[Item],
         indices: Sequence[int],
         on_step: Callable[[int], bool],
-    ) -> tuple[_Share, list[MicroBatch]]:
-        """This process's texts, and their micro-batches if the teacher ran while scores were pending."""
+    ) -> tuple[_Share, list[MicroBatch], list[Answer]]:
+        """This process's texts, their micro-batches if the teacher ran while scores were pending, and its answers."""
         tokens, going = 0, True
 
         def step(number: int) -> bool:
@@ -113,13 +128,21 @@ class Collector:
             return going
 
         parts: list[MicroBatch] = []
+        answers: list[Answer] = []
+
+        def submit(texts: Sequence[Episode]) -> None:
+            """Have texts scored; an outside teacher is asked first, since a reward may take a while to be called."""
+            if self._outside is not None:
+                answers.extend(self._outside.submit(texts))
+            scoring.submit(texts)
+
         on_policy, off_policy = (self._own(chosen_P, items, indices) for chosen_P in (on_policy_P, ~on_policy_P))
         with Scoring(self.sources.task) as scoring:
             episodes: list[Episode] = []
             if on_policy[0]:
                 episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
                 if going:
-                    scoring.submit(episodes)
+                    submit(episodes)
             number = len(episodes)
             if off_policy[0] and going:
                 copies = self.sampling.group_size if self.sampling.mixture == "prompt" else 1  # prompts count alike
@@ -127,9 +150,9 @@ class Collector:
                 step(sum(episode.length for episode in others))
                 episodes = [*episodes, *others]
                 if going:
-                    scoring.submit(others)
-            if going and scoring.pending and self.sources.teacher is not None:
-                student, teacher = self.sources.student, self.sources.teacher
+                    submit(others)
+            student, teacher = self.sources.student, self.sources.teacher
+            if going and scoring.pending and isinstance(teacher, LanguageModel):
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
             if going:
@@ -144,7 +167,7 @@ class Collector:
             prefetched=bool(parts),
             drawn=self.sources.take_drawn(),
         )
-        return share, parts
+        return share, parts, answers
 
     def _own(self, chosen_P: np.ndarray, items: Sequence[Item], indices: Sequence[int]) -> tuple[list[Item], list[int]]:
         """This process's share of the chosen items, and their stream indices."""

@@ -20,6 +20,7 @@ from rlgkd.ops import behaviour_policy, gate
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
+from rlgkd.teachers.names import is_address, is_outside, is_teacher_file
 
 
 def _advantage(name: str) -> Advantage:
@@ -90,6 +91,14 @@ class TeacherSettings(Settings):
     """The most that the log-odds of a steered alpha move at an update."""
     teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+    teacher_timeout: Positive = 60.0
+    """Seconds for a served teacher's answer for one text, in each try."""
+    teacher_retries: Annotated[int, Ge(0)] = 3
+    """Further tries if a served teacher does not answer: after 1 s, then 2 s, 4 s, and so on."""
+    teacher_requests: Count = 16
+    """Texts that a served teacher is asked for at once."""
+    max_failed_teacher: Fraction = 0.1
+    """Share of the texts for which a served teacher may fail before the run stops; each of them has no divergence."""
 
 
 class OptimizerSettings(Settings):
@@ -177,11 +186,13 @@ class AlgorithmConfig(Settings):
         return span(self.alpha)[0] < 1 or self.reward.combination == "in_reward"
 
     def check_teacher(self, teacher: object) -> None:
-        """Refuse None for a teacher where these settings need one.
+        """Refuse None for a teacher where these settings need one, and a server or file where they need a model.
 
         Raises: SettingError.
         """
         if teacher is not None:
+            if is_outside(name := str(teacher) if isinstance(teacher, Path) else teacher):
+                self._check_outside_teacher(str(name))
             return
         least, most = span(self.alpha)
         if most > 0 and not self.objective.cross_entropy:
@@ -196,6 +207,44 @@ class AlgorithmConfig(Settings):
         for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
             if wanted not in ("references", None):
                 raise SettingError(name, getattr(wanted, "name", wanted), "give a teacher, who generates these texts")
+
+    @property
+    def known_tokens(self) -> int | None:
+        """How many of the teacher's top tokens the divergence sees: 0 is the written one alone, None is all."""
+        objective = self.objective
+        by_the_written_token = objective.cross_entropy or objective.estimator in ("sampled", "k2", "k3")
+        return 0 if by_the_written_token else objective.teacher_top_k
+
+    def _check_outside_teacher(self, teacher: str) -> None:
+        """Refuse what a server or a file cannot do.
+
+        Raises: SettingError.
+        """
+        sampling, given = self.sampling, self.teacher
+        flat, kind = self.flat(), "served teacher" if is_address(teacher) else "file of a teacher's log-probabilities"
+        needs_model = f"{teacher} is a {kind}; give a model as teacher, or"
+        for name, wrong, remedy in (
+            ("teacher_temperature", sampling.teacher_temperature != 1,
+             f"{teacher} is a {kind}, whose log-probabilities are those of temperature 1; set it to 1"),
+            ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
+            ("gate", gate.cost(self.objective.gate.name) != "nothing",
+             f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
+            ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
+            ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
+            ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
+            ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
+            ("estimator", self.objective.estimator == "sampled_centred",
+             f"its baseline is the divergence over all tokens: {needs_model} use sampled"),
+            ("off_policy", sampling.off_policy == "teacher" and is_address(teacher),
+             f"{needs_model} let rlgkd teach write its texts into a file, and give that"),
+            ("teacher_texts", sampling.teacher_texts is not None, f"{needs_model} leave it out"),
+            ("teacher_top_k", self.known_tokens is None and is_address(teacher),
+             f"{teacher} is a {kind}, which gives the likeliest tokens alone: set it, to 64 say"),
+            ("student_fraction", is_teacher_file(teacher) and span(self.student_fraction)[1] > 0,
+             f"{teacher} is a {kind}, which has none of the student's own texts: set it to 0, or give a live teacher"),
+        ):  # fmt: skip
+            if wrong:
+                raise SettingError(name, getattr(flat[name], "name", flat[name]), remedy)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

@@ -15,10 +15,11 @@ from rlgkd.agents.advantages import Credit
 from rlgkd.agents.micro_batch import MicroBatch, prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused_loss import fused_sum
+from rlgkd.lm.fused_loss import TeacherAt, fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import gate, policy_loss
+from rlgkd.teachers import Teacher
 
 
 def gated(
@@ -26,7 +27,7 @@ def gated(
     rollout: Rollout,
     objective: Objective,
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     *,
     group_size: int,
 ) -> tuple[Credit, dict[str, float]]:
@@ -48,7 +49,7 @@ def gated(
     known = _known(credit, rollout, group_size)
     models = set(gate.reads(name)) - known.keys()
     if models:
-        assert teacher is not None, "check_teacher has refused it"
+        assert isinstance(teacher, LanguageModel), "check_teacher has refused it"
         known |= _of_models(models, rollout, objective, student, teacher)
     asked = {wanted: known[wanted][:rows] for wanted in gate.reads(name)}
     mask_BL = known["mask_BL"][:rows]
@@ -109,13 +110,13 @@ def _records(
     teacher_NH = part.states_of(teacher)
     token_N = student.actions(part.batch).to(teacher_NH.device)
 
-    def of_teacher(teacher_NV: Tensor, _: Tensor | None, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    def of_teacher(teacher_NV: Tensor, _: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
         logp_N, entropy_N = policy_loss.log_probability_and_entropy(teacher_NV, token_N[chunk])
         return teacher_NV.new_zeros(()), {"logp": logp_N, "teacher_entropy_BL": entropy_N}
 
-    def of_both(student_NV: Tensor, teacher_NV: Tensor | None, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        assert teacher_NV is not None
-        return student_NV.new_zeros(()), {"divergence_BL": objective.pointwise(teacher_NV, student_NV)}
+    def of_both(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        assert teacher_n is not None
+        return student_NV.new_zeros(()), {"divergence_BL": objective.pointwise(teacher_n, student_NV)}
 
     _, records = fused_sum(teacher, teacher_NH, of_teacher)
     gap_N = records["logp"].double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()

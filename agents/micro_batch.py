@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from rlgkd.devices import to_device
+from rlgkd.lm.fused_loss import TeacherOutputs
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
+from rlgkd.teachers import Answer, Teacher, collate
 from rlgkd.types import Batch, Episode, action_rows
 
 
@@ -28,6 +30,8 @@ class MicroBatch:
     """The same rows as a teacher with a format of its own reads them; None: as the student does."""
     teacher_states_NH: Tensor | None = None
     """The teacher's states at the actions, if they were computed early: one layer's [N, H] in all."""
+    answers: Sequence[Answer] = ()
+    """What a teacher outside of the process was asked for, one for each row."""
 
     @cached_property
     def mask_BT(self) -> Tensor:
@@ -61,6 +65,16 @@ class MicroBatch:
         """Put the actions' values [N] at their places in [B, T], with 0 elsewhere."""
         return values_N.new_zeros(self.mask_BT.shape).index_put(self.batch.action_index_N, values_N)
 
+    def outputs_of(self, teacher: Teacher) -> TeacherOutputs:
+        """What the teacher gives at the actions; waits for answers that are pending.
+
+        A row whose answer has failed is filled, and must have no weight.
+        """
+        if isinstance(teacher, LanguageModel):
+            return teacher, self.states_of(teacher)
+        known = [None if answer.exception() else answer.result() for answer in self.answers]
+        return collate(known, [len(layout.actions) for layout in self.batch.layouts_B], self.mask_BT.device)
+
     def states_of(self, teacher: LanguageModel) -> Tensor:
         """[N, H], the teacher's states at the actions, by a forward pass if they were not computed early."""
         if self.teacher_states_NH is not None:
@@ -78,7 +92,7 @@ def micro_batches(
     lm: LanguageModel,
     episodes: Sequence[Episode],
     token_budget: int,
-    teacher: LanguageModel | None = None,
+    teacher: Teacher | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
@@ -92,7 +106,7 @@ def micro_batches(
     for group in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
         chosen = [episodes[rows[index]] for index in group]
         part = MicroBatch([rows[index] for index in group], Batch.collate(chosen, pad=lm.pad, device=lm.device))
-        if teacher is not None and teacher.format is not None:
+        if isinstance(teacher, LanguageModel) and teacher.format is not None:
             part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
         yield part
 

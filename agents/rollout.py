@@ -6,7 +6,7 @@ Every process of a job has all trajectories and the micro-batches of its own row
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ranks import ALONE, Ranks
+from rlgkd.teachers import Answer, Teacher, has_failed
 from rlgkd.types import ON_POLICY, Batch, Trajectory
 
 
@@ -35,6 +36,8 @@ class Rollout:
     ranks: Ranks = ALONE
     rows: Sequence[int] | None = None
     """The rows whose passes this process runs; None is all."""
+    answers: Mapping[int, Answer] | None = None
+    """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
 
     @property
     def on_policy(self) -> list[Trajectory]:
@@ -46,10 +49,25 @@ class Rollout:
         """Actions of the longest trajectory."""
         return max(t.length for t in self.trajectories)
 
-    def split(self, lm: LanguageModel, token_budget: int, teacher: LanguageModel | None = None) -> Rollout:
+    def split(self, lm: LanguageModel, token_budget: int, teacher: Teacher | None = None) -> Rollout:
         """With micro-batches, if it has none yet."""
         parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, teacher, self.rows))
+        if self.answers is not None:
+            for part in parts:
+                part.answers = [self.answers[row] for row in part.rows]
         return dataclasses.replace(self, micro_batches=parts)
+
+    def failed_B(self, *, wait: bool = False) -> Tensor:
+        """[B], bool: rows for which an outside teacher has failed, so that they have no divergence.
+
+        The same on all ranks. Without `wait`, those of which this is known by now.
+        """
+        failed_B = torch.zeros(len(self.trajectories), dtype=torch.int32, device="cpu")
+        if self.answers is None:
+            return failed_B.bool()
+        for row, answer in self.answers.items():
+            failed_B[row] = answer.exception() is not None if wait else has_failed(answer)
+        return self.ranks.sum(failed_B).bool()
 
     def action_values(
         self, lm: LanguageModel, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]
@@ -62,12 +80,28 @@ class Rollout:
         """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
         return self.action_values(lm, token_budget, lambda states_NH, actions_N: fused_logp(lm, states_NH, actions_N))
 
-    def log_ratios(self, teacher: LanguageModel, token_budget: int) -> Tensor:
-        """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end."""
-        ratio_BL = -self.log_probabilities(teacher, token_budget)
+    def log_ratios(self, teacher: Teacher, token_budget: int) -> Tensor:
+        """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end.
+
+        Rows for which the teacher has failed (`failed_B`) have 0.
+        """
+        if isinstance(teacher, LanguageModel):
+            teacher_BL, known_B = self.log_probabilities(teacher, token_budget), ~self.failed_B()
+        else:
+            teacher_BL, known_B = self._answered_log_probabilities(), ~self.failed_B(wait=True)
+        ratio_BL = -teacher_BL
         for row, t in enumerate(self.trajectories):
-            ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
+            if known_B[row]:
+                ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
         return ratio_BL
+
+    def _answered_log_probabilities(self) -> Tensor:
+        """`log_probabilities` of an outside teacher, each known to the process that has asked for it."""
+        logp_BL = torch.zeros(len(self.trajectories), self.longest, dtype=torch.float64, device="cpu")
+        for row, answer in (self.answers or {}).items():
+            if answer.exception() is None:
+                logp_BL[row, : self.trajectories[row].length] = torch.from_numpy(answer.result().token_logp_L)
+        return self.ranks.sum(logp_BL)
 
     def with_log_probabilities(self, logp_BL: Tensor, lm: LanguageModel) -> Rollout:
         """With other log-probabilities of its actions, in nats; the teacher's states stay."""

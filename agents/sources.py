@@ -16,8 +16,13 @@ from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.loading import weights_digest
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ranks import ALONE, Ranks
-from rlgkd.rollout import reference_episodes, replay_episodes, sample_episodes
+from rlgkd.rollout import MAX_CHECKED, reference_episodes, replay_episodes, sample_episodes
+from rlgkd.teachers import Teacher
+from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.types import Episode, Item, Source, Task
+
+CHECKED_AT_ONCE = 64
+"""Texts that are looked up together before training."""
 
 
 class Sources:
@@ -26,7 +31,7 @@ class Sources:
     def __init__(
         self,
         student: LanguageModel,
-        teacher: LanguageModel | None,
+        teacher: Teacher | None,
         task: Task,
         *,
         seed: int,
@@ -40,7 +45,7 @@ class Sources:
         self.student, self.teacher, self.task, self.seed = student, teacher, task, seed
         self.off_policy_source = sampling.off_policy
         self.co_sampler = None
-        if sampling.behaviour is not None and teacher is not None:
+        if sampling.behaviour is not None and isinstance(teacher, LanguageModel):
             self.co_sampler = CoSampler(teacher, sampling.behaviour.function)
         self.teacher_texts = None
         if sampling.teacher_texts is not None:
@@ -63,13 +68,14 @@ class Sources:
         )
 
     def off_policy(self, items: Sequence[Item], stream_indices: Sequence[int], copies: int = 1) -> list[Episode]:
-        """One text for each item from the references or the teacher, `copies` times.
+        """One text for each item from the references, the teacher or its file, `copies` times.
 
         A teacher without `teacher_texts` generates again each time an item comes, and so many different texts.
         """
-        if self.off_policy_source == "teacher" and self.teacher is not None and self.teacher_texts is None:
+        teacher = self.teacher
+        if self.off_policy_source == "teacher" and self.teacher_texts is None and isinstance(teacher, LanguageModel):
             return sample_episodes(
-                self.teacher,
+                teacher,
                 self.task,
                 items,
                 group=copies,
@@ -78,13 +84,31 @@ class Sources:
                 source=Source.TEACHER,
             )
         items = [item for item in items for _ in range(copies)]
+        if self.off_policy_source == "teacher" and isinstance(teacher, FileTeacher):
+            given = [teacher.ids_after(self.task.encode_prompt(item)) for item in items]
+            ends = frozenset(teacher.contents.end_ids)
+            return replay_episodes(self.student, self.task, items, given, source=Source.TEACHER, end_ids=ends)
         if self.teacher_texts is None:
             return reference_episodes(self.student, self.task, items)
         ids = self.teacher_texts.ids_for(
             [item.key for item in items], lambda rows: self._draw([items[r] for r in rows])
         )
-        assert self.teacher is not None
-        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=self.teacher.end_ids)
+        assert isinstance(teacher, LanguageModel)
+        return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=teacher.end_ids)
+
+    def check_file(self, split: str, train_prompts: int | None) -> None:
+        """Check before training that a teacher's file has all texts that will be asked for.
+
+        Of items without end, and of more than `MAX_CHECKED`, those of the first batch are checked.
+
+        Raises: DataError for the first text that it lacks.
+        """
+        if not isinstance(self.teacher, FileTeacher):
+            return
+        number = train_prompts or self.task.size(split)
+        for start in range(0, number if number <= MAX_CHECKED else CHECKED_AT_ONCE, CHECKED_AT_ONCE):
+            indices = range(start, min(start + CHECKED_AT_ONCE, number))
+            self.teacher.submit(self.off_policy([self.task.item(split, self.seed, n) for n in indices], indices))
 
     def take_drawn(self) -> dict[str, list[int]]:
         """Texts of the teacher that this process has drawn since the last call, and that are to be kept."""
@@ -96,13 +120,13 @@ class Sources:
             self.teacher_texts.keep(texts)
 
     def _draw(self, items: Sequence[Item]) -> list[list[int]]:
-        assert self.teacher is not None
+        assert isinstance(self.teacher, LanguageModel)
         episodes = sample_episodes(self.teacher, self.task, items, seed=self.seed, source=Source.TEACHER)
         return [episode.tokens_T[episode.action_mask_T].tolist() for episode in episodes]
 
     def _teacher_fingerprint(self) -> dict[str, Any]:
         """What a file of the teacher's texts is valid for."""
-        assert self.teacher is not None
+        assert isinstance(self.teacher, LanguageModel)
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
         return {

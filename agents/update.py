@@ -7,6 +7,7 @@ else. Heads and divergence are fused chunk by chunk (rlgkd.lm.fused_loss).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,12 @@ from torch import Tensor
 from rlgkd.agents.advantages import Credit
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.rollout import Rollout
-from rlgkd.lm.fused_loss import fused_sum
+from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
+from rlgkd.teachers import Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
 
@@ -31,20 +33,21 @@ class Means:
     loss: float = 0.0
     """The sum of all terms."""
     divergence: float = 0.0
-    """Over each text's tokens, then over texts, whatever the reduction of the loss."""
+    """Over each text's tokens, then over texts, whatever the reduction of the loss; NaN if it is known of no text."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
 
 
 def accumulate_gradient(
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     objective: Objective,
     rollout: Rollout,
     credit: Credit,
     *,
     max_new_tokens: int | None = None,
     with_policy_term: bool = True,
+    failed_B: Tensor | None = None,
 ) -> Means:
     """Add the loss's gradient to the parameters', micro-batch by micro-batch, without waiting for the device.
 
@@ -59,11 +62,12 @@ def accumulate_gradient(
         credit: Their advantages, and the weights of a gate.
         max_new_tokens: The length that the reduction `constant` divides by.
         with_policy_term: False leaves the divergence alone.
+        failed_B: bool [B]: rows without a divergence, since an outside teacher has failed for them; None is none.
     """
     trajectories = rollout.trajectories
-    policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens)
+    policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens, failed_B)
     policy_B = policy_B * with_policy_term
-    mean_B = _reduced("sequence_mean", _lengths(trajectories), None)
+    mean_B = _reduced("sequence_mean", _lengths(trajectories, failed_B), None)
     advantages_BL = credit.advantages_BL.float().expand(-1, rollout.longest)
     ones_BL = torch.ones(len(trajectories), rollout.longest, device="cpu")
     gates_BL = [
@@ -91,7 +95,7 @@ def accumulate_gradient(
         )
         recorded = bool(recorded_B[part.rows].all())
         states_NH, head_VH = student.states_and_head(part.batch)
-        pair = None if teacher is None else (teacher, part.states_of(teacher))
+        pair = None if teacher is None else part.outputs_of(teacher)
         # A token's loss may depend on what comes later in its text: that is a first pass, which on-policy texts have.
         if objective.looks_ahead and on_policy_B[part.rows].any():
             with torch.no_grad():
@@ -110,6 +114,8 @@ def accumulate_gradient(
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
     sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
     loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
+    if failed_B is not None and bool(failed_B.all()):
+        divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
     return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
 
@@ -120,11 +126,16 @@ def sum_on_host(scalars: Sequence[Tensor]) -> float:
 
 
 def term_weights(
-    objective: Objective, trajectories: Sequence[Trajectory], valid_B: Tensor, max_new_tokens: int | None
+    objective: Objective,
+    trajectories: Sequence[Trajectory],
+    valid_B: Tensor,
+    max_new_tokens: int | None,
+    failed_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two [B]: the weight of each row's actions in the policy term and in the divergence, by their reductions.
 
-    The policy term has on-policy rows that are valid, the divergence has all rows.
+    The policy term has on-policy rows that are valid, the divergence has all rows but those for which an outside
+    teacher has failed.
     """
     of_policy, of_divergence = objective.reductions
     lengths_B = _lengths(trajectories)
@@ -134,7 +145,7 @@ def term_weights(
     if on_policy_B.any():
         # One batch in 1 / lambda is on-policy: with this weight its policy term has Eq. 5's expectation.
         policy_B = policy_B / objective.student_fraction
-    return policy_B, _reduced(of_divergence, lengths_B, max_new_tokens)
+    return policy_B, _reduced(of_divergence, _lengths(trajectories, failed_B), max_new_tokens)
 
 
 def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajectory], max_new_tokens: int) -> float:
@@ -147,9 +158,10 @@ def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajector
     return float(weighs[1] / weighs[0])
 
 
-def _lengths(trajectories: Sequence[Trajectory]) -> Tensor:
-    """[B], tokens."""
-    return torch.tensor([t.length for t in trajectories], device="cpu")
+def _lengths(trajectories: Sequence[Trajectory], left_out_B: Tensor | None = None) -> Tensor:
+    """[B], tokens; 0 for rows that are left out."""
+    lengths_B = torch.tensor([t.length for t in trajectories], device="cpu")
+    return lengths_B if left_out_B is None else lengths_B * ~left_out_B
 
 
 def _reduced(name: str, lengths_B: Tensor, max_new_tokens: int | None) -> Tensor:
@@ -164,15 +176,15 @@ def _fused_loss(
     states_NH: Tensor,
     objective: Objective,
     actions: Actions,
-    teacher: tuple[LanguageModel, Tensor] | None,
+    teacher: TeacherOutputs | None,
     head_VH: Tensor | None = None,
     *,
     recorded: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective's loss over the actions of a micro-batch, chunk by chunk, and what it records."""
 
-    def chunk_loss(student_NV: Tensor, teacher_NV: Tensor | None, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(student_NV, teacher_NV, actions[chunk], recorded=recorded)
+    def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        return objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused_loss import fused_sum
+from rlgkd.lm.fused_loss import TeacherAt, fused_sum
 from rlgkd.lm.layers import keep_layers, layer_count
 from rlgkd.lm.loading import frozen_view
 from rlgkd.lm.model import LanguageModel
@@ -78,10 +78,8 @@ def jeffreys(cut: CutModel) -> float:
     return cut.forward_kl + cut.reverse_kl
 
 
-def _record(
-    logits_NV: torch.Tensor, whole_NV: torch.Tensor | None, _: slice
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    assert whole_NV is not None
+def _record(logits_NV: torch.Tensor, whole_NV: TeacherAt, _: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    assert isinstance(whole_NV, torch.Tensor)
     found = {
         "forward_kl": divergence.forward_kl(whole_NV, logits_NV),
         "reverse_kl": divergence.reverse_kl(whole_NV, logits_NV),

@@ -60,6 +60,10 @@ class RewardError(RlgkdError, RuntimeError):
     """A reward that fails for too many samples; `__cause__` is the first failure."""
 
 
+class TeacherError(RlgkdError, RuntimeError):
+    """A served teacher that fails for too many texts; `__cause__` is the first failure."""
+
+
 class TrainingError(RlgkdError, RuntimeError):
     """A step of training that cannot be taken, such as a gradient that is not finite."""
 

@@ -15,14 +15,16 @@ import torch
 
 from rlgkd.diversity import distinct, pass_at, self_bleu
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused_loss import fused_sum
+from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
 from rlgkd.ops.logit_filters import Filters
+from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
 from rlgkd.statistics import Interval, prompt_interval
+from rlgkd.teachers import Teacher, cancelled_on_error, collate
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
 
 CHECKABLE = ("truth", "exact", "reward")
@@ -68,7 +70,7 @@ class Evaluation:
 
 def evaluate(
     policy: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     task: Task,
     *,
     split: str = "test",
@@ -90,7 +92,8 @@ def evaluate(
     - `entropy`, nats per token, at the policy's own prefixes;
     - given a teacher, `reverse_kl`: KL(policy || teacher), nats per token, at the policy's own prefixes, and
       `reverse_kl_data`: the same at the references' prefixes, if there are any. The gap between the two is the
-      train-inference mismatch;
+      train-inference mismatch. A served teacher gives them over its top k tokens and one bucket, never more than the
+      whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none;
     - for a group of two or more, `self_bleu` and `distinct1` to `distinct3` of its completions and, for each measure of
       CHECKABLE that is 0 or 1, `truth@2` and its like: the probability that one of so many completions is correct, for
       powers of two.
@@ -108,6 +111,8 @@ def evaluate(
     filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
     if prompts < 1 or group < 1:
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
+    if not isinstance(teacher, LanguageModel | None) and not (teacher.takes_any_text and teacher.top_k):
+        teacher = None
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]
     batches = [items[start : start + batch_size] for start in range(0, prompts, batch_size)]
@@ -161,7 +166,7 @@ class _BatchMeasures:
 
 def _measure_batch(
     policy: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     task: Task,
     items: Sequence[Item],
     group: int,
@@ -176,7 +181,8 @@ def _measure_batch(
     values = {"entropy": [t.entropy_T[t.action_mask_T] for t in sampled]}
     if filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
         # One forward pass for both, since they share their prompts.
-        values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(filters))
+        with cancelled_on_error(teacher):
+            values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(filters))
     measures = {name: rows[: len(sampled)] for name, rows in values.items()}
     if has_references:
         measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
@@ -210,25 +216,40 @@ def _position_means(rows: Sequence[np.ndarray], prompts: int) -> np.ndarray:
 
 @torch.inference_mode()
 def _token_values(
-    policy: LanguageModel, teacher: LanguageModel | None, trajectories: Sequence[Episode], *, entropy: bool
+    policy: LanguageModel, teacher: Teacher | None, trajectories: Sequence[Episode], *, entropy: bool
 ) -> dict[str, list[np.ndarray]]:
     """Return, per completion and token, the entropy (if asked for) and, given a teacher, KL(policy || teacher)."""
     batch = _batch_of(policy, trajectories)
-    teacher_states = None
-    if teacher is not None:
+    lengths = [t.length for t in trajectories]
+    outputs: TeacherOutputs | None = None
+    failed: list[int] = []
+    if isinstance(teacher, LanguageModel):
         read = batch if policy.format is teacher.format else _batch_of(teacher, trajectories)
-        teacher_states = (teacher, teacher.states(read))
+        outputs = (teacher, teacher.states(read))
+        states_NH = policy.states(batch)
+    else:
+        answers = [] if teacher is None else teacher.submit(trajectories)
+        states_NH = policy.states(batch)
+        if teacher is not None:
+            known = [None if answer.exception() else answer.result() for answer in answers]
+            teacher.settle()
+            outputs = collate(known, lengths, policy.device)
+            failed = [row for row, text in enumerate(known) if text is None]
 
-    def record(
-        logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, _: slice
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def record(logits_NV: torch.Tensor, teacher_n: TeacherAt, _: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
-        if teacher_NV is not None:
-            records["reverse_kl"] = divergence.reverse_kl(teacher_NV, logits_NV)
+        if isinstance(teacher_n, KnownTokens):
+            records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
+        elif teacher_n is not None:
+            records["reverse_kl"] = divergence.reverse_kl(teacher_n, logits_NV)
         return logits_NV.new_zeros(()), records
 
-    _, records = fused_sum(policy, policy.states(batch), record, teacher_states)
-    lengths = [t.length for t in trajectories]
+    _, records = fused_sum(policy, states_NH, record, outputs)
+    if failed:
+        known_N = np.repeat([row not in failed for row in range(len(lengths))], lengths)
+        records["reverse_kl"] = records["reverse_kl"].masked_fill(
+            torch.from_numpy(~known_N).to(policy.device), torch.nan
+        )
     return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
 
 

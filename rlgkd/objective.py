@@ -53,6 +53,7 @@ from torch import Tensor
 from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, gate, policy_loss, top_k_bucket
 from rlgkd.ops.reduction import Reduction
+from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.settings import Registered, Settings, Variant
 
 Estimator = Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
@@ -153,12 +154,13 @@ class Objective(Settings):
                 raise SettingError(name, getattr(value, "name", value), remedy)
         return self
 
-    def pointwise(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """D at each position: [..., V], [..., V] -> [...], in nats."""
-        if self.teacher_top_k is not None:
-            pair = top_k_bucket.top_k_with_bucket(teacher_logits, student_logits, self.teacher_top_k)
-            teacher_logits, student_logits = pair
-        divergence_N: Tensor = self.divergence.function(teacher_logits, student_logits)
+    def pointwise(self, teacher: Tensor | KnownTokens, student_logits: Tensor) -> Tensor:
+        """D at each position, in nats: [..., V], [..., V] -> [...]; of a teacher known by some tokens, by these."""
+        if isinstance(teacher, KnownTokens):
+            teacher, student_logits = teacher.with_bucket(student_logits, self.teacher_top_k)
+        elif self.teacher_top_k is not None:
+            teacher, student_logits = top_k_bucket.top_k_with_bucket(teacher, student_logits, self.teacher_top_k)
+        divergence_N: Tensor = self.divergence.function(teacher, student_logits)
         return divergence_N
 
     @property
@@ -187,13 +189,19 @@ class Objective(Settings):
         return loss_N
 
     def loss(
-        self, student_logits_NV: Tensor, teacher_logits_NV: Tensor | None, actions: Actions, *, recorded: bool = False
+        self,
+        student_logits_NV: Tensor,
+        teacher: Tensor | KnownTokens | None,
+        actions: Actions,
+        *,
+        recorded: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L of the module's docstring, summed over N actions.
 
         Args:
             student_logits_NV: Logits of the policy, with their gradient.
-            teacher_logits_NV: The teacher's; None if alpha is 0 or the estimator needs no teacher.
+            teacher: The teacher's logits [N, V], or what is known of it; None if alpha is 0 or the estimator needs no
+                teacher.
             actions: What else is known of each action.
             recorded: Whether the policy's log-probability and entropy at these actions are on record from sampling, so
                 that they need not be formed for the record.
@@ -216,10 +224,8 @@ class Objective(Settings):
         if self.alpha < 1:
             policy_N = self.surrogate(student_logp_N, actions.old_logp_N, actions.advantage_N)
             loss = loss + (1 - self.alpha) * (actions.policy_weight_N * actions.policy_gate_N * policy_N).sum()
-        if teacher_logits_NV is not None or self.cross_entropy:
-            divergence_N, distillation_N = self.distillation(
-                student_logits_NV, teacher_logits_NV, actions, student_logp_N
-            )
+        if teacher is not None or self.cross_entropy:
+            divergence_N, distillation_N = self.distillation(student_logits_NV, teacher, actions, student_logp_N)
             if self.alpha > 0:
                 distillation_N = actions.divergence_gate_N * distillation_N
                 if self.horizon > 0:
@@ -233,23 +239,23 @@ class Objective(Settings):
     def distillation(
         self,
         student_logits_NV: Tensor,
-        teacher_logits_NV: Tensor | None,
+        teacher: Tensor | KnownTokens | None,
         actions: Actions,
         student_logp_N: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return D_n to be recorded, and what stands for it in the loss: two [N], in nats; arguments as of `loss`."""
         if self.cross_entropy:  # without a teacher, less the entropy of the texts' author
             cross_N = -student_logp_N
-            if teacher_logits_NV is not None:
-                cross_N = policy_loss.log_probability(teacher_logits_NV, actions.token_N) - student_logp_N
+            if teacher is not None:
+                cross_N = _teacher_logp(teacher, actions) - student_logp_N
             return cross_N.detach(), cross_N
-        assert teacher_logits_NV is not None
+        assert teacher is not None
         if self.estimator == "exact":
             # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
             logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
-            divergence_N = self.pointwise(teacher_logits_NV, logits_NV)
+            divergence_N = self.pointwise(teacher, logits_NV)
             return divergence_N, divergence_N
-        log_ratio_N = student_logp_N - policy_loss.log_probability(teacher_logits_NV, actions.token_N)
+        log_ratio_N = student_logp_N - _teacher_logp(teacher, actions)
         cost_N = log_ratio_N.detach()
         if self.estimator == "k2":
             return cost_N, 0.5 * log_ratio_N.square()
@@ -257,5 +263,12 @@ class Objective(Settings):
             return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
         if self.estimator == "sampled":
             return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, -cost_N)
-        divergence_N = self.pointwise(teacher_logits_NV, student_logits_NV.detach())
+        divergence_N = self.pointwise(teacher, student_logits_NV.detach())
         return divergence_N, self.surrogate(student_logp_N, actions.old_logp_N, divergence_N - cost_N)
+
+
+def _teacher_logp(teacher: Tensor | KnownTokens, actions: Actions) -> Tensor:
+    """[N], the teacher's log-probability of each action."""
+    if isinstance(teacher, KnownTokens):
+        return teacher.token_logp_N
+    return policy_loss.log_probability(teacher, actions.token_N)

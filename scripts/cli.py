@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -167,6 +167,38 @@ def evaluate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+    )
+
+
+@app.command()
+def teach(
+    data: Annotated[str, typer.Argument(help="The recipe or YAML file of a run, or a data file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of the run over it.")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="A model, or a server's address; by default the run's.")] = "",
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens whose log-probabilities are kept.")] = 64,
+    out: Annotated[Path, typer.Option(help="The file, which a run then takes as its teacher.")] = Path(
+        "teacher.safetensors"
+    ),
+    texts: Annotated[
+        Literal["references", "teacher"], typer.Option(help="references, or teacher: texts that it writes now.")
+    ] = "references",
+    split: Annotated[str, typer.Option(help="Whose prompts.")] = "train",
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many, in the order of the run.")] = None,
+) -> None:
+    """Write a teacher's log-probabilities of texts into a file, to teach a student by it without the teacher."""
+    from rlgkd.scripts.runs import teach as teaching
+
+    teaching.teach(
+        data,
+        overrides or (),
+        teacher=teacher,
+        top_k=top_k,
+        out=out,
+        texts=texts,
+        split=split,
+        prompts=prompts,
     )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from rlgkd.envs.rewards.arguments import Reward
-from rlgkd.envs.rewards.failures import MIN_SAMPLES_ALL_FAILED
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.returned import ABSTAINED
 from rlgkd.errors import SettingError
+from rlgkd.failures import MIN_SAMPLES_ALL_FAILED
 from rlgkd.types import Item, Score
 
 _log = logging.getLogger(__name__)

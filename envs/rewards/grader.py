@@ -17,13 +17,13 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
+from rlgkd.background import BackgroundTask
 from rlgkd.envs.rewards.arguments import Reward, RewardCall, asks_for, reward_calls
 from rlgkd.envs.rewards.async_calls import AsyncCalls, Start, has_awaitables
-from rlgkd.envs.rewards.background import BackgroundTask
-from rlgkd.envs.rewards.failures import FailureCount
 from rlgkd.envs.rewards.returned import ABSTAINED, Abstained, scores_or_errors, steps_error
 from rlgkd.envs.rewards.user_errors import describe_failure, message_of
 from rlgkd.errors import RewardError, SettingError, one_line
+from rlgkd.failures import FailureCount
 from rlgkd.global_state import restored_state
 from rlgkd.time_limit import call_within, late
 from rlgkd.types import Item, Score

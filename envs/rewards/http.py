@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Any
 
 from rlgkd.envs.rewards.arguments import Reward, signature_of
-from rlgkd.envs.rewards.json_server import JsonServer, with_variables
 from rlgkd.envs.rewards.prompts import Template, argument_names, samples_of
 from rlgkd.errors import SettingError
+from rlgkd.json_server import JsonServer, with_variables
 
 Value = float | Exception
 """The reward of a sample, or why it has none."""

@@ -20,6 +20,7 @@ from rlgkd.lm._autograd import apply_function
 from rlgkd.lm.linear import add_weight_gradient, autocast_weights, onednn_linear
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
+from rlgkd.ops.top_k_bucket import KnownTokens
 
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
 """Logits of a chunk on a CPU: in float32 just below 32 MiB, up to which glibc reuses freed memory (mallopt(3),
@@ -37,15 +38,19 @@ for the second of the two products."""
 
 TeacherStates = tuple[LanguageModel, Tensor]
 """A second model and its states [N, H] at the same actions, if the loss needs its logits."""
-ChunkLoss = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]
-"""(logits [n, V], the teacher's [n, V], which actions) -> (their summed loss, values to record, each [n])."""
+TeacherOutputs = TeacherStates | KnownTokens
+"""What a teacher gives at the actions: the states of a model, or what is known of one that is elsewhere."""
+TeacherAt = Tensor | KnownTokens | None
+"""A teacher at n actions: its logits [n, V], what is known of it, or None if the loss needs no teacher."""
+ChunkLoss = Callable[[Tensor, TeacherAt, slice], tuple[Tensor, dict[str, Tensor]]]
+"""(logits [n, V], the teacher, which actions) -> (their summed loss, values to record, each [n])."""
 
 
 def fused_sum(
     student: LanguageModel,
     states_NH: Tensor,
     loss: ChunkLoss,
-    teacher: TeacherStates | None = None,
+    teacher: TeacherOutputs | None = None,
     head_VH: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum `loss` over all actions and collect what it records.
@@ -54,7 +59,7 @@ def fused_sum(
         student: Its head is applied.
         states_NH: Its states at the actions.
         loss: See `ChunkLoss`.
-        teacher: See `TeacherStates`.
+        teacher: See `TeacherOutputs`.
         head_VH: The head's weight as `LanguageModel.states_and_head` returned it; None sends its gradient to it
         directly.
 
@@ -98,7 +103,7 @@ class _FusedSum(torch.autograd.Function):
         ctx: Any,
         student: LanguageModel,
         loss: ChunkLoss,
-        teacher: TeacherStates | None,
+        teacher: TeacherOutputs | None,
         recorded: dict[str, Tensor],
         wanted: list[bool],
         *inputs: Tensor,
@@ -106,7 +111,11 @@ class _FusedSum(torch.autograd.Function):
         states_NH = inputs[0]
         head = _HeadLogits(student, states_NH)
         # States are some hundred times smaller than logits, so it is they that move from a teacher's device.
-        teacher_head = None if teacher is None else _HeadLogits(teacher[0], teacher[1].to(states_NH.device))
+        teacher_head: _HeadLogits | KnownTokens | None = None
+        if isinstance(teacher, KnownTokens):
+            teacher_head = teacher.to(states_NH.device)
+        elif teacher is not None:
+            teacher_head = _HeadLogits(teacher[0], teacher[1].to(states_NH.device))
         grads = {index: torch.zeros_like(inputs[index]) for index, is_wanted in enumerate(wanted) if is_wanted}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         for chunk in _chunks(states_NH, student.vocabulary):
@@ -135,7 +144,7 @@ class _FusedSum(torch.autograd.Function):
 
 def _logits_gradient(
     student: _HeadLogits,
-    teacher: _HeadLogits | None,
+    teacher: _HeadLogits | KnownTokens | None,
     loss: ChunkLoss,
     chunk: slice,
     total: Tensor,
@@ -149,14 +158,14 @@ def _logits_gradient(
     would outlive the large ones and lie between them, and the heap would grow with every chunk.
     """
     raw_NV = student(chunk)  # overwritten block by block with the gradient
-    teacher_NV = None if teacher is None else teacher(chunk)
+    teacher_at = _teacher_blocks(teacher, chunk)
     has_gradient = False
     for block in _blocks(chunk, raw_NV):
         rows = slice(block.start - chunk.start, block.stop - chunk.start)
         raw_nV = raw_NV[rows].detach().requires_grad_(wanted)
-        teacher_nV = None if teacher is None or teacher_NV is None else teacher.lm.tempered(teacher_NV[rows])
+        teacher_n = teacher_at(block)
         with torch.set_grad_enabled(wanted):
-            value, records = loss(student.lm.tempered(raw_nV), teacher_nV, block)
+            value, records = loss(student.lm.tempered(raw_nV), teacher_n, block)
         for name, record in records.items():
             if name not in recorded:
                 recorded[name] = record.new_empty(len(student.states_NH))
@@ -166,6 +175,14 @@ def _logits_gradient(
             has_gradient |= value.requires_grad
             raw_NV[rows] = torch.autograd.grad(value, raw_nV)[0] if value.requires_grad else 0.0
     return raw_NV if has_gradient else None
+
+
+def _teacher_blocks(teacher: _HeadLogits | KnownTokens | None, chunk: slice) -> Callable[[slice], TeacherAt]:
+    """A function of a block of the chunk, given by its actions, that returns the teacher there."""
+    if not isinstance(teacher, _HeadLogits):
+        return lambda block: None if teacher is None else teacher[block]
+    head, raw_NV = teacher, teacher(chunk)
+    return lambda block: head.lm.tempered(raw_NV[block.start - chunk.start : block.stop - chunk.start])
 
 
 def _chunks(states_NH: Tensor, vocabulary: int) -> Iterator[slice]:

@@ -20,7 +20,7 @@ from rlgkd.agents.advantages import no_credit
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import accumulate_gradient
 from rlgkd.lm import LanguageModel, decode, open_by_name
-from rlgkd.lm.fused_loss import fused_sum
+from rlgkd.lm.fused_loss import TeacherAt, fused_sum
 from rlgkd.objective import Actions, Objective
 from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory
@@ -122,9 +122,9 @@ def _loss(job: BenchmarkJob) -> dict[str, Any]:
     before = peak_mb()
 
     def chunk_loss(
-        logits_NV: torch.Tensor, teacher_NV: torch.Tensor | None, which: slice
+        logits_NV: torch.Tensor, teacher_n: TeacherAt, which: slice
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return Objective(alpha=1.0).loss(logits_NV, teacher_NV, columns[which])
+        return Objective(alpha=1.0).loss(logits_NV, teacher_n, columns[which])
 
     fused_sum(student, states_NH, chunk_loss, (teacher, teacher_states_NH))[0].backward()
     dense = actions * student.vocabulary * 4 / 2**20

@@ -158,7 +158,7 @@ class _Clock(BaseCallback):
 
     def _on_training_start(self) -> None:
         agent = self.agent
-        if agent.teacher is not None:
+        if isinstance(agent.teacher, LanguageModel):
             agent.teacher.states = self._timed("teacher", agent.teacher.states)  # type: ignore[method-assign]
         agent.policy.optimizer.step = self._timed("optimizer", agent.policy.optimizer.step)  # type: ignore[method-assign]
 
@@ -209,7 +209,9 @@ def _update_bound(agent: TextAlgorithm, job: BenchmarkJob, prompt_tokens: int, n
     tokens = prompt_tokens + new_tokens
     bound = _decoding_bound(agent.student, prompt_tokens // agent.config.sampling.group_size, job.batch, job.new_tokens)
     bound += bare_products(agent.student, tokens, new_tokens, backward=True)
-    return bound + (0.0 if agent.teacher is None else bare_products(agent.teacher, tokens, new_tokens))
+    if isinstance(agent.teacher, LanguageModel):
+        bound += bare_products(agent.teacher, tokens, new_tokens)
+    return bound
 
 
 def _decoding_bound(lm: LanguageModel, prompt_tokens: int, rows: int, steps: int) -> float:

@@ -35,6 +35,7 @@ from rlgkd.scripts.comparison.results import (
     untrained_models,
 )
 from rlgkd.scripts.comparison.run_cell import check_same, is_measured, measure_untrained, train_and_measure
+from rlgkd.scripts.comparison.terminal import answer_sentences, answer_table
 from rlgkd.scripts.config.run import RunConfig, read
 from rlgkd.scripts.runs.folder import CONFIG, check_files, locked
 from rlgkd.scripts.runs.stopping import stoppable
@@ -68,7 +69,11 @@ def compare(grid: Grid, out: Path, *, jobs: int = 0, quiet: bool = False) -> tup
         checkpoint.atomic_write(out / RESULTS, json.dumps(results, indent=1) + "\n")
         checkpoint.atomic_write(out / TABLE, csv_table(results))
         checkpoint.atomic_write(out / TIMING, json.dumps(timing(grid, out), indent=1) + "\n")
-        return write_report(out), failed
+        page = write_report(out)
+        console.print(answer_table(results))
+        for sentence in answer_sentences(results):
+            say(console, f"- {sentence}")
+        return page, failed
 
 
 def on_one_day(grid: Grid, out: Path) -> Grid:

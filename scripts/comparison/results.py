@@ -24,6 +24,7 @@ from rlgkd.scripts.runs.folder import TIMES
 from rlgkd.scripts.runs.recorder import read_rows
 from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
+from rlgkd.teachers.names import is_outside
 
 RESULTS, TABLE, TIMING = "results.json", "results.csv", "timing.json"
 TEACHER, START = "teacher", "start"
@@ -43,9 +44,9 @@ class Untrained:
 
 
 def untrained_models(grid: Grid) -> list[Untrained]:
-    """Return the teacher if there is one, and each different student that cells start from."""
+    """Return the teacher if there is one that writes texts, and each different student that cells start from."""
     found = []
-    if grid.base.teacher:
+    if grid.base.teacher and not is_outside(grid.base.teacher):
         found.append(Untrained(name=TEACHER, folder=f"references/{TEACHER}", settings=grid.base, is_teacher=True))
     starts: dict[str, Cell] = {}
     for cell in grid.cells:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.build import open_teacher
+from rlgkd.agents.build import open_outside_teacher, open_teacher
 from rlgkd.agents.config import TeacherSettings
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
@@ -37,6 +37,8 @@ from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.tracked import tracked
 from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
+from rlgkd.teachers import Teacher
+from rlgkd.teachers.names import is_outside
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
@@ -90,7 +92,7 @@ def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: P
     with locked(out, wait=True):
         agent = build_agent(settings)
         teacher_model = _comparison_teacher(base, agent)
-        policy = teacher_model if teacher and teacher_model is not None else agent.student
+        policy = teacher_model if teacher and isinstance(teacher_model, LanguageModel) else agent.student
         write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
 
@@ -116,7 +118,7 @@ def check_same(settings: RunConfig, out: Path) -> None:
 
 
 def measure(
-    policy: LanguageModel, teacher: LanguageModel | None, task: Task, base: RunConfig, samples: int
+    policy: LanguageModel, teacher: Teacher | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
     """Return the evaluation as plain numbers and texts."""
     evaluation = evaluate(
@@ -174,13 +176,17 @@ def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
         for name in ("teacher_dtype", "teacher_quantization")
         if given[name] != TeacherSettings.model_fields[name].default
     }
+    if is_outside(base.teacher):
+        later["teacher_top_k"] = given["teacher_top_k"]
     return {"samples": samples, **{name: given[name] for name in names}, **later}
 
 
-def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> LanguageModel | None:
+def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> Teacher | None:
     """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
     if not base.teacher:
         return None
+    if is_outside(base.teacher):
+        return open_outside_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer)
     teacher = open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
     if base.teacher != base.student:
         read_in_own_format(agent.task, teacher, agent.student, owner="student", name=base.teacher)

@@ -20,7 +20,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.evaluation import evaluate
-from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.metrics import metric_of
@@ -31,6 +30,7 @@ from rlgkd.scripts.runs.recorder import ProgressCsv
 from rlgkd.scripts.runs.run_state import RunState
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.statistics import Interval
+from rlgkd.teachers import Teacher
 
 TOKENS, UPDATES = "time/total_timesteps", "time/iterations"
 """Columns of evaluations.csv, as in progress.csv; the others are NAME, NAME/low and NAME/high of each measure."""
@@ -43,7 +43,7 @@ class Course(BaseCallback):
         self,
         settings: RunConfig,
         out: Path,
-        teacher: LanguageModel | None,
+        teacher: Teacher | None,
         state: RunState,
         stop: StopRequest,
         *,

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlgkd.agents.build import open_outside_teacher
+from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.devices import best_device
 from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
@@ -20,6 +22,11 @@ from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
 from rlgkd.scripts.runs.train import make_env
+from rlgkd.teachers import Teacher
+from rlgkd.teachers.names import is_outside, is_teacher_file
+
+KNOWN_TOKENS = 64
+"""Tokens that a served teacher is asked for where the run does not say how many."""
 
 
 def show(
@@ -43,7 +50,8 @@ def show(
     The environment and the temperature are those of `file`, the settings of a run in YAML, or those of the run that
     `model` is, or is a model of, where no others are given.
 
-    Raises: SettingError; ModelError for a model whose vocabulary is not the environment's; what the environment raises.
+    Raises: SettingError, for a file as teacher too; ModelError for a model whose vocabulary is not the environment's;
+        what the environment raises.
     """
     folder = Path(model).parent if Path(model).name in (MODEL, BEST) else Path(model)
     settings = Path(file) if file else folder / CONFIG
@@ -55,12 +63,19 @@ def show(
     task = make_env(env, env_settings, student=model, seed=seed).task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
     share_end_ids(task, policy)
-    teacher_model = None
-    if teacher:
+    teacher_model: Teacher | None = None
+    if is_teacher_file(teacher):
+        remedy = "it has log-probabilities of other texts than those that are sampled here; give a live teacher"
+        raise SettingError("teacher", teacher, remedy)
+    if is_outside(teacher):
+        algorithm = run.algorithm if run else AlgorithmConfig()
+        known = algorithm.known_tokens or KNOWN_TOKENS
+        teacher_model = open_outside_teacher(task, algorithm, teacher, policy.tokenizer, known_tokens=known)
+    elif teacher:
         shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
-        teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
+        opened = teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
         if teacher != model:
-            read_in_own_format(task, teacher_model, policy, owner="model", name=teacher)
+            read_in_own_format(task, opened, policy, owner="model", name=teacher)
     evaluation = evaluate(
         policy,
         teacher_model,

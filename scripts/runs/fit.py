@@ -11,7 +11,6 @@ from stable_baselines3.common.logger import Logger
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.allocator import keep_freed_memory_after_first
 from rlgkd.scripts.runs.course import Course
@@ -23,6 +22,7 @@ from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
+from rlgkd.teachers import Teacher
 
 
 def fit(
@@ -31,7 +31,7 @@ def fit(
     out: Path,
     stop: StopRequest,
     found: Rewound,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     *,
     trackers: Trackers = NO_TRACKERS,
     quiet: bool,

@@ -15,6 +15,7 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.dialogue import task_end_ids
 from rlgkd.envs.registry import takes_setting
 from rlgkd.errors import CheckpointError
+from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.types import Task
 
@@ -66,7 +67,7 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
         ENDS: sorted(task_end_ids(task)),
         FIRST_PROMPTS: _digest([task.encode_prompt(item) for item in items]),
     }
-    if teacher is not None and teacher.format is not None:
+    if isinstance(teacher, LanguageModel) and teacher.format is not None:
         read = [teacher.format.encode_prompt(item) for item in items]
         replies = [teacher.format.encode_reply("Go on", True)] if teacher.format.replies else []
         found[AS_THE_TEACHER_READS] = _digest([*read, *replies])

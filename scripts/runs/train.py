@@ -29,6 +29,7 @@ from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError, unknown_remedy
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
+from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
@@ -201,13 +202,13 @@ def _evaluated_run(
     found = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-    both = teacher is not None and not settings.teacher_is_start
+    both = isinstance(teacher, LanguageModel) and not settings.teacher_is_start  # any other one writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
     del student  # a copy, where the run goes on: it would take its memory to the end
     taught = before if settings.teacher_is_start else None
-    if teacher is not None and taught is None:
+    if isinstance(teacher, LanguageModel) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,

@@ -15,8 +15,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd.agents import GRPO, PPO, Reinforce
+from rlgkd.background import BackgroundTask
 from rlgkd.envs import TextTask, rewards
-from rlgkd.envs.rewards.background import BackgroundTask
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import RewardError
 from rlgkd.types import Score

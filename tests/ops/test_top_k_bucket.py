@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops import divergence as D
-from rlgkd.ops.top_k_bucket import known_top_k_with_bucket, top_k_with_bucket
+from rlgkd.ops.top_k_bucket import KnownTokens, known_top_k_with_bucket, top_k_with_bucket
 
 F_DIVERGENCES = [
     ("forward_kl", {}),
@@ -64,6 +64,48 @@ def test_a_teacher_known_by_its_top_k_is_the_same_teacher() -> None:
         known_top_k_with_bucket(*known, student), top_k_with_bucket(teacher, student, 4), strict=True
     ):
         torch.testing.assert_close(got, expected)
+
+
+def known_tokens(teacher: Tensor, k: int) -> KnownTokens:
+    logp = teacher.log_softmax(-1)
+    values, ids = logp.topk(k)
+    return KnownTokens(values, ids, logp.scatter(-1, ids, -torch.inf).logsumexp(-1), logp[:, 0])
+
+
+@pytest.mark.parametrize(("name", "settings"), F_DIVERGENCES)
+def test_known_tokens_give_the_divergence_of_as_many_as_are_known_or_asked_for(
+    name: str, settings: dict[str, float]
+) -> None:
+    teacher, student = logits()
+    divergence = D.get(name, **settings)
+    for known in (4, 8, 9):
+        for k in (None, 3, 9):
+            student_of = [student.clone().requires_grad_() for _ in range(2)]
+            ours = divergence(*known_tokens(teacher, known).with_bucket(student_of[0], k))
+            plain = divergence(*top_k_with_bucket(teacher, student_of[1], min(known, k or 9)))
+            torch.testing.assert_close(ours, plain)
+            gradients = [torch.autograd.grad(d.sum(), s)[0] for d, s in zip((ours, plain), student_of, strict=True)]
+            torch.testing.assert_close(*gradients)
+
+
+def test_a_row_of_which_fewer_tokens_are_known_has_the_divergence_of_these() -> None:
+    teacher, student = logits()
+    student.requires_grad_()
+    few, nothing = known_tokens(teacher, 2), torch.full((20, 2), -torch.inf, dtype=torch.float64)
+    logp, ids = torch.cat([few.logp_NK, nothing], 1), torch.cat([few.ids_NK, few.ids_NK], 1)
+    filled = KnownTokens(logp, ids, few.rest_N, few.token_logp_N)
+    for name, settings in F_DIVERGENCES:
+        ours, plain = (D.get(name, **settings)(*known.with_bucket(student)) for known in (filled, few))
+        torch.testing.assert_close(ours, plain)
+        (gradient,) = torch.autograd.grad(ours.sum(), student)
+        assert gradient.isfinite().all()
+
+
+def test_a_slice_of_known_tokens_is_that_of_each_part() -> None:
+    known = known_tokens(logits()[0], 3)
+    part = known[2:5].to(torch.device("cpu"))
+    for name in ("logp_NK", "ids_NK", "rest_N", "token_logp_N"):
+        assert torch.equal(getattr(part, name), getattr(known, name)[2:5])
 
 
 def test_a_suppressed_token_in_the_bucket_gives_no_nan() -> None:

@@ -25,10 +25,10 @@ import torch
 
 from rlgkd import time_limit
 from rlgkd.envs.rewards import Weighted, async_calls
-from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.user_errors import describe_failure
 from rlgkd.errors import RewardError, SettingError
+from rlgkd.failures import MIN_SAMPLES
 from rlgkd.types import Item, Score
 
 ITEMS = [

@@ -20,11 +20,11 @@ from typing import Any
 import psutil
 import pytest
 
+from rlgkd import json_server
 from rlgkd.envs import rewards
-from rlgkd.envs.rewards import json_server
-from rlgkd.envs.rewards.failures import MIN_SAMPLES
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.errors import RewardError, SettingError
+from rlgkd.failures import MIN_SAMPLES
 from rlgkd.types import Item
 
 ANSWERS = {

@@ -1,4 +1,4 @@
-"""Posts JSON to one address, with a time limit, retries and a limit on concurrent requests."""
+"""Posts JSON to one address, or gets it from there, with a time limit, retries and a limit on concurrent requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_ANSWER_BYTES = 2**24
 MIN_SECRET = 6
 """Characters of the shortest text that is hidden where an answer repeats it."""
 Post = Callable[[object], Awaitable[Any]]
-"""Posts a JSON body and returns the JSON answer."""
+"""Posts a JSON body and returns the JSON answer; a body of None gets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class JsonServer:
     """Seconds before the second try; doubled for each further one."""
     concurrency: int
     """Requests at once."""
+    most_bytes: int | None = None
+    """Size of an answer beyond which it has failed; None is `MAX_ANSWER_BYTES`."""
 
     def __post_init__(self) -> None:
         try:
@@ -103,11 +105,12 @@ class JsonServer:
     async def _answer(self, client: httpx2.AsyncClient, body: object) -> tuple[httpx2.Response, bytes]:
         """The answer and its content, read in pieces: it may be endless, or small before it is decompressed."""
         content = bytearray()
-        async with client.stream("POST", self.url, json=body) as answer:
+        most = MAX_ANSWER_BYTES if self.most_bytes is None else self.most_bytes
+        async with client.stream("GET" if body is None else "POST", self.url, json=body) as answer:
             async for piece in answer.aiter_bytes():
                 content += piece
-                if len(content) > MAX_ANSWER_BYTES:
-                    raise ValueError(f"{self} answered with more than {MAX_ANSWER_BYTES} bytes")
+                if len(content) > most:
+                    raise ValueError(f"{self} answered with more than {most} bytes")
         return answer, bytes(content)
 
     def _secrets(self, headers: dict[str, str]) -> list[str]:

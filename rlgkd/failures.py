@@ -1,11 +1,11 @@
-"""Counts the samples whose reward failed, and decides when there are too many of them."""
+"""Counts the samples that failed, at a reward or a served teacher, and decides when there are too many of them."""
 
 from __future__ import annotations
 
 MIN_SAMPLES = 200
 """Samples after which a share of failures counts."""
 MIN_SAMPLES_ALL_FAILED = 50
-"""Samples after which a reward that has failed for every one of them stops the run."""
+"""Samples after which what has failed for every one of them stops the run."""
 
 
 class FailureCount:

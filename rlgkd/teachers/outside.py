@@ -1,0 +1,64 @@
+"""The interface of a teacher whose weights are not in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Protocol
+
+from rlgkd.lm.model import LanguageModel
+from rlgkd.teachers.known_text import KnownText
+from rlgkd.types import Episode
+
+Answer = Future[KnownText]
+"""What a teacher knows of one text, once it is there; the exception of one that failed says why."""
+
+
+class OutsideTeacher(Protocol):
+    """A teacher that is asked for the log-probabilities of texts."""
+
+    name: str
+    """For messages, without secrets."""
+    top_k: int
+    """Tokens whose log-probabilities it gives at each action; 0 is the written one alone."""
+    takes_any_text: bool
+    """Whether it can be asked for any text, and not only for those that it has seen before."""
+
+    def submit(self, episodes: Sequence[Episode]) -> list[Answer]:
+        """Ask for texts, without waiting; returns an answer for each.
+
+        Raises: DataError for a text that it has not seen, if it does not take any.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Wait until all that was submitted is answered, and count what failed.
+
+        Raises: TeacherError if too many texts have failed; ModelError if it is another model than it was.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Abandon what is pending; its answers have failed."""
+        ...
+
+
+Teacher = LanguageModel | OutsideTeacher
+"""A model in this process, or a teacher that is elsewhere."""
+
+
+def has_failed(answer: Answer) -> bool:
+    """Whether it is there, and has failed; one that is pending has not."""
+    return answer.done() and answer.exception() is not None
+
+
+@contextmanager
+def cancelled_on_error(teacher: Teacher | None) -> Iterator[None]:
+    """Abandon what is pending of a teacher if the block raises."""
+    try:
+        yield
+    except BaseException:
+        if teacher is not None and not isinstance(teacher, LanguageModel):
+            teacher.cancel()
+        raise
