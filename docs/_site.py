@@ -16,6 +16,8 @@ import yaml
 from mkdocs.structure.files import File
 
 import rlgkd  # noqa: F401 - registers the environments
+from rlgkd.envs.sb3 import make_sb3_vec_env
+from rlgkd.errors import RlgkdError
 from rlgkd.scripts.config import catalogue
 from rlgkd.scripts.config.run import RECIPES, RunConfig, read, recipe_names
 
@@ -150,11 +152,8 @@ def _env_page(name: str) -> str:
 
 def _environment(name: str, takes: str, about: str) -> str:
     """What it is, its settings, how it is made, and its first prompts."""
-    lines = [f"# {name.removeprefix('rlgkd/')}", "", about, "", f"Settings: {takes}.", "",
-             "```py", "import gymnasium as gym", "import rlgkd", "", f'env = gym.make("{name}")', "```", ""]  # fmt: skip
-    from rlgkd.envs.sb3 import make_sb3_vec_env
-    from rlgkd.errors import RlgkdError
-
+    made = ["```py", "import gymnasium as gym", "import rlgkd", "", f'env = gym.make("{name}")', "```", ""]
+    lines = [f"# {name.removeprefix('rlgkd/')}", "", about, "", f"Settings: {takes}.", "", *made]
     try:
         task = make_sb3_vec_env(name).task
     except (RlgkdError, TypeError) as error:

@@ -15,6 +15,7 @@ from on_request import minutes
 from rlgkd.scripts.config.run import recipe_names
 
 ROOT = Path(__file__).parent.parent
+LOADED = re.compile(r'<(?:script|img)[^>]* src="([^"]+)"|<link rel="stylesheet" href="([^"]+)"')
 
 
 @minutes
@@ -30,7 +31,5 @@ def test_the_site_builds_without_a_warning_and_reads_without_a_network(tmp_path:
     pages = [*tmp_path.rglob("*.html")]
     assert len(pages) > 60
     for page in pages:
-        loaded = re.findall(
-            r'<(?:script|img)[^>]* src="([^"]+)"|<link rel="stylesheet" href="([^"]+)"', page.read_text()
-        )
+        loaded = LOADED.findall(page.read_text())
         assert not [address for pair in loaded for address in pair if "://" in address]
