@@ -22,7 +22,11 @@ class AlgorithmSettings(TypedDict, total=False):
     skew: float | None
     head: float | None
     teacher_top_k: int | None
-    estimator: Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
+    estimator: Literal["exact", "sampled", "sampled_centred", "asymmetric", "fixed_negative", "k2", "k3"]
+    gap: str
+    gap_bound: float | None
+    gap_exponent: float | None
+    gap_sharpness: float | None
     horizon: float
     policy_loss: str
     clip_low: float | None
@@ -31,7 +35,19 @@ class AlgorithmSettings(TypedDict, total=False):
     gate: str
     reweighting: float | None
     reweighting_clip: float | None
+    verified_from: float | None
+    entropy_decay: float | None
+    needs_sibling: bool | None
+    margin: float | None
+    agree_weight: float | None
+    disagree_weight: float | None
+    alignment: float | None
+    sharpness: float | None
     prefix_gain: float | None
+    kept_tokens: float | None
+    kept_prefix: float | None
+    kept_improbable: float | None
+    by_entropy: bool | None
     entropy_bonus: float
     reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
     policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None

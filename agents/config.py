@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
 from annotated_types import Ge, Gt
@@ -195,7 +195,7 @@ class AlgorithmConfig(Settings):
                 self._check_outside_teacher(str(name))
             return
         least, most = span(self.alpha)
-        if most > 0 and not self.objective.cross_entropy:
+        if most > 0 and self.objective.needs_teacher:
             without = ", or alpha=0" if least < 1 else ""  # at alpha 1 nothing else is trained on
             raise SettingError("teacher", None, f"alpha is {most:g}: set teacher=...{without}")
         if gate.cost(self.objective.gate.name) != "nothing":
@@ -266,7 +266,8 @@ class AlgorithmConfig(Settings):
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
-        sampled = estimator in ("sampled", "sampled_centred") and not objective.cross_entropy
+        sampled = estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
+        sampled = sampled and not objective.cross_entropy
         needs_ratios = self.rewarded or objective.horizon > 0 or sampled
         ignored = "alpha is 1, so no reward counts"
         least_alpha, most_alpha = span(self.alpha)
@@ -297,6 +298,8 @@ class AlgorithmConfig(Settings):
              "it reads the advantage, which alpha 1 has none of; set alpha below 1, or gate to none"),
             ("divergence_target", steered and not self._constant_between_0_and_1(),
              "it steers alpha: give alpha a number between 0 and 1"),
+            ("divergence_target", steered and estimator == "fixed_negative",
+             "fixed_negative descends no divergence that alpha could hold; leave it out"),
             ("divergence_target", steered and sampling.mixture == "prompt",
              "it is held on the student's own batches; set mixture to batch"),
             ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
@@ -327,3 +330,16 @@ class AlgorithmConfig(Settings):
 
     def _constant_between_0_and_1(self) -> bool:
         return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1
+
+
+CHANGEABLE: Final = frozenset(
+    {
+        *(f"{name}{part}" for name in ("alpha", "student_fraction") for part in ("", "_end", "_shape")),
+        *Objective.declared(),
+        *RewardSettings.declared(),
+        *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+    }
+)
+"""Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and
+no order of prompts depends on them."""

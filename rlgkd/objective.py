@@ -18,6 +18,9 @@ constant; then beta = alpha / ((1-alpha) L_y).
     sampled           of reverse KL, on own texts: -l is an advantage, in the first form; of forward KL, on the texts of
                       the teacher or of data: -log p_S(y_n), the cross-entropy (SFT, SeqKD), which needs no teacher
     sampled_centred   sampled reverse KL with D_n as a baseline: the same mean with less variance (vOPD)
+    asymmetric        sampled reverse KL where l < 0, D_n elsewhere (AOPD, arXiv 2605.06387)
+    fixed_negative    -1 as an advantage: needs no teacher, and a gate that chooses tokens, since over all of them its
+                      expected gradient is 0 (the control of arXiv 2608.31046)
     k2                l^2 / 2, differentiated: in the mean it descends the reverse KL too
     k3                exp(-l) - 1 + l, differentiated: its *value* estimates the reverse KL, its gradient is the forward
                       KL's; the agents warn of it
@@ -25,6 +28,9 @@ constant; then beta = alpha / ((1-alpha) L_y).
 Their expected gradients are those of the exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean`
 the 1/L_y does, through the stop token. k1, l itself as a loss, has the expected gradient 0 and is refused. (Schulman
 2020, "Approximating KL divergence", names k1 to k3.)
+
+`gap` says what stands for -l as the advantage of the sampled estimators (rlgkd.ops.gap). Then the expected gradient is
+sum_v p_S(v) gap(v) grad log p_S(v) at each prefix, and what `sampled_centred` subtracts is sum_v p_S(v) gap(v).
 
 mu is a coin for each batch (or each prompt): with probability lambda (`student_fraction`) the student samples it, else
 it comes from data or the teacher and has no policy term. That of the student's texts is divided by lambda, so that
@@ -51,16 +57,17 @@ from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from rlgkd.errors import SettingError
-from rlgkd.ops import divergence, gate, policy_loss, top_k_bucket
+from rlgkd.ops import divergence, gap, gate, policy_loss, top_k_bucket
 from rlgkd.ops.reduction import Reduction
 from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.settings import Registered, Settings, Variant
 
-Estimator = Literal["exact", "sampled", "sampled_centred", "k2", "k3"]
+Estimator = Literal["exact", "sampled", "sampled_centred", "asymmetric", "fixed_negative", "k2", "k3"]
 Fraction = Annotated[float, Ge(0), Le(1)]
 DIVERGENCE = Registered("divergence", divergence.DIVERGENCES, divergence.get)
 POLICY_LOSS = Registered("policy_loss", policy_loss.POLICY_LOSSES, policy_loss.get)
 GATE = Registered("gate", gate.GATES, gate.get)
+GAP = Registered("gap", gap.GAPS, gap.get)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +111,8 @@ class Objective(Settings):
     """The paper's lambda: probability that a batch is sampled from the student; else it comes from data."""
     estimator: Estimator = "exact"
     """What stands for the divergence in the loss: itself, or an estimate by the sampled token."""
+    gap: Annotated[Variant, GAP] = GAP("log")
+    """What the sampled estimators reinforce: log is log p_T - log p_S, clip, power and sigmoid are bounded."""
     horizon: Fraction = 0.0
     """How much of the divergence at later tokens a token answers for, per token of distance (gamma)."""
     policy_loss: Annotated[Variant, POLICY_LOSS] = POLICY_LOSS("reinforce")
@@ -131,19 +140,28 @@ class Objective(Settings):
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         sampled_token = self.estimator != "exact" and not self.cross_entropy
+        transformed = self.gap.name != "log"
         for name, wrong, remedy in (
             ("estimator", self.cross_entropy and self.student_fraction > 0,
              "for forward_kl it needs off-policy texts; set student_fraction to 0"),
-            ("estimator", sampled_token and self.divergence.name != "reverse_kl",
+            ("estimator", self.estimator == "fixed_negative" and "divergence" not in gate.terms(self.gate.name),
+             "without a gate its expected gradient is 0; set gate to improbable"),
+            ("gap", transformed and (self.cross_entropy or self.estimator not in ("sampled", "sampled_centred")),
+             "it transforms the sampled log-ratio: set estimator to sampled or sampled_centred"),
+            ("gap", transformed and self.horizon > 0,
+             "a horizon sums divergences in nats; set horizon to 0, or gap to log"),
+            ("estimator", sampled_token and self.divergence.name != "reverse_kl" and not self.any_divergence,
              "it sees the sampled token alone: set divergence to reverse_kl, or use exact"),
             ("estimator", sampled_token and self.student_fraction != 1,
              "it sees the sampled token alone: set student_fraction to 1, or use exact"),
-            ("estimator", sampled_token and self.teacher_top_k is not None,
+            ("estimator", sampled_token and self.teacher_top_k is not None and self.estimator != "asymmetric",
              "it sees the sampled token alone: set teacher_top_k to None, or use exact"),
             ("student_fraction", self.alpha == 0 and self.student_fraction < 1,
              "alpha is 0, so batches from data would teach nothing; set student_fraction to 1 or alpha above 0"),
             ("alpha", self.alpha < 1 and self.student_fraction == 0,
              "texts from data have no reward term; set it to 1, or sample some"),
+            ("horizon", self.horizon > 0 and self.estimator == "fixed_negative",
+             "fixed_negative has no divergence of later tokens; set horizon to 0"),
             ("horizon", self.horizon > 0 and self.student_fraction == 0,
              "texts from data were not sampled; set student_fraction above 0"),
             ("ratio", self.ratio != "token" and self.policy_loss.name == "reinforce",
@@ -162,6 +180,16 @@ class Objective(Settings):
             teacher, student_logits = top_k_bucket.top_k_with_bucket(teacher, student_logits, self.teacher_top_k)
         divergence_N: Tensor = self.divergence.function(teacher, student_logits)
         return divergence_N
+
+    @property
+    def any_divergence(self) -> bool:
+        """Whether an estimator by the sampled token works with any divergence: it holds D_n, or nothing of it."""
+        return self.estimator in ("asymmetric", "fixed_negative")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether what is descended at alpha above 0 is formed with the teacher's logits."""
+        return not self.cross_entropy and self.estimator != "fixed_negative"
 
     @property
     def cross_entropy(self) -> bool:
@@ -224,7 +252,7 @@ class Objective(Settings):
         if self.alpha < 1:
             policy_N = self.surrogate(student_logp_N, actions.old_logp_N, actions.advantage_N)
             loss = loss + (1 - self.alpha) * (actions.policy_weight_N * actions.policy_gate_N * policy_N).sum()
-        if teacher is not None or self.cross_entropy:
+        if teacher is not None or not self.needs_teacher:
             divergence_N, distillation_N = self.distillation(student_logits_NV, teacher, actions, student_logp_N)
             if self.alpha > 0:
                 distillation_N = actions.divergence_gate_N * distillation_N
@@ -233,7 +261,8 @@ class Objective(Settings):
                         student_logp_N, actions.old_logp_N, -actions.future_N
                     )
                 loss = loss + self.alpha * (actions.divergence_weight_N * distillation_N).sum()
-            record["divergence"] = divergence_N
+            if divergence_N is not None:
+                record["divergence"] = divergence_N
         return loss, record
 
     def distillation(
@@ -242,29 +271,53 @@ class Objective(Settings):
         teacher: Tensor | KnownTokens | None,
         actions: Actions,
         student_logp_N: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return D_n to be recorded, and what stands for it in the loss: two [N], in nats; arguments as of `loss`."""
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return D_n to be recorded, None if unknown, and what stands for it in the loss: [N] each, in nats.
+
+        Arguments as of `loss`.
+        """
         if self.cross_entropy:  # without a teacher, less the entropy of the texts' author
             cross_N = -student_logp_N
             if teacher is not None:
                 cross_N = _teacher_logp(teacher, actions) - student_logp_N
             return cross_N.detach(), cross_N
+        if self.estimator == "fixed_negative":
+            known_N = None if teacher is None else self.pointwise(teacher, student_logits_NV.detach())
+            against_N = -torch.ones_like(actions.advantage_N)
+            return known_N, self.surrogate(student_logp_N, actions.old_logp_N, against_N)
         assert teacher is not None
         if self.estimator == "exact":
             # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
             logits_NV = student_logits_NV if self.alpha > 0 else student_logits_NV.detach()
             divergence_N = self.pointwise(teacher, logits_NV)
             return divergence_N, divergence_N
-        log_ratio_N = student_logp_N - _teacher_logp(teacher, actions)
+        teacher_logp_N = _teacher_logp(teacher, actions)
+        log_ratio_N = student_logp_N - teacher_logp_N
         cost_N = log_ratio_N.detach()
         if self.estimator == "k2":
             return cost_N, 0.5 * log_ratio_N.square()
         if self.estimator == "k3":
             return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
+        gap_N: Tensor = self.gap.function(teacher_logp_N, student_logp_N.detach())
         if self.estimator == "sampled":
-            return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, -cost_N)
+            return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
+        if self.estimator == "asymmetric":
+            divergence_N = self.pointwise(teacher, student_logits_NV)
+            sampled_N = self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
+            return divergence_N, torch.where(gap_N > 0, sampled_N, divergence_N)
         divergence_N = self.pointwise(teacher, student_logits_NV.detach())
-        return divergence_N, self.surrogate(student_logp_N, actions.old_logp_N, divergence_N - cost_N)
+        mean_N = -divergence_N
+        if self.gap.name != "log":
+            assert isinstance(teacher, Tensor), "a baseline over all tokens is refused without them"
+            mean_N = self.mean_gap(teacher, student_logits_NV)
+        return divergence_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N - mean_N)
+
+    @torch.no_grad()
+    def mean_gap(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """sum_v p_S(v) gap(v) at each position: [..., V], [..., V] -> [...]."""
+        log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+        mean: Tensor = (log_q.exp() * self.gap.function(log_p, log_q)).nan_to_num(nan=0.0).sum(-1)
+        return mean
 
 
 def _teacher_logp(teacher: Tensor | KnownTokens, actions: Actions) -> Tensor:

@@ -29,6 +29,7 @@ KINDS = {
     "advantages": "what rewards become",
     "behaviours": "who samples together with the student",
     "gates": "how much each token counts",
+    "gaps": "what the sampled estimators reinforce",
     "rewards": "by name",
     "models": "that open without a path or a hub",
 }

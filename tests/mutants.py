@@ -36,7 +36,7 @@ class Mutant:
     tests: str
 
 
-OBJECTIVE, DIVERGENCE = "tests/test_objective.py", "tests/ops/test_divergence.py"
+OBJECTIVE, DIVERGENCE, GATES = "tests/test_objective.py", "tests/ops/test_divergence.py", "tests/test_gates.py"
 
 MUTANTS = (
     Mutant(
@@ -173,6 +173,75 @@ MUTANTS = (
             ),
         ),
         tests="tests/scripts/comparison/test_cell_statistics.py",
+    ),
+    Mutant(
+        name="a gate on the wrong term",
+        file="rlgkd/objective.py",
+        function="Objective.loss",
+        changes=(
+            ("actions.policy_gate_N", "actions.divergence_gate_N"),
+            ("actions.divergence_gate_N * distillation_N", "actions.policy_gate_N * distillation_N"),
+        ),
+        tests=GATES,
+    ),
+    Mutant(
+        name="the sign of the gap",
+        file="rlgkd/ops/gap.py",
+        function="log",
+        changes=(("teacher_logp - student_logp", "student_logp - teacher_logp"),),
+        tests=GATES,
+    ),
+    Mutant(
+        name="the sign of the gap that gates read",
+        file="agents/gating.py",
+        function="_records",
+        changes=(
+            (
+                'records["logp"].double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()',
+                'part.gather(part.batch.logp_BT).to(teacher_NH.device).double() - records["logp"].double()',
+            ),
+        ),
+        tests=GATES,
+    ),
+    Mutant(
+        name="RLSD without the sign of the advantage",
+        file="rlgkd/ops/gates_by_outcome.py",
+        function="rlsd",
+        changes=(("advantage_BL.sign() * gap_BL", "gap_BL"),),
+        tests=GATES,
+    ),
+    Mutant(
+        name="a token's own gap among those before it",
+        file="rlgkd/ops/gates_by_token.py",
+        function="iw_opd",
+        changes=(("size_BL.cumsum(1) - size_BL", "size_BL.cumsum(1)"),),
+        tests=GATES,
+    ),
+    Mutant(
+        name="a gate's weights in the order of micro-batches",
+        file="agents/update.py",
+        function="accumulate_gradient",
+        changes=(("part.per_action(gates_BL[1])", "part.per_action(gates_BL[1].flip(0))"),),
+        tests=GATES,
+    ),
+    Mutant(
+        name="a gate on the entropy bonus",
+        file="rlgkd/objective.py",
+        function="Objective.loss",
+        changes=(
+            (
+                'self.entropy_bonus * (actions.policy_weight_N * record["entropy"]).sum()',
+                'self.entropy_bonus * (actions.policy_weight_N * actions.policy_gate_N * record["entropy"]).sum()',
+            ),
+        ),
+        tests=GATES,
+    ),
+    Mutant(
+        name="later divergences by the gate of the earlier token",
+        file="agents/update.py",
+        function="_with_later_tokens",
+        changes=(('actions.divergence_gate_N * records["divergence"]', 'records["divergence"]'),),
+        tests=GATES,
     ),
 )
 

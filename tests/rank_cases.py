@@ -96,6 +96,7 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "several turns": lambda _: learner(task={"reply": answer, "max_new_tokens": 16}),
     "asynchronous reward": lambda _: learner(GRPO, task={"reward": slow_share_of_a}),
     "a gate of gaps": lambda _: learner(GRPO, gate="rlsd", alpha=0.3, epochs=2),
+    "a gate of ranks in the batch": lambda _: learner(gate="tip", student_fraction=0.6, mixture="prompt"),
     "student and teacher together": lambda _: learner(
         behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
     ),

@@ -22,7 +22,8 @@ What a gate may ask for, in the table `INPUTS`:
 Log-probabilities, entropies and divergences are in nats; outside the mask all of them are 0. A gap of more than
 `LARGEST_GAP` in size, where one of the two has probability 0, is cut there.
 
-To add a gate: write one function here and name it in `GATES` at the bottom. What it reads are its arguments, its
+To add a gate: write one function in gates_by_outcome.py or gates_by_token.py and name it in `GATES` at the bottom of
+this file. What it reads are its arguments, its
 settings the keyword-only ones, each with one sentence in its docstring's `Args`. `weighs` says which term it weighs,
 and whether the mean of the weights stays 1, so that alpha means what it does without it. Other packages bring gates by
 entry points in the group `rlgkd.gates`, each of which names such a function.
@@ -33,22 +34,37 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import torch
-from torch import Tensor
 
 from rlgkd.errors import SettingError, one_line, unknown_remedy
+from rlgkd.ops._gate import Gate, Term, Weights, weighs
 from rlgkd.ops._registry import check_name
+from rlgkd.ops.gates_by_outcome import aopd, r2_opd, ra_opd, rg_opd, rlsd, sg_opd, srpo
+from rlgkd.ops.gates_by_token import improbable, iw_opd, none, prefix, sdar, tip
+
+__all__ = [
+    "GATES",
+    "INPUTS",
+    "LARGEST_GAP",
+    "Cost",
+    "Gate",
+    "Term",
+    "Weights",
+    "add_plugins",
+    "cost",
+    "get",
+    "keeps_mean",
+    "names",
+    "reads",
+    "terms",
+    "weighs",
+]
 
 _log = logging.getLogger(__name__)
-Term = Literal["policy", "divergence"]
-Weights = tuple[Tensor | None, Tensor | None]
-"""Of the policy term and of the divergence term."""
-Gate = Callable[..., Weights]
-G = TypeVar("G", bound=Gate)
 Cost = Literal["nothing", "teacher", "both"]
 INPUTS: Final[dict[str, Cost]] = {
     "mask_BL": "nothing",
@@ -66,79 +82,6 @@ LARGEST_GAP = 1e4
 """Nats."""
 GROUP = "rlgkd.gates"
 """The entry points by which other packages bring gates."""
-
-
-def weighs(*terms: Term, mean: str = "") -> Callable[[G], G]:
-    """Decorate a gate with the terms that it weighs and over what the mean of these weights stays 1; "" is nothing."""
-
-    def mark(function: G) -> G:
-        function.terms = terms  # type: ignore[attr-defined]
-        function.mean = mean  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
-@weighs(mean="each action")
-def none() -> Weights:
-    """1 and 1: Eq. 5 as it is.
-
-    Examples:
-        >>> none()
-        (None, None)
-    """
-    return None, None
-
-
-@weighs("policy")
-def rlsd(advantage_BL: Tensor, gap_BL: Tensor, *, reweighting: float = 0.5, reweighting_clip: float = 0.2) -> Weights:
-    """Policy term times 1 - l + l clip(exp(sign(A) d), 1-e, 1+e): the reward gives the sign, the teacher the size.
-
-    The mean weight is not kept, but stays in [1 - l e, 1 + l e]. At l = 0 all weights are 1.
-
-    Args:
-        advantage_BL: [B, L].
-        gap_BL: [B, L], nats.
-        reweighting: How much the teacher says of a token's share, l in [0, 1]; 0 is the policy term alone.
-        reweighting_clip: How far the teacher's ratio may lie from 1, e in [0, 1].
-
-    Source: Yang et al. 2026, arXiv 2604.03128 (RLSD), Eq. 13 to 15; there d is to the student that reads the answer
-    too, and l falls to 0 over the first 50 steps.
-
-    Examples:
-        >>> advantage, gap = torch.tensor([[1.0, 1.0, -1.0]]), torch.tensor([[0.1, -2.0, -2.0]])
-        >>> [round(weight, 4) for weight in rlsd(advantage, gap)[0][0].tolist()]
-        [1.0526, 0.9, 1.1]
-    """
-    _check("reweighting", reweighting, 0.0, 1.0)
-    _check("reweighting_clip", reweighting_clip, 0.0, 1.0)
-    ratio_BL = (advantage_BL.sign() * gap_BL).exp().clamp(1.0 - reweighting_clip, 1.0 + reweighting_clip)
-    return 1.0 - reweighting + reweighting * ratio_BL, None
-
-
-@weighs("divergence")
-def iw_opd(gap_BL: Tensor, mask_BL: Tensor, *, prefix_gain: float = 0.5) -> Weights:
-    """Divergence times 1 + g (1 - F_n), F_n the share of a text's |d| before n: most where the teacher would be too.
-
-    The mean weight lies in [1, 1 + g]. At g = 0 all weights are 1.
-
-    Args:
-        gap_BL: [B, L], nats.
-        mask_BL: [B, L], bool.
-        prefix_gain: The gain g of a text's first token, 0 or more.
-
-    Source: Xie et al. 2026, arXiv 2606.22600 (IW-OPD), as its public code has it.
-
-    Examples:
-        >>> iw_opd(torch.tensor([[-1.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))[1].tolist()
-        [[1.5, 1.375, 1.125]]
-    """
-    _check("prefix_gain", prefix_gain, 0.0)
-    size_BL = gap_BL.abs() * mask_BL
-    before_BL = size_BL.cumsum(1) - size_BL
-    total_B1 = size_BL.sum(1, keepdim=True)
-    share_BL = torch.where(total_B1 > 0, before_BL / total_B1, 0.0)
-    return None, 1.0 + prefix_gain * (1.0 - share_BL)
 
 
 def names() -> tuple[str, ...]:
@@ -194,16 +137,20 @@ def keeps_mean(name: str) -> str:
     return str(getattr(GATES[name], "mean", ""))
 
 
-def _check(field: str, value: float, least: float, most: float = float("inf")) -> None:
-    if not least <= value <= most:  # refuses NaN too
-        remedy = f"give {least:g} or more" if most == float("inf") else f"give a number in [{least:g}, {most:g}]"
-        raise SettingError(field, value, remedy)
-
-
 GATES: dict[str, Gate] = {
     "none": none,
     "rlsd": rlsd,
+    "srpo": srpo,
+    "ra_opd": ra_opd,
+    "rg_opd": rg_opd,
+    "sg_opd": sg_opd,
+    "r2_opd": r2_opd,
+    "aopd": aopd,
+    "sdar": sdar,
     "iw_opd": iw_opd,
+    "tip": tip,
+    "prefix": prefix,
+    "improbable": improbable,
 }
 
 

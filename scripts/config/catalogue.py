@@ -27,6 +27,7 @@ METHOD_COORDINATES = (
     "advantage",
     "policy_loss",
     "gate",
+    "gap",
 )
 """Settings that say where a recipe stands in the space of methods."""
 COSTS = {"nothing": "", "teacher": "reads logits of the teacher", "both": "reads logits of student and teacher"}
@@ -107,6 +108,7 @@ def everything() -> dict[str, list[Setting]]:
     from rlgkd.lm.loading import model_names
     from rlgkd.ops.behaviour_policy import BEHAVIOURS
     from rlgkd.ops.divergence import DIVERGENCES
+    from rlgkd.ops.gap import GAPS
     from rlgkd.ops.returns import ADVANTAGES
 
     of_the_environment = [s._replace(name=f"env_settings.{s.name}") for s in environment_settings()]
@@ -118,6 +120,7 @@ def everything() -> dict[str, list[Setting]]:
         "advantages": _functions(ADVANTAGES),
         "behaviours": _functions(BEHAVIOURS),
         "gates": _gates(),
+        "gaps": _functions(GAPS),
         "rewards": [
             *_functions(shipped_rewards()),
             Setting("{part: {name, weight}}", "", "A sum of rewards, each logged under its name."),
@@ -137,7 +140,10 @@ def _gates() -> list[Setting]:
     found = []
     for entry in _functions(gate.GATES):
         mean = gate.keeps_mean(entry.name)
-        notes = [f"weighs {' and '.join(gate.terms(entry.name))}", f"mean of 1 over {mean}" if mean else ""]
+        notes = [
+            f"weighs {' and '.join(gate.terms(entry.name)) or 'nothing'}",
+            f"mean of 1 over {mean}" if mean else "",
+        ]
         found.append(entry._replace(default=", ".join(filter(None, [*notes, COSTS[gate.cost(entry.name)]]))))
     return found
 

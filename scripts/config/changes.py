@@ -112,6 +112,8 @@ def course_of_schedules(before: RunConfig, now: RunConfig, tokens: int) -> str:
     """
     if now.tokens == before.tokens:
         return ""
+    if before.stages or now.stages:
+        return f"schedules now end at {now.tokens:,} tokens, those of a stage with it"
     pieces = []
     for what, old, new in (
         ("the learning rate", before.learning_rate, now.learning_rate),

@@ -23,6 +23,7 @@ from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.stages import Stage, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
@@ -41,6 +42,14 @@ AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
 def _names(value: object) -> object:
     """A text with commas as the list of its names."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _mappings(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(isinstance(part, Mapping) for part in value):
+        raise SettingError(
+            "stages", value, "give a list of stages, each with names and values: [{alpha: 1, until: 0.5}, ...]"
+        )
+    return value
 
 
 class RunConfig(Settings):
@@ -88,6 +97,8 @@ class RunConfig(Settings):
     """Measure by which the best model of these evaluations is kept in the folder best; -NAME if less is better."""
     patience: Annotated[int, Ge(0)] = 0
     """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
+    stages: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_mappings)] = ()
+    """Parts of the run with their own settings of the objective, one after another (docs/stages.md)."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
     trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
@@ -121,7 +132,21 @@ class RunConfig(Settings):
             raise SettingError("keep_best", self.keep_best, "set eval_every, the tokens between evaluations")
         if self.patience and self.keep_best is None:
             raise SettingError("patience", self.patience, "set keep_best, the measure that it waits for")
+        _ = self.parts
         return self
+
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """The stages; of a run without any, the whole as one.
+
+        Raises: SettingError.
+        """
+        given = self.stages or ({},)
+        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0)
+
+    def in_stage(self, number: int) -> RunConfig:
+        """The run with the settings of a stage, counted from 0, as its own."""
+        return self.model_copy(update={"algorithm": self.parts[number].algorithm}) if self.stages else self
 
     @property
     def algorithm_class(self) -> type[TextAlgorithm]:

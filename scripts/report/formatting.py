@@ -56,3 +56,11 @@ def whole(x: float) -> str | None:
 def visible(text: str) -> str:
     """Replace all but printable ASCII: plot fonts lack the rest, and a terminal obeys control characters."""
     return re.sub(r"[^ -~]+", "?", text)
+
+
+def duration(seconds: float) -> str:
+    """Write a time: `42 s`, `3 min`, `1.5 h`."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 1 else f"{hours:.1f} h"

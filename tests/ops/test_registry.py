@@ -6,6 +6,7 @@ import pytest
 
 from rlgkd.ops.behaviour_policy import BEHAVIOURS
 from rlgkd.ops.divergence import DIVERGENCES
+from rlgkd.ops.gap import GAPS
 from rlgkd.ops.gate import GATES
 from rlgkd.ops.policy_loss import POLICY_LOSSES
 from rlgkd.ops.returns import ADVANTAGES
@@ -17,6 +18,7 @@ TABLES = {
     "behaviour": BEHAVIOURS,
     "advantage": ADVANTAGES,
     "gate": GATES,
+    "gap": GAPS,
 }
 FUNCTIONS = [(kind, name) for kind, table in TABLES.items() for name in table]
 
@@ -41,5 +43,17 @@ def test_the_settings_are_those_of_the_signatures() -> None:
         "teacher_mixed": ["teacher_share"],
         "interleaved": ["kept_top_k"],
         "rlsd": ["reweighting", "reweighting_clip"],
+        "srpo": ["verified_from", "entropy_decay", "needs_sibling"],
+        "ra_opd": ["verified_from"],
+        "rg_opd": ["verified_from", "margin"],
+        "sg_opd": ["verified_from", "agree_weight", "disagree_weight"],
+        "r2_opd": ["verified_from", "alignment"],
+        "sdar": ["sharpness"],
         "iw_opd": ["prefix_gain"],
+        "tip": ["kept_tokens"],
+        "prefix": ["kept_prefix"],
+        "improbable": ["kept_improbable", "by_entropy"],
+        "clip": ["gap_bound"],
+        "power": ["gap_exponent"],
+        "sigmoid": ["gap_sharpness"],
     }
