@@ -53,7 +53,7 @@ def fit(
         if ranks.main:
             with checkpoint.writing(out / CHECKPOINTS):
                 (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-            events = events_if_installed(out / TENSORBOARD)
+            events = events_if_installed(out / TENSORBOARD, agent.num_timesteps)
             files = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events]
             rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
             agent.set_logger(held.enter_context(closing(Logger(str(out), [*files, trackers]))))

@@ -167,7 +167,7 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
 
-    Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
+    Ctrl-C, SIGTERM and SIGHUP exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
     command = f"rlgkd train --resume {shlex.quote(str(out))}"
