@@ -13,9 +13,9 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.text.chat_template import ChatTemplate
-from rlgkd.envs.text.encoder import tokens_before_texts
 from rlgkd.envs.text.format_string import FormatString
 from rlgkd.errors import SettingError
+from rlgkd.lm.text_format import tokens_before_texts
 from rlgkd.types import REWARD_ARGUMENTS
 
 ModelInput = Mapping[str, list[int]]
