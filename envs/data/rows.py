@@ -156,7 +156,7 @@ def template(field: str, text: Any) -> Callable[[str, Row], str]:
     Raises: SettingError for a brace that holds no column's name. When called, DataError for a column that is missing,
         is null, or holds no text or number.
 
-    Example:
+    Examples:
         >>> template("prompt", "Q: {question} {{x}}")("questions.jsonl:1", {"question": "1 + {x}?"})
         'Q: 1 + {x}? {x}'
     """

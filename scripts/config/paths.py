@@ -22,7 +22,7 @@ LONGEST_NAME = 200
 def folder_name(name: str) -> str:
     """Return a name as one part of a path: without separators or a leading dot, and short enough for any file system.
 
-    Example:
+    Examples:
         >>> folder_name("../../a run"), folder_name("beta=0.5 student=x/y")
         ('-..-a-run', 'beta=0.5-student=x-y')
     """

@@ -24,7 +24,7 @@ from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.other_names import OTHERS
 from rlgkd.scripts.config.paths import settled
-from rlgkd.scripts.config.stages import Stage, stages_of
+from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
@@ -258,7 +258,7 @@ def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The values with `key=value` and `env_settings.NAME=value` put over them, paths from the current folder.
 
-    Raises: SettingError for an override that is not of that form, or whose value is no YAML.
+    Raises: SettingError for an override that is not of that form, whose value is no YAML, or that no stage hears.
     """
     typed: dict[str, Any] = {}
     for given in overrides:
@@ -278,7 +278,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         else:
             value = settled(key, value, [Path()])
         typed[key] = value
-    return put_over(values, typed)
+    chosen = put_over(values, typed)
+    check_heard(chosen.get("stages"), typed)
+    return chosen
 
 
 def put_over(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ ARROW: Final = "\N{RIGHTWARDS ARROW}"
 def signed(text: str) -> str:
     """Write a number's text with a proper minus sign, and without a sign if it rounds to zero.
 
-    Example:
+    Examples:
         >>> signed("-0.000"), signed("-0.001") == f"{MINUS}0.001"
         ('0.000', True)
     """
@@ -26,7 +26,7 @@ def signed(text: str) -> str:
 def compact(x: float) -> str:
     """Write three significant digits: `0.412`, `13`, `1.2M`.
 
-    Example:
+    Examples:
         >>> compact(0.41234), compact(13.0), compact(1_234_000.0)
         ('0.412', '13', '1.23M')
     """

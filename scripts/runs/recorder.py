@@ -76,7 +76,7 @@ class TimesCsv(ProgressCsv):
 def strict_json(value: Any, indent: int | None = None) -> str:
     """Return JSON as RFC 8259 has it, in which a number that is not finite is null.
 
-    Example:
+    Examples:
         >>> strict_json({"reward": math.nan, "parts": (1.0, math.inf)})
         '{"reward": null, "parts": [1.0, null]}'
     """
