@@ -85,7 +85,7 @@ def test_quality_is_named_as_rewards_are(make_task: MakeTask, tmp_path: Path) ->
     several = {"right": "exact", "length": {"name": of_file}, "overlap": {"name": "rouge", "kind": "rouge1"}}
     assert make_task(quality=several).quality([item], ["dog"]) == [{"right": 1.0, "length": 3.0, "overlap": 1.0}]
     assert [*make_task(quality={"name": "rouge", "kind": "rougeL"}).quality([item], ["dog"])[0]] == ["rouge"]
-    with pytest.raises(SettingError, match="quality: 'fails' does not work; it failed for a text: .*KeyError"):
+    with pytest.raises(SettingError, match=r"quality: 'fails' does not work; it failed for a text: .*KeyError"):
         make_task(quality=f"{tmp_path}/of_texts.py:fails").quality([item], ["dog"])
     for wrong in ("exactly", {"right": "exactly"}):
         with pytest.raises(SettingError, match="did you mean 'exact'"):
