@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlgkd.envs.data.items import Shares, read_items
 from rlgkd.envs.data.sources import ListItems
-from rlgkd.envs.measures import Quality, quality_from
 from rlgkd.envs.rewards.grader import Grader
-from rlgkd.envs.rewards.registry import reward_from
+from rlgkd.envs.rewards.registry import Quality, quality_from, reward_from
 from rlgkd.envs.rewards.user_errors import callable_name, callable_names
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
