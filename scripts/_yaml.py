@@ -68,7 +68,7 @@ def load_yaml(text: str) -> Any:
 
     Raises: yaml.YAMLError, also for what is nested too deeply, is too large, or holds itself.
 
-    Example:
+    Examples:
         >>> load_yaml("{a: 1e-1, b: 2E3, c: '1e-1', d: 1e, e: 0120, f: yes}")
         {'a': 0.1, 'b': 2000.0, 'c': '1e-1', 'd': '1e', 'e': 120, 'f': 'yes'}
     """

@@ -22,8 +22,9 @@ from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
+from rlgkd.scripts.config.other_names import OTHERS
 from rlgkd.scripts.config.paths import settled
-from rlgkd.scripts.config.stages import Stage, stages_of
+from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
@@ -111,6 +112,8 @@ class RunConfig(Settings):
     """Texts of an update that trackers get as rows of a table; 0 for none."""
     tracker_texts_every: Count = 10
     """Updates between two such tables."""
+    checkpoint_minutes: Annotated[float, Ge(0)] = 15.0
+    """Minutes after which the next whole update has a checkpoint, whatever checkpoint_every; 0 is never."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -260,7 +263,7 @@ def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The values with `key=value` and `env_settings.NAME=value` put over them, paths from the current folder.
 
-    Raises: SettingError for an override that is not of that form, or whose value is no YAML.
+    Raises: SettingError for an override that is not of that form, whose value is no YAML, or that no stage hears.
     """
     typed: dict[str, Any] = {}
     for given in overrides:
@@ -281,7 +284,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         else:
             value = settled(key, value, [Path()])
         typed[key] = value
-    return put_over(values, typed)
+    chosen = put_over(values, typed)
+    check_heard(chosen.get("stages"), typed)
+    return chosen
 
 
 def put_over(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,7 +309,9 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     known = setting_names()
     for key in values:
         if key not in known:
-            raise SettingError("setting", key, unknown_remedy(str(key), known))
+            ours = OTHERS.get(str(key))
+            remedy = f"here it is {ours}" if ours else unknown_remedy(str(key), known)
+            raise SettingError("setting", key, remedy)
     return RunConfig(**values)
 
 

@@ -80,10 +80,21 @@ def stages_of(
     return tuple(found)
 
 
+def check_heard(stages: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a setting that was given for the whole run where each stage has its own.
+
+    Raises: SettingError.
+    """
+    named = [stage for stage in stages or () if isinstance(stage, Mapping)]
+    for name, value in given.items():
+        if named and all(name in stage for stage in named):
+            raise SettingError(name, value, "each stage of the run sets it, so it had no effect; give stages")
+
+
 def stage_name(settings: Mapping[str, Any]) -> str:
     """Name a stage by its settings.
 
-    Example:
+    Examples:
         >>> stage_name({"alpha": 1, "divergence": "forward_kl"})
         'alpha=1 divergence=forward_kl'
     """

@@ -31,7 +31,9 @@ from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EMBEDDED = [name for name in recipe_names() if "smollm2" not in name]
-SMALL = ("tokens=300", "prompts_per_update=2", "eval_prompts=2", "eval_split=validation", "warmup=0")
+SMALL = (
+    "tokens=300", "prompts_per_update=2", "eval_prompts=2", "eval_split=validation", "warmup=0", "eval_every_prompts=2",
+)  # fmt: skip
 PINNED = ("train/loss", "train/divergence", "rollout/ep_rew_mean")
 UPDATES = 3
 

@@ -114,7 +114,7 @@ def test_a_list_or_mapping_of_rewards_is_their_weighted_sum(make_task: Callable[
         ("rlgkd.envs.rewards.text:NUMBER", "path of a function"),
         (["exact", "exact"], "each once"),
         ({"a": {"weight": 2}}, "which reward"),
-        ({"a": {"name": "exact", "weight": "much"}}, "is a number"),
+        ({"a": {"name": "exact", "weight": "much"}}, "is a finite number"),
         (None, "give a function"),
         ({}, "parts"),
     ],

@@ -11,7 +11,7 @@ from rlgkd.errors import SettingError
 from rlgkd.ops.schedule import Schedule
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import grid, parse_variation
-from rlgkd.scripts.config.run import check, dump
+from rlgkd.scripts.config.run import check, dump, read
 from rlgkd.scripts.config.stages import Plateau
 
 
@@ -88,6 +88,14 @@ def test_stages_are_cells_of_a_comparison() -> None:
     with pytest.raises(SettingError, match=r"teacher: None .*alpha is 1"):
         alone = check({"agent": "Reinforce", "eval_prompts": 2, "teacher": "", "alpha": 0})
         grid(alone, {key: values}, [0], samples=1)
+
+
+def test_what_no_stage_would_hear_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"alpha: 0\.5 .*each stage of the run sets it.*give stages"):
+        read("opd-then-rl", ["alpha=0.5"])
+    assert read("opd-then-rl", ["learning_rate=0.1", "group_size=4"]).in_stage(1).algorithm.sampling.group_size == 4
+    with pytest.raises(SettingError, match=r"alpha: 0 .*each stage"):
+        grid(read("rl-then-opd"), {"alpha": [0, 1]}, [0], samples=1)
 
 
 def test_the_settings_that_a_stage_may_have_exist() -> None:
