@@ -31,7 +31,7 @@ def checked_arguments(function: F) -> F:
 
     Raises, when called: SettingError with the argument's name, its value and what would work.
 
-    Example:
+    Examples:
         >>> @checked_arguments
         ... def length(words: int) -> int:
         ...     return words

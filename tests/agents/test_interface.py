@@ -381,13 +381,13 @@ def test_partners_that_do_not_fit_are_refused():
     ],
 )
 def test_arguments_of_an_agent_that_do_not_work_are_named(build, field):
-    env = TextGenerationEnv(prompts=[" a"], reward=no_reward, tokenizer=STUDENT, max_new_tokens=4)
+    env = TextGenerationEnv(prompts=[" a"], reward=no_reward, tokenizer=STUDENT, max_new_tokens=4, max_prompt_tokens=8)
     with pytest.raises(RlgkdError, match=f"^{field}: "):
         build(env)
 
 
 def test_what_an_agent_is_asked_for_is_checked():
-    env = TextGenerationEnv(prompts=[" a"], reward=no_reward, tokenizer=STUDENT, max_new_tokens=4)
+    env = TextGenerationEnv(prompts=[" a"], reward=no_reward, tokenizer=STUDENT, max_new_tokens=4, max_prompt_tokens=8)
     agent = Reinforce(STUDENT, env, alpha=0.0, prompts_per_update=1, group_size=2)
     assert agent.generate([]) == []
     for prompts in (" a", [3]):  # a text is no list of its characters

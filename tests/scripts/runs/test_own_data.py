@@ -121,5 +121,7 @@ def test_a_reward_may_change_the_folder_of_the_process(tmp_path: Path, monkeypat
     few = ["tokens=20", "eval_prompts=2", "prompts_per_update=2", "group_size=2", "agent=Reinforce", "alpha=0"]
     data = "env_settings={data: [' a', ' b'], reward: 'elsewhere.py:reward', max_new_tokens: 4, max_prompt_tokens: 8}"
     student = ["env=rlgkd/Dataset-v0", "student=embedded:grounded-student", "teacher=null"]
-    main(["train", "quickstart", "--out", "x", "--quiet", *student, data, *few])
+    with pytest.raises(SystemExit) as end:
+        main(["train", "quickstart", "--out", "x", "--quiet", *student, data, *few])
+    assert end.value.code == 0
     assert {"model", "report.html", "summary.json"} <= {path.name for path in (tmp_path / "x").iterdir()}
