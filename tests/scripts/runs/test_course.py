@@ -226,6 +226,7 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
     assert RunState.from_json({}) == RunState()
     assert state.after_changes(["alpha", "tokens"]) == state
     assert state.after_changes(["env_settings.reward"]) == RunState(evaluations=4)
+    assert state.after_changes(["teacher_temperature"]) == RunState(evaluations=4)
     state = state.entered({}, None, updates=0, tokens=0)
     scores = {"reward": Interval(0.5)}
     state = state.entered(scores, goal, updates=4, tokens=200)
