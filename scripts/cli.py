@@ -65,6 +65,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run's folder exactly, or with changed settings: tokens=...")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do and take, by a short trial; writes nothing.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
@@ -73,6 +76,16 @@ def train(
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
 
+    if dry_run:
+        check_one_process("rlgkd train --dry-run")
+        if resume is not None:
+            raise SettingError("--dry-run", str(resume), "it is for a run that begins; leave --resume out")
+        from rlgkd.scripts.runs import dry_run as trial
+
+        recipe, source, overrides = _split_names(arguments, "quickstart")
+        for line in trial.dry_run(run_config.read(source, overrides, recipe=recipe)):
+            typer.echo(shown(line))
+        return
     if resume is not None:
         if out is not None:
             raise SettingError("--out", str(out), "a run goes on in its own folder; leave it out")

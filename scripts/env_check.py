@@ -20,6 +20,7 @@ from stable_baselines3.common import env_checker as sb3_checker
 
 from rlgkd.errors import RlgkdError, one_line
 from rlgkd.scripts.config.run import RunConfig
+from rlgkd.scripts.runs.dry_run import first_prompt
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.types import Item, Task
 
@@ -63,12 +64,6 @@ def check_environment(settings: RunConfig, prompts: int = 64) -> Iterator[Outcom
     yield from _reward(task, tried)
     yield from _checkers(settings)
     yield Outcome("note", "the first prompt as the model reads it", first_prompt(task, tried[0]))
-
-
-def first_prompt(task: Task, item: Item) -> str:
-    """Return a prompt decoded from its token ids, special tokens and all, with the number of tokens."""
-    ids = task.encode_prompt(item)
-    return f"{len(ids)} tokens\n{task.tokenizer.decode(ids, skip_special_tokens=False)}"
 
 
 def _items(task: Task, seed: int, prompts: int) -> Iterator[tuple[str, list[Item]]]:

@@ -107,7 +107,7 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
 
     Raises: SettingError if it is not of that form, or has no values.
 
-    Example:
+    Examples:
         >>> parse_variation("student_layers=[0, 1],[0]"), parse_variation("beta=0.1,0.5")
         (('student_layers', [[0, 1], [0]]), ('beta', [0.1, 0.5]))
     """
@@ -130,7 +130,7 @@ def parse_seeds(text: str) -> list[int]:
 
     Raises: SettingError for anything else.
 
-    Example:
+    Examples:
         >>> parse_seeds("3"), parse_seeds("4,7"), parse_seeds("4,")
         ([0, 1, 2], [4, 7], [4])
     """

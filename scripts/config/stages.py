@@ -94,7 +94,7 @@ def check_heard(stages: Any, given: Mapping[str, Any]) -> None:
 def stage_name(settings: Mapping[str, Any]) -> str:
     """Name a stage by its settings.
 
-    Example:
+    Examples:
         >>> stage_name({"alpha": 1, "divergence": "forward_kl"})
         'alpha=1 divergence=forward_kl'
     """

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from rlgkd.scripts.report.examples import Example, read_example
-from rlgkd.scripts.report.formatting import whole
+from rlgkd.scripts.report.formatting import duration, whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
 from rlgkd.scripts.report.plots import dumbbells, held_out_curves, training_curves
@@ -127,7 +127,7 @@ def facts(
         "tokens": count("tokens", "time/total_timesteps"),
         "tokens_requested": whole(to_float(config.get("tokens"))),
         "prompts": count("prompts"),
-        "time": _duration(seconds) if math.isfinite(seconds) else None,
+        "time": duration(seconds) if math.isfinite(seconds) else None,
     }
 
 
@@ -145,10 +145,3 @@ def exploited(rows: Sequence[MeasureRow]) -> list[str]:
     if marks.get("reward") != "better":
         return []
     return [METRICS[key].label for key in UNSEEN_BY_REWARD if marks.get(key) == "worse"]
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if hours < 1 else f"{hours:.1f} h"
