@@ -235,6 +235,8 @@ class AlgorithmConfig(Settings):
             ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
             ("estimator", self.objective.estimator == "sampled_centred",
              f"its baseline is the divergence over all tokens: {needs_model} use sampled"),
+            ("estimator", self.objective.estimator == "fixed_negative",
+             f"it needs no teacher, and {teacher} would be asked for nothing that counts; leave the teacher out"),
             ("off_policy", sampling.off_policy == "teacher" and is_address(teacher),
              f"{needs_model} let rlgkd teach write its texts into a file, and give that"),
             ("teacher_texts", sampling.teacher_texts is not None, f"{needs_model} leave it out"),

@@ -115,6 +115,7 @@ class KnownTokens:
             k: As if only so many tokens were known; None is all that are.
         """
         logp_NK, rest_N = self.logp_NK, self.rest_N
+        assert logp_NK.shape[1] > 0, "over one bucket of all tokens every divergence is 0"
         if k is not None and k < logp_NK.shape[1]:
             rest_N = torch.logaddexp(rest_N, logp_NK[:, k:].logsumexp(-1))
         return known_top_k_with_bucket(logp_NK[:, :k], self.ids_NK[:, :k], student_logits_NV, rest_N)
