@@ -136,7 +136,7 @@ class RowItems:
 
     def _right_answers(self, key: str, row: Row) -> tuple[str, tuple[str, ...]]:
         """The reference, and all of them if the data has a list of right answers."""
-        if self._reference_is_optional and row.get("reference") is None:
+        if self._reference_is_optional and (row.get("reference") is None or _is_empty_list(row["reference"])):
             return "", ()
         value = self._reference(key, row)
         if isinstance(value, str):
@@ -148,6 +148,10 @@ class RowItems:
             return _encodable("reference", key, answer), ()
         texts = [_encodable("reference", key, _text("reference", key, "reference", one)) for one in value]
         return texts[0], tuple(texts)
+
+
+def _is_empty_list(value: object) -> bool:
+    return isinstance(value, list | tuple) and not value
 
 
 def template(field: str, text: Any) -> Callable[[str, Row], str]:

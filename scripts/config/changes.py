@@ -40,6 +40,7 @@ AROUND_TRAINING: Final = (
     "eval_prompts",
     "eval_seed",
     "checkpoint_every",
+    "checkpoint_minutes",
     "trackers",
     "tracker_project",
     "tracker_texts",

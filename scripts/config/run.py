@@ -22,6 +22,7 @@ from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
+from rlgkd.scripts.config.other_names import OTHERS
 from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
@@ -109,6 +110,8 @@ class RunConfig(Settings):
     """Texts of an update that trackers get as rows of a table; 0 for none."""
     tracker_texts_every: Count = 10
     """Updates between two such tables."""
+    checkpoint_minutes: Annotated[float, Ge(0)] = 15.0
+    """Minutes after which the next whole update has a checkpoint, whatever checkpoint_every; 0 is never."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -300,7 +303,9 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     known = setting_names()
     for key in values:
         if key not in known:
-            raise SettingError("setting", key, unknown_remedy(str(key), known))
+            ours = OTHERS.get(str(key))
+            remedy = f"here it is {ours}" if ours else unknown_remedy(str(key), known)
+            raise SettingError("setting", key, remedy)
     return RunConfig(**values)
 
 
