@@ -67,7 +67,7 @@ class Course(BaseCallback):
         """Whether the update that was begun last was finished."""
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; nothing of a run that has no evaluations on the way, stages, served teacher."""
+        """What a checkpoint holds of it; nothing without evaluations on the way, stages, served teacher."""
         found: dict[str, Any] = {}
         if self.settings.eval_every or self.settings.stages:
             found["run"] = self.state.to_json()

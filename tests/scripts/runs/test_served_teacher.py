@@ -63,7 +63,7 @@ def test_a_server_that_has_another_model_at_a_resume_is_refused(server, tmp_path
     train.start(settings_of(server), out, quiet=True)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     server.module = load("embedded:grounded-student")
-    with pytest.raises(ModelError, match="another model than it was: .* moved by"):
+    with pytest.raises(ModelError, match=r"another model than it was: .* moved by"):
         train.resume(out, ["tokens=120"], quiet=True)
     assert all(path.read_bytes() == content for path, content in before.items())
     server.module = right
