@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 
 from rlgkd.agents import GRPO, PPO, RLOO, Distill, Reinforce
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.gating import extra_work
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import SettingError
 from rlgkd.ops import gate
@@ -89,6 +90,12 @@ def test_the_mean_weights_are_logged_and_the_gate_changes_what_is_learnt(kind: t
 def test_what_a_gate_cannot_do_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         learner(**settings)
+
+
+def test_what_a_gate_costs_is_said() -> None:
+    assert extra_work("none") == extra_work("aopd") == ""
+    assert extra_work("rlsd") == "applies the teacher's head once more and holds its states"
+    assert extra_work("tip").startswith("runs the student over its texts once more")
 
 
 def test_a_gate_that_reads_the_teacher_needs_one_even_at_alpha_0() -> None:
