@@ -25,7 +25,7 @@ from rlgkd.teachers import Teacher
 def extra_work(name: str) -> str:
     """What the gate of this name costs an update, in words; "" if nothing to speak of."""
     head = "applies the teacher's head once more and holds its states"
-    words = {"nothing": "", "teacher": head, "both": f"runs the student over its texts once more and {head}"}
+    words = {"nothing": "", "teacher": head, "both": f"runs the student over its texts once more, {head}"}
     return words[gate.cost(name)]
 
 
