@@ -28,7 +28,7 @@ from rlgkd.agents.build import (
     with_chosen_layers,
 )
 from rlgkd.agents.collect import Collector
-from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.guards import Watch
 from rlgkd.agents.persistence import read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
@@ -95,6 +95,8 @@ class TextAgent(TokenAlgorithm):
         self.config = self.Config(**given)
         self.config.check_teacher(teacher)
         self.objective = self.config.objective_at(1.0)
+        self.objective_schedules = (1.0, 0.0)
+        """The remaining progress of `learn` at which the schedules of the objective begin and end."""
         self.rollout = Rollout()
         self.last_metrics: dict[str, Any] = {}
         self.ranks = join()
@@ -143,10 +145,7 @@ class TextAgent(TokenAlgorithm):
         config, seed = self.config, self.seed or 0
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
-        if buffer := config.reward.overlong_buffer:
-            overlong_penalty(torch.zeros(0, device="cpu"), self.task.max_new_tokens, buffer)  # refuses a longer one
-        if span(config.student_fraction)[0] < 1 and config.sampling.off_policy == "references":
-            check_references(self.task, self.split, seed)
+        self._check_task(config)
         self.config = config = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
         self.student, self.teacher = open_models(
             self.task,
@@ -158,24 +157,75 @@ class TextAgent(TokenAlgorithm):
             device=self.device,
         )
         self.trained_parts: dict[str, torch.nn.Module] = {"student": trainable_state(self.student.module)}
-        decay, target = config.teacher.teacher_decay, config.teacher.divergence_target
+        decay = config.teacher.teacher_decay
         self.following_teacher = None
         if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             self.trained_parts["teacher"] = self.teacher.module
-        self.steering = None if target is None else AlphaSteering(target, config.teacher.alpha_rate)
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
-        self.sources = Sources(
-            self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
-        )
+        self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
-        self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
         self.policy.optimizer = build_optimizer(self.student.module, config, self.lr_schedule, self.device)
         # SB3's learn hands a buffer to collect_rollouts; a sequence is one sample here, so there is none.
         self.rollout_buffer = None  # type: ignore[assignment]
+
+    def _check_task(self, config: AlgorithmConfig) -> None:
+        """Refuse settings that the task does not go with.
+
+        Raises: SettingError; DataError where references are trained on that are not there.
+        """
+        if buffer := config.reward.overlong_buffer:
+            overlong_penalty(torch.zeros(0, device="cpu"), self.task.max_new_tokens, buffer)  # refuses a longer one
+        if span(config.student_fraction)[0] < 1 and config.sampling.off_policy == "references":
+            check_references(self.task, self.split, self.seed or 0)
+
+    def _follow(self, config: AlgorithmConfig) -> None:
+        """Build from the settings what depends on nothing that is trained."""
+        target, seed = config.teacher.divergence_target, self.seed or 0
+        self.steering = None if target is None else AlphaSteering(target, config.teacher.alpha_rate)
+        self.sources = Sources(
+            self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
+        )
+        self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
+
+    def reconfigure(self, config: AlgorithmConfig, *, schedules: tuple[float, float] = (1.0, 0.0)) -> None:
+        """Train by other settings of the objective from the next update on; models, optimizer and state stay.
+
+        Args:
+            config: Of the agent's own class. What differs from its present settings is among CHANGEABLE.
+            schedules: The remaining progress of `learn` at which schedules of the objective begin and end.
+
+        Raises: SettingError for another setting that differs, or one that teacher or task do not go with.
+
+        Example: `agent.reconfigure(agent.Config(**{**agent.config.flat(), "alpha": 0.0}))`.
+        """
+        self.check_change(config)
+        self.config, self.objective_schedules = config, schedules
+        self.objective = config.objective_at(1.0)
+        self._follow(config)
+        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.learning_rate = config.optimizer.learning_rate
+        self._setup_lr_schedule()
+        self.watch.first = {}  # what is usual for one objective is not for another
+
+    def check_change(self, config: AlgorithmConfig) -> None:
+        """Refuse settings with which `reconfigure` could not go on.
+
+        Raises: SettingError; DataError where references are trained on that are not there.
+        """
+        old, new = self.config.flat(), config.flat()
+        for name in {**old, **new}:
+            if name not in CHANGEABLE and old.get(name) != new.get(name):
+                raise SettingError(name, new.get(name), f"what was built by it is kept; leave it at {old.get(name)!r}")
+        config.check_teacher(self._names.get("teacher", self.teacher))
+        if not isinstance(self.teacher, LanguageModel | None) and config.known_tokens != self.config.known_tokens:
+            known = self.config.known_tokens
+            remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
+            raise SettingError("teacher_top_k", config.known_tokens, remedy)
+        self._check_task(config)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Refuse another environment: its task, tokenizer and limits are those that the agent was built for."""

@@ -61,7 +61,7 @@ class TextAlgorithm(TextAgent):
             ended = 0
             return callback.on_step()
 
-        fraction = self.config.student_fraction(self._current_progress_remaining)
+        fraction = self.config.student_fraction(self._objective_progress)
         with self.autocast():
             self.rollout = self.collector.collect(
                 items, indices, update=self._n_updates, student_fraction=fraction, on_step=on_step
@@ -92,7 +92,7 @@ class TextAlgorithm(TextAgent):
         # At the progress that the learning rate has, the one after the update's texts, as in SB3. Lambda is the one by
         # which the texts were drawn.
         self.objective = self.config.objective_at(
-            self._current_progress_remaining, alpha=self.state.alpha, student_fraction=self.rollout.student_fraction
+            self._objective_progress, alpha=self.state.alpha, student_fraction=self.rollout.student_fraction
         )
         with self.autocast():
             self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget, self.teacher)
@@ -120,6 +120,12 @@ class TextAlgorithm(TextAgent):
         if self.steering is not None and self.rollout.on_policy and math.isfinite(means.divergence):
             self.steering.step(self.state, alpha=self.objective.alpha, divergence=means.divergence)
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
+
+    @property
+    def _objective_progress(self) -> float:
+        """The remaining progress of the objective's schedules, 1 to 0; that of `learn` unless they are reconfigured."""
+        (begin, end), now = self.objective_schedules, self._current_progress_remaining
+        return now if (begin, end) == (1.0, 0.0) else min(1.0, max(0.0, (now - end) / (begin - end)))
 
     @property
     def outside_teacher(self) -> OutsideTeacher | None:

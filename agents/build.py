@@ -30,7 +30,7 @@ from rlgkd.rollout import share_end_ids
 from rlgkd.teachers import OutsideTeacher, Teacher
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.teachers.names import is_outside, is_teacher_file
-from rlgkd.teachers.opening import open_served
+from rlgkd.teachers.opening import Chat, open_served
 from rlgkd.types import Item, Task
 
 _log = logging.getLogger(__name__)
@@ -228,7 +228,17 @@ def open_outside_teacher(
         retries=settings.teacher_retries,
         concurrency=settings.teacher_requests,
         max_failed=settings.max_failed_teacher,
+        chat=_short_chat(task),
     )
+
+
+def _short_chat(task: Task) -> Chat | None:
+    """A conversation as the task writes it; None if it has none, or one that changes with the day."""
+    template = getattr(task, "chat_template", None)
+    if template is None or template.shows_the_day:
+        return None
+    messages = [{"role": "user", "content": "Hello"}]
+    return Chat(messages=messages, variables=template.variables, ids=template.ids(messages))
 
 
 def build_optimizer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
 from annotated_types import Ge, Gt
@@ -235,6 +235,8 @@ class AlgorithmConfig(Settings):
             ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
             ("estimator", self.objective.estimator == "sampled_centred",
              f"its baseline is the divergence over all tokens: {needs_model} use sampled"),
+            ("estimator", self.objective.estimator == "fixed_negative",
+             f"it needs no teacher, and {teacher} would be asked for nothing that counts; leave the teacher out"),
             ("off_policy", sampling.off_policy == "teacher" and is_address(teacher),
              f"{needs_model} let rlgkd teach write its texts into a file, and give that"),
             ("teacher_texts", sampling.teacher_texts is not None, f"{needs_model} leave it out"),
@@ -330,3 +332,16 @@ class AlgorithmConfig(Settings):
 
     def _constant_between_0_and_1(self) -> bool:
         return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1
+
+
+CHANGEABLE: Final = frozenset(
+    {
+        *(f"{name}{part}" for name in ("alpha", "student_fraction") for part in ("", "_end", "_shape")),
+        *Objective.declared(),
+        *RewardSettings.declared(),
+        *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+    }
+)
+"""Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and
+no order of prompts depends on them."""

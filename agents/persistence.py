@@ -57,7 +57,8 @@ def write_agent(
     )
     shutil.rmtree(folder / TEACHER_FOLDER, ignore_errors=True)
     if teacher is not None:
-        save(teacher.module, teacher.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
+        # With the student's tokenizer, in whose format it reads: its own may have another chat template.
+        save(teacher.module, student.tokenizer, folder / TEACHER_FOLDER, end_ids=teacher.end_ids)
     kept = {name: value for name, value in settings.items() if not callable(value) and name not in OF_THE_START}
     merged = has_adapters(student.module) and not settings["lora_rank"]
     if merged:

@@ -65,7 +65,7 @@ def typed_dicts(kinds: dict[str, type[Settings]]) -> str:
 def source_of(annotation: Any) -> str:
     """A type as source, without ranges.
 
-    Example:
+    Examples:
         >>> source_of(Annotated[int, "1 or more"] | None), source_of(Literal["a", "b"]), source_of(tuple[int, ...])
         ('int | None', 'Literal["a", "b"]', 'Sequence[int]')
     """

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlgkd.envs.data.items import Shares, read_items
 from rlgkd.envs.data.sources import ListItems
 from rlgkd.envs.rewards.grader import Grader
-from rlgkd.envs.rewards.registry import reward_from
+from rlgkd.envs.rewards.registry import Quality, quality_from, reward_from
 from rlgkd.envs.rewards.user_errors import callable_name, callable_names
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
@@ -36,8 +36,6 @@ from rlgkd.types import Item, PendingScores, PromptFormat, Score
 Reply = Callable[[Item, Sequence[str]], str | None]
 """(item, the turns so far, the policy's and the environment's in alternation) -> the environment's next turn, or None
 at the end of the episode."""
-Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
-"""(items, completions) -> measures for evaluation, by name."""
 AT_LIMIT = ("terminate", "truncate")
 MAX_TOKENS = 2**24
 """Of a text: more than any model's context, and rows of this length can still be made."""
@@ -75,7 +73,7 @@ class TextTask:
         max_rows: int | None = None,
         unusable_rows: str = "refuse",
         tools: Sequence[Callable[..., Any] | str] = (),
-        quality: Quality | None = None,
+        quality: Quality | str | Mapping[str, Any] | None = None,
         name: str = "text",
         reward_timeout: float | None = None,
         max_failed_rewards: float = 0.1,
@@ -130,7 +128,8 @@ class TextTask:
                 alone, and in the place of `reply`. The answer is a message of the role `tool`, no action. A failed call
                 is answered with `Error: ...`. The score's parts count `tool_calls` and `tool_errors`. Schemas in a
                 column `tools` of the data are what the chat template shows of a row instead.
-            quality: Measures for evaluation, never seen by training.
+            quality: Measures for evaluation, never seen by training: named as rewards are, alone or as a mapping of
+                several; or a function of (items, completions) that returns a mapping of numbers for each.
             name: Shown in reports.
             reward_timeout: Seconds for a batch (or for a sample, if the reward takes single samples), after which the
                 reward has failed. None waits for ever, so give a limit if the reward may hang.
@@ -161,7 +160,7 @@ class TextTask:
             max_failed=max_failed_rewards,
             parts_of_turns=tool_counts if tools else None,
         )
-        self.quality_of = quality
+        self.quality_of = quality_from(quality)
         self.reply_of = reply
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens

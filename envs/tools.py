@@ -83,7 +83,7 @@ class Tools:
 def calls_of(turn: str) -> list[str]:
     """Return the calls in a turn, each as the JSON that was written.
 
-    Example:
+    Examples:
         >>> calls_of('I add. <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>')
         ['{"name": "add", "arguments": {"a": 1}}']
     """
@@ -101,7 +101,7 @@ def calls_of(turn: str) -> list[str]:
 def tool_counts(turns: Sequence[str]) -> dict[str, float]:
     """Return how many calls of an episode were answered, and how many lines of the answers begin with `Error: `.
 
-    Example:
+    Examples:
         >>> tool_counts(['<tool_call>{"name": "ad"}</tool_call>', "Error: there is no tool 'ad'", "3"])
         {'tool_calls': 1.0, 'tool_errors': 1.0}
     """

@@ -21,7 +21,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function", arXiv 1510.03055, section 5.2.
 
-    Example:
+    Examples:
         >>> distinct(["a dog", "a cat"], 1), distinct(["a dog", "a cat"], 2)
         (0.75, 1.0)
     """
@@ -39,7 +39,7 @@ def self_bleu(texts: Sequence[str]) -> float:
 
     Raises: SettingError for fewer than two texts.
 
-    Example:
+    Examples:
         >>> self_bleu(["a dog ran home", "a dog ran home"]), round(self_bleu(["a dog ran home", "the cat sat"]), 2)
         (1.0, 0.0)
     """
@@ -58,7 +58,7 @@ def pass_at(k: int, *, right: int, samples: int) -> float:
 
     Raises: SettingError unless 1 <= k <= samples.
 
-    Example:
+    Examples:
         >>> pass_at(1, right=1, samples=4), pass_at(2, right=1, samples=4)
         (0.25, 0.5)
     """

@@ -43,7 +43,7 @@ class DataError(RlgkdError, ValueError):
 def in_one_message(errors: Sequence[tuple[str, DataError]], seen: int, hint: str = "") -> DataError:
     """Return the error that stands for several of `seen` rows: the first one, how many there are, and the first keys.
 
-    Example:
+    Examples:
         >>> errors = [(f"x:{n}", DataError("prompt", f"x:{n}", "it is empty")) for n in range(7)]
         >>> print(in_one_message(errors, 9))
         prompt: 'x:0' does not work; it is empty. 7 of 9 rows cannot be used: 'x:0', 'x:1', 'x:2', 'x:3', 'x:4', ...
@@ -90,7 +90,7 @@ def shown(text: str) -> str:
 
     A terminal obeys such characters: they move its cursor, change its title, or hide what stands before them.
 
-    Example:
+    Examples:
         >>> print(shown("a\x1b[31mb\tc"))
         a\x1b[31mb	c
     """

@@ -19,7 +19,7 @@ KINDS = (
 def check_file(path: str | Path) -> None:
     """Raise OSError, as opening it would, if `path` is missing, or is no regular file nor a link to one.
 
-    Example:
+    Examples:
         >>> check_file("/dev/zero")
         Traceback (most recent call last):
         ...

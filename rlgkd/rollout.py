@@ -82,7 +82,8 @@ def sample_episodes(
     Raises: DataError if prompt and limit together exceed the model's context; SettingError for filters with `greedy`.
     """
     if greedy and filters:
-        raise SettingError("greedy", greedy, "the likeliest token passes every filter; sample, or give no filter")
+        remedy = "the likeliest token passes every filter; set greedy to False, or give no filter"
+        raise SettingError("greedy", greedy, remedy)
     task = ending_with(task, lm.end_ids)
     prompts = [encode_within(lm, task, item) for item in items]
     written = prompts if lm.format is None else [task.encode_prompt(item) for item in items]

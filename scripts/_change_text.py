@@ -14,7 +14,7 @@ LONGEST_VALUE: Final = 60
 def change_text(setting: object, old: object, new: object, tokens: str) -> str:
     """Return one line on a change of a setting between values of JSON, after this number of tokens.
 
-    Example:
+    Examples:
         >>> change_text("alpha", 0.5, 0.25, "1,200")
         'alpha: 0.5 -> 0.25 after 1,200 tokens'
     """

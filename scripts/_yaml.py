@@ -28,7 +28,7 @@ def load_yaml(text: str) -> Any:
 
     Raises: yaml.YAMLError.
 
-    Example:
+    Examples:
         >>> load_yaml("{a: 1e-1, b: 2E3, c: '1e-1', d: 1e}")
         {'a': 0.1, 'b': 2000.0, 'c': '1e-1', 'd': '1e'}
     """

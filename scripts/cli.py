@@ -65,6 +65,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run's folder exactly, or with changed settings: tokens=...")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do and take, by a short trial; writes nothing.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
@@ -73,6 +76,16 @@ def train(
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
 
+    if dry_run:
+        check_one_process("rlgkd train --dry-run")
+        if resume is not None:
+            raise SettingError("--dry-run", str(resume), "it is for a run that begins; leave --resume out")
+        from rlgkd.scripts.runs import dry_run as trial
+
+        recipe, source, overrides = _split_names(arguments, "quickstart")
+        for line in trial.dry_run(run_config.read(source, overrides, recipe=recipe)):
+            typer.echo(shown(line))
+        return
     if resume is not None:
         if out is not None:
             raise SettingError("--out", str(out), "a run goes on in its own folder; leave it out")
@@ -148,8 +161,25 @@ def evaluate(
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
+    lm_eval: Annotated[
+        str,
+        typer.Option(
+            metavar="TASKS", help="Instead: these tasks of lm-eval, with commas; a run's start and teacher too."
+        ),
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task of lm-eval, at most.")] = None,
 ) -> None:
     """Measure a model on held-out prompts: reward, quality, divergence, each with its 95% interval."""
+    if lm_eval:
+        if overrides:
+            raise SettingError("argument", overrides[0], "it is of an environment; leave it out with --lm-eval")
+        from rich.console import Console
+
+        from rlgkd.scripts.runs import lm_eval_tasks
+
+        tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
+        Console().print(lm_eval_tasks.table(lm_eval_tasks.compared(model, tasks, limit=limit)))
+        return
     from rlgkd.scripts.runs import evaluate as evaluation
 
     file, over = _split_file(overrides or [])
@@ -286,6 +316,42 @@ def cut(
     from rlgkd.scripts.runs import cut as cutting
 
     cutting.cut(model, layers, on, overrides or [], out, prompts=prompts)
+
+
+@app.command()
+def check(
+    environment: Annotated[str, typer.Argument(metavar="ENV|FILE.yaml|RECIPE", help="What to check.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split.")] = 64,
+) -> None:
+    """Prove an environment: limits, splits, reward on right and wrong answers, checkers. Exit code 1 if one fails."""
+    from rlgkd.scripts import env_check
+    from rlgkd.scripts.config import run as run_config
+
+    is_settings = environment.endswith((".yaml", ".yml")) or environment in run_config.recipe_names()
+    given = overrides or ()
+    settings = (
+        run_config.read(environment, given)
+        if is_settings
+        else run_config.check(run_config.override({"env": environment}, given))
+    )
+    failed = 0
+    for outcome in env_check.check_environment(settings, prompts):
+        failed += outcome.mark == "FAIL"
+        typer.echo(shown(str(outcome)))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where; made if it is not there.")] = Path(),
+) -> None:
+    """Write a project of your own that runs: settings, reward, data, README."""
+    from rlgkd.scripts.project import write_project
+
+    for path in write_project(folder):
+        typer.echo(path)
 
 
 @app.command()

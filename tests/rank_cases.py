@@ -11,7 +11,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import tiny
@@ -19,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from teacher_server import TeacherServer
 
 from rlgkd import ranks
 from rlgkd.agents import GRPO, PPO, Reinforce
@@ -65,7 +68,22 @@ def learner(
 ) -> TextAlgorithm:
     student, teacher = (tiny.model(model, vocabulary=len(WORDS) + 1, seed=seed) for seed in (0, 5))
     settings = {"alpha": 0.5, "learning_rate": 1e-3, "prompts_per_update": 8, "token_budget": 96, **settings}
-    return kind(student, TextVecEnv(talk(**(task or {}))), teacher=teacher, gradient_norms_every=2, **settings)
+    given = {"teacher": teacher, "gradient_norms_every": 2, **settings}
+    return kind(student, TextVecEnv(talk(**(task or {}))), **given)
+
+
+@cache
+def teacher_url() -> str:
+    """The address of a teacher that fails for some texts, which one process of the job serves until it ends."""
+    server = TeacherServer(tiny.model(vocabulary=len(WORDS) + 1, seed=5), TOKENIZER, max_model_len=tiny.CONTEXT)
+    server.fails = lambda tokens: sum(tokens) % 5 == 0
+    Thread(target=server.serve_forever, daemon=True).start()
+    return server.url
+
+
+def taught_by_a_server(kind: type[TextAlgorithm] = Reinforce, **settings: Any) -> TextAlgorithm:
+    url = ranks.join().from_main(teacher_url)
+    return learner(kind, teacher=url, teacher_retries=0, max_failed_teacher=1.0, **settings)
 
 
 CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
@@ -96,6 +114,12 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "several turns": lambda _: learner(task={"reply": answer, "max_new_tokens": 16}),
     "asynchronous reward": lambda _: learner(GRPO, task={"reward": slow_share_of_a}),
     "a gate of gaps": lambda _: learner(GRPO, gate="rlsd", alpha=0.3, epochs=2),
+    "a served teacher that fails": lambda _: taught_by_a_server(
+        teacher_top_k=5, horizon=0.5, mixture="prompt", student_fraction=0.6
+    ),
+    "a served teacher in the reward of ppo": lambda _: taught_by_a_server(
+        PPO, combination="in_reward", divergence="reverse_kl", estimator="sampled", epochs=2
+    ),
     "a gate of ranks in the batch": lambda _: learner(gate="tip", student_fraction=0.6, mixture="prompt"),
     "student and teacher together": lambda _: learner(
         behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"

@@ -1,14 +1,15 @@
 """A server on 127.0.0.1 that answers in vLLM's shapes from a model in this process, and does wrong when it is asked to.
 
 The log-probabilities are those of transformers' own forward pass, and JSON as vLLM 0.32 writes it. `faults` are taken
-in their order, one for each request for log-probabilities; None is a right answer.
+in their order, one for each request for log-probabilities; None is a right answer, and `held` fails once `release` is
+set.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
@@ -44,8 +45,12 @@ class TeacherServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.module, self.tokenizer, self.name = module, tokenizer, name
         self.max_model_len, self.max_logprobs, self.extra = max_model_len, max_logprobs, extra
-        self.lock, self.over = threading.Lock(), threading.Event()
+        self.lock, self.over, self.release = threading.Lock(), threading.Event(), threading.Event()
         self.faults: Iterator[str | None] = repeat(None)
+        self.fails: Callable[[list[int]], bool] = lambda tokens: False
+        """Texts for which it always answers 500."""
+        self.chat_ids: list[int] | None = None
+        """What its chat template makes of any conversation; None: it has no template."""
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
 
@@ -90,6 +95,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": f"The model {asked['model']} does not exist."}})
         if self.path == "/detokenize":
             return self.reply(200, {"prompt": self.server.tokenizer.decode(asked["tokens"])})
+        if self.path == "/tokenize":
+            ids = self.server.chat_ids
+            wrong_request = ids is None or not asked["messages"]
+            return self.reply(400 if wrong_request else 200, {"error": {}} if wrong_request else {"tokens": ids})
         with self.server.lock:
             self.server.asked.append(asked)
             self.server.headers.append(dict(self.headers))
@@ -100,14 +109,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, {"error": {"message": message}})
         if len(tokens) + 1 > self.server.max_model_len:
             return self.reply(400, {"error": {"message": "max_tokens must be at least 1, got 0."}})
+        if fault == "held":
+            self.server.release.wait(30)
         if fault == "late":
             self.server.over.wait(30)
         if fault in ("refused", "late"):
             self.close_connection = True
-        elif fault in ("status", "busy"):
-            self.reply(500 if fault == "status" else 429, {"error": {"message": "it is broken"}})
-        elif fault in ("garbage", "html"):
-            self.reply(200, b"\xff\xfe{" if fault == "garbage" else b"<html>502</html>")
+        elif fault in ("status", "busy") or self.server.fails(tokens):
+            self.reply(429 if fault == "busy" else 500, {"error": {"message": "it is broken"}})
+        elif fault in ("garbage", "html", "held"):
+            self.reply(200, b"\xff\xfe{" if fault != "html" else b"<html>502</html>")
         else:
             positions = self.server.prompt_logprobs(tokens, k)
             answer = {

@@ -179,6 +179,11 @@ def test_a_saved_folder_has_the_template_and_the_end_ids_that_training_had(
     agent.save(new)
     assert load_tokenizer(new).chat_template == mine.chat_template
     assert load(new).generation_config.eos_token_id == END
+    # A teacher that follows the student is saved with the student's, in which it reads.
+    following = {**FEW, "teacher": old, "alpha": 0.5, "teacher_decay": 0.9}
+    Reinforce(old, env_of(mine, chat=True), **following).save(new)
+    assert load_tokenizer(new / "teacher").chat_template == mine.chat_template
+    Reinforce.load(new, env=env_of(load_tokenizer(new), chat=True))
     mine.eos_token = "<end_of_turn>"
     Reinforce(old, env_of(mine), tokenizer=mine, **FEW).save(new)
     assert load_tokenizer(new).eos_token_id == TURN_END

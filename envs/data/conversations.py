@@ -38,7 +38,7 @@ def read_conversation(field: str, key: str, given: Sequence[Mapping[str, Any]]) 
 def split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
     """Return the messages before a last turn of the assistant, and its text; without such a turn, all and no text.
 
-    Example:
+    Examples:
         >>> split_answer(({"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}))
         (({'role': 'user', 'content': '1 + 1?'},), '2')
     """

@@ -136,7 +136,7 @@ class RowItems:
 
     def _right_answers(self, key: str, row: Row) -> tuple[str, tuple[str, ...]]:
         """The reference, and all of them if the data has a list of right answers."""
-        if self._reference_is_optional and row.get("reference") is None:
+        if self._reference_is_optional and (row.get("reference") is None or _is_empty_list(row["reference"])):
             return "", ()
         value = self._reference(key, row)
         if isinstance(value, str):
@@ -150,13 +150,17 @@ class RowItems:
         return texts[0], tuple(texts)
 
 
+def _is_empty_list(value: object) -> bool:
+    return isinstance(value, list | tuple) and not value
+
+
 def template(field: str, text: Any) -> Callable[[str, Row], str]:
     """Return a function of a row's key and the row that makes a text: `text` is a column's name or a format string.
 
     Raises: SettingError for a brace that holds no column's name. When called, DataError for a column that is missing,
         is null, or holds no text or number.
 
-    Example:
+    Examples:
         >>> template("prompt", "Q: {question} {{x}}")("questions.jsonl:1", {"question": "1 + {x}?"})
         'Q: 1 + {x}? {x}'
     """

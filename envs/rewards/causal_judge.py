@@ -57,7 +57,8 @@ class CausalJudge:
         )
         tokens = self._model.tokenizer
         question = Template(template)
-        self._encoder = chat_encoder(tokens, ("user", question)) if chat else text_encoder(tokens, question)
+        plain = text_encoder(tokens, question, continued=True)
+        self._encoder = chat_encoder(tokens, ("user", question)) if chat else plain
         self._answers = first_tokens(tokens, yes, no)
         self.__signature__ = signature_of(argument_names(self._encoder.fields))
 

@@ -32,7 +32,7 @@ class Weighted:
 
         Raises: SettingError if there are none.
 
-        Example:
+        Examples:
             >>> from rlgkd.envs.rewards import length, pattern
             >>> both = Weighted({"form": (0.5, pattern(r"[A-Z].*")), "brief": (0.5, length(3))})
             >>> item = Item(key="0", prompt="")

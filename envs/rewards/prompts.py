@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.envs.text.format_string import FormatString
 from rlgkd.errors import SettingError
+from rlgkd.lm.text_format import tokens_before_texts
 from rlgkd.types import REWARD_ARGUMENTS
 
 ModelInput = Mapping[str, list[int]]
@@ -75,14 +76,22 @@ def samples_of(fields: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> l
     return [dict(zip(fields, row, strict=True)) for row in rows]
 
 
-def text_encoder(tokenizer: PreTrainedTokenizerBase, template: Template) -> SampleEncoder:
-    """Encode one text; a template may end with the tokenizer's end token, which then becomes that token."""
+def text_encoder(tokenizer: PreTrainedTokenizerBase, template: Template, *, continued: bool = False) -> SampleEncoder:
+    """Encode one text; a template may end with the tokenizer's end token, which then becomes that token.
+
+    If the model is to continue the text, what the tokenizer puts after one, as some put the end token, is left out.
+    """
+    before = tokens_before_texts(tokenizer) if continued else []
     end = str(tokenizer.eos_token) if tokenizer.eos_token is not None else None
     ends = end is not None and template.text.endswith(end)
     body = Template(template.text.removesuffix(cast(str, end)), ()) if ends else template
 
     def encode(**values: str) -> ModelInput:
-        row = {name: list(ids) for name, ids in _tokenized(tokenizer, body(**values)).items()}
+        if continued:
+            ids = [*before, *_tokenized(tokenizer, body(**values), add_special_tokens=False)["input_ids"]]
+            row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        else:
+            row = {name: list(ids) for name, ids in _tokenized(tokenizer, body(**values)).items()}
         if ends:
             for name, extra in (("input_ids", tokenizer.eos_token_id), ("attention_mask", 1), ("token_type_ids", 0)):
                 if name in row:

@@ -8,12 +8,16 @@ A reward is given as
 - an import path of the reward itself, `package.module:function` or `folder/file.py:function`; settings given with it
   become arguments of each call;
 - a list of these, or a mapping {part: one of these}: their sum, each times its `weight` (1 if none is given).
+
+Measures of quality are named in the same way. Unlike a reward, one that fails ends the evaluation: a mean over the
+others would be of another question.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -23,15 +27,19 @@ from rlgkd.envs.rewards.arguments import Reward
 from rlgkd.envs.rewards.causal_judge import CausalJudge
 from rlgkd.envs.rewards.combined import Weighted
 from rlgkd.envs.rewards.entailment import Entailment
+from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.http import judge, served
 from rlgkd.envs.rewards.reward_model import RewardModel
 from rlgkd.envs.rewards.text import bleu, chrf, exact, length, numeric, pattern, rouge
 from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.imports import import_object, is_import_path
+from rlgkd.types import Item
 
 _log = logging.getLogger(__name__)
 GROUP = "rlgkd.rewards"
 """The entry points by which other packages bring rewards."""
+Quality = Callable[[Sequence[Item], Sequence[str]], list[dict[str, float]]]
+"""(items, completions) -> measures for evaluation, by name."""
 SHIPPED: Mapping[str, Callable[..., Reward]] = {
     "CausalJudge": CausalJudge,
     "Entailment": Entailment,
@@ -143,3 +151,45 @@ def _weighted_sum(parts: Mapping[Any, Any]) -> Reward:
 
 def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else entry.value
+
+
+def quality_from(given: Quality | str | Mapping[str, Any] | None) -> Quality | None:
+    """Return the measures that the setting `quality` names.
+
+    A text, or a mapping with `name`, is one measure, as rewards are named; any other mapping holds a measure under each
+    of its names. A function is called with items and completions and returns a mapping for each.
+
+    Raises: SettingError for an unknown name; DependencyError.
+    """
+    if given is None or (callable(given) and not isinstance(given, str | Mapping)):
+        return given
+    if isinstance(given, str):
+        named: Mapping[str, Any] = {given.rpartition(":")[2]: given}
+    elif isinstance(given, Mapping):
+        named = {str(given["name"]).rpartition(":")[2]: given} if isinstance(given.get("name"), str) else given
+    else:
+        raise SettingError("quality", given, "give a function, a name, an import path, or a mapping of them")
+    return _Measures({name: Grader(_measure(name, one), max_failed=1.0) for name, one in named.items()})
+
+
+def _measure(name: str, given: Any) -> Callable[..., Any]:
+    try:
+        return reward_from(given)
+    except SettingError as error:
+        raise SettingError(f"quality.{name}", given, error.remedy) from error
+
+
+class _Measures:
+    """Calls each as a reward is called, with the arguments that it asks for."""
+
+    def __init__(self, graders: Mapping[str, Grader]) -> None:
+        self._graders = graders
+
+    def __call__(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
+        found: list[dict[str, float]] = [{} for _ in items]
+        for name, grader in self._graders.items():
+            for row, score in zip(found, grader(items, completions), strict=True):
+                if math.isnan(score.reward):
+                    raise SettingError("quality", name, f"it failed for a text: {score.failure or 'it is no number'}")
+                row[name] = score.reward
+        return found

@@ -45,6 +45,8 @@ def rouge(kind: str) -> BestMatch:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise DependencyError("reward", kind, "install it: pip install 'rlgkd[metrics]'") from error
+    if not re.fullmatch(r"rouge(?:[1-9]|L|Lsum)", kind):
+        raise SettingError("kind", kind, "choose one of rouge1, rouge2, ..., rouge9, rougeL, rougeLsum")
     scorer = RougeScorer([kind], use_stemmer=False)
     return BestMatch(lambda completion, reference: float(scorer.score(reference, completion)[kind].fmeasure))
 

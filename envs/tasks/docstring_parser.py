@@ -17,7 +17,7 @@ _MARKUP = re.compile(r"[\\$<>{}|@]|::|:\w+:|://")
 def parse_docstring(text: str) -> tuple[str, str] | None:
     """Return summary and body of a cleaned docstring, or None if it is not fit to be an item.
 
-    Example:
+    Examples:
         >>> parse_docstring('''Return the mean of the values.
         ...
         ... The values are added up with extended precision and divided by how many

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlgkd.envs.text.chat_template import ChatTemplate
 from rlgkd.envs.text.served import ServedComparison
 from rlgkd.errors import DataError, SettingError
-from rlgkd.lm.text_format import end_token, special_tokens, tokenizer_end_ids
+from rlgkd.lm.text_format import end_token, special_tokens, tokenizer_end_ids, tokens_before_texts
 from rlgkd.types import Message
 
 MAX_CACHED_PROMPTS = 4096
@@ -74,7 +73,7 @@ class TextEncoder:
         self._system = system
         self._warned_unknown = False
         self._reply_role = "user"
-        self._prompt_frame: Frame = (_tokens_before_texts(tokenizer), [])
+        self._prompt_frame: Frame = (tokens_before_texts(tokenizer), [])
         self._reply_frame: Frame = ([], [])
         self._turn_end: int | None = None
         self._comparison: ServedComparison | None = None
@@ -316,11 +315,3 @@ def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
         remedy = f"this tokenizer has no such token; its end token is {tokenizer.eos_token!r}"
         raise SettingError("end_tokens", token, remedy)
     return id_
-
-
-def _tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer puts in front of a text."""
-    ordinary = tokenizer.decode(min(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))  # it knows this word
-    encoded = tokenizer(ordinary, return_special_tokens_mask=True)
-    ids, special = cast(list[int], encoded["input_ids"]), cast(list[int], encoded["special_tokens_mask"])
-    return [id_ for id_, _ in takewhile(lambda pair: pair[1], zip(ids, special, strict=True))] if 0 in special else []

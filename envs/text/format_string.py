@@ -40,7 +40,7 @@ class FormatString:
     def fill(self, value_of: Callable[[str], str]) -> str:
         """Return the text with a value for each name.
 
-        Example:
+        Examples:
             >>> FormatString("prompt", "Q: {question} {{x}}").fill({"question": "1 + {x}?"}.get)
             'Q: 1 + {x}? {x}'
         """

@@ -104,7 +104,7 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         CheckpointError: The folder could not be written (a full disk, for example), or a value is neither tensor nor
             JSON.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.AdamW(model.parameters())
@@ -190,7 +190,7 @@ def whole(parent: Path) -> Iterator[Path]:
 def damages(parent: Path) -> list[str]:
     """Return what is wrong with each `step-N` in `parent` that is not whole, highest number first.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as run:
         ...     (Path(run) / "step-7").mkdir()

@@ -39,7 +39,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     Raises:
         CheckpointError: The file could not be written; it still has its old content.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as run:
         ...     atomic_write(Path(run) / "summary.json", '{"reward": 1.0}')

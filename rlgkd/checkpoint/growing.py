@@ -17,7 +17,7 @@ REMEDY = "free space, and go on from there; what was written before is whole"
 class GrowingFile:
     r"""Appends to a file without a buffer: what `write` has returned from is in the operating system's hands.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as run, GrowingFile(Path(run) / "rollouts.jsonl") as file:
         ...     file.write("{}\n")

@@ -60,6 +60,14 @@ def open_adapter(module: PreTrainedModel, folder: Path, *, merge: bool) -> PreTr
     return cast(PreTrainedModel, adapted.merge_and_unload()) if merge else unwrapped(adapted)
 
 
+def remove_adapter(folder: Path) -> bool:
+    """Remove an adapter's files from a folder, if it has any, and return whether it had."""
+    found = [folder / name for name in (CONFIG, WEIGHTS) if (folder / name).is_file()]
+    for path in found:
+        path.unlink()
+    return bool(found)
+
+
 def save_adapter(module: PreTrainedModel, folder: Path) -> None:
     """Write a model's one adapter as peft's `save_pretrained` does, for PeftModel.from_pretrained to open."""
     from peft import get_peft_model_state_dict

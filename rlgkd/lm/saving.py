@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlgkd.lm.adapter_files import save_adapter
+from rlgkd.errors import SettingError
+from rlgkd.lm.adapter_files import remove_adapter, save_adapter
 from rlgkd.lm.lora import merged_state_dict
 from rlgkd.lm.text_format import end_token
 from rlgkd.permissions import follow_umask
@@ -48,8 +50,13 @@ def save(
         dtype: The precision of the written weights; None is that of the model.
         adapters: Write the one LoRA adapter also by itself, in the folder `adapter` in this one.
 
-    Raises: SettingError for `adapters` if the model has none, or several.
+    An adapter that was in the folder is removed: the folder would open as that adapter on the model it was trained on.
+
+    Raises: SettingError for `adapters` if the model has none, or several, or if `folder` is that of the model under it.
     """
+    base = module.config.name_or_path or ""
+    if adapters and os.path.isdir(base) and os.path.isdir(folder) and os.path.samefile(base, folder):
+        raise SettingError("path", str(folder), "it holds the model that the adapter is on; save elsewhere")
     saved = copy.copy(module)  # shallow: the weights are shared
     saved.config = copy.deepcopy(module.config)
     if module.generation_config is not None:
@@ -65,6 +72,9 @@ def save(
         saved.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     follow_umask(Path(folder).glob("*.safetensors"))
+    for place in (Path(folder), Path(folder) / ADAPTER_FOLDER):
+        if remove_adapter(place):
+            _log.warning("%s held an adapter of what was there before; it was removed", place)
     if adapters:
         save_adapter(module, Path(folder) / ADAPTER_FOLDER)
 

@@ -185,7 +185,7 @@ def last_token_layouts(rows: Sequence[Sequence[int]]) -> list[RowLayout]:
 def order_by_prefix(lengths: Sequence[int], prefixes: Sequence[Prefix]) -> list[int]:
     """Order rows by falling length, but keep rows of one prefix together, where the longest of them comes.
 
-    Example:
+    Examples:
         >>> order_by_prefix([3, 9, 5, 4], ["a", "b", "a", "b"])
         [1, 3, 2, 0]
     """

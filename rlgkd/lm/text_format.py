@@ -1,4 +1,4 @@
-"""Which tokens end a text of a model, and whether two models agree on them.
+"""Which tokens begin and end a text of a model, and whether two models agree on its end.
 
 A tokenizer names one end token. Chat models have more, in `config` and `generation_config`: the end of a turn next to
 the end of a document. A text ends with any of them, in training as where the model is served.
@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,14 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {**dict(named), **added}
+
+
+def tokens_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text."""
+    ordinary = tokenizer.decode(min(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))  # it knows this word
+    encoded = tokenizer(ordinary, return_special_tokens_mask=True)
+    ids, special = cast(list[int], encoded["input_ids"]), cast(list[int], encoded["special_tokens_mask"])
+    return [id_ for id_, _ in takewhile(lambda pair: pair[1], zip(ids, special, strict=True))] if 0 in special else []
 
 
 def model_end_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -33,7 +33,7 @@ def teacher_mixed(teacher_logits: Tensor, student_logits: Tensor, *, teacher_sha
 
     Source: Gu et al. 2023, arXiv 2306.08543, Section 2.2 (MiniLLM; 0.2 there).
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
         >>> teacher_mixed(teacher, student, teacher_share=0.25).exp().tolist()
         [0.6000000238418579, 0.4000000059604645]
@@ -63,7 +63,7 @@ def interleaved(teacher_logits: Tensor, student_logits: Tensor, *, kept_top_k: i
 
     Source: Xu et al. 2024, arXiv 2410.11325 (speculative KD; K = 25 there).
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.75, 0.25]).log(), torch.tensor([0.5, 0.5]).log()
         >>> interleaved(teacher, student, kept_top_k=1).exp().tolist()
         [0.875, 0.125]
@@ -83,7 +83,7 @@ def get(name: str, **settings: float) -> Pairwise:
     Raises:
         SettingError: an unknown name, an unknown setting, or a value outside its range.
 
-    Example:
+    Examples:
         >>> get("interleaved", kept_top_k=8)(torch.zeros(2), torch.zeros(2)).exp().tolist()
         [0.5, 0.5]
     """

@@ -58,7 +58,7 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     Raises:
         SettingError: the two shapes differ, or the logits are not floating point.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(forward_kl(teacher, student).item(), 5)
         0.6349
@@ -79,7 +79,7 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
     Arguments, result and errors as for `forward_kl`.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(reverse_kl(teacher, student).item(), 5)
         0.67581
@@ -117,7 +117,7 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, *, beta: float, normaliz
 
     Source: Agarwal et al. 2024, arXiv 2306.13649, Eq. 1 (raw).
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(jsd(teacher, student, beta=0.5).item(), 5)
         0.15136
@@ -160,7 +160,7 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
     Source: Wen et al. 2023, arXiv 2307.15190.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(total_variation(teacher, student).item(), 5)
         0.5
@@ -190,7 +190,7 @@ def skew_forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: flo
 
     Source: Ko et al. 2024, arXiv 2402.03898.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(skew_forward_kl(teacher, student, skew=0.1).item(), 5)
         0.49382
@@ -221,7 +221,7 @@ def skew_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, skew: flo
 
     Result, errors and source as for `skew_forward_kl`.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(skew_reverse_kl(teacher, student, skew=0.1).item(), 5)
         0.50775
@@ -244,7 +244,7 @@ def jeffreys(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
     Arguments, result and errors as for `forward_kl`.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(jeffreys(teacher, student).item(), 5)
         1.3107
@@ -268,7 +268,7 @@ def adaptive_kl(teacher_logits: Tensor, student_logits: Tensor, *, head: float =
 
     Source: Wu et al. 2024, arXiv 2404.02657.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(adaptive_kl(teacher, student).item(), 5)  # the head is one token, with half of the gap
         0.65535
@@ -302,7 +302,7 @@ def get(name: str, **settings: float | bool) -> Divergence:
     Raises:
         SettingError: an unknown name, an unknown or missing setting, or a value outside its range.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
         >>> round(get("jsd", beta=0.9)(teacher, student).item(), 5)
         0.0584

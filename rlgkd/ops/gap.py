@@ -26,7 +26,7 @@ SMALLEST_EXPONENT = 1e-6
 def log(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
     """d = log p_T - log p_S: on-policy distillation.
 
-    Example:
+    Examples:
         >>> round(log(torch.tensor(0.5).log(), torch.tensor(0.25).log()).item(), 4)
         0.6931
     """
@@ -41,7 +41,7 @@ def clip(teacher_logp: Tensor, student_logp: Tensor, *, gap_bound: float = 5.0) 
         student_logp: [...], nats.
         gap_bound: The bound c in nats, in (0, inf).
 
-    Example:
+    Examples:
         >>> clip(torch.tensor([-9.0, -1.0]), torch.tensor([-1.0, -2.0])).tolist()
         [-5.0, 1.0]
     """
@@ -59,7 +59,7 @@ def power(teacher_logp: Tensor, student_logp: Tensor, *, gap_exponent: float = 1
 
     Source: Zhao et al. 2026, arXiv 2606.17199 (PowerOPD): the Box-Cox transform of both probabilities.
 
-    Example:
+    Examples:
         >>> power(torch.tensor([0.5]).log(), torch.tensor([0.25]).log()).tolist()
         [0.25]
     """
@@ -81,7 +81,7 @@ def sigmoid(teacher_logp: Tensor, student_logp: Tensor, *, gap_sharpness: float 
     Source: Lu et al. 2026, arXiv 2605.15155 (SDAR), whose term sigmoid(b d) (log p_T - log p_S), differentiated through
     the last factor alone, has the gradient of this advantage.
 
-    Example:
+    Examples:
         >>> [round(gap, 4) for gap in sigmoid(torch.tensor([-1.0, -1.0]), torch.tensor([-1.2, -1.0])).tolist()]
         [0.7311, 0.5]
     """
@@ -95,7 +95,7 @@ def get(name: str, **settings: float) -> Pairwise:
     Raises:
         SettingError: an unknown name, an unknown setting, or a value outside its range.
 
-    Example:
+    Examples:
         >>> get("clip", gap_bound=0.5)(torch.tensor([-1.0]), torch.tensor([-3.0])).tolist()
         [0.5]
     """

@@ -95,7 +95,7 @@ def get(name: str, **settings: float | bool) -> Gate:
     Raises:
         SettingError: an unknown name or setting, a value out of range, or a gate that reads what is not in `INPUTS`.
 
-    Example:
+    Examples:
         >>> get("iw_opd", prefix_gain=0.0)(gap_BL=torch.ones(1, 2), mask_BL=torch.ones(1, 2, dtype=torch.bool))[1]
         tensor([[1., 1.]])
     """

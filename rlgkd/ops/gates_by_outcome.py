@@ -33,7 +33,7 @@ def rlsd(advantage_BL: Tensor, gap_BL: Tensor, *, reweighting: float = 0.5, rewe
     Source: Yang et al. 2026, arXiv 2604.03128 (RLSD), Eq. 13 to 15; there the teacher is the student that reads the
     answer too, and l falls to 0 over the first 50 steps.
 
-    Example:
+    Examples:
         >>> advantage, gap = torch.tensor([[1.0, 1.0, -1.0]]), torch.tensor([[0.1, -2.0, -2.0]])
         >>> [round(weight, 4) for weight in rlsd(advantage, gap)[0][0].tolist()]
         [1.0526, 0.9, 1.1]
@@ -71,7 +71,7 @@ def srpo(
     Source: Li et al. 2026, arXiv 2604.02288 (SRPO); there the teacher reads a right text of the same group, and texts
     without one keep the policy term, which is `needs_sibling`.
 
-    Example:
+    Examples:
         >>> reward, group = torch.tensor([[1.0], [0.0]]), torch.tensor([[0], [0]])
         >>> entropy, mask = torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.ones(2, 2, dtype=torch.bool)
         >>> [[round(weight, 3) for weight in row] for row in srpo(reward, group, entropy, mask)[1].tolist()]
@@ -103,7 +103,7 @@ def ra_opd(reward_B1: Tensor, gap_BL: Tensor, mask_BL: Tensor, *, verified_from:
 
     Source: Gan et al. 2026, arXiv 2608.27960 (RA-OPD), as summaries of it give the rule.
 
-    Example:
+    Examples:
         >>> gap, mask = torch.tensor([[1.0, -0.5], [1.0, -0.5]]), torch.ones(2, 2, dtype=torch.bool)
         >>> ra_opd(torch.tensor([[1.0], [0.0]]), gap, mask)[1].tolist()
         [[1.0], [0.0]]
@@ -129,7 +129,7 @@ def rg_opd(
 
     Source: Akhondzadeh et al. 2026, arXiv 2607.04037 (RG-OPD), Eq. 2, as notes on it give it.
 
-    Example:
+    Examples:
         >>> gap, mask = torch.tensor([[1.0, -0.5], [1.0, -0.5]]), torch.ones(2, 2, dtype=torch.bool)
         >>> rg_opd(torch.tensor([[1.0], [0.0]]), gap, mask)[1].tolist()
         [[1.0], [0.0]]
@@ -164,7 +164,7 @@ def sg_opd(
     Source: Xu et al. 2026, arXiv 2606.09304 (SG-OPD), without its phases of verified texts of the teacher; the weights
     are those that a later paper reports for it.
 
-    Example:
+    Examples:
         >>> sg_opd(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, -1.0], [1.0, -1.0]]))[1].tolist()
         [[1.8, 1.0], [1.0, 1.8]]
     """
@@ -193,7 +193,7 @@ def r2_opd(
 
     Source: Xu et al. 2026, arXiv 2609.35517 (R2-OPD), Eq. 13 to 16, as a summary of it gives them.
 
-    Example:
+    Examples:
         >>> gap, mask = torch.tensor([[1.0, -1.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
         >>> weight = r2_opd(torch.tensor([[1.0]]), gap, mask, alignment=2.0)[1]
         >>> [round(number, 3) for number in weight[0].tolist()], round((weight * gap.abs()).sum().item(), 5)
@@ -221,7 +221,7 @@ def aopd(advantage_BL: Tensor) -> Weights:
     Source: the rule of Jia et al. 2026, arXiv 2605.06387 (AOPD), with the reward's advantage in the place of d_n, which
     is the paper's own; theirs is the estimator `asymmetric`.
 
-    Example:
+    Examples:
         >>> [weight.tolist() for weight in aopd(torch.tensor([[0.5, 0.0, -1.0]]))]
         [[[1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0]]]
     """

@@ -19,7 +19,7 @@ from rlgkd.ops._gate import Weights, check_range, weighs
 def none() -> Weights:
     """1 and 1: Eq. 5 as it is.
 
-    Example:
+    Examples:
         >>> none()
         (None, None)
     """
@@ -39,7 +39,7 @@ def sdar(gap_BL: Tensor, *, sharpness: float = 5.0) -> Weights:
     Source: the gate of Lu et al. 2026, arXiv 2605.15155 (SDAR). The paper's term is the gate times d_n, differentiated
     through log p_S(y_n) alone: that is the estimator `sampled` with `gap: sigmoid` and without this gate.
 
-    Example:
+    Examples:
         >>> [round(weight, 4) for weight in sdar(torch.tensor([[0.2, 0.0, -0.2]]))[1][0].tolist()]
         [0.7311, 0.5, 0.2689]
     """
@@ -60,7 +60,7 @@ def iw_opd(gap_BL: Tensor, mask_BL: Tensor, *, prefix_gain: float = 0.5) -> Weig
 
     Source: Xie et al. 2026, arXiv 2606.22600 (IW-OPD), as its public code has it.
 
-    Example:
+    Examples:
         >>> iw_opd(torch.tensor([[-1.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))[1].tolist()
         [[1.5, 1.375, 1.125]]
     """
@@ -87,7 +87,7 @@ def tip(entropy_BL: Tensor, divergence_BL: Tensor, mask_BL: Tensor, *, kept_toke
 
     Source: Xu et al. 2026, arXiv 2604.14084 (TIP), with reverse KL; least and greatest value of the batch scale both.
 
-    Example:
+    Examples:
         >>> entropy, divergence = torch.tensor([[2.0, 0.0, 0.1, 0.0]]), torch.tensor([[0.0, 3.0, 0.1, 0.0]])
         >>> tip(entropy, divergence, torch.ones(1, 4, dtype=torch.bool))[1].tolist()
         [[2.0, 2.0, 0.0, 0.0]]
@@ -112,7 +112,7 @@ def prefix(mask_BL: Tensor, *, kept_prefix: float = 0.3) -> Weights:
     Source: Zhang et al. 2026, arXiv 2602.15260 (prefixes, where sampling ends there too, which is what saves time); the
     share of 0.3 is that of Xie et al. 2026, arXiv 2606.22600.
 
-    Example:
+    Examples:
         >>> prefix(torch.ones(1, 4, dtype=torch.bool))[1].tolist()
         [[1.0, 1.0, 0.0, 0.0]]
     """
@@ -140,7 +140,7 @@ def improbable(
 
     Source: Ding and Zhang 2026, arXiv 2608.31046: its fixed negative advantage, and OPSA with `by_entropy`.
 
-    Example:
+    Examples:
         >>> logp, mask = torch.tensor([[-0.1, -3.0, -0.2, -0.1, -0.3]]), torch.ones(1, 5, dtype=torch.bool)
         >>> improbable(logp, torch.zeros(1, 5), mask)[1].tolist()
         [[0.0, 1.0, 0.0, 0.0, 0.0]]

@@ -22,7 +22,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
     Source: Fan et al. 2018, "Hierarchical Neural Story Generation" (arXiv 1805.04833), 4.
 
-    Example:
+    Examples:
         >>> top_k(torch.tensor([1.0, 3.0, 1.0, 0.0]), 2).tolist()
         [1.0, 3.0, 1.0, -inf]
     """
@@ -43,7 +43,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751), 3.1.
 
-    Example:
+    Examples:
         >>> top_p(torch.tensor([0.125, 0.5, 0.25, 0.125]).log(), 0.75).exp().tolist()
         [0.0, 0.5, 0.25, 0.0]
     """
@@ -65,7 +65,7 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling" (arXiv 2407.01082), 3.
 
-    Example:
+    Examples:
         >>> min_p(torch.tensor([0.125, 0.5, 0.25, 0.125]).log(), 0.5).exp().tolist()
         [0.0, 0.5, 0.25, 0.0]
     """

@@ -39,7 +39,7 @@ def reinforce(logp_N: Tensor, advantage_N: Tensor) -> Tensor:
 
     Source: Williams 1992, "Simple statistical gradient-following algorithms".
 
-    Example:
+    Examples:
         >>> reinforce(torch.tensor([-0.5, -2.0]), torch.tensor([1.0, -1.0])).tolist()
         [0.5, -2.0]
     """
@@ -69,7 +69,7 @@ def clipped(
 
     Source: Schulman et al. 2017, arXiv 1707.06347 (PPO); Yu et al. 2025, arXiv 2503.14476 (DAPO: two bounds).
 
-    Example:
+    Examples:
         >>> logp = torch.tensor([0.5, 0.5, 1.5]).log().requires_grad_()
         >>> loss = clipped(logp, torch.zeros(3), torch.tensor([1.0, -1.0, 1.0]))
         >>> loss.tolist()  # the second may not fall below 0.8, the third has risen beyond 1.2
@@ -104,7 +104,7 @@ def clipped_weight(logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, *, c
 
     Source: MiniMax 2025, arXiv 2506.13585 (CISPO).
 
-    Example:
+    Examples:
         >>> logp = torch.tensor([0.5, 1.5, 9.0]).log().requires_grad_()
         >>> clipped_weight(logp, torch.zeros(3), torch.ones(3), clip_high=1.0).sum().backward()
         >>> logp.grad.tolist()
@@ -132,7 +132,7 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
     Source: Schulman et al. 2017, arXiv 1707.06347; the clipping is that of its authors' code (Engstrom et al. 2020,
     arXiv 2005.12729).
 
-    Example:
+    Examples:
         >>> value_loss(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([2.5]), clip=0.5).tolist()
         [0.5]
     """
@@ -162,7 +162,7 @@ def get(name: str, **settings: float) -> PolicyLoss:
     Raises:
         SettingError: an unknown name, an unknown setting, or a value outside its range.
 
-    Example:
+    Examples:
         >>> get("clipped", clip_high=0.5)(torch.tensor([0.7]), torch.zeros(1), torch.ones(1)).tolist()
         [-1.5]
     """
@@ -193,7 +193,7 @@ def log_probability(logits_NV: Tensor, action_N: Tensor) -> Tensor:
 
     Without a gradient no second tensor of shape [N, V] is allocated.
 
-    Example:
+    Examples:
         >>> round(log_probability(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp().item(), 4)
         0.5
     """
@@ -218,7 +218,7 @@ def entropy(logits: Tensor) -> Tensor:
     Raises:
         SettingError: not [..., V] floating point.
 
-    Example:
+    Examples:
         >>> round(entropy(torch.zeros(4)).exp().item(), 4)
         4.0
     """
@@ -237,7 +237,7 @@ def log_probability_and_entropy(
 
     Without `entropy_gradient` the entropy is a constant, which saves one tensor of shape [N, V].
 
-    Example:
+    Examples:
         >>> logp, entropy = log_probability_and_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         >>> round(logp.exp().item(), 4), round(entropy.exp().item(), 4)
         (0.5, 2.0)

@@ -62,7 +62,7 @@ def weights(
         SettingError: an unknown name; a length that is missing, not positive or not taken; totals smaller than this
             micro-batch's.
 
-    Example:
+    Examples:
         >>> weights("sequence_mean", torch.tensor([2, 4, 0]), total_sequences=2, total_tokens=6).tolist()
         [0.25, 0.125, 0.0]
     """
@@ -95,7 +95,7 @@ def weights(
 def totals(lengths_B: Tensor) -> tuple[int, int]:
     """Return (sequences with at least one token, tokens), to be summed over micro-batches and processes.
 
-    Example:
+    Examples:
         >>> totals(torch.tensor([2, 4, 0]))
         (2, 6)
     """
@@ -118,7 +118,7 @@ def sequence_mean(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
     Source: Agarwal et al. 2024, arXiv 2306.13649, Section 3 (the 1/L_y of its divergence).
 
-    Example:
+    Examples:
         >>> sequence_mean(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])).item()
         3.5
     """
@@ -130,7 +130,7 @@ def token_mean(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
     Arguments, result and errors as for `sequence_mean`. Source: Yu et al. 2025, arXiv 2503.14476 (DAPO).
 
-    Example:
+    Examples:
         >>> token_mean(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])).item()
         3.0
     """
@@ -142,7 +142,7 @@ def sequence_sum(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
     Arguments, result and errors as for `sequence_mean`. It is the reduction of a log-likelihood: grad log p(y).
 
-    Example:
+    Examples:
         >>> sequence_sum(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])).item()
         4.5
     """
@@ -155,7 +155,7 @@ def constant(value_BT: Tensor, mask_BT: Tensor, length: float) -> Tensor:
     Arguments, result and errors as for `sequence_mean`; `length` must be above 0. Source: Liu et al. 2025,
     arXiv 2503.20783 (Dr. GRPO), where it removes the bias towards long wrong answers.
 
-    Example:
+    Examples:
         >>> constant(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]]), length=2).item()
         2.25
     """

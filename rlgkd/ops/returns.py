@@ -35,7 +35,7 @@ def discounted_returns(reward_BT: Tensor, gamma: float, mask_BT: Tensor) -> Tens
 
     Source: Sutton and Barto 2018, Eq. 3.8; the log2(T) steps are Hillis and Steele's scan (1986).
 
-    Example:
+    Examples:
         >>> discounted_returns(torch.tensor([[1.0, 9.0, 4.0]]), 0.5, torch.tensor([[True, False, True]])).tolist()
         [[3.0, 0.0, 4.0]]
     """
@@ -80,7 +80,7 @@ def gae(reward_BT: Tensor, value_BT: Tensor, lam: float, mask_BT: Tensor) -> Ten
 
     Source: Schulman et al. 2016, arXiv 1506.02438, Eq. 16.
 
-    Example:
+    Examples:
         >>> mask = torch.tensor([[True, True, False]])
         >>> gae(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.5, 0.25, 9.0]]), 0.5, mask).tolist()
         [[0.125, 0.75, 0.0]]
@@ -108,7 +108,7 @@ def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
 
     Source: Yu et al. 2025, arXiv 2503.14476, Eq. 13 (DAPO); no completion is longer than the limit here.
 
-    Example:
+    Examples:
         >>> overlong_penalty(torch.tensor([4, 8, 9, 10]), limit=10, buffer=4).tolist()
         [0.0, -0.5, -0.75, -1.0]
     """
@@ -134,7 +134,7 @@ def leave_one_out(reward_PG: Tensor, valid_PG: Tensor) -> Tensor:
     Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free"; Ahmadian et al. 2024,
     arXiv 2402.14740 (RLOO).
 
-    Example:
+    Examples:
         >>> reward = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
         >>> leave_one_out(reward, torch.tensor([[True, True, True], [True, True, False]])).tolist()
         [[1.0, -0.5, -0.5], [1.0, -1.0, 0.0]]
@@ -148,7 +148,7 @@ def mean_baseline(reward_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
     Arguments, result and errors as for `leave_one_out`. Source: Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO).
 
-    Example:
+    Examples:
         >>> mean_baseline(torch.tensor([[3.0, 0.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)).tolist()
         [[2.0, -1.0, -1.0]]
     """
@@ -161,7 +161,7 @@ def raw(reward_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
     Arguments, result and errors as for `leave_one_out`.
 
-    Example:
+    Examples:
         >>> raw(torch.tensor([[3.0], [1.0]]), torch.tensor([[True], [False]])).tolist()
         [[3.0], [0.0]]
     """
@@ -177,7 +177,7 @@ def group_normalised(reward_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
     Arguments, result and errors as for `leave_one_out`. Source: Shao et al. 2024, arXiv 2402.03300 (GRPO).
 
-    Example:
+    Examples:
         >>> reward = torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.1, 0.1]])
         >>> group_normalised(reward, torch.ones(2, 3, dtype=torch.bool)).round(decimals=3).tolist()
         [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
@@ -193,7 +193,7 @@ def batch_normalised(reward_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
     Arguments, result and errors as for `leave_one_out`. Source: Hu et al. 2025, arXiv 2501.03262 (REINFORCE++).
 
-    Example:
+    Examples:
         >>> batch_normalised(torch.tensor([[2.0], [0.0], [1.0]]), torch.ones(3, 1).bool()).round(decimals=3).tolist()
         [[1.0], [-1.0], [0.0]]
     """

@@ -27,7 +27,7 @@ class RunningMeanStd:
 
         Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for sample variances".
 
-        Example:
+        Examples:
             >>> RunningMeanStd().updated([1.0, 2.0], [True, True]).updated([float("nan"), 6.0], [False, True])
             RunningMeanStd(count=3, mean=3.0, squared_deviations=14.0)
         """

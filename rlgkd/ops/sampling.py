@@ -51,7 +51,7 @@ def sample(logits_BV: Tensor, uniform_B: Tensor) -> Sample:
 
     Source: Devroye 1986, "Non-Uniform Random Variate Generation", II.2.
 
-    Example:
+    Examples:
         >>> sampled = sample(torch.tensor([[0.25, 0.75]]).log().expand(3, 2), torch.tensor([0.0, 0.2499, 0.25]))
         >>> sampled.token_B.tolist(), round(sampled.logp_B[2].exp().item(), 4), round(sampled.entropy_B[2].item(), 4)
         ([0, 0, 1], 0.75, 0.5623)
@@ -150,7 +150,7 @@ def uniforms(seed: int, key: str, sample: int, n: int) -> NDArray[np.float64]:
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-    Example:
+    Examples:
         >>> uniforms(0, "a prompt", 3, 4)[:2].tolist() == uniforms(0, "a prompt", 3, 2).tolist()
         True
     """

@@ -22,7 +22,7 @@ class Schedule:
     Raises:
         SettingError: an unknown shape, or an exponential that touches 0.
 
-    Example:
+    Examples:
         >>> [round(Schedule(0.8, 0.2, shape)(0.25), 3) for shape in get_args(Shape)]
         [0.35, 0.288, 0.283]
     """
@@ -65,7 +65,7 @@ def steered(alpha: float, divergence: float, target: float, rate: float) -> floa
 
     Source: Ziegler et al. 2019, arXiv 1909.08593 (a proportional controller, here on the odds).
 
-    Example:
+    Examples:
         >>> round(steered(0.5, divergence=0.3, target=0.2, rate=0.1), 4)
         0.5125
     """

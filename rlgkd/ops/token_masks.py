@@ -28,7 +28,7 @@ def allowed_tokens(mask: TokenMask, tokens_BT: Tensor, vocabulary: int) -> Tenso
     Raises:
         SettingError: another shape or dtype, or a row in which nothing is allowed.
 
-    Example:
+    Examples:
         >>> allowed_tokens(allowed([2], vocabulary=4, end=0), torch.tensor([[3, 1, -1]]), vocabulary=4).tolist()
         [[True, False, True, False]]
     """
@@ -60,7 +60,7 @@ def allowed(ids: Collection[int], *, vocabulary: int, end: int | None) -> TokenM
     Raises:
         SettingError: no ids, or ids outside the vocabulary.
 
-    Example:
+    Examples:
         >>> allowed([1, 2], vocabulary=4, end=None)(torch.tensor([[3]])).tolist()
         [[False, True, True, False]]
     """
@@ -97,7 +97,7 @@ def transitions(
         SettingError: states that the table does not have, tokens outside the vocabulary, a state that allows nothing,
             `prompt_end` or `end` in the table; later, a row without `prompt_end`, or with a token that was not allowed.
 
-    Example:
+    Examples:
         >>> digits = {"number": {1: "number", 2: "done"}, "done": {}}
         >>> mask = transitions(digits, start="number", accepting=["done"], prompt_end=3, vocabulary=4, end=0)
         >>> mask(torch.tensor([[2, 3, -1], [3, 1, 2]])).tolist()

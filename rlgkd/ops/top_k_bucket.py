@@ -31,7 +31,7 @@ def top_k_with_bucket(teacher_logits: Tensor, student_logits: Tensor, k: int) ->
     Raises:
         SettingError: k below 1.
 
-    Example:
+    Examples:
         >>> teacher, student = torch.tensor([0.2, 0.7, 0.1]).log(), torch.tensor([0.3, 0.2, 0.5]).log()
         >>> teacher, student = top_k_with_bucket(teacher, student, k=1)
         >>> [[round(p, 4) for p in side.exp().tolist()] for side in (teacher, student)]
@@ -63,7 +63,7 @@ def known_top_k_with_bucket(
     Raises:
         SettingError: the shapes differ, or the teacher's probabilities sum to more than 1.
 
-    Example:
+    Examples:
         >>> teacher, student = known_top_k_with_bucket(
         ...     torch.tensor([0.7]).log(), torch.tensor([1]), torch.tensor([0.3, 0.2, 0.5]).log()
         ... )
@@ -115,6 +115,7 @@ class KnownTokens:
             k: As if only so many tokens were known; None is all that are.
         """
         logp_NK, rest_N = self.logp_NK, self.rest_N
+        assert logp_NK.shape[1] > 0, "over one bucket of all tokens every divergence is 0"
         if k is not None and k < logp_NK.shape[1]:
             rest_N = torch.logaddexp(rest_N, logp_NK[:, k:].logsumexp(-1))
         return known_top_k_with_bucket(logp_NK[:, :k], self.ids_NK[:, :k], student_logits_NV, rest_N)

@@ -166,7 +166,7 @@ class Scheduled:
 def span(schedule: Moving) -> tuple[float, float]:
     """The least and the greatest value that a schedule takes.
 
-    Example:
+    Examples:
         >>> span(Schedule(1.0, 0.25)), span(Schedule(0.5)), span(lambda remaining: 1 - remaining)
         ((0.25, 1.0), (0.5, 0.5), (0.0, 1.0))
     """

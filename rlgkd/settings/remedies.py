@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 def remedy_for(annotation: Any, metadata: list[Any]) -> str:
     """What would work for a setting of this type and range.
 
-    Example:
+    Examples:
         >>> remedy_for(float, [Ge(0), Lt(1)]), remedy_for(int, [Ge(1)]), remedy_for(Literal["a", "b"], [])
         ('give a number in [0, 1)', 'give a whole number of 1 or more', 'choose one of a, b')
     """

@@ -41,7 +41,7 @@ def collate(texts: Sequence[KnownText | None], lengths: Sequence[int], device: t
         lengths: The actions of each.
         device: Where the tensors go.
     """
-    k = next((text.logp_LK.shape[1] for text in texts if text is not None), 0)
+    k = next((text.logp_LK.shape[1] for text in texts if text is not None), 1)
     rows = [_filler(length, k) if text is None else text for text, length in zip(texts, lengths, strict=True)]
     return KnownTokens(
         logp_NK=to_device(np.concatenate([row.logp_LK for row in rows]), device),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -14,6 +16,7 @@ from rlgkd.errors import ModelError, RlgkdError, SettingError, one_line
 from rlgkd.json_server import JsonServer, Post, with_variables
 from rlgkd.teachers.served import BYTES_OF_TOKEN, ServedTeacher
 from rlgkd.teachers.vllm import known_text, request
+from rlgkd.types import Message
 
 MAX_TOP_K = 1024
 """Beyond that an answer has a hundred kilobytes for each token of a text."""
@@ -21,6 +24,17 @@ IDS_AT_ONCE = 4096
 """Token ids that are turned into text in one request."""
 FIXED_TOKENS = 32
 """Tokens of the text that is scored at the opening and again with each batch."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """A conversation as the student reads it, for comparison with how the server's own chat template writes it."""
+
+    messages: Sequence[Message]
+    variables: Mapping[str, Any]
+    """Of the chat template."""
+    ids: Sequence[int]
 
 
 def open_served(
@@ -33,6 +47,7 @@ def open_served(
     retries: int,
     concurrency: int,
     max_failed: float,
+    chat: Chat | None = None,
 ) -> ServedTeacher:
     """Open a teacher on a server.
 
@@ -46,6 +61,8 @@ def open_served(
         retries: Further tries, after 1 s, 2 s, 4 s, and so on.
         concurrency: Requests at once.
         max_failed: Share of texts that may fail.
+        chat: A short conversation, if the student reads some; the teacher reads it in the student's format, and a
+            warning says if its own is another one.
 
     Raises: ModelError if there is no such server, or its model's context is too short or its vocabulary another one;
         SettingError for an address that cannot be one, or a `top_k` above what is reasonable.
@@ -78,6 +95,8 @@ def open_served(
     asker = _Asker(teacher, endpoint)
     teacher.model = asker.model_name(wanted, longest)
     asker.check_vocabulary(tokenizer)
+    if chat is not None:
+        asker.compare_format(chat, tokenizer)
     fixed = np.linspace(0, len(tokenizer) - 1, min(FIXED_TOKENS, longest), dtype=np.int64).tolist()
     teacher.fixed_text, teacher.fixed_logp_T = fixed, asker.log_probabilities(fixed)
     return teacher
@@ -120,6 +139,28 @@ class _Asker:
             ours, theirs = tokenizer.decode(ids), self._text(ids)
             remedy = f"its vocabulary differs from the student's: token {ids[0]} is {theirs!r} there and {ours!r} here"
             raise self._error(f"{remedy}; serve a teacher with the student's tokenizer")
+
+    def compare_format(self, chat: Chat, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Warn if the server's chat template writes a conversation otherwise than the student's, or there is none."""
+        body = {
+            "model": self.teacher.model,
+            "messages": list(chat.messages),
+            "add_generation_prompt": True,
+            "chat_template_kwargs": dict(chat.variables),
+        }
+        try:
+            answer = self._ask("/tokenize", lambda post: post(body))
+            theirs = list(map(int, answer["tokens"]))
+        except (ModelError, KeyError, TypeError, ValueError):
+            _log.warning("the teacher has no chat template: it reads chats as the student does")
+            return
+        if theirs != list(chat.ids):
+            _log.warning(
+                "the teacher's chat template is another one: it writes %r where the student reads %r, and as a served "
+                "teacher it reads the latter; give it as a model to let it read its own format",
+                tokenizer.decode(theirs),
+                tokenizer.decode(list(chat.ids)),
+            )
 
     def log_probabilities(self, tokens: Sequence[int]) -> np.ndarray:
         """[T - 1], those of a text's tokens after the first, in nats."""

@@ -1,9 +1,8 @@
-"""The job that each process of `rlgkd benchmark` is given, and the peak memory that it reports."""
+"""The job that each process of `rlgkd benchmark` is given."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,16 +40,3 @@ class BenchmarkJob:
 def read_job(file: Path) -> BenchmarkJob:
     """Read a job from JSON."""
     return BenchmarkJob(**json.loads(file.read_text()))
-
-
-def peak_mb() -> float:
-    """Return the most memory that this process held, in MiB."""
-    # On Linux not by getrusage: its peak outlives exec, so a child of a large process would begin with that one's.
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) / 2**10
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -22,7 +22,8 @@ from rlgkd.agents.update import accumulate_gradient
 from rlgkd.lm import LanguageModel, decode, open_by_name
 from rlgkd.lm.fused_loss import TeacherAt, fused_sum
 from rlgkd.objective import Actions, Objective
-from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
+from rlgkd.scripts._peak_memory import peak_mb
+from rlgkd.scripts.benchmarks.job import BenchmarkJob, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.types import Item, Score, Source, StopReason, Trajectory
 

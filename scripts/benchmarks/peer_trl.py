@@ -27,7 +27,8 @@ from typing import Any
 
 from rlgkd.errors import DependencyError, SettingError
 from rlgkd.scripts._errors import one_line_errors
-from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
+from rlgkd.scripts._peak_memory import peak_mb
+from rlgkd.scripts.benchmarks.job import BenchmarkJob, read_job
 
 
 class Meter:

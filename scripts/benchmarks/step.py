@@ -28,7 +28,8 @@ from rlgkd.envs import TextGenerationEnv
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, fast, open_by_name
 from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
-from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb, read_job
+from rlgkd.scripts._peak_memory import peak_mb
+from rlgkd.scripts.benchmarks.job import BenchmarkJob, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 
 KINDS = ("distill", "rl", "both", "generate")

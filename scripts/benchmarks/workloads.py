@@ -98,7 +98,7 @@ def growth() -> dict[str, Any]:
 def growth_power(seconds: Mapping[int, float]) -> float:
     """Return p of seconds ~ size^p, from the smallest and the largest size.
 
-    Example:
+    Examples:
         >>> growth_power({8: 1.0, 16: 7.0, 32: 16.0})
         2.0
     """

@@ -19,6 +19,7 @@ from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import folder_name, settled
 from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
+from rlgkd.scripts.config.stages import check_heard, stage_name
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
 """Settings that all cells share."""
@@ -106,7 +107,7 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
 
     Raises: SettingError if it is not of that form, or has no values.
 
-    Example:
+    Examples:
         >>> parse_variation("student_layers=[0, 1],[0]"), parse_variation("beta=0.1,0.5")
         (('student_layers', [[0, 1], [0]]), ('beta', [0.1, 0.5]))
     """
@@ -129,7 +130,7 @@ def parse_seeds(text: str) -> list[int]:
 
     Raises: SettingError for anything else.
 
-    Example:
+    Examples:
         >>> parse_seeds("3"), parse_seeds("4,7"), parse_seeds("4,")
         ([0, 1, 2], [4, 7], [4])
     """
@@ -146,10 +147,15 @@ def _cell(base: RunConfig, values: Mapping[str, Any]) -> Cell:
     """
     absolute = {key: settled(key, value, [Path()]) for key, value in values.items()}
     settings = check(put_over(base.flat(), absolute))
-    settings.algorithm.check_teacher(settings.teacher or None)
-    name = " ".join(f"{key}={_value_text(value)}" for key, value in values.items())
+    check_heard(settings.stages, absolute)
+    for stage in settings.parts:
+        stage.algorithm.check_teacher(settings.teacher or None)
+    name = " ".join(f"{key}={_value_text(key, value)}" for key, value in values.items())
     return Cell(name=name, values=values, settings=settings)
 
 
-def _value_text(value: Any) -> str:
+def _value_text(key: str, value: Any) -> str:
+    if key == "stages" and isinstance(value, list):
+        named = [part for part in value if isinstance(part, Mapping)]
+        return " then ".join(str(part.get("name") or stage_name(part)) for part in named) or "none"
     return str(value).removeprefix("embedded:") if isinstance(value, str) else f"{value}"

@@ -71,7 +71,11 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
         check_same(settings, out)
         checkpoint.atomic_write(out / CONFIG, dump(settings))
         agent = build_agent(settings)
-        teacher = _comparison_teacher(base, agent)
+        opened = _comparison_teacher(base, agent, settings)  # before training, for what refuses it
+        # With a teacher of the agent's next to it there would be two in memory; if nothing needs it on the way, it is
+        # opened again.
+        teacher = opened if settings.eval_every or agent.teacher is None or opened is agent.teacher else None
+        del opened
         console = Console(stderr=True)
         found = rewind(settings, agent, out, console)
         with (
@@ -79,6 +83,7 @@ def train_and_measure(settings: RunConfig, base: RunConfig, samples: int, out: P
             tracked(settings, out, console, main=True) as trackers,
         ):
             fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=True, console=console)
+        teacher = teacher or _comparison_teacher(base, agent, settings)
         measured = measure(agent.student, teacher, agent.task, base, samples)
         measured["tokens"] = agent.num_timesteps
         measured["updates"] = agent.state.updates
@@ -91,7 +96,7 @@ def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: P
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=True):
         agent = build_agent(settings)
-        teacher_model = _comparison_teacher(base, agent)
+        teacher_model = _comparison_teacher(base, agent, settings)
         policy = teacher_model if teacher and isinstance(teacher_model, LanguageModel) else agent.student
         write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
@@ -181,16 +186,25 @@ def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
     return {"samples": samples, **{name: given[name] for name in names}, **later}
 
 
-def _comparison_teacher(base: RunConfig, agent: TextAlgorithm) -> Teacher | None:
-    """Open the comparison's teacher, as it is before any training; the agent's own may be another or may move."""
+def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConfig) -> Teacher | None:
+    """The comparison's teacher, as it is before any training: the agent's own, unless that is another or moves."""
     if not base.teacher:
         return None
+    if agent.teacher is not None and agent.following_teacher is None and _models(settings) == _models(base):
+        return agent.teacher
     if is_outside(base.teacher):
         return open_outside_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer)
     teacher = open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
     if base.teacher != base.student:
         read_in_own_format(agent.task, teacher, agent.student, owner="student", name=base.teacher)
     return teacher
+
+
+def _models(settings: RunConfig) -> tuple[object, ...]:
+    """What a teacher depends on."""
+    config = settings.algorithm
+    opened = (config.teacher.teacher_dtype, config.teacher.teacher_device, config.teacher.teacher_quantization)
+    return settings.teacher, settings.student, config.model.dtype, config.sampling.teacher_temperature, opened
 
 
 def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ AROUND_TRAINING: Final = (
     "eval_prompts",
     "eval_seed",
     "checkpoint_every",
+    "checkpoint_minutes",
     "trackers",
     "tracker_project",
     "tracker_texts",
@@ -80,7 +81,7 @@ def changes(before: RunConfig, now: RunConfig, tokens: int) -> list[Change]:
     Raises: SettingError for a setting that needs a new run, for fewer tokens than the run has, and for a change that
     would have no effect since the run has all its tokens.
 
-    Example:
+    Examples:
         >>> before = RunConfig(agent="GRPO", tokens=600)
         >>> [str(change) for change in changes(before, RunConfig(agent="GRPO", tokens=1200), 612)]
         ['tokens: 600 -> 1200 after 612 tokens']
@@ -105,13 +106,15 @@ def changes(before: RunConfig, now: RunConfig, tokens: int) -> list[Change]:
 def course_of_schedules(before: RunConfig, now: RunConfig, tokens: int) -> str:
     """Say where what is scheduled goes on if the end of all schedules has moved; empty if it has not.
 
-    Example:
+    Examples:
         >>> before = RunConfig(agent="GRPO", tokens=600, learning_rate=0.001)
         >>> course_of_schedules(before, before.model_copy(update={"tokens": 1200}), 600)
         'schedules now end at 1,200 tokens: the learning rate goes on at 0.000559, where it stood at 0.0001'
     """
     if now.tokens == before.tokens:
         return ""
+    if before.stages or now.stages:
+        return f"schedules now end at {now.tokens:,} tokens, those of a stage with it"
     pieces = []
     for what, old, new in (
         ("the learning rate", before.learning_rate, now.learning_rate),

@@ -22,7 +22,7 @@ LONGEST_NAME = 200
 def folder_name(name: str) -> str:
     """Return a name as one part of a path: without separators or a leading dot, and short enough for any file system.
 
-    Example:
+    Examples:
         >>> folder_name("../../a run"), folder_name("beta=0.5 student=x/y")
         ('-..-a-run', 'beta=0.5-student=x-y')
     """
@@ -38,8 +38,8 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """The setting with its paths made absolute, each from the first of the folders that holds it.
 
     Paths are the models, `teacher_texts`, `trackers`, and of the environment's settings `tokenizer`, `data`, `reward`,
-    `tools`. The last three and `trackers` may be Python: `module:name`, where the module is a file of a folder, becomes
-    `/folder/module.py:name`.
+    `quality`, `tools`. The last four and `trackers` may be Python: `module:name`, where the module is a file of a
+    folder, becomes `/folder/module.py:name`.
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
@@ -53,7 +53,7 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
         value = [name.strip() for name in value.split(",") if name.strip()]
     if key in ("tools", "trackers") and isinstance(value, list):
         return [_code(tool, folders) if isinstance(tool, str) else tool for tool in value]
-    return _reward(value, folders) if key == "reward" else value
+    return _reward(value, folders) if key in ("reward", "quality") else value
 
 
 def _model(value: Any, folders: Sequence[Path]) -> Any:

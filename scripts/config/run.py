@@ -22,7 +22,9 @@ from rlgkd.errors import SettingError, one_line, unknown_remedy
 from rlgkd.file_kinds import check_file
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
+from rlgkd.scripts.config.other_names import OTHERS
 from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 
@@ -41,6 +43,14 @@ AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
 def _names(value: object) -> object:
     """A text with commas as the list of its names."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _mappings(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(isinstance(part, Mapping) for part in value):
+        raise SettingError(
+            "stages", value, "give a list of stages, each with names and values: [{alpha: 1, until: 0.5}, ...]"
+        )
+    return value
 
 
 class RunConfig(Settings):
@@ -88,6 +98,8 @@ class RunConfig(Settings):
     """Measure by which the best model of these evaluations is kept in the folder best; -NAME if less is better."""
     patience: Annotated[int, Ge(0)] = 0
     """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
+    stages: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_mappings)] = ()
+    """Parts of the run with their own settings of the objective, one after another (docs/stages.md)."""
     checkpoint_every: Count = 50
     """Updates between checkpoints."""
     trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
@@ -98,6 +110,8 @@ class RunConfig(Settings):
     """Texts of an update that trackers get as rows of a table; 0 for none."""
     tracker_texts_every: Count = 10
     """Updates between two such tables."""
+    checkpoint_minutes: Annotated[float, Ge(0)] = 15.0
+    """Minutes after which the next whole update has a checkpoint, whatever checkpoint_every; 0 is never."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -121,7 +135,21 @@ class RunConfig(Settings):
             raise SettingError("keep_best", self.keep_best, "set eval_every, the tokens between evaluations")
         if self.patience and self.keep_best is None:
             raise SettingError("patience", self.patience, "set keep_best, the measure that it waits for")
+        _ = self.parts
         return self
+
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """The stages; of a run without any, the whole as one.
+
+        Raises: SettingError.
+        """
+        given = self.stages or ({},)
+        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0)
+
+    def in_stage(self, number: int) -> RunConfig:
+        """The run with the settings of a stage, counted from 0, as its own."""
+        return self.model_copy(update={"algorithm": self.parts[number].algorithm}) if self.stages else self
 
     @property
     def algorithm_class(self) -> type[TextAlgorithm]:
@@ -230,7 +258,7 @@ def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The values with `key=value` and `env_settings.NAME=value` put over them, paths from the current folder.
 
-    Raises: SettingError for an override that is not of that form, or whose value is no YAML.
+    Raises: SettingError for an override that is not of that form, whose value is no YAML, or that no stage hears.
     """
     typed: dict[str, Any] = {}
     for given in overrides:
@@ -250,7 +278,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         else:
             value = settled(key, value, [Path()])
         typed[key] = value
-    return put_over(values, typed)
+    chosen = put_over(values, typed)
+    check_heard(chosen.get("stages"), typed)
+    return chosen
 
 
 def put_over(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,7 +303,9 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     known = setting_names()
     for key in values:
         if key not in known:
-            raise SettingError("setting", key, unknown_remedy(str(key), known))
+            ours = OTHERS.get(str(key))
+            remedy = f"here it is {ours}" if ours else unknown_remedy(str(key), known)
+            raise SettingError("setting", key, remedy)
     return RunConfig(**values)
 
 

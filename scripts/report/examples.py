@@ -77,7 +77,7 @@ def read_example(entry: Mapping[str, Any]) -> Example:
 def marked_difference(old: str, new: str) -> tuple[Spans, Spans]:
     """Mark the words in which two texts differ; long texts, and texts with little in common, come unmarked.
 
-    Example:
+    Examples:
         >>> marked_difference("a farm was sold", "a farm was bought")[1]
         [('a farm was ', False), ('bought', True)]
     """

@@ -15,7 +15,7 @@ ARROW: Final = "\N{RIGHTWARDS ARROW}"
 def signed(text: str) -> str:
     """Write a number's text with a proper minus sign, and without a sign if it rounds to zero.
 
-    Example:
+    Examples:
         >>> signed("-0.000"), signed("-0.001") == f"{MINUS}0.001"
         ('0.000', True)
     """
@@ -26,7 +26,7 @@ def signed(text: str) -> str:
 def compact(x: float) -> str:
     """Write three significant digits: `0.412`, `13`, `1.2M`.
 
-    Example:
+    Examples:
         >>> compact(0.41234), compact(13.0), compact(1_234_000.0)
         ('0.412', '13', '1.23M')
     """
@@ -56,3 +56,11 @@ def whole(x: float) -> str | None:
 def visible(text: str) -> str:
     """Replace all but printable ASCII: plot fonts lack the rest, and a terminal obeys control characters."""
     return re.sub(r"[^ -~]+", "?", text)
+
+
+def duration(seconds: float) -> str:
+    """Write a time: `42 s`, `3 min`, `1.5 h`."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 1 else f"{hours:.1f} h"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -30,8 +31,13 @@ WIDE, NARROW = 1030, 330
 """Widths of the dumbbell plot in points, for a wide page and for a phone."""
 
 
-def training_curves(progress: Mapping[str, Floats]) -> list[Panel]:
-    """Draw each curve that has two values or more; alpha only if it changed."""
+def training_curves(progress: Mapping[str, Floats], stages: Sequence[float] = ()) -> list[Panel]:
+    """Draw each curve that has two values or more, over bands of the stages; alpha only if it changed.
+
+    Args:
+        progress: Columns of progress.csv.
+        stages: Tokens at which each stage began; none for a run without stages.
+    """
     axis, x = _x_axis(progress)
     panels: list[Panel] = []
     for column, label, unit in _CURVES:
@@ -45,14 +51,20 @@ def training_curves(progress: Mapping[str, Floats]) -> list[Panel]:
             f"{compact(smooth[-1])}; raw values between {compact(y[known].min())} and {compact(y[known].max())}."
         )
         with style():
-            svg = inline_svg(_curve_figure(x[known], y[known], smooth, axis), f"curve{len(panels)}", alt)
+            figure = _curve_figure(x[known], y[known], smooth, axis, stages)
+            svg = inline_svg(figure, f"curve{len(panels)}", alt)
         ends = f"{three_digits(smooth[0])} {ARROW} {three_digits(smooth[-1])}"
         panels.append(Panel(label=label, unit=unit, ends=ends, svg=svg))
     return panels
 
 
 def held_out_curves(
-    evaluations: Mapping[str, Floats], measures: Sequence[str], *, watched: str = "", best: float = math.nan
+    evaluations: Mapping[str, Floats],
+    measures: Sequence[str],
+    *,
+    stages: Sequence[float] = (),
+    watched: str = "",
+    best: float = math.nan,
 ) -> list[Panel]:
     """Draw these measures of the evaluations on the way, each if it has two values or more, with their intervals.
 
@@ -72,7 +84,7 @@ def held_out_curves(
         if chosen.any():
             alt += f" The best model: {metric.value(y[chosen][0])} at {thousands(best)} {axis}."
         with style():
-            figure = _curve_figure(x[known], y[known], y[known], axis)
+            figure = _curve_figure(x[known], y[known], y[known], axis, stages)
             axes = figure.axes[0]
             axes.fill_between(x[known], low[known], high[known], color=COLOURS["after"], alpha=0.15, linewidth=0)
             axes.plot(x[known], y[known], "o", color=COLOURS["after"], markersize=3.5)
@@ -92,7 +104,7 @@ def _x_axis(progress: Mapping[str, Floats]) -> tuple[str, Floats]:
     return "updates", np.arange(1.0, 1 + longest)
 
 
-def _curve_figure(x: Floats, y: Floats, smooth: Floats, axis: str) -> Figure:
+def _curve_figure(x: Floats, y: Floats, smooth: Floats, axis: str, stages: Sequence[float] = ()) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -103,12 +115,24 @@ def _curve_figure(x: Floats, y: Floats, smooth: Floats, axis: str) -> Figure:
     axes.plot(x, y, color=COLOURS["after"], alpha=0.3, linewidth=0.9)
     axes.plot(x, smooth, color=COLOURS["after"], linewidth=2.2)
     axes.plot(x[-1:], smooth[-1:], "o", color=COLOURS["after"], markersize=5)
+    _draw_stages(axes, stages, x[-1])
     axes.set_xlabel(axis, color=COLOURS["muted"], labelpad=3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     return figure
+
+
+def _draw_stages(axes: Axes, stages: Sequence[float], end: float) -> None:
+    """Draw a band for every second stage, and the number of each over its middle."""
+    if len(stages) < 2:
+        return
+    for number, (begin, last) in enumerate(pairwise([*stages, end]), start=1):
+        if number % 2 == 0:
+            axes.axvspan(begin, last, color=COLOURS["muted"], alpha=0.12, linewidth=0, zorder=0)
+        at: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top", "parse_math": False}
+        axes.text((begin + last) / 2, 0.99, str(number), color=COLOURS["muted"], **at)
 
 
 def dumbbells(rows: Sequence[MeasureRow]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def read_table(text: str) -> tuple[list[str], list[list[str]]]:
 
     Raises: csv.Error if the text is not CSV.
 
-    Example:
+    Examples:
         >>> read_table('rollout/reward/right, exact,train/loss\n0.5,2.0\n')
         (['rollout/reward/right, exact', 'train/loss'], [['0.5', '2.0']])
     """

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from rlgkd.scripts.report.examples import Example, read_example
-from rlgkd.scripts.report.formatting import whole
+from rlgkd.scripts.report.formatting import duration, whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
 from rlgkd.scripts.report.plots import dumbbells, held_out_curves, training_curves
@@ -36,14 +36,35 @@ def run_view(files: RunFiles) -> dict[str, Any]:
         "exploited": exploited(rows),
         "remarks": remarks(summary),
         "marks": MARKS,
-        "curves": training_curves(files.progress),
+        "curves": training_curves(files.progress, stage_beginnings(summary)),
         "held_out": held_out(files),
+        "stages": stages(summary),
         "dumbbells": dumbbells(rows),
         "examples": examples,
         "judged_by": "truth" if any(example.judged_by == "truth" for example in examples) else "reward",
         "config": files.config_text,
         "problems": files.problems,
     }
+
+
+def stage_beginnings(summary: Mapping[str, Any]) -> list[float]:
+    """Return the tokens at which each stage began; none if one of them is not known, or they do not ascend."""
+    begins = [to_float(to_mapping(stage).get("tokens")) for stage in to_list(summary.get("stages"))]
+    known = all(math.isfinite(tokens) for tokens in begins) and begins == sorted(begins)
+    return begins if known else []
+
+
+def stages(summary: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """Return of each stage its name and the tokens from and to which it went."""
+    found = [to_mapping(stage) for stage in to_list(summary.get("stages"))]
+    return [
+        {
+            "name": str(stage.get("name") or ""),
+            "begin": whole(to_float(stage.get("tokens"))),
+            "end": whole(to_float(stage.get("end"))),
+        }
+        for stage in found
+    ]
 
 
 def held_out(files: RunFiles) -> dict[str, Any]:
@@ -53,7 +74,13 @@ def held_out(files: RunFiles) -> dict[str, Any]:
     best = to_mapping(known.get("best"))
     measures = [*([watched] if watched else []), *HEADLINES, "ended"]
     return {
-        "curves": held_out_curves(files.evaluations, measures, watched=watched, best=to_float(best.get("tokens"))),
+        "curves": held_out_curves(
+            files.evaluations,
+            measures,
+            stages=stage_beginnings(files.summary),
+            watched=watched,
+            best=to_float(best.get("tokens")),
+        ),
         "prompts": whole(to_float(known.get("prompts"))),
         "split": str(known.get("split") or ""),
         "best": whole(to_float(best.get("tokens"))),
@@ -100,7 +127,7 @@ def facts(
         "tokens": count("tokens", "time/total_timesteps"),
         "tokens_requested": whole(to_float(config.get("tokens"))),
         "prompts": count("prompts"),
-        "time": _duration(seconds) if math.isfinite(seconds) else None,
+        "time": duration(seconds) if math.isfinite(seconds) else None,
     }
 
 
@@ -118,10 +145,3 @@ def exploited(rows: Sequence[MeasureRow]) -> list[str]:
     if marks.get("reward") != "better":
         return []
     return [METRICS[key].label for key in UNSEEN_BY_REWARD if marks.get(key) == "worse"]
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if hours < 1 else f"{hours:.1f} h"

@@ -1,11 +1,12 @@
-"""What a run does between two updates: it evaluates on held-out prompts, keeps the best model, and ends early.
+"""What a run does between two updates: held-out evaluations, the best model, the next stage, an early end.
 
-    after the update that passes a multiple of eval_every tokens, before the first and after the last:
+    after the update that passes a multiple of eval_every tokens, before the first, after the last of a stage or of all:
         measure the student on the same held-out prompts with the same random numbers; a row of evaluations.csv
         if keep_best is better than ever: save the model, which is `best/` from the next checkpoint on
-        after `patience` evaluations in a row that were no better: end
+    if the stage is over, by its tokens or its measure: go on with the settings of the next one
+    after `patience` evaluations in a row that were no better: end
 
-Nothing of it changes what is trained: an evaluation draws no random number of training's. All processes of a job take
+An evaluation changes nothing that is trained: it draws no random number of training's. All processes of a job take
 part, since an evaluation is a collective call, and all come to the same state; the main one writes.
 """
 
@@ -24,10 +25,11 @@ from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.metrics import metric_of
 from rlgkd.scripts.runs.folder import EVALUATIONS
-from rlgkd.scripts.runs.goal import goal_of
+from rlgkd.scripts.runs.goal import Goal
 from rlgkd.scripts.runs.model_folders import publish, save_better
 from rlgkd.scripts.runs.recorder import ProgressCsv
 from rlgkd.scripts.runs.run_state import RunState
+from rlgkd.scripts.runs.stages import check_goals, ended_early, follow, goals, why_over
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.statistics import Interval
 from rlgkd.teachers import Teacher
@@ -56,7 +58,7 @@ class Course(BaseCallback):
         super().__init__()
         self.settings, self.out, self.teacher, self.stop, self.console = settings, out, teacher, stop, console
         self.state = state
-        self.goal = None if settings.keep_best is None else goal_of(settings.keep_best, "keep_best")
+        self.goal, self.stage_goals = goals(settings)
         self.scores: Mapping[str, Interval] = {}
         """Those of the newest evaluation since the run was started or resumed."""
         self.model: TextAlgorithm
@@ -64,8 +66,8 @@ class Course(BaseCallback):
         """Whether the update that was begun last was finished."""
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; nothing of a run that has none of its parts."""
-        return {"run": self.state.to_json()} if self.settings.eval_every else {}
+        """What a checkpoint holds of it; nothing of a run that neither evaluates on the way nor has stages."""
+        return {"run": self.state.to_json()} if self.settings.eval_every or self.settings.stages else {}
 
     def saved(self) -> None:
         """Follow a checkpoint, which knows of the best model so far."""
@@ -73,18 +75,33 @@ class Course(BaseCallback):
 
     def shown(self) -> list[str]:
         """What the live line shows of it."""
-        if self.goal is None or self.goal.measure not in self.scores:
-            return []
-        return [f"held-out {self.goal.measure} {self.goal.value(self.scores):.3f}"]
+        stages = [f"stage {self.state.stage + 1}/{len(self.settings.stages)}"] if self.settings.stages else []
+        goal = self.goal or self._stage_goal
+        if goal is None or goal.measure not in self.scores:
+            return stages
+        return [*stages, f"held-out {goal.measure} {goal.value(self.scores):.3f}"]
+
+    @property
+    def _stage_goal(self) -> Goal | None:
+        return self.stage_goals[self.state.stage]
 
     def _on_step(self) -> bool:
         return True
 
+    def _on_training_start(self) -> None:
+        if self.settings.stages and not self.state.stages:
+            self._enter({})
+
     def _on_rollout_start(self) -> None:
-        tokens = self.model.num_timesteps
-        if self.state.due(tokens, self.settings.eval_every) and not self._asked_to_stop():
+        settings, tokens = self.settings, self.model.num_timesteps
+        ends_here = bool(why_over(settings, self.state, tokens)) and self.state.evaluated != tokens
+        if settings.eval_every and (ends_here or self.state.due(tokens, settings.eval_every)):
+            if self._asked_to_stop():
+                return
             self._evaluate()
-        self.model.ends = self.state.out_of_patience(self.settings.patience)
+        while (why := why_over(settings, self.state, tokens)) and self.state.stage + 1 < len(settings.parts):
+            self._enter(self.scores if self.state.evaluated == tokens else {}, why)
+        self.model.ends = ended_early(settings, self.state, tokens)
 
     def _on_rollout_end(self) -> None:
         self._whole = self.locals["going"]
@@ -111,12 +128,21 @@ class Course(BaseCallback):
             ranks=model.ranks,
         )
         self.scores = evaluation.scores()
-        value = None
-        if self.goal is not None:
-            self.goal.check(self.scores, "keep_best")
-            value = self.goal.value(self.scores)
-        self.state = self.state.after_evaluation(value, self.goal, updates=model.state.updates, tokens=tokens)
+        check_goals(settings, self.scores)
+        self.state = self.state.after_evaluation(
+            self.scores, keep_best=self.goal, stage=self._stage_goal, updates=model.state.updates, tokens=tokens
+        )
         model.ranks.from_main(self._write)
+
+    def _enter(self, scores: Mapping[str, Interval], why: str = "") -> None:
+        """Go on with the next stage; `scores` are those of the model that it begins with, if it was evaluated."""
+        model, tokens, number = self.model, self.model.num_timesteps, len(self.state.stages)
+        self.state = self.state.entered(scores, self.stage_goals[number], updates=model.state.updates, tokens=tokens)
+        follow(self.settings, model, self.state)
+        model.state.alpha = None  # where a stage before has steered it to
+        name = self.settings.parts[number].name
+        where = f"stage {number + 1} of {len(self.settings.parts)}, {name}, begins after {tokens:,} tokens"
+        say(self.console, f"{where}: {why}" if why else where)
 
     def _write(self) -> None:
         """The row, the model if it is the best so far, and a line on the console."""
@@ -135,7 +161,8 @@ class Course(BaseCallback):
 
     def _line(self) -> str:
         split, prompts = self.settings.eval_every_split, self.settings.eval_every_prompts
-        shown = "reward" if self.goal is None else self.goal.measure
+        goal = self.goal or self._stage_goal
+        shown = "reward" if goal is None else goal.measure
         metric, score = metric_of(shown), self.scores.get(shown, Interval())
         text = f"{self.model.num_timesteps:,} tokens: {metric.label_in_text} {metric.value(score.mean)}"
         if bounds := metric.bounds(score.low, score.high, between=" to "):
@@ -145,5 +172,5 @@ class Course(BaseCallback):
             return text
         if self.state.watched.since == 0:
             return f"{text}, the best so far"
-        ends = "; training ends" if self.state.out_of_patience(self.settings.patience) else ""
+        ends = "; training ends" if ended_early(self.settings, self.state, self.model.num_timesteps) else ""
         return f"{text}; the best is {metric.value(best.value)} at {best.tokens:,} tokens{ends}"

@@ -24,12 +24,12 @@ _numbers = itertools.count()
 class Events(KVWriter):
     """Appends a record for each update to an event file of its own; a resumed run begins another one."""
 
-    def __init__(self, folder: Path) -> None:
-        """Begin the file.
+    def __init__(self, folder: Path, tokens: int = 0) -> None:
+        """Begin the file; earlier files of the folder count up to so many tokens, from where the run goes on.
 
         Raises: CheckpointError if it cannot be written; ImportError without tensorboard.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -37,8 +37,11 @@ class Events(KVWriter):
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         with checkpoint.writing(folder):
             folder.mkdir(exist_ok=True)
+        goes_on = any(folder.glob("events.out.tfevents.*"))
         self._records = RecordWriter(checkpoint.GrowingFile(folder / name))
         self._write(file_version="brain.Event:2")
+        if goes_on:  # readers drop what the files before it have from this step on
+            self._write(step=tokens + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append the numbers among the values."""
@@ -77,10 +80,10 @@ def _cell(value: object) -> str:
     return f"`{' '.join(text.split())}`"
 
 
-def events_if_installed(folder: Path) -> list[Events]:
-    """Return the events' writer, or none, with a word in the log, without tensorboard."""
+def events_if_installed(folder: Path, tokens: int = 0) -> list[Events]:
+    """Return the events' writer (see `Events`), or none, with a word in the log, without tensorboard."""
     try:
-        return [Events(folder)]
+        return [Events(folder, tokens)]
     except ImportError:
         _log.warning("no events for TensorBoard are written: pip install 'rlgkd[tensorboard]'")
         return []

@@ -19,6 +19,7 @@ from rlgkd.scripts.runs.folder import CHECKPOINTS, MODEL, PROGRESS, ROLLOUTS, TE
 from rlgkd.scripts.runs.model_folders import save_model
 from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv
 from rlgkd.scripts.runs.run_state import Rewound, RunState
+from rlgkd.scripts.runs.stages import ended_early
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
@@ -44,7 +45,7 @@ def fit(
     Raises: KeyboardInterrupt after a checkpoint of the last whole update, if a signal asked to stop.
     """
     remaining, ranks = settings.tokens - agent.num_timesteps, agent.ranks
-    trains = remaining > 0 and not found.state.out_of_patience(settings.patience)
+    trains = remaining > 0 and not ended_early(settings, found.state, agent.num_timesteps)
     course = Course(settings, out, teacher, found.state, stop, console=console)
     with ExitStack() as held:
         callbacks: list[BaseCallback] = [course, _GoesOn(stop)]
@@ -52,7 +53,7 @@ def fit(
         if ranks.main:
             with checkpoint.writing(out / CHECKPOINTS):
                 (out / CHECKPOINTS).mkdir(exist_ok=True)  # before the files that grow: if it is missing, it was deleted
-            events = events_if_installed(out / TENSORBOARD)
+            events = events_if_installed(out / TENSORBOARD, agent.num_timesteps)
             files = [ProgressCsv(out / PROGRESS), TimesCsv(out / TIMES), *events]
             rollouts = held.enter_context(checkpoint.GrowingFile(out / ROLLOUTS))
             agent.set_logger(held.enter_context(closing(Logger(str(out), [*files, trackers]))))

@@ -42,7 +42,7 @@ def goal_of(text: str, field: str) -> Goal:
 
     Raises: SettingError for a measure of which neither direction is better, without a sign.
 
-    Example:
+    Examples:
         >>> goal_of("truth", "keep_best"), goal_of("reverse_kl", "keep_best"), goal_of("-mistakes", "keep_best")
         (Goal(measure='truth', sign=1), Goal(measure='reverse_kl', sign=-1), Goal(measure='mistakes', sign=-1))
     """

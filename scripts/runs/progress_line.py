@@ -27,7 +27,7 @@ def live_line(console: Console, *, quiet: bool) -> Progress:
 def cut_to_width(pieces: Sequence[str], console: Console, separator: str = "  ") -> str:
     """Join as many of the pieces, in order, as the line has room for; the first one always.
 
-    Example:
+    Examples:
         >>> cut_to_width(["reward 0.512", "length 13.2"], Console(width=40))
         'reward 0.512'
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -75,7 +76,7 @@ class TimesCsv(ProgressCsv):
 def strict_json(value: Any, indent: int | None = None) -> str:
     """Return JSON as RFC 8259 has it, in which a number that is not finite is null.
 
-    Example:
+    Examples:
         >>> strict_json({"reward": math.nan, "parts": (1.0, math.inf)})
         '{"reward": null, "parts": [1.0, null]}'
     """
@@ -174,6 +175,7 @@ class Recorder(BaseCallback):
         self.quiet = quiet
         self.console = console
         self.model: TextAlgorithm
+        self._saved_at = time.monotonic()
         self._saved_update = -1
         """The update of the newest checkpoint, which a resumed run must not write again."""
         self._line = live_line(console, quiet=quiet)
@@ -194,9 +196,14 @@ class Recorder(BaseCallback):
             self._show(updates)
             for line in self.trackers.news():
                 say(self.console, line)
-            if updates % self.settings.checkpoint_every == 0:
+            if updates % self.settings.checkpoint_every == 0 or self._is_late():
                 self._checkpoint(self._position())
         self._whole = self._position()
+
+    def _is_late(self) -> bool:
+        """Whether the newest checkpoint, or the beginning, is `checkpoint_minutes` ago."""
+        minutes = self.settings.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _on_rollout_end(self) -> None:
         self._goes_on = self.locals["going"]
@@ -244,9 +251,10 @@ class Recorder(BaseCallback):
 
     def _show(self, updates: int) -> None:
         metrics = self.model.last_metrics
+        divergence = metrics.get("train/divergence", math.nan)  # none without a teacher
         pieces = [
             f"reward {metrics.get('rollout/ep_rew_mean', math.nan):.3f}",
-            f"divergence {metrics.get('train/divergence', math.nan):.3f}",
+            *([f"divergence {divergence:.3f}"] if math.isfinite(divergence) else []),
             f"update {updates}",
             f"{metrics.get('time/tokens_per_second', 0):.0f} tokens/s",
             f"length {metrics.get('rollout/ep_len_mean', 0):.1f}",
@@ -286,4 +294,4 @@ class Recorder(BaseCallback):
         checkpoint.prune(folder)
         if self.course is not None:
             self.course.saved()
-        self._saved_update = updates
+        self._saved_update, self._saved_at = updates, time.monotonic()

@@ -5,6 +5,7 @@ Of several processes the main one looks and cuts; all of them load.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from rlgkd.scripts.runs.model_folders import settle
 from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.run_state import Rewound, RunState
+from rlgkd.scripts.runs.stages import ended_early, follow
 from rlgkd.scripts.runs.text_ids import check_text_ids
 
 
@@ -40,6 +42,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
         if agent.ranks.main:
             _cut(out, 0, 0, 0)
         return Rewound()
+    follow(settings, agent, found.state)  # before the state comes back, an alpha of which is the stage's
     agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
     if agent.ranks.main:
         _cut(out, found.training.updates, found.size, found.state.evaluations)
@@ -74,6 +77,8 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
         training, size, run, state = _position(folder)
+        if not settings.stages:
+            run = dataclasses.replace(run, stages=())
         if lack := _lack(out, training, size, run):
             skipped.append(f"{lack} of {folder.name}")
             continue
@@ -81,20 +86,23 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
         check_text_ids(state.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
-        _check_goes_on(settings, run, new)
+        _check_goes_on(settings, run, new, training.timesteps)
         return _Found(folder=folder, training=training, size=size, state=run, earlier=earlier, new=new)
     _check_nothing_lost(settings, out, skipped)
     return None
 
 
-def _check_goes_on(settings: RunConfig, run: RunState, new: Sequence[Change]) -> None:
-    """Refuse a change that no training would see, since the run has ended early.
+def _check_goes_on(settings: RunConfig, run: RunState, new: Sequence[Change], tokens: int) -> None:
+    """Refuse a change that no training would see, since evaluations have ended the run.
 
     Raises: SettingError.
     """
     idle = [change for change in new if change.setting not in AROUND_TRAINING]
-    if idle and run.out_of_patience(settings.patience) and run.after_changes([c.setting for c in new]) == run:
-        since = f"{run.watched.since} evaluations were no better in {settings.keep_best}"
+    if idle and ended_early(settings, run.after_changes([change.setting for change in new]), tokens):
+        watched, measure = run.stage_watched, "the last stage's measure"
+        if run.out_of_patience(settings.patience):
+            watched, measure = run.watched, str(settings.keep_best)
+        since = f"{watched.since} evaluations were no better in {measure}"
         remedy = f"the run ended early, since {since}; give a greater patience too, or 0, to go on"
         raise SettingError(idle[0].setting, idle[0].new, remedy)
 

@@ -19,7 +19,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 def damaged_lines(path: Path) -> list[int]:
     r"""Return the numbers of the lines that hold no record; a file that is not there has none.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as run:
         ...     _ = (Path(run) / "rollouts.jsonl").write_text("oops\n")

@@ -1,4 +1,4 @@
-"""What moves during a run besides its agent: how far its held-out evaluations have come, and the best of them.
+"""What moves during a run besides its agent: its held-out evaluations, the best of them, and its stage.
 
 Values alone, and functions from one to the next. A checkpoint holds them as JSON, next to the agent's TrainingState,
 and a resumed run goes on from them; nothing else remembers an evaluation.
@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.runs.goal import Goal
+from rlgkd.statistics import Interval
 
 OF_THE_MEASURE: Final = ("keep_best", "eval_every_prompts", "eval_every_split", "eval_seed", "teacher", "temperature")
 """Settings without which a value of before cannot be compared with one of today; with those of the environment."""
@@ -41,6 +42,20 @@ class Watched:
             return dataclasses.replace(self, best=Best(value=value, updates=updates, tokens=tokens), since=0)
         return dataclasses.replace(self, since=self.since + 1)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What JSON values say; `RunState.from_json` checks them."""
+        best = values.get("best")
+        return cls(**{**values, "best": None if best is None else Best(**best)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """Where a stage began."""
+
+    updates: int
+    tokens: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
@@ -52,6 +67,15 @@ class RunState:
     """Tokens at the newest of them; None before the first."""
     watched: Watched = Watched()
     """The measure of `keep_best`."""
+    stages: tuple[Entered, ...] = ()
+    """The stages so far, the last one is the present; of a run without stages none."""
+    stage_watched: Watched = Watched()
+    """The measure of the present stage's `until`, since it began."""
+
+    @property
+    def stage(self) -> int:
+        """The present stage, counted from 0."""
+        return max(0, len(self.stages) - 1)
 
     def due(self, tokens: int, every: int) -> bool:
         """Whether it is time to evaluate: before training, and whenever a multiple of `every` tokens was passed."""
@@ -61,18 +85,38 @@ class RunState:
         """Whether so many evaluations in a row were no better; never with 0."""
         return 0 < patience <= self.watched.since
 
-    def after_evaluation(self, value: float | None, goal: Goal | None, *, updates: int, tokens: int) -> Self:
-        """After an evaluation, in which the goal's measure had this value, if there is a goal."""
-        watched = self.watched
-        if goal is not None and value is not None:
-            watched = watched.then(value, goal, updates=updates, tokens=tokens)
-        return dataclasses.replace(self, evaluations=self.evaluations + 1, evaluated=tokens, watched=watched)
+    def after_evaluation(
+        self,
+        scores: Mapping[str, Interval],
+        *,
+        keep_best: Goal | None,
+        stage: Goal | None,
+        updates: int,
+        tokens: int,
+    ) -> Self:
+        """After an evaluation with these scores; the goals are those of `keep_best` and of the present stage."""
+        at = {"updates": updates, "tokens": tokens}
+        return dataclasses.replace(
+            self,
+            evaluations=self.evaluations + 1,
+            evaluated=tokens,
+            watched=self.watched if keep_best is None else self.watched.then(keep_best.value(scores), keep_best, **at),
+            stage_watched=Watched() if stage is None else self.stage_watched.then(stage.value(scores), stage, **at),
+        )
+
+    def entered(self, scores: Mapping[str, Interval], goal: Goal | None, *, updates: int, tokens: int) -> Self:
+        """In the next stage, or the first, whose goal begins at these scores, if any were measured here."""
+        watched = Watched()
+        if goal is not None and scores:
+            watched = watched.then(goal.value(scores), goal, updates=updates, tokens=tokens)
+        here = Entered(updates=updates, tokens=tokens)
+        return dataclasses.replace(self, stages=(*self.stages, here), stage_watched=watched)
 
     def after_changes(self, settings: Collection[str]) -> Self:
         """With these settings changed: a best value that cannot be compared any more is forgotten."""
         if any(name in OF_THE_MEASURE or name.startswith("env_settings.") for name in settings):
-            return dataclasses.replace(self, evaluated=None, watched=Watched())
-        return self
+            return dataclasses.replace(self, evaluated=None, watched=Watched(), stage_watched=Watched())
+        return dataclasses.replace(self, stage_watched=Watched()) if "stages" in settings else self
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON values; `from_json` takes them back."""
@@ -84,14 +128,22 @@ class RunState:
 
         Raises: TypeError, ValueError, KeyError or AttributeError for values that `to_json` does not give.
         """
-        watched = dict(values.get("watched", {}))
-        best = watched.get("best")
-        state = cls(**{**values, "watched": Watched(**{**watched, "best": None if best is None else Best(**best)})})
-        counts = [state.evaluations, state.watched.since, 0 if state.evaluated is None else state.evaluated]
-        if state.watched.best is not None:
-            counts += [state.watched.best.updates, state.watched.best.tokens]
-            if type(state.watched.best.value) not in (int, float):
-                raise ValueError(f"its best value is {state.watched.best.value!r}")
+        state = cls(
+            **{
+                **values,
+                "watched": Watched.from_json(values.get("watched", {})),
+                "stage_watched": Watched.from_json(values.get("stage_watched", {})),
+                "stages": tuple(Entered(**entered) for entered in values.get("stages", ())),
+            }
+        )
+        counts = [state.evaluations, 0 if state.evaluated is None else state.evaluated]
+        counts += [count for entered in state.stages for count in (entered.updates, entered.tokens)]
+        for watched in (state.watched, state.stage_watched):
+            counts.append(watched.since)
+            if watched.best is not None:
+                counts += [watched.best.updates, watched.best.tokens]
+                if type(watched.best.value) not in (int, float):
+                    raise ValueError(f"its best value is {watched.best.value!r}")
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"its counts are {counts}")
         return state

@@ -31,7 +31,7 @@ def sources(settings: RunConfig) -> list[dict[str, str]]:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's files by name.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "a.txt").write_text("abc")

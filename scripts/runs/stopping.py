@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM while a run trains: the first stops at a whole update, a second one ends the process at once."""
+"""Signals while a run trains: the first stops at a whole update, a second one ends the process at once.
+
+They are Ctrl-C, SIGTERM, and the SIGHUP of a terminal that closes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from rich.console import Console
 
 from rlgkd.scripts._console import say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # not on Windows
 NOTICE = b"\nstopping at a whole update"
 SECOND = b"; a second signal ends at once"
 
@@ -56,15 +59,19 @@ class StopRequest:
                     signal.signal(each, signal.SIG_DFL)
         elif again:
             return
+        # Not by the console, for whose lock a handler may not wait.
+        notice = NOTICE + (SECOND if self.second_ends else b"") + b"\n"
+        try:
+            os.write(2, notice if self._waits else b"\n")
+        except OSError:  # its terminal is gone: what is printed from now on must not stop the checkpoint
+            _print_nowhere()
         if not self._waits:
             raise KeyboardInterrupt
-        # Not by the console, for whose lock a handler may not wait.
-        os.write(2, NOTICE + (SECOND if self.second_ends else b"") + b"\n")
 
 
 @contextmanager
 def stoppable(command: str, console: Console, *, second_ends: bool = True) -> Iterator[StopRequest]:
-    """Exit with 130 or 143, as a shell expects, after SIGINT or SIGTERM, and name the command that goes on.
+    """Exit with 130, 143 or 129, as a shell expects, after SIGINT, SIGTERM or SIGHUP; name the command that goes on.
 
     With `second_ends` False a second signal does nothing, for a job of a process that ends it itself, as torchrun and a
     comparison do: a signal to their group arrives at the job directly, and once more from that process.
@@ -87,3 +94,10 @@ def stoppable(command: str, console: Console, *, second_ends: bool = True) -> It
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _print_nowhere() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -39,7 +39,8 @@ def summarise(
     return {
         "name": settings.name, "env": settings.env, "agent": settings.agent,
         "student": settings.student, "teacher": settings.teacher,
-        "alpha": agent.config.alpha(1.0), "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
+        "alpha": settings.in_stage(0).algorithm.alpha(1.0),
+        "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
         "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
         "tokens": agent.num_timesteps,
         "prompts": len(before.trajectories), "split": settings.eval_split,
@@ -65,6 +66,15 @@ def held_out(settings: RunConfig, state: RunState) -> dict[str, Any]:
         "keep_best": settings.keep_best, "best": None if best is None else asdict(best),
         "ended_early": state.out_of_patience(settings.patience), "since_best": state.watched.since,
     }  # fmt: skip
+
+
+def stages(settings: RunConfig, state: RunState, tokens: int) -> list[dict[str, Any]]:
+    """What each stage that was begun is called, and from which update and token on to which token it went."""
+    ends = [*(entered.tokens for entered in state.stages[1:]), tokens]
+    return [
+        {"name": stage.name, "updates": entered.updates, "tokens": entered.tokens, "end": end}
+        for stage, entered, end in zip(settings.parts, state.stages, ends, strict=False)
+    ]
 
 
 def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:

@@ -40,12 +40,12 @@ from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
-from rlgkd.scripts.runs.goal import goal_of
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.sources import sources
+from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.scripts.runs.summary import held_out, rewards_of, summarise
+from rlgkd.scripts.runs.summary import held_out, rewards_of, stages, summarise
 from rlgkd.scripts.runs.text_ids import with_day
 from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
@@ -144,7 +144,9 @@ def build_agent(settings: RunConfig) -> TextAlgorithm:
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
-    return settings.algorithm_class(env=env, **settings.agent_arguments())
+    agent = settings.algorithm_class(env=env, **settings.in_stage(0).agent_arguments())
+    check_agent(settings, agent)
+    return agent
 
 
 def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
@@ -166,7 +168,7 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:
     """Evaluate, train from where the folder's checkpoints have come, evaluate, write model, summary and report.
 
-    Ctrl-C and SIGTERM exit, in training with a checkpoint of the last whole update; see `stoppable`.
+    Ctrl-C, SIGTERM and SIGHUP exit, in training with a checkpoint of the last whole update; see `stoppable`.
     """
     console = Console(stderr=True, quiet=not agent.ranks.main)
     command = f"rlgkd train --resume {shlex.quote(str(out))}"
@@ -217,8 +219,7 @@ def _evaluated_run(
         console,
         f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
     )
-    if settings.keep_best is not None:
-        goal_of(settings.keep_best, "keep_best").check(before.measures, "keep_best")
+    check_goals(settings, before.measures)
     send_evaluation(trackers, before, 0)
     if taught is not None:
         send_evaluation(trackers, taught, 0, part="teacher")
@@ -234,6 +235,8 @@ def _evaluated_run(
         summary["changes"] = [asdict(change) for change in found.history]
     if settings.eval_every:
         summary["held_out"] = held_out(settings, state)
+    if settings.stages:
+        summary["stages"] = stages(settings, state, agent.num_timesteps)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,26 @@ def test_a_limit_that_is_no_whole_number_is_refused_by_name(odd: Any) -> None:
 def test_a_tokenizer_without_an_end_token_is_refused(make_task: MakeTask, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ModelError, match="eos_token"):
         make_task(tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer))
+
+
+def test_quality_is_named_as_rewards_are(make_task: MakeTask, tmp_path: Path) -> None:
+    """A name, a function of a file, or several under names of their own; what fails is no mean over the others."""
+    (tmp_path / "of_texts.py").write_text(
+        "def size(completions):\n    return [len(c) for c in completions]\n"
+        "def fails(completion):\n    raise KeyError(completion)\n"
+    )
+    item = Item(key="0", prompt="x", reference="dog")
+    of_file = f"{tmp_path}/of_texts.py:size"
+    assert make_task(quality=of_file).quality([item], ["dog"]) == [{"size": 3.0}]
+    assert make_task(quality="exact").quality([item, item], ["dog", "cat"]) == [{"exact": 1.0}, {"exact": 0.0}]
+    several = {"right": "exact", "length": {"name": of_file}, "overlap": {"name": "rouge", "kind": "rouge1"}}
+    assert make_task(quality=several).quality([item], ["dog"]) == [{"right": 1.0, "length": 3.0, "overlap": 1.0}]
+    assert [*make_task(quality={"name": "rouge", "kind": "rougeL"}).quality([item], ["dog"])[0]] == ["rouge"]
+    with pytest.raises(SettingError, match=r"quality: 'fails' does not work; it failed for a text: .*KeyError"):
+        make_task(quality=f"{tmp_path}/of_texts.py:fails").quality([item], ["dog"])
+    for wrong in ("exactly", {"right": "exactly"}):
+        with pytest.raises(SettingError, match="did you mean 'exact'"):
+            make_task(quality=wrong)
 
 
 def test_quality_is_empty_where_there_is_none_and_else_what_its_function_says(make_task: MakeTask) -> None:

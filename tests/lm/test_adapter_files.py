@@ -110,6 +110,21 @@ def test_the_saved_adapter_opens_in_peft_and_here_as_the_trained_model(tmp_path)
     Reinforce(str(adapter), environment(), alpha=0.0, **FEW).learn(4)
 
 
+def test_what_is_saved_into_the_adapters_own_folder_opens_as_the_trained_model(folders, caplog):
+    base, adapter, before = folders
+    agent = Reinforce(str(adapter), environment(), alpha=0.0, learning_rate=0.1, save_adapter=True, **FEW).learn(16)
+    trained = logits(agent.student.module)
+    assert not torch.allclose(trained, before, atol=1e-3)
+    for _ in range(2):  # the second time over the folder `adapter` that the first wrote
+        agent.save(adapter)
+        for opened in (load(adapter), AutoModelForCausalLM.from_pretrained(adapter), load(adapter / "adapter")):
+            torch.testing.assert_close(logits(opened.eval()), trained, rtol=1e-4, atol=1e-4)
+    assert f"{adapter} held an adapter" in caplog.text
+    with pytest.raises(SettingError, match=r"path: .*base.* it holds the model that the adapter is on; save elsewhere"):
+        agent.save(base)
+    torch.testing.assert_close(logits(load(base)), logits(tiny.model(vocabulary=4)), rtol=0, atol=0)
+
+
 def test_an_adapter_on_an_embedded_model_names_it_as_it_was_given(tmp_path):
     name = "embedded:translate-student"
     module, tokenizer = load(name), load_tokenizer(name)

@@ -18,13 +18,13 @@ from on_request import minutes
 from stable_baselines3.common.logger import Logger
 from teacher_server import FAULTS, TeacherServer, serving
 
-from rlgkd.agents import GRPO, PPO, Distill, Reinforce
+from rlgkd.agents import GRPO, PPO, Distill, Reinforce, algorithm
 from rlgkd.errors import ModelError, SettingError, TeacherError
 from rlgkd.lm import LanguageModel, load, load_tokenizer
 from rlgkd.ops import divergence
 from rlgkd.rollout import sample_episodes
 from rlgkd.teachers import collate
-from rlgkd.teachers.opening import open_served
+from rlgkd.teachers.opening import Chat, open_served
 from rlgkd.teachers.served import ServedTeacher
 from rlgkd.types import Batch, Episode
 
@@ -76,6 +76,7 @@ def largest_difference(one, other) -> float:
         (Distill, {"teacher_top_k": V, "divergence": "forward_kl", "student_fraction": 0.0, "alpha": 1.0}),
         (Reinforce, {"estimator": "sampled"}),
         (Reinforce, {"estimator": "k2"}),
+        (Reinforce, {"estimator": "asymmetric", "teacher_top_k": V}),
         (PPO, {"estimator": "sampled", "combination": "in_reward"}),
     ],
 )
@@ -150,8 +151,6 @@ def test_a_failed_text_has_a_policy_term_and_no_part_in_the_divergence(server, m
     server.do_wrong(None, None, "status")
     agents[1].learn(1)
     assert agents[1].rows.rows[-1]["train/teacher_failed"] == 0.25
-
-    from rlgkd.agents import algorithm
 
     plain = algorithm.accumulate_gradient
 
@@ -280,6 +279,7 @@ def test_opening_refuses_what_is_no_teacher_for_this_student(server, teacher, mo
         ({"teacher_top_k": 4, "teacher_dtype": "bfloat16"}, "teacher_dtype"),
         ({"teacher_top_k": 4, "off_policy": "teacher", "student_fraction": 0.5}, "off_policy: 'teacher'"),
         ({"teacher_top_k": 4, "behaviour": "teacher_mixed", "policy_loss": "clipped_weight"}, "behaviour"),
+        ({"estimator": "fixed_negative", "gate": "improbable"}, "estimator: 'fixed_negative' .* leave the teacher out"),
         ({"estimator": "sampled_centred"}, "estimator: 'sampled_centred' .* use sampled"),
         ({"teacher_top_k": 4, "gate": "gap"}, "gate"),
     ],
@@ -339,6 +339,59 @@ def test_an_error_while_answers_are_pending_ends_the_requests(server) -> None:
     assert threading.active_count() <= threads + 5  # the server's own threads, which wait
     assert not [thread for thread in threading.enumerate() if "_run_all" in thread.name]
     assert agent.teacher._pending == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"), [([5, 6, 7], ""), ([5, 9], "chat template is another one"), (None, "has no chat template")]
+)
+def test_another_chat_template_is_reported(server, teacher, caplog, ids, said) -> None:
+    server.chat_ids = ids
+    chat = Chat(messages=[{"role": "user", "content": "Hello"}], variables={"thinking": False}, ids=[5, 6, 7])
+    opened(server.url, teacher, chat=chat)
+    assert (said in caplog.text) if said else not caplog.text
+
+
+def test_a_callback_that_stops_leaves_nothing_pending(server) -> None:
+    agent = agent_of(server.url, teacher_top_k=4, mixture="prompt", student_fraction=0.5)
+    steps = iter([True] * 4)
+    agent.learn(10_000, callback=lambda *_: next(steps, False))
+    assert agent.rollout.stopped and agent.rollout.answers is None and agent.teacher._pending == []
+
+
+def test_a_failure_while_the_gradient_is_computed_gives_the_gradient_without_that_text(server, monkeypatch) -> None:
+    """The value head's loss of the pass that does not count is in no metric either."""
+    agents = [
+        agent_of(server.url, PPO, teacher_top_k=4, teacher_retries=0, teacher_requests=1, gradient_norms_every=0)
+        for _ in range(2)
+    ]
+    passes: list[list[bool]] = []
+    plain = algorithm.accumulate_gradient
+
+    def counting(*given, **named):
+        passes.append(named["failed_B"].tolist())
+        server.release.set()
+        return plain(*given, **named)
+
+    monkeypatch.setattr(algorithm, "accumulate_gradient", counting)
+    server.do_wrong(None, None, "held")
+    agents[0].learn(1)
+    late, at_once = passes.copy(), agents[1]
+    assert sum(late[0]) == 0 and sum(late[-1]) == 1
+    server.do_wrong(None, None, "held")
+    collect = at_once.collect_rollouts
+
+    def waiting(*given):
+        going = collect(*given)
+        at_once.rollout.failed_B(wait=True)
+        return going
+
+    at_once.collect_rollouts = waiting
+    passes.clear()
+    at_once.learn(1)
+    assert passes == late[1:] and len(late) == 2
+    assert largest_difference(*agents) < 1e-6
+    for name in ("train/value_loss", "train/divergence", "train/loss"):
+        assert agents[0].rows.rows[-1][name] == pytest.approx(at_once.rows.rows[-1][name], abs=1e-6)
 
 
 def random_faults(server, served, texts, rounds: int) -> None:

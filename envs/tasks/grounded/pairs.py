@@ -69,7 +69,7 @@ def pair(split: str, seed: int, index: int, *, variant: int = 0) -> Pair:
 
     Raises: ValueError for an unknown split.
 
-    Example:
+    Examples:
         >>> pair("train", 0, 0) == pair("train", 0, 0)
         True
     """

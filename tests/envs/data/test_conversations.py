@@ -168,6 +168,8 @@ def test_the_best_of_several_right_answers_counts_and_training_on_references_tak
     own = make(prompts=rows, reward=lambda completions, references: seen.extend(references) or [0.0] * len(completions))
     own.score(items[:2], ["a", "b"])
     assert seen == [("two", "2"), "2"]
+    with pytest.raises(DataError, match="reference: '0' does not work; it has none"):
+        make(prompts=[{"prompt": "a", "reference": []}], reward="exact")
     lm = family("llama", task.tokenizer, max_position_embeddings=900)
     (episode,) = reference_episodes(lm, task, items[:1])
     assert episode.text == "two"

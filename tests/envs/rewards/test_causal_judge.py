@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from reward_models import HYPOTHESES, NARROW, PREMISES, STRONG, logits, seeded
 from tiny import model as tiny_model
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -35,6 +37,20 @@ def test_a_judge_gives_yes_against_no_at_the_next_place(plain: PreTrainedTokeniz
         assert judge(PREMISES, HYPOTHESES) == pytest.approx(expected, abs=1e-5)
     other = rewards.CausalJudge(model, tokenizer=plain, template=QUESTION, yes="no", no="yes")
     assert other(PREMISES, HYPOTHESES) == pytest.approx([1 - value for value in expected], abs=1e-5)
+
+
+def test_a_judges_answer_follows_the_question_where_its_tokenizer_ends_texts(plain: PreTrainedTokenizerFast) -> None:
+    model = tiny_model(vocabulary=16)
+    begin, end = plain.convert_tokens_to_ids(["<s>", "<t>"])
+    ending = copy.deepcopy(plain)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <t>", special_tokens=[("<s>", begin), ("<t>", end)]
+    )
+    assert ending("a dog")["input_ids"] == [begin, *plain("a dog", add_special_tokens=False)["input_ids"], end]
+    yes, no = plain.convert_tokens_to_ids(["yes", "no"])
+    last = logits(model, [begin, *plain("a dog right?", add_special_tokens=False)["input_ids"]])[-1]
+    judge = rewards.CausalJudge(model, tokenizer=ending, template="{completion} right?")
+    assert judge(["a dog"]) == [pytest.approx(float((last[yes] - last[no]).sigmoid()), abs=1e-5)]
 
 
 def test_a_judge_is_asked_by_its_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:

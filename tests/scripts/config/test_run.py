@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from rlgkd.errors import SettingError
 from rlgkd.scripts.comparison.grid import grid, parse_variation
-from rlgkd.scripts.config.run import RunConfig, check, dump, read
+from rlgkd.scripts.config.other_names import OTHERS
+from rlgkd.scripts.config.run import RunConfig, check, dump, read, setting_names
 
 
 def parameters(settings: RunConfig) -> dict[str, float]:
@@ -52,6 +54,8 @@ def test_a_number_with_an_exponent_alone_is_a_number_wherever_settings_are_read(
         ("divergence=jsd(0.9", "write a name alone, or jsd(BETA)"),
         ("divergence=[jsd]", "known: "),
         ("divergence=jds(0.1)", "write a name alone, or jsd(BETA)"),
+        ("num_generations=8", "setting: 'num_generations' does not work; here it is group_size"),
+        ("report_to=wandb", "here it is trackers"),
         ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
     ],
 )
@@ -60,6 +64,14 @@ def test_a_bad_override_is_named_with_its_remedy(override: str, words: str) -> N
         read("quickstart", [override])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_names_of_other_libraries_are_no_settings_here_and_answered_by_some_that_are() -> None:
+    names = setting_names()
+    for theirs, ours in OTHERS.items():
+        first = re.match(r"[a-z_]+", ours)
+        assert theirs not in names
+        assert ours.startswith(("env_settings.", "--", "`rlgkd ", "env=")) or (first and first[0] in names), theirs
 
 
 def test_the_learning_rate_rises_and_then_falls_to_its_end() -> None:

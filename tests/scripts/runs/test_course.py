@@ -10,36 +10,26 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from on_request import minutes
-from rich.console import Console
+from short_runs import SMALL, begin, crash, evaluations, go_on, interrupt, outcome, trained
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.errors import CheckpointError, SettingError
-from rlgkd.scripts.config.run import RunConfig, check, dump, read
+from rlgkd.scripts.config.run import check, read
 from rlgkd.scripts.report.html import write_report
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs import train
-from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.goal import Goal, goal_of
-from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.run_state import Best, RunState, Watched
-from rlgkd.scripts.runs.stopping import stoppable
+from rlgkd.statistics import Interval
 
-SMALL = [
-    "agent=Reinforce", "alpha=0.5", "tokens=300", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1",
-    "learning_rate=0.003", "env_settings.max_new_tokens=16", "checkpoint_every=2",
-]  # fmt: skip
-"""Some six updates."""
 WATCHED = ["eval_every=60", "eval_every_prompts=4", "keep_best=reward"]
 
 
@@ -49,49 +39,10 @@ def run(out: Path, *more: str) -> Path:
     return out
 
 
-def go_on(out: Path, *changes: str, settings: RunConfig | None = None) -> None:
-    """Train from where the folder has come to the end, without what stands around it."""
-    console = Console(stderr=True)
-    settings = read(out / "config.yaml", changes) if settings is None else settings
-    agent = train.build_agent(settings)
-    found = rewind(settings, agent, out, console)
-    with stoppable("the same again", console) as stop:
-        fit(settings, agent, out, stop, found, agent.teacher, quiet=True, console=console)
-
-
-def begin(out: Path, *more: str) -> None:
-    settings = read("quickstart", [*SMALL, *more])
-    out.mkdir()
-    (out / "config.yaml").write_text(dump(settings))
-    go_on(out, settings=settings)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
     return run(tmp_path_factory.mktemp("runs") / "whole", *WATCHED)
-
-
-def trained(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in ("progress.csv", "rollouts.jsonl", "model/model.safetensors")}
-
-
-def outcome(out: Path) -> dict[str, Any]:
-    newest = checkpoint.latest(out / "checkpoints")
-    assert newest is not None
-    state = json.loads((newest / "state.json").read_text())
-    files = ("evaluations.csv", "best/model.safetensors", "best/best.json")
-    return {
-        **trained(out),
-        **{name: (out / name).read_bytes() for name in files},
-        **{name: (newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")},
-        "state": (state["training"], state["run"]),
-    }
-
-
-def evaluations(out: Path) -> list[dict[str, float]]:
-    with (out / "evaluations.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def tokens_of(rows: list[dict[str, float]]) -> list[float]:
@@ -143,14 +94,6 @@ def test_the_report_shows_them_and_rings_the_best(whole: Path, tmp_path: Path) -
     assert "evaluations.csv is not CSV" in write_report(out).read_text()
     (out / "evaluations.csv").unlink()
     assert "On held-out prompts" not in write_report(out).read_text()
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def crash() -> None:
-    raise MemoryError("as if it was killed: no checkpoint is written any more")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +215,8 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
     state, goal = RunState(), Goal("reward")
     assert state.due(0, 50) and not state.due(0, 0)
     for tokens, value in ((0, 0.1), (55, 0.3), (101, math.nan), (150, 0.3)):
-        state = state.after_evaluation(value, goal, updates=tokens // 10, tokens=tokens)
+        scores = {"reward": Interval(value)}
+        state = state.after_evaluation(scores, keep_best=goal, stage=None, updates=tokens // 10, tokens=tokens)
     assert state == RunState(
         evaluations=4, evaluated=150, watched=Watched(best=Best(value=0.3, updates=5, tokens=55), since=2)
     )
@@ -282,8 +226,17 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
     assert RunState.from_json({}) == RunState()
     assert state.after_changes(["alpha", "tokens"]) == state
     assert state.after_changes(["env_settings.reward"]) == RunState(evaluations=4)
-    for bad in ({"evaluations": -1}, {"watched": {"since": "2"}}, {"more": 1}, {"watched": {"best": {"value": "x"}}}):
-        with pytest.raises((TypeError, ValueError, KeyError)):
+    state = state.entered({}, None, updates=0, tokens=0)
+    scores = {"reward": Interval(0.5)}
+    state = state.entered(scores, goal, updates=4, tokens=200)
+    assert state.stage == 1 and state.stage_watched == Watched(best=Best(value=0.5, updates=4, tokens=200))
+    assert RunState.from_json(json.loads(json.dumps(state.to_json()))) == state
+    assert state.after_changes(["stages"]).stage_watched == Watched()
+    for bad in (
+        {"evaluations": -1}, {"watched": {"since": "2"}}, {"more": 1}, {"watched": {"best": {"value": "x"}}},
+        {"stages": [{"updates": "3", "tokens": 1}]}, {"stages": [{"updates": 3}]}, {"stage_watched": 3},
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError, KeyError, AttributeError)):
             RunState.from_json(bad)
 
 

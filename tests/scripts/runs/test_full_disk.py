@@ -86,6 +86,18 @@ def test_events_are_read_by_tensorboard(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in found.Scalars("a/b")] == [(7, 0.5)]
 
 
+def test_events_after_the_checkpoint_that_a_run_goes_on_from_are_dropped_by_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for part, (begin, tokens) in enumerate([(0, (10, 20, 30)), (20, (31, 40)), (40, (55,))]):
+        writer = events.Events(tmp_path, begin)
+        for step in tokens:
+            writer.write({"part": part}, {"part": ()}, step)
+        writer.close()
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("part")
+    assert [(event.step, event.value) for event in scalars] == [(10, 0), (20, 0), (31, 1), (40, 1), (55, 2)]
+
+
 def test_texts_are_a_table_in_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

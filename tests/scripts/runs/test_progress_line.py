@@ -47,3 +47,7 @@ def test_a_training_shows_reward_and_divergence_first_and_in_a_log_all_of_it(qui
     else:
         assert "reward 0.512  divergence 0.346  update 120  1234 tokens/s" in output.getvalue()
         assert "\N{HORIZONTAL ELLIPSIS}" not in output.getvalue()
+    del metrics["train/divergence"]  # without a teacher there is none
+    recorder._show(130)
+    console.print(recorder._line)
+    assert "nan" not in output.getvalue() and "update 130" in output.getvalue()

@@ -89,6 +89,30 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
     assert done[4].startswith("step-3 ") and "{'rollouts.jsonl': 7}" in done[4] and len(done) == 5
 
 
+@pytest.mark.parametrize(("minutes", "written"), [(10.0, [5, 8]), (0, [8])])
+def test_a_checkpoint_comes_by_updates_or_by_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, written: list[int]
+) -> None:
+    """Updates of two minutes each: after ten minutes, or at the eighth update, which begins the minutes again."""
+    now, saved = [0.0], list[int]()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    settings = SimpleNamespace(tokens=100, checkpoint_every=8, checkpoint_minutes=minutes)
+    recorder = Recorder(settings, tmp_path, None, StopRequest(), quiet=True, console=Console())  # type: ignore[arg-type]
+    monkeypatch.setattr(recorder, "_show", lambda updates: None)
+    monkeypatch.setattr(recorder, "_position", lambda: {})
+    monkeypatch.setattr(recorder, "_checkpoint", lambda position: recorder_saved())
+
+    def recorder_saved() -> None:
+        saved.append(recorder.model.state.updates)
+        recorder._saved_update, recorder._saved_at = saved[-1], now[0]
+
+    for updates in range(1, 11):
+        now[0] += 120
+        recorder.model = SimpleNamespace(state=SimpleNamespace(updates=updates))  # type: ignore[assignment]
+        recorder._on_rollout_start()
+    assert saved == written
+
+
 def test_scores_that_are_not_finite_are_null_in_json_and_unknown_in_a_report(tmp_path: Path) -> None:
     score = {"mean": math.nan, "low": -math.inf, "high": math.inf}
     text = strict_json(

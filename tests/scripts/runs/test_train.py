@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,35 @@ def test_a_run_that_was_asked_to_stop_saves_the_last_whole_update_and_goes_on(fi
     result = rlgkd(*arguments)
     assert result.returncode == 0, result.stderr
     assert _outcome(out) == _outcome(finished)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no such terminals")
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_terminal_that_closes_stops_the_run_as_a_signal_does_and_no_print_fails(waits: bool, tmp_path: Path) -> None:
+    block = "with stop.at_whole_update(): end(); console.print('x'); saved.touch()" if waits else "end()"
+    script = f"""
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from rlgkd.scripts.runs.stopping import stoppable
+saved, console = Path({str(tmp_path / "saved")!r}), Console(stderr=True)
+def end():
+    print("ready", flush=True)
+    for _ in range(500):
+        time.sleep(0.02)
+        if stop.number:
+            return
+with stoppable("rlgkd train --resume 'a run'", console) as stop:
+    {block}
+"""
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    while b"ready" not in os.read(terminal, 1000):
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP
+    assert (tmp_path / "saved").exists() == waits
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -1,0 +1,53 @@
+"""One run of a comparison: how many models it holds while it trains."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+from rlgkd.lm import open_by_name
+from rlgkd.scripts.comparison import run_cell
+from rlgkd.scripts.config.run import read
+from rlgkd.scripts.runs.train import make_env
+
+SMALL = ("tokens=8", "prompts_per_update=1", "group_size=2", "eval_prompts=1", "env_settings={max_new_tokens: 4}")
+
+
+def alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), PreTrainedModel) and hasattr(thing, "lm_head") for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["alpha=0.5"],
+        ["alpha=0", "teacher=null"],  # the comparison's teacher, which no other one is next to
+        ["alpha=0.5", "teacher=embedded:grounded-student", "teacher_decay=0.9"],
+    ],
+)
+def test_a_run_trains_with_one_teacher_in_memory_and_is_measured_against_the_comparisons(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    fit = run_cell.fit
+
+    def counted(*given: Any, **named: Any) -> None:
+        held.append(alive())
+        fit(*given, **named)
+
+    monkeypatch.setattr(run_cell, "fit", counted)
+    base = read("quickstart", SMALL)
+    before = alive()
+    run_cell.train_and_measure(read("quickstart", [*SMALL, *settings]), base, 1, tmp_path / "run")
+    assert held == [before + 2]
+    measured = json.loads((tmp_path / "run" / run_cell.MEASURED).read_text())
+    student, teacher = open_by_name(str(tmp_path / "run")), open_by_name("embedded:grounded-teacher")
+    task = make_env(base.env, base.env_settings, student=base.student, seed=0).get_attr("task")[0]
+    again = run_cell.measure(student, teacher, task, base, 1)
+    assert measured["measures"]["reverse_kl"] == pytest.approx(again["measures"]["reverse_kl"], abs=1e-4)
