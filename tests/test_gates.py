@@ -297,6 +297,15 @@ def weights_of(name: str, **settings: object) -> tuple[list[Tensor], Tensor]:
     return [ones_BL if w is None else w for w in (found.policy_gate_BL, found.divergence_gate_BL)], mask_BL
 
 
+def test_srpo_distils_a_text_without_a_verdict_as_it_is_and_takes_any_entropy() -> None:
+    (_, divergence_BL), mask_BL = weights_of("srpo")
+    assert torch.equal(divergence_BL[6], torch.ones_like(divergence_BL[6]))
+    (_, steep_BL), _ = weights_of("srpo", entropy_decay=1e6)
+    wrong_BL = mask_BL & torch.tensor([0, 1, 0, 1, 0, 1, 0, 0], dtype=torch.bool)[:, None]
+    assert steep_BL[wrong_BL].mean().item() == pytest.approx(1.0)
+    assert steep_BL[wrong_BL].max().item() == pytest.approx(int(wrong_BL.sum()))  # the surest token alone
+
+
 @pytest.mark.parametrize("name", ["ra_opd", "rg_opd", "sg_opd", "r2_opd"])
 def test_a_text_whose_reward_failed_is_distilled_as_it_is(name: str) -> None:
     (policy_BL, divergence_BL), _ = weights_of(name)

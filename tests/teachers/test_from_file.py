@@ -147,6 +147,13 @@ def test_what_the_file_cannot_give_is_refused_before_training(folder, settings, 
         agent_of(str(folder / "references.safetensors"), **settings)
 
 
+def test_a_change_on_the_way_cannot_ask_for_texts_that_the_file_does_not_have(folder) -> None:
+    agent = agent_of(str(folder / "references.safetensors"))
+    agent.check_change(agent.Config(**agent.config.flat()))
+    with pytest.raises(SettingError, match=r"off_policy: 'teacher' .*texts of the references; leave it at references"):
+        agent.check_change(agent.Config(**{**agent.config.flat(), "off_policy": "teacher"}))
+
+
 def test_reinforcement_learning_needs_a_live_teacher(folder) -> None:
     with pytest.raises(SettingError, match="none of the student's own texts"):
         Reinforce(STUDENT, ENV, teacher=str(folder / "references.safetensors"), device="cpu", alpha=0.5)
@@ -190,6 +197,7 @@ def test_files_that_are_damaged_or_of_something_else_are_refused_in_one_line(fol
         (damaged(source, tmp_path / "a.safetensors", ids=whole["ids"][:-1]), "its ids has the shape"),
         (damaged(source, tmp_path / "b.safetensors", logp=half_known), "are damaged"),
         (damaged(source, tmp_path / "c.safetensors", ids=whole["ids"] + 900), "are damaged"),
+        (damaged(source, tmp_path / "e.safetensors", offsets=whole["offsets"][:0]), "could not be read"),
         (damaged(source, tmp_path / "d.safetensors", keys=whole["keys"][::-1].copy()), "are damaged|does not have"),
     ):
         refused(path, match)

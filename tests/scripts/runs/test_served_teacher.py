@@ -80,6 +80,14 @@ def test_a_comparison_trains_with_a_server_and_does_not_measure_it(server, tmp_p
         assert measured["by"]["teacher_top_k"] == 8
 
 
+def test_cells_that_know_less_of_the_teacher_are_measured_as_the_comparison_says(server, tmp_path) -> None:
+    base = settings_of(server, "tokens=30")
+    (cell,) = grid(base, {"estimator": ["sampled"], "teacher_top_k": [None]}, [0], samples=1, baseline="").cells
+    train_and_measure(cell.seeded(0), base, 1, tmp_path / "sampled")
+    measured = json.loads((tmp_path / "sampled" / "measured.json").read_text())
+    assert all(value > 0 for value in measured["measures"]["reverse_kl"])
+
+
 def test_a_server_that_is_not_there_leaves_no_folder(server, tmp_path) -> None:
     settings = settings_of(server, "teacher=http://127.0.0.1:9")
     with pytest.raises(ModelError, match="is it running there"):
