@@ -60,6 +60,19 @@ def test_a_run_whose_server_fails_goes_on_with_resume_as_if_it_had_not(server, t
     assert (broken / "rollouts.jsonl").read_bytes() == (whole / "rollouts.jsonl").read_bytes()
 
 
+def test_a_server_that_has_another_model_at_a_resume_is_refused(server, tmp_path) -> None:
+    out, right = tmp_path / "run", server.module
+    train.start(settings_of(server), out, quiet=True)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    server.module = load("embedded:grounded-student")
+    with pytest.raises(ModelError, match=r"another model than it was: .* moved by"):
+        train.resume(out, ["tokens=120"], quiet=True)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    server.module = right
+    train.resume(out, ["tokens=120"], quiet=True)
+    assert len(column(out, "train/divergence")) > len(before[out / "progress.csv"].splitlines()) - 1
+
+
 def test_evaluate_measures_the_divergence_to_a_server(server, capsys) -> None:
     evaluate.show(
         "embedded:grounded-student", env="", split="test", prompts=2, teacher=server.url, temperature=None,
