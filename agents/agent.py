@@ -45,7 +45,9 @@ from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
 from rlgkd.rollout import check_references, sample_episodes
+from rlgkd.secret_masks import masked
 from rlgkd.settings import span
+from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.types import Item, Task, Trajectory
 
 
@@ -233,6 +235,10 @@ class TextAgent(TokenAlgorithm):
             known = self.config.known_tokens
             remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
             raise SettingError("teacher_top_k", config.known_tokens, remedy)
+        whose = self.config.sampling.off_policy
+        if isinstance(self.teacher, FileTeacher) and config.sampling.off_policy != whose:
+            remedy = f"the teacher's file has log-probabilities of the texts of the {whose}; leave it at {whose}"
+            raise SettingError("off_policy", config.sampling.off_policy, remedy)
         self._check_task(config)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -292,7 +298,7 @@ class TextAgent(TokenAlgorithm):
 
     def __repr__(self) -> str:
         """Its class, models, task and alpha."""
-        student, teacher = (self._names.get(role, "a loaded model") for role in ("policy", "teacher"))
+        student, teacher = (masked(self._names).get(role, "a loaded model") for role in ("policy", "teacher"))
         return f"{type(self).__name__}({student}, teacher={teacher}, {self.task.name}, alpha={self.objective.alpha:g})"
 
     def save(  # type: ignore[override]
@@ -308,7 +314,7 @@ class TextAgent(TokenAlgorithm):
         if not self.ranks.main:
             return
         following = self.following_teacher.teacher if self.following_teacher is not None else None
-        settings = {**self._names, "seed": self.seed, **self.config.flat()}
+        settings = {**masked(self._names), "seed": self.seed, **self.config.flat()}
         write_agent(path, type(self).__name__, self.student, following, settings, self.state, self._write_parts)
 
     def _write_parts(self, folder: Path) -> None:

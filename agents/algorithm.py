@@ -231,13 +231,16 @@ class TextAlgorithm(TextAgent):
         Costs a pass for each and leaves no gradient. A loss besides Eq. 5's, such as a value head's, is in neither.
         """
         credit = dataclasses.replace(credit, auxiliary=None)
-        policy_alone = self.objective.model_copy(update={"horizon": 0.0})
-        terms: dict[str, tuple[Objective, Teacher | None, bool]] = {
-            "policy": (policy_alone, None, True),
-            "divergence": (self.objective, self.teacher, False),
+        nothing_BL = torch.zeros(len(rollout.trajectories), rollout.longest, device="cpu")
+        # The gate besides, for what is distilled without a teacher.
+        policy_alone = dataclasses.replace(credit, divergence_gate_BL=nothing_BL)
+        no_horizon = self.objective.model_copy(update={"horizon": 0.0})
+        terms: dict[str, tuple[Objective, Teacher | None, Credit, bool]] = {
+            "policy": (no_horizon, None, policy_alone, True),
+            "divergence": (self.objective, self.teacher, credit, False),
         }
-        for name, (objective, teacher, with_policy_term) in terms.items():
-            self._accumulate(objective, teacher, rollout, credit, with_policy_term=with_policy_term)
+        for name, (objective, teacher, one, with_policy_term) in terms.items():
+            self._accumulate(objective, teacher, rollout, one, with_policy_term=with_policy_term)
             gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
             self.logger.record(f"train/{name}_grad_norm", torch.nn.utils.get_total_norm(gradients).item())
             self.student.module.zero_grad()

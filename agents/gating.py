@@ -22,6 +22,13 @@ from rlgkd.ops import gate, policy_loss
 from rlgkd.teachers import Teacher
 
 
+def extra_work(name: str) -> str:
+    """What the gate of this name costs an update, in words; "" if nothing to speak of."""
+    head = "applies the teacher's head once more and holds its states"
+    words = {"nothing": "", "teacher": head, "both": f"runs the student over its texts once more, {head}"}
+    return words[gate.cost(name)]
+
+
 def gated(
     credit: Credit,
     rollout: Rollout,
@@ -90,15 +97,18 @@ def _of_models(
     wanted: set[str], rollout: Rollout, objective: Objective, student: LanguageModel, teacher: LanguageModel
 ) -> dict[str, Tensor]:
     """[B, L] of each that is wanted, on the host: what needs logits, 0 past a row's end."""
-    prefetch_teacher_states(teacher, rollout.micro_batches)
-    shape = (len(rollout.trajectories), rollout.longest)
-    found = {name: torch.zeros(shape, dtype=torch.float64, device="cpu") for name in sorted(wanted)}
-    for part in rollout.micro_batches:
-        records = _records(part, objective, student, teacher, with_student="divergence_BL" in wanted)
-        for name, values_BL in found.items():
-            part.write(values_BL, records[name])
-    for values_BL in found.values():
-        rollout.ranks.sum(values_BL)
+    parts, found = rollout.micro_batches, {}
+    prefetch_teacher_states(teacher, parts)
+    with_student = "divergence_BL" in wanted
+    records = [_records(part, objective, student, teacher, with_student=with_student) for part in parts]
+    for name in sorted(wanted):
+        values_BL = torch.zeros(len(rollout.trajectories), rollout.longest, dtype=torch.float64, device="cpu")
+        if parts:
+            own = [record[name] for record in records]
+            values = torch.cat(own).cpu().split([len(values_N) for values_N in own])  # waits for the device once
+            for part, values_N in zip(parts, values, strict=True):
+                part.write(values_BL, values_N)
+        found[name] = rollout.ranks.sum(values_BL)
     return found
 
 

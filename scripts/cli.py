@@ -158,11 +158,30 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(help="The model's temperature; the run's own, else 1.")] = None,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     seed: SamplingSeed = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Texts of each prompt; with several, pass@k too.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File for the scores and texts, as JSON.")] = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
+    lm_eval: Annotated[
+        str,
+        typer.Option(
+            metavar="TASKS", help="Instead: these tasks of lm-eval, with commas; a run's start and teacher too."
+        ),
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task of lm-eval, at most.")] = None,
 ) -> None:
     """Measure a model on held-out prompts: reward, quality, divergence, each with its 95% interval."""
+    if lm_eval:
+        if overrides:
+            raise SettingError("argument", overrides[0], "it is of an environment; leave it out with --lm-eval")
+        from rich.console import Console
+
+        from rlgkd.scripts.runs import lm_eval_tasks
+
+        tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
+        Console().print(lm_eval_tasks.table(lm_eval_tasks.compared(model, tasks, limit=limit)))
+        return
     from rlgkd.scripts.runs import evaluate as evaluation
 
     file, over = _split_file(overrides or [])
@@ -180,6 +199,8 @@ def evaluate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        samples=samples,
+        out=out,
     )
 
 

@@ -67,7 +67,7 @@ MUTANTS = (
         name="teacher and student swapped in the objective",
         file="rlgkd/objective.py",
         function="Objective.distillation",
-        changes=(("self.pointwise(teacher_logits_NV, logits_NV)", "self.pointwise(logits_NV, teacher_logits_NV)"),),
+        changes=(("self.pointwise(teacher, logits_NV)", "self.pointwise(logits_NV, teacher)"),),
         tests=OBJECTIVE,
     ),
     Mutant(

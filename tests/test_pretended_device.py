@@ -25,6 +25,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "texts of the teacher": ("Distill", "llama", {"student_fraction": 0.0, "off_policy": "teacher"}),
     "adapters, checkpointed": ("Reinforce", "llama", {"alpha": 0.5, "lora_rank": 2, "gradient_checkpointing": True}),
     "a teacher that follows": ("Distill", "llama", {"teacher_decay": 0.9}),
+    "a gate of the whole batch": ("Reinforce", "llama", {"alpha": 0.5, "gate": "tip"}),
+    "a gate, a teacher elsewhere": ("GRPO", "llama", {"alpha": 0.5, "gate": "srpo", "teacher_device": "cpu"}),
     "a model's own forward pass": ("GRPO", "gemma", {"alpha": 0.5}),
     "an encoder": ("Reinforce", "t5", {"alpha": 0.5}),
     "a teacher elsewhere": ("Distill", "llama", {"teacher_device": "cpu", "epochs": 2}),
@@ -76,9 +78,10 @@ def main() -> None:
             }
 
         found = {
-            case: [updated(name, kind, token_budget=budget, **settings) for budget in (1, 10**6)]
+            case: [updated(name, kind, token_budget=budget, **settings)
+                   for budget in ((1, 10**6) if case in HERE else (10**6,))]
             for case, (name, kind, settings) in CASES.items()
-        }
+        }  # fmt: skip
     print(json.dumps(found))
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.devices import to_device, widest_float
+from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.decoders import make_decoder
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
@@ -140,7 +141,7 @@ def decode(
         # the next step computes, depends on them.
         ids_B = token_B.cpu().numpy()
         if uniforms is not None and ids_B.min() < 0:
-            check_sampled(token_B, uniform_B)
+            _refuse_lost(lm, token_B, uniform_B)
         ids_BT[cell] = ids_B
         new_length_B = cell[1] + 1
         length_B[active] = new_length_B
@@ -173,8 +174,26 @@ def decode(
     for values in zip(*recorded, strict=True):
         table_BT = np.zeros(ids_BT.shape)
         table_BT[all_cells] = torch.cat(values).cpu().numpy()
+        if np.isnan(table_BT).any():  # of greedy decoding, which finds a largest number among NaN
+            raise _lost(lm)
         tables.append(table_BT)
     return [Completion(*(_row_values(table_BT, length_B, row) for table_BT in tables)) for row in range(rows)]
+
+
+def _refuse_lost(lm: LanguageModel, token_B: Tensor, uniform_B: Tensor) -> None:
+    """Raise for rows in which nothing could be sampled."""
+    try:
+        check_sampled(token_B, uniform_B)
+    except SettingError as error:
+        raise (_lost(lm) if error.field == "logits_BV" else error) from error
+
+
+def _lost(lm: LanguageModel) -> ModelError:
+    remedy = (
+        "its logits are not finite: take an earlier checkpoint, and lower learning_rate; of a sound model, raise "
+        "temperature"
+    )
+    return ModelError("model", lm.module.config.name_or_path or lm.module.config.model_type, remedy)
 
 
 def _row_values(table_BT: np.ndarray, length_B: np.ndarray, row: int) -> list[Any]:

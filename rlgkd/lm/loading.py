@@ -14,9 +14,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -168,7 +168,7 @@ def load_config(name: str | Path) -> PreTrainedConfig:
     Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
     """
     where, arguments = _resolve(_base_of(_text(name)))
-    config: PreTrainedConfig = _open(str(name), AutoConfig.from_pretrained, where, **arguments)
+    config: PreTrainedConfig = _open(str(name), _opener(AutoConfig, arguments), where, **arguments)
     return config
 
 
@@ -180,10 +180,27 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     adapter = adapter_folder(_text(name))
     own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
     where, arguments = (str(adapter), {"local_files_only": True}) if own else _resolve(_base_of(str(name)))
-    tokenizer: PreTrainedTokenizerBase = _open(str(name), AutoTokenizer.from_pretrained, where, **arguments)
+    tokenizer: PreTrainedTokenizerBase = _open(str(name), _opener(AutoTokenizer, arguments), where, **arguments)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes where there are no files
         raise ModelError("model", str(name), "its folder holds no tokenizer; copy tokenizer.json next to the model")
     return tokenizer
+
+
+def _opener(auto_class: Any, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """What opens a configuration or tokenizer: a GGUF file is read once, for it is parsed whole, in seconds."""
+    if "gguf_file" not in arguments:
+        return cast(Callable[..., Any], auto_class.from_pretrained)
+
+    def opened(where: str, *, gguf_file: str, **rest: Any) -> Any:
+        stat = os.stat(os.path.join(where, gguf_file))
+        return copy.deepcopy(_opened_once(auto_class, where, gguf_file, stat.st_mtime_ns, stat.st_size, **rest))
+
+    return opened
+
+
+@lru_cache(maxsize=8)
+def _opened_once(auto_class: Any, where: str, gguf_file: str, *_: int, **rest: Any) -> Any:
+    return auto_class.from_pretrained(where, gguf_file=gguf_file, **rest)
 
 
 def copy_sharing_frozen(model: ModelT) -> ModelT:
@@ -255,6 +272,10 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         if importlib.util.find_spec("gguf") is None:
             raise DependencyError("model", name, "install its package: pip install gguf")
         return _gguf(path)
+    if name.startswith(("http://", "https://")):
+        raise ModelError(
+            "model", name, "a server is the teacher of an agent, or of rlgkd evaluate, alone; give a model"
+        )
     if os.path.exists(name) or not HUB_NAME.fullmatch(name):
         return str(_model_folder(name)), {"local_files_only": True}
     _warn_of_hub(name)

@@ -57,7 +57,8 @@ def srpo(
 ) -> Weights:
     """A wrong text has the divergence alone, times exp(-b H(p_T)) over its mean in such texts; others the policy term.
 
-    Each token has one of the two terms; the weights of the divergence have mean 1 over the tokens that have it.
+    Each token has one of the two terms; the weights of the divergence have mean 1 over the tokens that have it. A text
+    without a verdict has the divergence as it is.
 
     Args:
         reward_B1: [B, 1].
@@ -84,9 +85,11 @@ def srpo(
         same_BB = group_B1 == group_B1.T
         wrong_B1 = wrong_B1 & (same_BB & (outcome_B1 > 0).T).any(1, keepdim=True)
     distilled_BL = wrong_B1 & mask_BL
-    sure_BL = (-entropy_decay * teacher_entropy_BL).exp() * distilled_BL
+    least = teacher_entropy_BL.masked_fill(~distilled_BL, float("inf")).min()  # else all of them may be 0 in float64
+    sure_BL = torch.where(distilled_BL, (-entropy_decay * (teacher_entropy_BL - least)).exp(), 0.0)
     mean = sure_BL.sum() / distilled_BL.sum().clamp(min=1)
-    return (~wrong_B1).double(), torch.where(distilled_BL, sure_BL / mean, 0.0)
+    no_verdict_B1 = (outcome_B1 == 0).double()
+    return (~wrong_B1).double(), torch.where(distilled_BL, sure_BL / mean, no_verdict_B1)
 
 
 @weighs("divergence")

@@ -48,7 +48,7 @@ class FileTeacher:
             )
             self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
             self._check_shapes()
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
             raise DataError("teacher", path, f"it could not be read ({one_line(error, 200)}); {AGAIN}") from error
         if self.contents.tokenizer != fingerprint(tokenizer):
             raise DataError("teacher", path, f"its ids are of another tokenizer than the student's; {AGAIN}")

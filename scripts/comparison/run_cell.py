@@ -201,10 +201,11 @@ def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConf
 
 
 def _models(settings: RunConfig) -> tuple[object, ...]:
-    """What a teacher depends on."""
+    """What a teacher depends on, and what is known of one that is elsewhere."""
     config = settings.algorithm
     opened = (config.teacher.teacher_dtype, config.teacher.teacher_device, config.teacher.teacher_quantization)
-    return settings.teacher, settings.student, config.model.dtype, config.sampling.teacher_temperature, opened
+    known = config.known_tokens if is_outside(settings.teacher) else None
+    return settings.teacher, settings.student, config.model.dtype, config.sampling.teacher_temperature, opened, known
 
 
 def _text_record(evaluation: Evaluation, row: int) -> dict[str, Any]:

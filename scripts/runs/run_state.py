@@ -15,7 +15,17 @@ from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.runs.goal import Goal
 from rlgkd.statistics import Interval
 
-OF_THE_MEASURE: Final = ("keep_best", "eval_every_prompts", "eval_every_split", "eval_seed", "teacher", "temperature")
+OF_THE_MEASURE: Final = (
+    "keep_best",
+    "eval_every_prompts",
+    "eval_every_split",
+    "eval_seed",
+    "teacher",
+    "teacher_temperature",
+    "teacher_dtype",
+    "teacher_quantization",
+    "temperature",
+)
 """Settings without which a value of before cannot be compared with one of today; with those of the environment."""
 
 

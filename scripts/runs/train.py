@@ -24,6 +24,7 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.gating import extra_work
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, RlgkdError, SettingError, one_line, unknown_remedy
@@ -195,6 +196,8 @@ def _evaluated_run(
     ranks = agent.ranks
     processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
     say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, {processes}, into {out}")
+    if work := extra_work(agent.objective.gate.name):
+        say(console, f"gate {agent.objective.gate.name}: before its gradient, each update {work}")
     began = time.perf_counter()
     scored: dict[str, Any] = {
         "split": settings.eval_split,

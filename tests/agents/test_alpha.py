@@ -94,6 +94,13 @@ def test_the_norms_are_those_of_the_two_terms_alone_with_their_weights():
     assert both["train/divergence_grad_norm"] == pytest.approx(0.2 * divergence["train/grad_norm"])
 
 
+def test_a_term_without_a_teacher_is_not_in_the_policy_terms_norm():
+    both = agent_of(Reinforce, alpha=0.2, estimator="fixed_negative", gate="improbable")
+    (row,), (reward,) = rows_of(both, 1), rows_of(agent_of(Reinforce, alpha=0.0), 1)
+    assert row["train/policy_grad_norm"] == pytest.approx(0.8 * reward["train/grad_norm"])
+    assert row["train/divergence_grad_norm"] > 0
+
+
 def test_they_are_measured_again_after_so_many_updates():
     rows = rows_of(agent_of(Reinforce, alpha=0.2, gradient_norms_every=3), 400)
     measured = [n for n, row in enumerate(rows) if "train/policy_grad_norm" in row]

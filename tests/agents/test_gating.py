@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 
 from rlgkd.agents import GRPO, PPO, RLOO, Distill, Reinforce
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.gating import extra_work
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import SettingError
 from rlgkd.ops import gate
@@ -57,6 +58,8 @@ def test_the_mean_weights_are_logged_and_the_gate_changes_what_is_learnt(kind: t
     rows, weights = trained(learner(kind, gate="iw_opd"))
     assert all(1.0 < row["train/gate_divergence"] < 1.5 and "train/gate_policy" not in row for row in rows)
     assert all(row["time/gate"] > 0 for row in rows)
+    if kind is not Reinforce:
+        return
     plain, others = trained(learner(kind))
     assert not plain[0].keys() & {"train/gate_divergence", "train/gate_policy", "time/gate"}
     assert any(not torch.equal(weights[key], others[key]) for key in weights)
@@ -89,6 +92,12 @@ def test_the_mean_weights_are_logged_and_the_gate_changes_what_is_learnt(kind: t
 def test_what_a_gate_cannot_do_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         learner(**settings)
+
+
+def test_what_a_gate_costs_is_said() -> None:
+    assert extra_work("none") == extra_work("aopd") == ""
+    assert extra_work("rlsd") == "applies the teacher's head once more and holds its states"
+    assert extra_work("tip").startswith("runs the student over its texts once more")
 
 
 def test_a_gate_that_reads_the_teacher_needs_one_even_at_alpha_0() -> None:

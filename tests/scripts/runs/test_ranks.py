@@ -17,10 +17,11 @@ from on_request import minutes
 from safetensors.torch import load_file
 
 SMALL = (
-    "agent=Reinforce", "alpha=0.5", "tokens=900", "prompts_per_update=4", "group_size=4", "eval_prompts=4",
-    "checkpoint_every=1", "learning_rate=0.001",
+    "agent=Reinforce", "tokens=900", "prompts_per_update=4", "group_size=4", "eval_prompts=4",
+    "checkpoint_every=1", "learning_rate=0.001", "eval_every=300", "eval_every_prompts=4", "keep_best=rouge2",
+    "stages=[{alpha: 1, until: 0.5}, {alpha: 0.3}]",
 )  # fmt: skip
-"""Some updates of 16 texts."""
+"""Some updates of 16 texts, in two stages, with evaluations on the way."""
 LONGER = "tokens=1500"
 """Some updates more."""
 COMMAND = [sys.executable, "-m", "rlgkd.scripts", "train"]
@@ -38,12 +39,16 @@ def texts(out: Path) -> list[tuple[str, int, str]]:
 
 
 def numbers(out: Path) -> list[list[float]]:
-    rows = list(csv.reader((out / "progress.csv").read_text().splitlines()))[1:]
+    return table(out / "progress.csv")
+
+
+def table(path: Path) -> list[list[float]]:
+    rows = list(csv.reader(path.read_text().splitlines()))[1:]
     return [[float(value) for value in row if value] for row in rows]
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    names = ("progress.csv", "rollouts.jsonl", "model/model.safetensors")
+    names = ("progress.csv", "rollouts.jsonl", "model/model.safetensors", "evaluations.csv", "best/model.safetensors")
     return {name: (out / name).read_bytes() for name in names}
 
 
@@ -59,6 +64,12 @@ def test_two_processes_write_one_run_with_the_texts_of_one_process_and_either_nu
     assert texts(one) == texts(two)
     summaries = [json.loads((out / "summary.json").read_text()) for out in (one, two)]
     assert summaries[0]["before"] == summaries[1]["before"]  # evaluated to the bit alike
+    assert summaries[0]["stages"] == summaries[1]["stages"] and len(summaries[0]["stages"]) == 2
+    assert summaries[0]["held_out"] == summaries[1]["held_out"] and summaries[0]["held_out"]["evaluations"] > 2
+    rows = [table(out / "evaluations.csv") for out in (one, two)]
+    assert rows[0][0] == rows[1][0]
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     updates = len(numbers(one))
     assert updates > 2
     for ours, theirs in zip(numbers(one), numbers(two), strict=True):

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from rlgkd.scripts.config.run import read
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.report.view import stage_beginnings
 from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs.recorder import number_of_rows
 
 STAGES = (
     "stages=[{alpha: 1, divergence: forward_kl, until: 'plateau(+length, 1)'}, "
@@ -45,9 +49,9 @@ def column(out: Path, name: str) -> list[float]:
 
 
 def test_one_stage_is_a_run_without_stages_and_equal_ones_are_too(tmp_path: Path) -> None:
-    moving = ["alpha=0.6", "alpha_end=0.2", "learning_rate=0.002"]
+    moving = ["alpha=0.6", "alpha_end=0.2"]
     begin(tmp_path / "none", "tokens=160", *moving)
-    begin(tmp_path / "one", "tokens=160", "stages=[{alpha: 0.6, alpha_end: 0.2, learning_rate: 0.002}]")
+    begin(tmp_path / "one", "tokens=160", "stages=[{alpha: 0.6, alpha_end: 0.2}]")
     assert trained(tmp_path / "one") == trained(tmp_path / "none")
     begin(tmp_path / "constant", "tokens=160")
     begin(tmp_path / "equal", "tokens=160", "stages=[{until: 50}, {alpha: 0.5, until: 0.6}, {}]")
@@ -113,6 +117,24 @@ def test_a_run_that_ended_in_any_stage_and_was_resumed_is_the_one_that_was_not(
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
+@minutes
+@pytest.mark.parametrize("rows", range(1, 6))
+def test_a_process_that_was_killed_in_any_stage_and_resumed_is_the_one_that_was_not(
+    rows: int, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "rlgkd.scripts", "train", "quickstart", "--out", str(out), "--quiet"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, *SMALL, *WATCHED], stdout=log, stderr=log)
+    while process.poll() is None and number_of_rows(out / "progress.csv") < rows:
+        time.sleep(0.01)
+    assert process.poll() is None, "it came to its end before it was killed"
+    process.kill()
+    process.wait()
+    go_on(out)
+    assert outcome(out) == outcome(whole)
+
+
 def test_a_steered_alpha_begins_again_in_each_stage_and_is_resumed(tmp_path: Path) -> None:
     steered = "stages=[{alpha: 0.5, divergence_target: 0.1, until: 0.5}, {alpha: 0.3, divergence_target: 0.1}]"
     begin(tmp_path / "run", steered)
@@ -132,10 +154,15 @@ def test_a_last_stage_by_a_measure_ends_the_run(tmp_path: Path) -> None:
     begin(out, "eval_every=40", "eval_every_prompts=2", "learning_rate=1e-12", "stages=[{until: 'plateau(reward, 1)'}]")
     ended = column(out, "time/total_timesteps")[-1]
     assert ended < 300 and len(evaluations(out)) == 2
-    go_on(out)
-    assert column(out, "time/total_timesteps")[-1] == ended
     with pytest.raises(SettingError, match=r"tokens: 400 .*no better in the last stage's measure"):
         go_on(out, "tokens=400")
+    assert column(out, "time/total_timesteps")[-1] == ended
+
+
+@minutes
+def test_a_run_that_its_last_stage_has_ended_goes_on_with_more_patience(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    begin(out, "eval_every=40", "eval_every_prompts=2", "learning_rate=1e-12", "stages=[{until: 'plateau(reward, 1)'}]")
     go_on(out, "tokens=400", "stages=[{until: 'plateau(reward, 99)'}]")
     assert column(out, "time/total_timesteps")[-1] >= 400
 
