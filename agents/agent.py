@@ -44,6 +44,7 @@ from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
 from rlgkd.rollout import check_references, sample_episodes
+from rlgkd.secret_masks import masked
 from rlgkd.settings import span
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.types import Item, Task, Trajectory
@@ -285,7 +286,7 @@ class TextAgent(TokenAlgorithm):
 
     def __repr__(self) -> str:
         """Its class, models, task and alpha."""
-        student, teacher = (self._names.get(role, "a loaded model") for role in ("policy", "teacher"))
+        student, teacher = (masked(self._names).get(role, "a loaded model") for role in ("policy", "teacher"))
         return f"{type(self).__name__}({student}, teacher={teacher}, {self.task.name}, alpha={self.objective.alpha:g})"
 
     def save(  # type: ignore[override]
@@ -299,7 +300,7 @@ class TextAgent(TokenAlgorithm):
         if not self.ranks.main:
             return
         following = self.following_teacher.teacher if self.following_teacher is not None else None
-        settings = {**self._names, "seed": self.seed, **self.config.flat()}
+        settings = {**masked(self._names), "seed": self.seed, **self.config.flat()}
         write_agent(path, type(self).__name__, self.student, following, settings, self.state)
 
     @classmethod

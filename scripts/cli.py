@@ -158,6 +158,8 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(help="The model's temperature; the run's own, else 1.")] = None,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest token.")] = False,
     seed: SamplingSeed = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Texts of each prompt; with several, pass@k too.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File for the scores and texts, as JSON.")] = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
@@ -197,6 +199,8 @@ def evaluate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        samples=samples,
+        out=out,
     )
 
 

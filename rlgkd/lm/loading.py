@@ -257,6 +257,10 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         if importlib.util.find_spec("gguf") is None:
             raise DependencyError("model", name, "install its package: pip install gguf")
         return _gguf(path)
+    if name.startswith(("http://", "https://")):
+        raise ModelError(
+            "model", name, "a server is the teacher of an agent, or of rlgkd evaluate, alone; give a model"
+        )
     if os.path.exists(name) or not HUB_NAME.fullmatch(name):
         return str(_model_folder(name)), {"local_files_only": True}
     _warn_of_hub(name)

@@ -74,6 +74,9 @@ class Registered:
             return value
         given = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = given.pop("name", None)
+        if callable(name):
+            remedy = "give a name; a function of your own gets one in the table of its kind (CONTRIBUTING.md)"
+            raise SettingError(self.kind, getattr(name, "__name__", type(name).__name__), remedy)
         if not isinstance(name, str) or name not in self.table:
             raise SettingError(self.kind, name, unknown_remedy(name, self.table))
         declared = {parameter.name: parameter for parameter in parameters_of(self.table[name])}

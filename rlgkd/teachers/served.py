@@ -106,6 +106,11 @@ class ServedTeacher:
             batch.task.cancel()
             self._abandon([*batch.answers, batch.fixed])  # those of a coroutine that had not begun
 
+    def check_same(self, logp_T: Sequence[float]) -> None:
+        """Raise ModelError if the fixed text had other log-probabilities when a run began; none of another length."""
+        if len(logp_T) == len(self.fixed_logp_T):
+            self._check_moved(self.fixed_logp_T, np.array(logp_T))
+
     def headers(self) -> dict[str, str]:
         """What is sent with each request."""
         key = os.environ.get(KEY, "").strip()
@@ -138,9 +143,11 @@ class ServedTeacher:
 
     def _check_fixed_text(self, answer: Answer) -> None:
         """Raise ModelError if the fixed text was scored by another model; a request that failed says nothing."""
-        if answer.exception() is not None:
-            return
-        moved = float(np.abs(answer.result().token_logp_L - self.fixed_logp_T).mean())
+        if answer.exception() is None:
+            self._check_moved(answer.result().token_logp_L, self.fixed_logp_T)
+
+    def _check_moved(self, now_T: np.ndarray, before_T: np.ndarray) -> None:
+        moved = float(np.abs(now_T - before_T).mean())
         if moved > MOVED:
             remedy = (
                 f"it is another model than it was: the log-probabilities of a fixed text moved by {moved:.2f} nats a "

@@ -98,7 +98,7 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
     return {
         "name": grid.base.name,
         "env": grid.base.env,
-        "teacher": grid.base.teacher,
+        "teacher": masked(grid.base.teacher),
         "evaluation": {
             "split": grid.base.eval_split,
             "prompts": grid.base.eval_prompts,

@@ -26,21 +26,26 @@ _CURVES: Final = (
     ("train/alpha", "Alpha", "weight of the divergence"),
 )
 """Column of progress.csv, label, unit."""
+OFF_POLICY_REWARD: Final = "Reward of the texts it learned from"
 POINTS_PER_INCH: Final = 72
 WIDE, NARROW = 1030, 330
 """Widths of the dumbbell plot in points, for a wide page and for a phone."""
 
 
-def training_curves(progress: Mapping[str, Floats], stages: Sequence[float] = ()) -> list[Panel]:
+def training_curves(
+    progress: Mapping[str, Floats], stages: Sequence[float] = (), *, off_policy: bool = False
+) -> list[Panel]:
     """Draw each curve that has two values or more, over bands of the stages; alpha only if it changed.
 
     Args:
         progress: Columns of progress.csv.
         stages: Tokens at which each stage began; none for a run without stages.
+        off_policy: Whether all texts came from data or the teacher, so that their reward is not the student's.
     """
     axis, x = _x_axis(progress)
     panels: list[Panel] = []
-    for column, label, unit in _CURVES:
+    for column, usual_label, unit in _CURVES:
+        label = OFF_POLICY_REWARD if off_policy and column == "rollout/ep_rew_mean" else usual_label
         y = progress.get(column, np.full(len(x), math.nan))
         known = np.isfinite(x) & np.isfinite(y)
         if known.sum() < 2 or (column == "train/alpha" and np.ptp(y[known]) == 0):

@@ -36,7 +36,7 @@ def run_view(files: RunFiles) -> dict[str, Any]:
         "exploited": exploited(rows),
         "remarks": remarks(summary),
         "marks": MARKS,
-        "curves": training_curves(files.progress, stage_beginnings(summary)),
+        "curves": training_curves(files.progress, stage_beginnings(summary), off_policy=off_policy(files.config)),
         "held_out": held_out(files),
         "stages": stages(summary),
         "dumbbells": dumbbells(rows),
@@ -129,6 +129,11 @@ def facts(
         "prompts": count("prompts"),
         "time": duration(seconds) if math.isfinite(seconds) else None,
     }
+
+
+def off_policy(config: Mapping[str, Any]) -> bool:
+    """Whether no text of the training was the student's, as in SFT: the reward while training is then no result."""
+    return to_float(config.get("student_fraction")) == 0 and not to_float(config.get("student_fraction_end")) > 0
 
 
 def headlines(rows: Sequence[MeasureRow], summary: Mapping[str, Any]) -> list[MeasureRow]:

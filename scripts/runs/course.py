@@ -33,6 +33,7 @@ from rlgkd.scripts.runs.stages import check_goals, ended_early, follow, goals, w
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.statistics import Interval
 from rlgkd.teachers import Teacher
+from rlgkd.teachers.served import ServedTeacher
 
 TOKENS, UPDATES = "time/total_timesteps", "time/iterations"
 """Columns of evaluations.csv, as in progress.csv; the others are NAME, NAME/low and NAME/high of each measure."""
@@ -66,8 +67,13 @@ class Course(BaseCallback):
         """Whether the update that was begun last was finished."""
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; nothing of a run that neither evaluates on the way nor has stages."""
-        return {"run": self.state.to_json()} if self.settings.eval_every or self.settings.stages else {}
+        """What a checkpoint holds of it; nothing without evaluations on the way, stages, served teacher."""
+        found: dict[str, Any] = {}
+        if self.settings.eval_every or self.settings.stages:
+            found["run"] = self.state.to_json()
+        if isinstance(served := self.model.outside_teacher, ServedTeacher):
+            found["served_teacher"] = served.fixed_logp_T.tolist()
+        return found
 
     def saved(self) -> None:
         """Follow a checkpoint, which knows of the best model so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlgkd import checkpoint
 from rlgkd.agents.build import open_outside_teacher
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.devices import best_device
@@ -21,6 +23,7 @@ from rlgkd.rollout import share_end_ids
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.run import RunConfig, override, read
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
+from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.teachers import Teacher
 from rlgkd.teachers.names import is_outside, is_teacher_file
@@ -44,8 +47,10 @@ def show(
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
+    samples: int = 1,
+    out: Path | None = None,
 ) -> None:
-    """Print a table of the model's scores with their 95% intervals.
+    """Print a table of the model's scores with their 95% intervals; with `out`, write them and the texts as JSON.
 
     The environment and the temperature are those of `file`, the settings of a run in YAML, or those of the run that
     `model` is, or is a model of, where no others are given.
@@ -87,6 +92,7 @@ def show(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        group=samples,
     )
     table = Table("measure", "mean", "95% interval")
     for name, score in evaluation.scores().items():
@@ -95,6 +101,20 @@ def show(
     heading = f"{model} on {len(evaluation.trajectories)} {split} prompts of {task_name}"
     say(Console(), heading)
     Console().print(table)
+    if out is not None:
+        texts = [
+            {
+                "key": t.item.key,
+                "prompt": t.item.prompt,
+                "text": t.transcript,
+                "reward": t.score.reward,
+                "stop": str(t.stop),
+            }
+            for t in evaluation.trajectories
+        ]
+        scores = {name: asdict(score) for name, score in evaluation.scores().items()}
+        content = {"model": model, "env": env, "split": split, "seed": seed, "scores": scores, "texts": texts}
+        checkpoint.atomic_write(out, strict_json(content, indent=1) + "\n")
 
 
 def environment(run: RunConfig | None, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,9 @@ from rich.text import Text
 from rlgkd.devices import best_device
 from rlgkd.errors import DependencyError, SettingError, one_line, shown
 from rlgkd.lm import open_by_name
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.generate import run_of
+from rlgkd.teachers.names import is_outside
 
 BATCH = 8
 Results = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -36,13 +38,18 @@ def compared(model: str, tasks: Sequence[str], *, limit: int | None = None) -> d
     except ImportError as error:
         raise DependencyError("lm-eval", ",".join(tasks), "install it: pip install 'rlgkd[lm-eval]'") from error
     run = run_of(model)
-    models = {"model": model}
-    if run is not None:
-        models["start"] = run.student
-        if run.teacher and not run.teacher_is_start:
-            models["teacher"] = run.teacher
     chat = bool(run and run.env_settings.get("chat"))
-    return {role: results(name, tasks, limit=limit, chat=chat) for role, name in models.items()}
+    return {role: results(name, tasks, limit=limit, chat=chat) for role, name in models_of(model, run).items()}
+
+
+def models_of(model: str, run: RunConfig | None) -> dict[str, str]:
+    """Return the names of the model, of a run's start unless it was cut, and of its teacher unless it is no model."""
+    models = {"model": model}
+    if run is not None and not run.algorithm.model.student_layers:
+        models["start"] = run.student
+    if run is not None and run.teacher and not run.teacher_is_start and not is_outside(run.teacher):
+        models["teacher"] = run.teacher
+    return models
 
 
 def results(model: str, tasks: Sequence[str], *, limit: int | None = None, chat: bool = False) -> Results:

@@ -29,18 +29,20 @@ from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.stages import ended_early, follow
 from rlgkd.scripts.runs.text_ids import check_text_ids
+from rlgkd.teachers.served import ServedTeacher
 
 
 def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Rewound:
     """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
 
     Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
-    changed with which it cannot go on. Nothing is cut then.
+    changed with which it cannot go on; ModelError if a server has another teacher than it had. Nothing is cut then.
     """
     found = agent.ranks.from_main(lambda: _newest_that_fits(settings, agent, out, console))
     if found is None:
         if agent.ranks.main:
             _cut(out, 0, 0, 0)
+            settle(out, None)
         return Rewound()
     follow(settings, agent, found.state)  # before the state comes back, an alpha of which is the stage's
     agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
@@ -52,7 +54,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
             )
             say(console, lost)
     state = found.state.after_changes([change.setting for change in found.new])
-    if agent.ranks.main and settings.keep_best is not None and (other := settle(out, state.watched.best)):
+    if agent.ranks.main and (other := settle(out, state.watched.best)):
         say(console, other)
     return Rewound(history=[*found.earlier, *found.new], state=state)
 
@@ -87,6 +89,8 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
         new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
         check_text_ids(state.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
         _check_goes_on(settings, run, new, training.timesteps)
+        if all(change.setting != "teacher" for change in new) and isinstance(agent.outside_teacher, ServedTeacher):
+            agent.outside_teacher.check_same(state.get("served_teacher", ()))
         return _Found(folder=folder, training=training, size=size, state=run, earlier=earlier, new=new)
     _check_nothing_lost(settings, out, skipped)
     return None

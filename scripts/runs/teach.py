@@ -19,6 +19,7 @@ from rlgkd.scripts.config import run as run_config
 from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import make_env
+from rlgkd.secret_masks import masked
 from rlgkd.teachers import KnownText, OutsideTeacher
 from rlgkd.teachers.file_format import Contents, TextsOf, fingerprint, to_bytes
 from rlgkd.teachers.module import ModuleTeacher
@@ -80,7 +81,7 @@ def teach(
         assert agent.teacher is not None
         asked = agent.teacher
     console = Console(stderr=True)
-    say(console, f"{number} texts of the {texts} on {agent.task.name}, the top {asked.top_k} tokens of {name}")
+    say(console, f"{number} texts of the {texts} on {agent.task.name}, the top {asked.top_k} tokens of {masked(name)}")
     found: list[tuple[Episode, KnownText]] = []
     with agent.autocast():
         for start in range(0, number, AT_ONCE):
@@ -91,7 +92,7 @@ def teach(
                 say(console, f"  {len(found)} texts")
     ends = agent.teacher.end_ids if isinstance(agent.teacher, LanguageModel) else agent.student.end_ids
     contents = Contents(
-        teacher=name,
+        teacher=str(masked(name)),
         texts=texts,
         tokenizer=fingerprint(agent.student.tokenizer),
         end_ids=tuple(sorted(ends)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,20 @@ def test_filters_are_options_of_evaluate_and_change_the_texts_alone(
     for option in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1")):
         assert output(capsys, *command, *option) == greedy
     assert output(capsys, *command) != greedy
+
+
+def test_evaluate_takes_several_texts_of_a_prompt_and_writes_all_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "error")
+    file = tmp_path / "scores.json"
+    command = ("evaluate", "embedded:grounded-student", "--prompts", "2", "--samples", "2", "--out", str(file))
+    printed = output(capsys, *command)
+    written = json.loads(file.read_text())
+    assert "truth@2" in printed and written["scores"]["truth@2"].keys() == {"mean", "low", "high"}
+    assert len(written["texts"]) == 4 and len({text["prompt"] for text in written["texts"]}) == 2
+    assert f"{written['scores']['reward']['mean']:.4f}" in printed
 
 
 def test_an_interrupted_command_says_that_it_was_stopped(

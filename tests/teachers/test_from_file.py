@@ -48,11 +48,11 @@ def agent_of(teacher: object, **settings: object) -> Distill:
 
 
 def losses(agent: Distill) -> list[float]:
-    agent.learn(150)
+    agent.learn(100)
     return [row["train/divergence"] for row in agent.rows.rows]
 
 
-@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd(0.5)"])
+@pytest.mark.parametrize("name", ["forward_kl", "jsd(0.9)"])
 def test_training_from_the_file_is_that_with_the_teacher(folder, name) -> None:
     """To half precision of the log-probabilities: one part in 2,000 of each."""
     ours = losses(agent_of(folder / "references.safetensors", divergence=name, teacher_top_k=16))
@@ -116,7 +116,7 @@ def test_a_data_file_is_taught_by_its_name(tmp_path) -> None:
 
 
 def test_a_run_with_a_file_has_no_divergence_in_its_evaluations_and_resumes(folder, tmp_path) -> None:
-    small = ("tokens=60", "prompts_per_update=4", "train_prompts=8", "eval_prompts=2", "warmup=0", "threads=1")
+    small = ("tokens=30", "prompts_per_update=4", "train_prompts=8", "eval_prompts=1", "warmup=0", "threads=1")
     file = f"teacher={folder / 'references.safetensors'}"
     settings = read("quickstart", ["agent=Distill", "alpha=1", "student_fraction=0", *small, file, "advantage=raw"])
     train.start(settings, tmp_path / "run", quiet=True)

@@ -54,6 +54,22 @@ def test_the_facts_say_what_was_trained_and_how(run: Path) -> None:
     }
 
 
+def test_the_reward_of_texts_that_are_not_the_students_is_called_so(run: Path) -> None:
+    """As in SFT, where it is flat and says nothing of the model."""
+
+    def first() -> str:
+        return run_view(read_run(run))["curves"][0].label
+
+    assert first() == "Reward"
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("student_fraction: 1.0", "student_fraction: 0.0"))
+    assert first() == "Reward of the texts it learned from"
+    (run / "config.yaml").write_text(
+        config.replace("student_fraction: 1.0", "student_fraction: 0\nstudent_fraction_end: 1")
+    )
+    assert first() == "Reward"
+
+
 def test_tokens_that_were_requested_and_generated_are_both_known(run: Path) -> None:
     (run / "config.yaml").write_text(sample_run.CONFIG.replace("tokens: 268800", "tokens: 268000"))
     facts = view(run)["facts"]

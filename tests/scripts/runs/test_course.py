@@ -130,6 +130,15 @@ def test_a_model_that_no_checkpoint_knows_of_is_not_the_best(whole: Path, tmp_pa
     assert outcome(out) == outcome(whole) and not (out / ".best.next").exists()
 
 
+def test_a_model_that_waits_is_not_published_where_none_is_kept_any_more(whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(out / "best", out / ".best.next")
+    (out / ".best.next" / "best.json").write_text('{"value": 9.0, "updates": 1, "tokens": 40}')
+    go_on(out, "tokens=330", "keep_best=null", "eval_every=0")
+    assert (out / "best" / "best.json").read_bytes() == (whole / "best" / "best.json").read_bytes()
+    assert not (out / ".best.next").exists()
+
+
 def test_a_lost_row_is_that_of_an_older_checkpoint(whole: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole, tmp_path / "run")
     lines = (out / "evaluations.csv").read_text().splitlines(keepends=True)

@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 
 from rlgkd.errors import DependencyError, SettingError
-from rlgkd.scripts.runs.lm_eval_tasks import compared, table
+from rlgkd.scripts.config.run import read
+from rlgkd.scripts.runs.lm_eval_tasks import compared, models_of, table
 
 STUDENT, TEACHER = "embedded:arithmetic-student", "embedded:arithmetic-teacher"
 
@@ -52,6 +53,15 @@ def test_a_run_stands_next_to_its_start_and_its_teacher(task: str, tmp_path: Pat
     assert f"{value:.4f}" in printed and "tiny_sums" in printed and "teacher" in printed
     with pytest.raises(SettingError, match="lm-eval does not run it"):
         compared(STUDENT, ["no_such_task_at_all"], limit=4)
+
+
+@pytest.mark.parametrize("teacher", ["http://127.0.0.1:9", "taught.safetensors"])
+def test_a_teacher_that_is_no_model_and_a_start_that_was_cut_are_left_out(teacher: str) -> None:
+    served = ["agent=Distill", "alpha=1", "student_fraction=0", "teacher_top_k=8", f"teacher={teacher}"]
+    assert models_of("run", read("quickstart", served)) == {"model": "run", "start": "embedded:grounded-student"}
+    assert models_of("run", read("quickstart", ["student_layers=[0]"])) == {
+        "model": "run", "teacher": "embedded:grounded-teacher",
+    }  # fmt: skip
 
 
 def test_without_lm_eval_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from teacher_server import TeacherServer, serving
 
-from rlgkd.errors import ModelError, TeacherError
+from rlgkd.agents import Reinforce
+from rlgkd.errors import ModelError, SettingError, TeacherError
 from rlgkd.failures import FailureCount
 from rlgkd.lm import load, load_tokenizer
 from rlgkd.scripts.comparison.grid import grid
@@ -19,9 +20,10 @@ from rlgkd.scripts.comparison.run_cell import measure_untrained, train_and_measu
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs import evaluate, train
+from rlgkd.scripts.runs.teach import teach
 
 TEACHER = "embedded:grounded-teacher"
-SMALL = ("tokens=80", "prompts_per_update=2", "eval_prompts=2", "warmup=0", "threads=1", "checkpoint_every=1")
+SMALL = ("tokens=80", "prompts_per_update=2", "eval_prompts=1", "warmup=0", "threads=1", "checkpoint_every=1")
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_a_run_whose_server_fails_goes_on_with_resume_as_if_it_had_not(server, t
     assert summary["before"]["reverse_kl"]["mean"] > 0 and summary["teacher_scores"] == {}
     assert set(column(whole, "train/teacher_failed")) == {"0.0"} and len(column(whole, "train/divergence")) > 1
 
-    server.faults = chain(repeat(None, 12), repeat("status"))  # from some request of the second update on
+    server.faults = chain(repeat(None, 10), repeat("status"))  # from some request of the second update on
     with pytest.raises(TeacherError, match=server.url), pytest.MonkeyPatch.context() as patch:
         patch.setattr(FailureCount, "too_many", lambda count, most: count.failed > most)
         train.start(settings_of(server, "max_failed_teacher=0"), broken, quiet=True)
@@ -56,6 +58,19 @@ def test_a_run_whose_server_fails_goes_on_with_resume_as_if_it_had_not(server, t
     for name in ("train/divergence", "train/loss", "rollout/ep_rew_mean"):
         assert [float(v) for v in column(broken, name)] == pytest.approx([float(v) for v in column(whole, name)])
     assert (broken / "rollouts.jsonl").read_bytes() == (whole / "rollouts.jsonl").read_bytes()
+
+
+def test_a_server_that_has_another_model_at_a_resume_is_refused(server, tmp_path) -> None:
+    out, right = tmp_path / "run", server.module
+    train.start(settings_of(server), out, quiet=True)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    server.module = load("embedded:grounded-student")
+    with pytest.raises(ModelError, match=r"another model than it was: .* moved by"):
+        train.resume(out, ["tokens=120"], quiet=True)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    server.module = right
+    train.resume(out, ["tokens=120"], quiet=True)
+    assert len(column(out, "train/divergence")) > len(before[out / "progress.csv"].splitlines()) - 1
 
 
 def test_evaluate_measures_the_divergence_to_a_server(server, capsys) -> None:
@@ -68,7 +83,7 @@ def test_evaluate_measures_the_divergence_to_a_server(server, capsys) -> None:
 
 
 def test_a_comparison_trains_with_a_server_and_does_not_measure_it(server, tmp_path) -> None:
-    base = settings_of(server, "tokens=30")
+    base = settings_of(server, "tokens=30", "eval_prompts=2")
     cells = grid(base, {"alpha": [0.0, 0.5]}, [0], samples=1, baseline="")
     (start,) = untrained_models(cells)
     assert not start.is_teacher
@@ -80,8 +95,18 @@ def test_a_comparison_trains_with_a_server_and_does_not_measure_it(server, tmp_p
         assert measured["by"]["teacher_top_k"] == 8
 
 
+def test_a_secret_in_the_address_is_in_no_file(server, tmp_path) -> None:
+    url = server.url.replace("//", "//me:a-secret@")
+    train.start(settings_of(server, f"teacher={url}", "tokens=20"), tmp_path / "run", quiet=True)
+    teach("quickstart", teacher=url, top_k=2, out=tmp_path / "taught.safetensors", prompts=1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10 and not [path for path in files if b"a-secret" in path.read_bytes()]
+    with pytest.raises(SettingError, match="a secret was masked"):
+        Reinforce.load(tmp_path / "run/model", "rlgkd/GroundedSummary-v0", device="cpu", learning_rate=1e-3)
+
+
 def test_cells_that_know_less_of_the_teacher_are_measured_as_the_comparison_says(server, tmp_path) -> None:
-    base = settings_of(server, "tokens=30")
+    base = settings_of(server, "tokens=30", "eval_prompts=2")
     (cell,) = grid(base, {"estimator": ["sampled"], "teacher_top_k": [None]}, [0], samples=1, baseline="").cells
     train_and_measure(cell.seeded(0), base, 1, tmp_path / "sampled")
     measured = json.loads((tmp_path / "sampled" / "measured.json").read_text())
