@@ -5,9 +5,11 @@ Dimensions: B rows, T tokens, H hidden.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +18,12 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.devices import to_device
+
+
+@functools.cache
+def cache_argument(kind: type) -> str:
+    """What a model's forward pass calls its KV cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(cast(Any, kind).forward).parameters else "past_key_values"
 
 
 @dataclass

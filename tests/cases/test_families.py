@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Model, PreTrainedModel
 
 from rlgkd.agents import GRPO, PPO, RLOO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ModelError
 from rlgkd.lm import LanguageModel, decode, language_model
+from rlgkd.lm.decode_state import cache_argument
 
 TOKENIZER = tiny.word_tokenizer(*"ABCDEFGHIJK")
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [3], [2, 2, 9]]
@@ -146,7 +147,7 @@ def test_a_family_that_would_be_decoded_wrongly_is_refused_at_opening_in_one_lin
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("argument", ["attention_mask", "position_ids", "past_key_values"])
+@pytest.mark.parametrize("argument", ["attention_mask", "position_ids", cache_argument(GPT2Model)])
 def test_a_model_that_ignores_what_decoding_needs_is_refused_in_either_precision(monkeypatch, argument, dtype):
     model = module("gpt2", RIGHT["gpt2"]).to(dtype)
     forward = model.base_model.forward
