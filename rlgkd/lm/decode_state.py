@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,10 +20,14 @@ from transformers.cache_utils import DynamicLayer
 from rlgkd.devices import to_device
 
 
-@functools.cache
-def cache_argument(kind: type) -> str:
+def cache_argument(module: Any) -> str:
     """What a model's forward pass calls its KV cache: `cache` since transformers 5.24, `past_key_values` before."""
-    return "cache" if "cache" in inspect.signature(cast(Any, kind).forward).parameters else "past_key_values"
+    return _cache_argument(type(module).forward)
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @dataclass

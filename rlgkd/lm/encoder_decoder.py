@@ -129,7 +129,7 @@ class EncoderDecoderModel(LanguageModel):
             use_cache=True,
             encoder_hidden_states=state.encoder_BTH,
             encoder_attention_mask=state.encoder_mask_B11T,
-            **{cache_argument(type(decoder)): state.cache},
+            **{cache_argument(decoder): state.cache},
         )
         return self._scaled(output.last_hidden_state[:, -1].to(self.device))
 

@@ -162,7 +162,7 @@ class LanguageModel:
             attention_mask=state.attention_BT,
             position_ids=positions_BT,
             use_cache=True,
-            **{cache_argument(type(self.body)): state.cache},
+            **{cache_argument(self.body): state.cache},
         )
         last: Tensor = output.last_hidden_state[:, -1].to(self.device)
         return last

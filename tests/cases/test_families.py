@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Model, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlgkd.agents import GRPO, PPO, RLOO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
@@ -147,7 +147,9 @@ def test_a_family_that_would_be_decoded_wrongly_is_refused_at_opening_in_one_lin
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("argument", ["attention_mask", "position_ids", cache_argument(GPT2Model)])
+@pytest.mark.parametrize(
+    "argument", ["attention_mask", "position_ids", cache_argument(tiny.model("gpt2", vocabulary=4).base_model)]
+)
 def test_a_model_that_ignores_what_decoding_needs_is_refused_in_either_precision(monkeypatch, argument, dtype):
     model = module("gpt2", RIGHT["gpt2"]).to(dtype)
     forward = model.base_model.forward

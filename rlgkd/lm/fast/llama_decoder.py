@@ -202,7 +202,7 @@ class LlamaDecoder:
         cache = DynamicCache(config=self.lm.module.config)
         with onednn_linears(self.lm.device):
             body = self.lm.body
-            output = body(input_ids=tokens_PT, use_cache=True, **{cache_argument(type(body)): cache})
+            output = body(input_ids=tokens_PT, use_cache=True, **{cache_argument(body): cache})
         for layer in cache.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             write_cache(source_M, *(x.transpose(1, 2).flatten(0, 1) for x in (layer.keys, layer.values)))

@@ -224,7 +224,7 @@ def test_on_layer_receives_the_keys_and_values_of_a_kv_cache():
     with torch.no_grad():
         forward(lm.body, packed, torch.tensor([4, 9]), on_layer=lambda key, value: found.append((key, value)))
         cache = DynamicCache(config=lm.module.config)
-        lm.body(input_ids=tokens_BT, use_cache=True, **{cache_argument(type(lm.body)): cache})
+        lm.body(input_ids=tokens_BT, use_cache=True, **{cache_argument(lm.body): cache})
     assert len(found) == len(cache.layers)
     for (key, value), layer in zip(found, cache.layers, strict=True):
         for ours, theirs in ((key, layer.keys), (value, layer.values)):
