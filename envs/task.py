@@ -182,6 +182,11 @@ class TextTask:
         """How prompts are written as a chat; None if they are not."""
         self.names_end_ids = bool(end_tokens)
         """Whether `end_ids` are the task's own choice, to which no model adds."""
+        if len(system) > CHARACTERS_PER_TOKEN * max_prompt_tokens:  # see `encode_prompt`
+            remedy = (
+                f"it has {len(system):,} characters; shorten it or raise max_prompt_tokens, now {max_prompt_tokens}"
+            )
+            raise SettingError("system", f"{system[:40]}...", remedy)
         self._encoder = TextEncoder(
             self.tokenizer,
             self.chat_template,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class _InterruptedCall:
         began = time.perf_counter()
         try:
             watch.start()
-            returned = function()
+            returned = self._run(function)
             if time.perf_counter() - began > self._seconds:
                 raise late(self._seconds)
             return returned
@@ -75,12 +75,15 @@ class _InterruptedCall:
                 raise late(self._seconds).with_traceback(error.__traceback__) from None
             raise
         finally:
-            with suppress(_Interrupt):  # sent just before the call ended
-                self._ended.set()
-                with self._lock:  # nothing is sent from here on
-                    pass
+            self._ended.set()
+            with self._lock:  # nothing is sent from here on
+                pass
             signal.signal(signal.SIGALRM, signal.SIG_DFL if self._previous is None else self._previous)
             watch.join()
+
+    def _run(self, function: Callable[[], T]) -> T:
+        """Call the function; only under this frame is it interrupted."""
+        return function()
 
     def _interrupt_when_late(self) -> None:
         warned, pause = False, self._seconds
@@ -95,10 +98,13 @@ class _InterruptedCall:
                 self._warn("it cannot be interrupted, and is waited for")
             pause = AGAIN
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._due:
             self._due = False
-            if not self._ended.is_set():
+            # A signal may come while the one before it is dealt with: after a call into C that no signal interrupts.
+            while frame is not None and not (frame.f_code is self._run.__code__ and frame.f_locals["self"] is self):
+                frame = frame.f_back
+            if frame is not None:
                 raise _Interrupt
         elif callable(self._previous):  # a timer of the user's
             self._previous(number, frame)

@@ -155,14 +155,19 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
     Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take.
     """
     try:
-        own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
-        return make_sb3_vec_env(env, seed=seed, **{**env_settings, **own})
+        return make_sb3_vec_env(env, seed=seed, **env_arguments(env, env_settings, student=student))
     except gym.error.Error as error:
         raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
     except UnknownSettingError as error:
         raise SettingError(f"env_settings.{error.field}", error.value, error.remedy) from error
     except TypeError as error:
         raise SettingError("env_settings", env_settings, str(error)) from error
+
+
+def env_arguments(env: str, env_settings: Mapping[str, Any], *, student: str) -> dict[str, Any]:
+    """What the environment is made with: its settings, and the student's tokenizer where they name no other."""
+    own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
+    return {**env_settings, **own}
 
 
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from on_request import minutes
 from stable_baselines3.common.logger import Logger, configure
 
 from rlgkd.agents import GRPO, RLOO, Distill, Reinforce
@@ -186,8 +187,8 @@ SAMPLED = {"estimator": "sampled", "group_size": 1024}
     [
         (Distill, {"horizon": 0.0}, False),
         (Distill, {"horizon": 1.0}, True),
-        (Distill, {"horizon": 1.0, **SAMPLED}, True),
-        (Reinforce, {"alpha": 1.0, "combination": "in_reward", **SAMPLED}, True),
+        pytest.param(Distill, {"horizon": 1.0, **SAMPLED}, True, marks=minutes),
+        pytest.param(Reinforce, {"alpha": 1.0, "combination": "in_reward", **SAMPLED}, True, marks=minutes),
     ],
 )
 def test_a_mismatch_that_cannot_be_mended_is_avoided_where_tokens_answer_for_what_comes(algorithm, settings, avoided):

@@ -505,6 +505,18 @@ def test_a_reward_that_cannot_be_interrupted_is_late_and_one_warning_says_that_i
     assert sum("it cannot be interrupted" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_a_signal_that_comes_while_the_one_before_it_is_dealt_with_interrupts_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a long call into C, whose results take a while to be freed."""
+    late = time_limit.late
+    monkeypatch.setattr(time_limit, "AGAIN", 0.02)
+    monkeypatch.setattr(time_limit, "late", lambda seconds: (time.sleep(0.2), late(seconds))[1])
+    with pytest.raises(TimeoutError, match=r"it took longer than 0.05 seconds"):
+        # The outer call's frame is there when the inner one is over.
+        time_limit.call_within(9, lambda: time_limit.call_within(0.05, lambda: time.sleep(9), warn=print), warn=print)
+
+
 def test_an_alarm_of_the_users_still_rings_and_its_handler_is_put_back() -> None:
     rang: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))

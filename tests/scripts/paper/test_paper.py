@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from on_request import minutes
 
 from rlgkd.scripts.paper.cells import (
     ALPHAS,
@@ -70,7 +71,7 @@ def test_a_claim_is_shown_where_its_interval_is_above_zero_and_reversed_where_be
     assert equal.keys() == CLAIMS.keys()
 
 
-@pytest.mark.slow
+@minutes
 def test_a_trial_of_one_task_runs_to_its_page_and_not_again(tmp_path):
     folders = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path / "docs")]
     trial = [*folders, "--tasks=Translate", "--seeds=1", "--tokens=200", "--prompts=4", "--quiet"]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import chat_models
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -123,6 +124,8 @@ def test_a_prompt_of_many_megabytes_is_refused_without_being_encoded() -> None:
         TextTask(
             prompts=["x" * 50_000_000], reward=no_reward, tokenizer="embedded:grounded-student", max_prompt_tokens=32
         )
+    with pytest.raises(SettingError, match=r"system: 'xxx.*' does not work; it has 50,000,000 characters; shorten it"):
+        TextTask(prompts=["x"], system="x" * 50_000_000, chat=True, reward=no_reward, tokenizer=chat_models.tokenizer())
     assert time.monotonic() - began < 20
 
 

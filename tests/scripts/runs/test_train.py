@@ -129,7 +129,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
     out = tmp_path / "killed"
     arguments = ["train", "quickstart", "--out", str(out), "--quiet", *SMALL]
     kills = 0
-    for delay in (0.3, 1.1, 2.3):
+    for delay in (0.3, 1.1):
         process = subprocess.Popen(
             [sys.executable, "-m", "rlgkd.scripts", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -143,7 +143,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
             kills += 1
         process.wait()
         arguments = ["train", "--resume", str(out), "--quiet"]
-    assert kills >= 2
+    assert kills == 2
     result = rlgkd(*arguments)
     assert result.returncode == 0, result.stderr
     assert _outcome(out) == _outcome(finished)
