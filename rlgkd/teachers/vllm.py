@@ -22,7 +22,7 @@ TINY = 2.0**-23
 
 def request(model: str, tokens: Sequence[int], k: int) -> dict[str, object]:
     """The body that asks for the log-probabilities of a text's tokens."""
-    return {"model": model, "prompt": list(tokens), "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+    return {"model": model, "prompt": list(tokens), "max_tokens": 1, "temperature": 1, "prompt_logprobs": k}
 
 
 def known_text(
