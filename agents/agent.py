@@ -24,6 +24,7 @@ from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
 from rlgkd.agents.build import (
     build_optimizer,
     check_same_start,
+    check_texts,
     open_models,
     trainable_state,
     with_chosen_layers,
@@ -47,7 +48,6 @@ from rlgkd.ranks import join
 from rlgkd.rollout import check_references, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
-from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.types import Item, Task, Trajectory
 
 
@@ -235,10 +235,7 @@ class TextAgent(TokenAlgorithm):
             known = self.config.known_tokens
             remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
             raise SettingError("teacher_top_k", config.known_tokens, remedy)
-        whose = self.config.sampling.off_policy
-        if isinstance(self.teacher, FileTeacher) and config.sampling.off_policy != whose:
-            remedy = f"the teacher's file has log-probabilities of the texts of the {whose}; leave it at {whose}"
-            raise SettingError("off_policy", config.sampling.off_policy, remedy)
+        check_texts(self.teacher, config)
         self._check_task(config)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

@@ -213,10 +213,7 @@ def open_outside_teacher(
         known_tokens = config.known_tokens
     if is_teacher_file(teacher):
         from_file = FileTeacher(teacher, tokenizer, top_k=known_tokens)
-        if from_file.contents.texts != config.sampling.off_policy:
-            whose = from_file.contents.texts
-            remedy = f"{teacher} has log-probabilities of the texts of the {whose}; set it to {whose}"
-            raise SettingError("off_policy", config.sampling.off_policy, remedy)
+        check_texts(from_file, config)
         return from_file
     assert known_tokens is not None, "a served teacher with all tokens was refused"
     settings = config.teacher
@@ -240,6 +237,13 @@ def _short_chat(task: Task) -> Chat | None:
         return None
     messages = [{"role": "user", "content": "Hello"}]
     return Chat(messages=messages, variables=template.variables, ids=template.ids(messages))
+
+
+def check_texts(teacher: Teacher | None, config: AlgorithmConfig) -> None:
+    """Raise SettingError if a teacher's file is of the texts of others than `off_policy` says."""
+    if isinstance(teacher, FileTeacher) and (whose := teacher.contents.texts) != config.sampling.off_policy:
+        remedy = f"{teacher.name} has log-probabilities of the texts of the {whose}; set it to {whose}"
+        raise SettingError("off_policy", config.sampling.off_policy, remedy)
 
 
 def build_optimizer(

@@ -315,6 +315,10 @@ class TextTask:
         text: Any = call_user("reply", name, self.reply_of, item, turns, remedy=remedy)
         if text is not None and not isinstance(text, str):
             raise SettingError("reply", name, f"it returned {text!r:.60}; {remedy}")
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:  # which no tokenizer takes
+            raise SettingError("reply", name, f"it returned half of a surrogate pair; {remedy}") from error
         return text
 
     def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:

@@ -21,7 +21,7 @@ from stable_baselines3.common import env_checker as sb3_checker
 from rlgkd.errors import RlgkdError, one_line
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.dry_run import first_prompt
-from rlgkd.scripts.runs.train import make_env
+from rlgkd.scripts.runs.train import env_arguments, make_env
 from rlgkd.types import Item, Task
 
 SPLITS: Final = ("train", "validation", "test")
@@ -173,12 +173,11 @@ def _checkers(settings: RunConfig) -> Iterator[Outcome]:
         "Gymnasium's checker": lambda env: env_checker.check_env(env, skip_render_check=True),
         "Stable-Baselines3's checker": sb3_checker.check_env,
     }
-    student = settings.student
     for name, checker in checkers.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                checker(_environment(settings, student))
+                checker(_environment(settings))
             except Exception as error:
                 yield Outcome("FAIL", name, f"{type(error).__name__}: {one_line(error, 300)}")
                 continue
@@ -189,10 +188,7 @@ def _checkers(settings: RunConfig) -> Iterator[Outcome]:
             yield Outcome("ok", name, "it passes")
 
 
-def _environment(settings: RunConfig, student: str) -> gym.Env[Any, Any]:
-    from rlgkd.envs.registry import takes_tokenizer
-
-    given = settings.env_settings
-    own = {"tokenizer": student} if given.get("tokenizer") is None and takes_tokenizer(settings.env) else {}
-    made: gym.Env[Any, Any] = gym.make(settings.env, **{**given, **own}).unwrapped
+def _environment(settings: RunConfig) -> gym.Env[Any, Any]:
+    arguments = env_arguments(settings.env, settings.env_settings, student=settings.student)
+    made: gym.Env[Any, Any] = gym.make(settings.env, **arguments).unwrapped
     return made

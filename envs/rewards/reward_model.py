@@ -19,7 +19,7 @@ from rlgkd.envs.rewards.batched_model import (
     config_of,
 )
 from rlgkd.envs.rewards.prompts import Template, argument_names, chat_encoder, pair_encoder, text_encoder
-from rlgkd.errors import ModelError
+from rlgkd.errors import ModelError, SettingError
 from rlgkd.settings import checked_arguments
 
 
@@ -74,7 +74,11 @@ class RewardModel:
         tokens = self._model.tokenizer
         if template == "chat":
             messages = ("user", Template("{prompt}", ())), ("assistant", Template("{completion}"))
-            self._encoder = chat_encoder(tokens, *messages)
+            try:
+                self._encoder = chat_encoder(tokens, *messages)
+            except SettingError as error:
+                remedy = error.remedy.replace("set chat to false", "give a template of your own, or pair")
+                raise SettingError("template", template, remedy) from error
         elif template == "pair":
             self._encoder = pair_encoder(tokens, "prompt", "completion")
         else:

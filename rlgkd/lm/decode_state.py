@@ -5,9 +5,11 @@ Dimensions: B rows, T tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +18,16 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.devices import to_device
+
+
+def cache_argument(module: Any) -> str:
+    """What a model's forward pass calls its KV cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return _cache_argument(type(module).forward)
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from rlgkd.devices import to_device
 from rlgkd.errors import DataError, ModelError
 from rlgkd.lm.attention_mask import additive_mask
-from rlgkd.lm.decode_state import DecodeState, left_padded
+from rlgkd.lm.decode_state import DecodeState, cache_argument, left_padded
 from rlgkd.lm.linear import onednn_linears
 from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel
@@ -122,13 +122,14 @@ class EncoderDecoderModel(LanguageModel):
             column_T = torch.arange(state.attention_BT.shape[1], device=self.device)
             causal_TT = column_T <= column_T[-tokens_BT.shape[1] :, None]
             mask_B1TT = self._additive(state.attention_BT[:, None].bool() & causal_TT)[:, None]
-        output = self.module.get_decoder()(
+        decoder = self.module.get_decoder()
+        output = decoder(
             input_ids=tokens_BT,
             attention_mask=mask_B1TT,
-            past_key_values=state.cache,
             use_cache=True,
             encoder_hidden_states=state.encoder_BTH,
             encoder_attention_mask=state.encoder_mask_B11T,
+            **{cache_argument(decoder): state.cache},
         )
         return self._scaled(output.last_hidden_state[:, -1].to(self.device))
 

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTra
 
 from rlgkd.errors import ModelError, SettingError, one_line
 from rlgkd.lm import fast
-from rlgkd.lm.decode_state import DecodeState, left_padded
+from rlgkd.lm.decode_state import DecodeState, cache_argument, left_padded
 from rlgkd.lm.linear import onednn_linear, onednn_linears
 from rlgkd.lm.placement import is_dispatched, is_quantized, local_head
 from rlgkd.lm.shared_prefix import pack_shared_prefixes, supports_shared_prefix
@@ -162,8 +162,8 @@ class LanguageModel:
             input_ids=tokens_BT,
             attention_mask=state.attention_BT,
             position_ids=positions_BT,
-            past_key_values=state.cache,
             use_cache=True,
+            **{cache_argument(self.body): state.cache},
         )
         last: Tensor = output.last_hidden_state[:, -1].to(self.device)
         return last
@@ -249,7 +249,7 @@ class LanguageModel:
             if not self._agree(ours_TV, self._plain_logits(row, completion), rounding=5e-3, rounding_16_bits=0.25):
                 remedy = (
                     "decoded with a cache and padding, its log-probabilities are not those of its whole forward pass; "
-                    "give a model that takes attention_mask, position_ids and past_key_values"
+                    "give a model that takes attention_mask, position_ids and a KV cache"
                 )
                 raise ModelError("model", self.module.config.model_type, remedy)
 

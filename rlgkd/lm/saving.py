@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from rlgkd.permissions import follow_umask
 
 ADAPTER_FOLDER = "adapter"
 """Folder in the saved one for the adapters by themselves."""
+TEMPLATE_FILES, TEMPLATE_FOLDER = ("chat_template.jinja", "chat_template.json"), "additional_chat_templates"
+"""Where transformers keeps chat templates."""
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length", "max_new_tokens")
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 """How a server samples where nothing else is said; it bends no greedy text."""
@@ -70,6 +73,10 @@ def save(
     if dtype is not None:  # save_pretrained writes the precision of the model
         saved.config.dtype = dtype
         saved.config.save_pretrained(folder)
+    # What another tokenizer left there would become this one's if it has no template.
+    for name in TEMPLATE_FILES:
+        (Path(folder) / name).unlink(missing_ok=True)
+    shutil.rmtree(Path(folder) / TEMPLATE_FOLDER, ignore_errors=True)
     tokenizer.save_pretrained(folder)
     follow_umask(Path(folder).glob("*.safetensors"))
     for place in (Path(folder), Path(folder) / ADAPTER_FOLDER):

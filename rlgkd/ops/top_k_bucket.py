@@ -114,8 +114,11 @@ class KnownTokens:
             student_logits_NV: With its gradient.
             k: As if only so many tokens were known; None is all that are.
         """
-        logp_NK, rest_N = self.logp_NK, self.rest_N
+        logp_NK, rest_N, vocabulary = self.logp_NK, self.rest_N, student_logits_NV.shape[-1]
         assert logp_NK.shape[1] > 0, "over one bucket of all tokens every divergence is 0"
+        if logp_NK.shape[1] >= vocabulary:
+            whole = bool((logp_NK[:, :vocabulary] > -torch.inf).all())  # else the bucket needs a token at least
+            k = min(vocabulary if whole else vocabulary - 1, vocabulary if k is None else k)
         if k is not None and k < logp_NK.shape[1]:
             rest_N = torch.logaddexp(rest_N, logp_NK[:, k:].logsumexp(-1))
         return known_top_k_with_bucket(logp_NK[:, :k], self.ids_NK[:, :k], student_logits_NV, rest_N)

@@ -22,7 +22,7 @@ TINY = 2.0**-23
 
 def request(model: str, tokens: Sequence[int], k: int) -> dict[str, object]:
     """The body that asks for the log-probabilities of a text's tokens."""
-    return {"model": model, "prompt": list(tokens), "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+    return {"model": model, "prompt": list(tokens), "max_tokens": 1, "temperature": 1, "prompt_logprobs": k}
 
 
 def known_text(
@@ -57,10 +57,12 @@ def known_text(
         if len(logps) == k + 1:
             del logps[written]
         top = sorted(((logp, id_) for id_, logp in logps.items() if id_ < vocabulary), key=lambda pair: -pair[0])
+        if k and not top:  # the likeliest are all others' tokens: what is known of the student's is the written one
+            top = [(float(token_logp_L[row]), written)]
         outside_L[row] = sum(math.exp(logp) for id_, logp in logps.items() if id_ >= vocabulary)
         logp_LK[row, : len(top)] = [logp for logp, _ in top]
         ids_LK[row, : len(top)] = [id_ for _, id_ in top]
-        ids_LK[row, len(top) :] = top[0][1] if top else 0
+        ids_LK[row, len(top) :] = top[0][1] if top else 0  # none only where none were asked for
     if (outside_L > 1 - TINY).any():
         raise ValueError("it gives all its probability to tokens that the student does not have")
     inside_L1 = np.log1p(-outside_L)[:, None]

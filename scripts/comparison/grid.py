@@ -135,7 +135,7 @@ def parse_seeds(text: str) -> list[int]:
         ([0, 1, 2], [4, 7], [4])
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts if part) or not parts[0]:
+    if not all(part.isdecimal() and len(part) < 20 for part in parts if part) or not parts[0]:
         raise SettingError("seeds", text, "give a number of seeds, or seeds with commas between them")
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts if part]
 

@@ -37,9 +37,8 @@ def dry_run(settings: RunConfig) -> Iterator[str]:
 
     Raises: SettingError, ModelError, DataError, RewardError, as the run would.
     """
-    # Generated texts of a teacher would be kept in a file.
-    optional = settings.algorithm.sampling.teacher_texts is not None
-    trial = RunConfig(**{**settings.flat(), "teacher_texts": None}) if optional else settings
+    keeps_texts = settings.algorithm.sampling.teacher_texts is not None  # those that a teacher writes, in a file
+    trial = RunConfig(**{**settings.flat(), "teacher_texts": None}) if keeps_texts else settings
     yield "settings that are not the default:"
     yield dump_yaml(masked(_chosen(settings))).rstrip()
     agent = build_agent(trial)

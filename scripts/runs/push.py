@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlgkd import checkpoint
@@ -24,12 +25,14 @@ def push(run: Path, repository: str, *, public: bool = False, message: str = "")
         public: Make a repository that is not there yet public.
         message: Of the commit.
 
-    Raises: CheckpointError if the run has no model, or the folder cannot be written; DataError if the hub refuses.
+    Raises: CheckpointError if the run has no model, a link in the place of a file of it, or the folder cannot be
+        written; DataError if the hub refuses.
     """
     if not (run / MODEL / "config.json").is_file():
         raise CheckpointError(
             "run", str(run), "give the folder of a run that has ended; it must hold model/config.json"
         )
+    _check_links([run / MODEL, *(run / MODEL).rglob("*"), *(run / name for name in WITH_THE_MODEL)])
     if not (run / MODEL / card.CARD).is_file() and (run / SUMMARY).is_file():  # of an older version
         card.write_card(run)
     files = {str(path.relative_to(run / MODEL)): path for path in sorted((run / MODEL).rglob("*")) if path.is_file()}
@@ -37,6 +40,13 @@ def push(run: Path, repository: str, *, public: bool = False, message: str = "")
     if repository.startswith(("/", "./", "../", "~")) or Path(repository).is_dir():
         return _copied(files, Path(repository).expanduser())
     return _uploaded(files, repository, public=public, message=message or f"{run.resolve().name}, trained by rlgkd")
+
+
+def _check_links(paths: Iterable[Path]) -> None:
+    """Raise CheckpointError for a link: what it leads to is not the run's, and need not be meant for others."""
+    for path in paths:
+        if path.is_symlink():
+            raise CheckpointError("run", str(path), "it is a link; put the run's own in its place")
 
 
 def _copied(files: dict[str, Path], folder: Path) -> str:

@@ -27,7 +27,7 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.gating import extra_work
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, RlgkdError, SettingError, one_line, unknown_remedy
+from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.evaluation import evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.model import LanguageModel
@@ -51,6 +51,7 @@ from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
 from rlgkd.scripts.tracking.trackers import Trackers
 from rlgkd.secret_masks import masked
+from rlgkd.types import Task
 
 
 def agreed_settings(read_settings: Callable[[], RunConfig]) -> RunConfig:
@@ -147,7 +148,20 @@ def build_agent(settings: RunConfig) -> TextAlgorithm:
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
     agent = settings.algorithm_class(env=env, **settings.in_stage(0).agent_arguments())
     check_agent(settings, agent)
+    _check_splits(settings, agent.task)
     return agent
+
+
+def _check_splits(settings: RunConfig, task: Task) -> None:
+    """Raise SettingError for a split of evaluations that the task does not have, before anything is measured."""
+    for name in ("eval_split", *(["eval_every_split"] if settings.eval_every else [])):
+        split = getattr(settings, name)
+        try:
+            task.size(split)
+        except (DataError, SettingError) as error:
+            if error.field != "split":
+                raise
+            raise SettingError(name, split, error.remedy) from error
 
 
 def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
@@ -156,8 +170,7 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
     Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take.
     """
     try:
-        own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
-        return make_sb3_vec_env(env, seed=seed, **{**env_settings, **own})
+        return make_sb3_vec_env(env, seed=seed, **env_arguments(env, env_settings, student=student))
     except gym.error.Error as error:
         raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
     except UnknownSettingError as error:
@@ -168,6 +181,12 @@ def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: i
         if ":" not in env and env not in text_env_ids():
             raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
         raise SettingError("env_settings", env_settings, str(error)) from error
+
+
+def env_arguments(env: str, env_settings: Mapping[str, Any], *, student: str) -> dict[str, Any]:
+    """What the environment is made with: its settings, and the student's tokenizer where they name no other."""
+    own = {"tokenizer": student} if env_settings.get("tokenizer") is None and takes_tokenizer(env) else {}
+    return {**env_settings, **own}
 
 
 def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> Path | None:

@@ -294,3 +294,12 @@ def test_a_saved_folder_keeps_several_templates(tmp_path) -> None:
     own = tokenizer(template={"default": CHATML, "rag": "rag " + CHATML})
     save(model(own), own, tmp_path)
     assert load_tokenizer(tmp_path).chat_template == own.chat_template
+
+
+def test_a_folder_that_is_saved_over_another_has_no_template_of_that_ones(tmp_path) -> None:
+    old = tokenizer(template={"default": CHATML, "rag": "rag " + CHATML})
+    save(model(old), old, tmp_path)
+    for template in ("new " + CHATML, None):
+        own = tokenizer(template=template)
+        save(model(own), own, tmp_path)
+        assert load_tokenizer(tmp_path).chat_template == template

@@ -18,6 +18,7 @@ from rlgkd.agents import GRPO, PPO, RLOO, Distill, Reinforce
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ModelError
 from rlgkd.lm import LanguageModel, decode, language_model
+from rlgkd.lm.decode_state import cache_argument
 
 TOKENIZER = tiny.word_tokenizer(*"ABCDEFGHIJK")
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [3], [2, 2, 9]]
@@ -146,7 +147,9 @@ def test_a_family_that_would_be_decoded_wrongly_is_refused_at_opening_in_one_lin
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("argument", ["attention_mask", "position_ids", "past_key_values"])
+@pytest.mark.parametrize(
+    "argument", ["attention_mask", "position_ids", cache_argument(tiny.model("gpt2", vocabulary=4).base_model)]
+)
 def test_a_model_that_ignores_what_decoding_needs_is_refused_in_either_precision(monkeypatch, argument, dtype):
     model = module("gpt2", RIGHT["gpt2"]).to(dtype)
     forward = model.base_model.forward

@@ -101,6 +101,25 @@ def test_a_row_of_which_fewer_tokens_are_known_has_the_divergence_of_these() -> 
         assert gradient.isfinite().all()
 
 
+def test_rows_of_which_all_tokens_are_known_go_with_those_of_which_they_are_not() -> None:
+    """As many tokens as there are were asked for, of a teacher that has more of them than the student."""
+    teacher, student = logits()
+    student.requires_grad_()
+    all_known = known_tokens(teacher, 9)
+    logp, ids = all_known.logp_NK.clone(), all_known.ids_NK.clone()
+    mass = logp[0, -3:].logsumexp(-1)
+    logp[0, -3:], ids[0, -3:] = -torch.inf, ids[0, 0]
+    rest = all_known.rest_N.clone().masked_fill(torch.arange(20) == 0, mass.item())
+    known = KnownTokens(logp, ids, rest, all_known.token_logp_N)
+    fewer = top_k_with_bucket(teacher, student, 6)
+    for name, settings in F_DIVERGENCES:
+        ours = D.get(name, **settings)(*known.with_bucket(student))
+        torch.testing.assert_close(ours[1:], D.get(name, **settings)(teacher, student)[1:])
+        torch.testing.assert_close(ours[0], D.get(name, **settings)(*fewer)[0])
+        (gradient,) = torch.autograd.grad(ours.sum(), student)
+        assert gradient.isfinite().all()
+
+
 def test_a_slice_of_known_tokens_is_that_of_each_part() -> None:
     known = known_tokens(logits()[0], 3)
     part = known[2:5].to(torch.device("cpu"))

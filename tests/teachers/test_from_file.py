@@ -150,7 +150,7 @@ def test_what_the_file_cannot_give_is_refused_before_training(folder, settings, 
 def test_a_change_on_the_way_cannot_ask_for_texts_that_the_file_does_not_have(folder) -> None:
     agent = agent_of(str(folder / "references.safetensors"))
     agent.check_change(agent.Config(**agent.config.flat()))
-    with pytest.raises(SettingError, match=r"off_policy: 'teacher' .*texts of the references; leave it at references"):
+    with pytest.raises(SettingError, match=r"off_policy: 'teacher' .*texts of the references; set it to references"):
         agent.check_change(agent.Config(**{**agent.config.flat(), "off_policy": "teacher"}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import random
 import socket
 import threading
@@ -27,6 +28,7 @@ from rlgkd.rollout import sample_episodes
 from rlgkd.teachers import collate
 from rlgkd.teachers.opening import Chat, open_served
 from rlgkd.teachers.served import ServedTeacher
+from rlgkd.teachers.vllm import known_text
 from rlgkd.types import Batch, Episode
 
 STUDENT, TEACHER, ENV = "embedded:grounded-student", "embedded:grounded-teacher", "rlgkd/GroundedSummary-v0"
@@ -258,6 +260,16 @@ def test_a_teacher_with_more_tokens_is_renormalised_over_those_of_the_student(te
     logp_LV = logits_TV.log_softmax(-1)[np.flatnonzero(text.action_mask_T) - 1].detach().numpy()
     np.testing.assert_allclose(np.take_along_axis(logp_LV, known.ids_LK[:, :V], 1), known.logp_LK[:, :V], atol=1e-4)
     assert np.isneginf(known.logp_LK[:, V:]).all()
+
+
+def test_where_the_likeliest_tokens_are_not_the_students_the_written_one_is_known() -> None:
+    """By hand: 0.6 of another's token, 0.1 of the written one, so 0.25 of it among those of the student."""
+    there = {"7": {"logprob": math.log(0.6)}, "2": {"logprob": math.log(0.1)}}
+    answer = {"model": "m", "choices": [{"prompt_logprobs": [None, there]}]}
+    known = known_text(answer, [1, 2], [1], model="m", k=1, vocabulary=4)
+    teacher, student = collate([known], [1], "cpu").with_bucket(torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log())
+    assert [round(p, 4) for p in teacher.exp()[0].tolist()] == [0.25, 0.75]
+    assert [round(p, 4) for p in student.exp()[0].tolist()] == [0.2, 0.8]
 
 
 def test_opening_refuses_what_is_no_teacher_for_this_student(server, teacher, monkeypatch) -> None:

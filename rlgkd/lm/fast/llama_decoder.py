@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rlgkd.devices import to_device
+from rlgkd.lm.decode_state import cache_argument
 from rlgkd.lm.fast import support
 from rlgkd.lm.fast.cuda_graph import graphed_step
 from rlgkd.lm.fast.decode_ops import CpuDecodeOps, DecodeOps, TorchDecodeOps
@@ -200,7 +201,8 @@ class LlamaDecoder:
             return forward(self.lm.body, packed, packed.packed_index(last_P), on_layer=on_layer)[0]
         cache = DynamicCache(config=self.lm.module.config)
         with onednn_linears(self.lm.device):
-            output = self.lm.body(input_ids=tokens_PT, past_key_values=cache, use_cache=True)
+            body = self.lm.body
+            output = body(input_ids=tokens_PT, use_cache=True, **{cache_argument(body): cache})
         for layer in cache.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             write_cache(source_M, *(x.transpose(1, 2).flatten(0, 1) for x in (layer.keys, layer.values)))

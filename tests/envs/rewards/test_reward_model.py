@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -61,6 +62,11 @@ def test_a_chat_template_puts_the_prompt_as_the_users_message(tokenizer: PreTrai
         expected.append(float(logits(model, ids)))
     given = rewards.RewardModel(model, tokenizer=tokenizer, template="chat")(prompts, texts)
     assert given == pytest.approx(expected, abs=1e-5) and abs(given[0] - given[1]) > 1e-3
+    broken = copy.deepcopy(tokenizer)
+    for template, why in (("{{ 1 // 0 }}", "fails: ZeroDivisionError"), (None, "has no chat template")):
+        broken.chat_template = template
+        with pytest.raises(SettingError, match=rf"template: 'chat' .*{why}.* give a template of your own, or pair"):
+            rewards.RewardModel(model, tokenizer=broken, template="chat")
 
 
 def test_a_pair_is_joined_by_the_tokenizer(tokens: PreTrainedTokenizerFast) -> None:

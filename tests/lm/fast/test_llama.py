@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import DynamicCache
 
 from rlgkd.lm import LanguageModel, linear
+from rlgkd.lm.decode_state import cache_argument
 from rlgkd.lm.fast import PackedTokens, attention, autograd_ops, forward, llama, support, supported
 from rlgkd.lm.fast.support import FAMILIES
 from rlgkd.lm.fused_loss import fused_sum
@@ -221,7 +223,8 @@ def test_on_layer_receives_the_keys_and_values_of_a_kv_cache():
     found = []
     with torch.no_grad():
         forward(lm.body, packed, torch.tensor([4, 9]), on_layer=lambda key, value: found.append((key, value)))
-        cache = lm.body(input_ids=tokens_BT, use_cache=True).past_key_values
+        cache = DynamicCache(config=lm.module.config)
+        lm.body(input_ids=tokens_BT, use_cache=True, **{cache_argument(lm.body): cache})
     assert len(found) == len(cache.layers)
     for (key, value), layer in zip(found, cache.layers, strict=True):
         for ours, theirs in ((key, layer.keys), (value, layer.values)):

@@ -205,6 +205,8 @@ def test_a_changed_measure_forgets_the_best_value(whole: Path, tmp_path: Path) -
         (["eval_every=50", "patience=2"], "patience: 2 .*set keep_best"),
         (["eval_every=50", "keep_best=length"], r"keep_best: 'length' .*write \+length or -length"),
         (["eval_every=50", "keep_best=truht"], "keep_best: 'truht' .*'truth'"),
+        (["eval_every=50", "eval_every_split=held"], "eval_every_split: 'held' .*train, validation, test"),
+        (["eval_split=held"], "eval_split: 'held' .*train, validation, test"),
     ],
 )
 def test_what_could_not_be_watched_is_refused_before_training(settings: list[str], words: str, tmp_path: Path) -> None:

@@ -47,6 +47,21 @@ def test_a_run_that_has_not_ended_is_refused(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.parametrize("name", ["model/notes.txt", "report.html", "model"])
+def test_a_link_in_a_run_is_not_followed(run: Path, tmp_path: Path, name: str) -> None:
+    """A run of somebody else could so send a file of one's own."""
+    elsewhere = tmp_path / "elsewhere"
+    if name == "model":
+        (run / name).rename(elsewhere)
+    else:
+        elsewhere.write_text("private")
+        (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match="it is a link"):
+        push(run, str(tmp_path / "hub"))
+    assert not (tmp_path / "hub").exists()
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's interface as a commit of small files needs."""
 
