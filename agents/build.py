@@ -56,7 +56,10 @@ def with_chosen_layers(
     with _relabel_errors("student"):
         if tokenizer is None:
             tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
+        named = policy if isinstance(policy, str) else ""
+        check_same_vocabulary(task.tokenizer, tokenizer, field="student", owner="environment", name=named)
         whole = language_model(load(policy, dtype=dtype_of(config.model.dtype), device=device), tokenizer)
+        share_end_ids(task, whole)
         cut = best_cut(whole, task, number)
     _log.warning(
         "student_layers: %d: of %s layers %d to %d are left out; reverse KL to the whole model %.3f nats a token",

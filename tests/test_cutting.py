@@ -70,6 +70,12 @@ def test_a_model_without_a_list_of_layers_is_refused(task):
         GRPO(model, ENV, tokenizer=task.tokenizer, alpha=0, student_layers=1)
 
 
+def test_a_student_of_another_vocabulary_is_refused_before_it_writes_any_text(caplog):
+    with pytest.raises(ModelError, match="student: "):
+        GRPO("embedded:translate-student", ENV, alpha=0, student_layers=1)
+    assert "are left out" not in caplog.text
+
+
 def test_an_agent_that_is_given_a_number_is_the_agent_that_is_given_the_layers():
     chosen = GRPO(TEACHER, ENV, teacher=TEACHER, student_layers=2, seed=1)
     named = GRPO(TEACHER, ENV, teacher=TEACHER, student_layers=chosen.config.model.student_layers, seed=1)
