@@ -24,7 +24,7 @@ from rlgkd.envs.text.encoder import TextEncoder
 from rlgkd.envs.text.teacher_format import teacher_format
 from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.envs.user_calls import call_user
-from rlgkd.errors import DataError, SettingError
+from rlgkd.errors import DataError, SettingError, TooLongError
 from rlgkd.global_state import restored_state
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.stop_strings import StopStrings
@@ -256,11 +256,11 @@ class TextTask:
         if characters > CHARACTERS_PER_TOKEN * self.max_prompt_tokens:  # not to be encoded first, which takes minutes
             limit = f"raise max_prompt_tokens, now {self.max_prompt_tokens}"
             remedy = f"it has {characters:,} characters; shorten it or {limit}"
-            raise DataError("prompt", item.key, remedy)
+            raise TooLongError("prompt", item.key, remedy)
         ids = self._prompt_ids(self._encoder, item)
         if len(ids) > self.max_prompt_tokens:
             remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"
-            raise DataError("prompt", item.key, remedy)
+            raise TooLongError("prompt", item.key, remedy)
         return ids
 
     def _prompt_ids(self, encoder: TextEncoder, item: Item) -> list[int]:

@@ -45,6 +45,10 @@ class DataError(RlgkdError, ValueError):
     """Prompts that are missing, empty, too long or malformed."""
 
 
+class TooLongError(DataError):
+    """A prompt that is longer than its limit, or that the model's context has no room for."""
+
+
 def in_one_message(errors: Sequence[tuple[str, DataError]], seen: int, hint: str = "") -> DataError:
     """Return the error that stands for several of `seen` rows: the first one, how many there are, and the first keys.
 
@@ -58,7 +62,7 @@ def in_one_message(errors: Sequence[tuple[str, DataError]], seen: int, hint: str
     if len(errors) > 1:
         shown = [*[repr(key) for key, _ in errors[:MAX_KEYS]], *["..."] * (len(errors) > MAX_KEYS)]
         remedy += f". {len(errors)} of {seen} rows cannot be used: {', '.join(shown)}"
-    return DataError(first.field, first.value, remedy + hint)
+    return type(first)(first.field, first.value, remedy + hint)
 
 
 class RewardError(RlgkdError, RuntimeError):

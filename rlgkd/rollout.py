@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rlgkd import scoring
 from rlgkd.dialogue import Dialogue, end_ids_of, ending_with, stop_strings
-from rlgkd.errors import DataError, SettingError, in_one_message
+from rlgkd.errors import DataError, SettingError, TooLongError, in_one_message
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import tokens_as_read
@@ -303,5 +303,5 @@ def encode_within(lm: LanguageModel, task: Task, item: Item) -> list[int]:
             f"{len(prompt)} tokens and {task.max_new_tokens} new ones exceed the model's context of {lm.context}; "
             "shorten the prompt or lower max_new_tokens"
         )
-        raise DataError("prompt", item.key, remedy)
+        raise TooLongError("prompt", item.key, remedy)
     return prompt

@@ -122,10 +122,14 @@ def _trained(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
     moves = math.isfinite(end) and end != alpha
     divergence = str(summary.get("divergence") or config.get("divergence") or "")
     lora = config.get("lora_rank")
-    rows = [
+    objective = [
         ("alpha", f"{compact(alpha)}{f' to {compact(end)}' if moves else ''}"),
         ("beta = alpha / (1 - alpha)", _beta(alpha) + (f" to {_beta(end)}" if moves else "")),
         ("divergence", DIVERGENCE_LABELS.get(divergence, divergence.replace("_", " "))),
+    ]
+    stages = [stage for stage in to_list(summary.get("stages")) if isinstance(stage, Mapping)]
+    rows = [
+        *([(f"stage {stage.get('name')}", _until(stage)) for stage in stages] if stages else objective),
         ("teacher", _name(config.get("teacher")) or "none"),
         ("learning rate", config.get("learning_rate", "")),
         ("trained", f"LoRA adapters of rank {lora}" if lora else "all weights"),
@@ -133,6 +137,10 @@ def _trained(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
         *((source["setting"], _source(source)) for source in to_list(summary.get("sources")) if _is_source(source)),
     ]
     return ["## How it was trained\n", _table(["", ""], [[key, str(value)] for key, value in rows if str(value)])]
+
+
+def _until(stage: Mapping[str, Any]) -> str:
+    return f"from token {_number(stage.get('tokens'))} to {_number(stage.get('end'))}; its objective is in the settings"
 
 
 def _beta(alpha: float) -> str:

@@ -15,7 +15,7 @@ from rlgkd.devices import best_device
 from rlgkd.envs.rewards.constant import no_reward
 from rlgkd.envs.task import TextTask
 from rlgkd.envs.text.format_string import FormatString
-from rlgkd.errors import DataError, SettingError
+from rlgkd.errors import DataError, SettingError, TooLongError
 from rlgkd.lm import LanguageModel, open_by_name
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import rollout
@@ -107,7 +107,7 @@ def talk(
             try:
                 (answer,) = _texts(lm, [turns], settings, wanted, seed=seed, greedy=greedy, filters=filters)
                 break
-            except DataError:
+            except TooLongError:
                 if len(turns) == 1:
                     raise
                 del turns[:2]

@@ -50,6 +50,14 @@ def test_alpha_beta_teacher_data_and_command_stand_in_the_card(run: Path) -> Non
     assert (run / "config.yaml").read_text().strip() in text
 
 
+def test_a_run_in_stages_says_how_long_each_was_and_not_one_alpha(run: Path) -> None:
+    stages = [{"name": "distil", "tokens": 0, "end": 1200}, {"name": "reinforce", "tokens": 1200, "end": 3000}]
+    change(run, alpha=1, alpha_end=0, stages=stages)
+    text = model_card(read_run(run))
+    assert "| stage distil | from token 0 to 1,200; its objective is in the settings |" in text
+    assert "| stage reinforce | from token 1,200 to 3,000;" in text and "| alpha |" not in text
+
+
 def test_the_hub_reads_the_head_and_gets_no_path_of_this_machine(run: Path) -> None:
     (run / "config.yaml").write_text("student: /home/me/secret/models/small\nteacher: owner/large\nalpha: 1\n")
     text = model_card(read_run(run))
