@@ -55,7 +55,7 @@ class _InterruptedCall:
         self._warn = warn
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._due = False
+        self._sent = self._heard = 0
         self._previous: Any = None
 
     def __call__(self, function: Callable[[], T]) -> T:
@@ -91,7 +91,7 @@ class _InterruptedCall:
             with self._lock:
                 # A handler of the function's own is left alone; most functions soon put back the one that was there.
                 if not self._ended.is_set() and signal.getsignal(signal.SIGALRM) == self._on_signal:
-                    self._due = True
+                    self._sent += 1
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
             if pause == AGAIN and not warned:
                 warned = True
@@ -99,8 +99,9 @@ class _InterruptedCall:
             pause = AGAIN
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._due:
-            self._due = False
+        # Counted, for the next one may be sent before this one is dealt with; several may arrive as one.
+        if self._sent > self._heard:
+            self._heard += 1
             # A signal may come while the one before it is dealt with: after a call into C that no signal interrupts.
             while frame is not None and not (frame.f_code is self._run.__code__ and frame.f_locals["self"] is self):
                 frame = frame.f_back
