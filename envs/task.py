@@ -323,7 +323,8 @@ class TextTask:
 
     def encode_reply(self, text: str, *, closed: bool = True) -> list[int]:
         """See `Task.encode_reply`; with `chat`, a reply is the user's next message."""
-        ids = self._encoder.reply(text, closed=closed)
+        # What cannot fit is not encoded whole, which takes minutes.
+        ids = self._encoder.reply(text[: CHARACTERS_PER_TOKEN * self.max_new_tokens], closed=closed)
         if len(ids) >= self.max_new_tokens and not self._warned_long_reply:
             self._warned_long_reply = True
             _log.warning(

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards import numeric
 from rlgkd.envs.task import TextTask
@@ -84,7 +86,11 @@ def draw_problem(rng: random.Random, steps: int) -> Problem:
 
 @checked_arguments
 def arithmetic(
-    *, steps: int = 3, tokenizer: str = TOKENIZER, max_new_tokens: int = 40, max_prompt_tokens: int = 32
+    *,
+    steps: int = 3,
+    tokenizer: str | PreTrainedTokenizerBase = TOKENIZER,
+    max_new_tokens: int = 40,
+    max_prompt_tokens: int = 32,
 ) -> TextTask:
     """Word problems of 1 to `steps` steps, in [1, 8], written out; the reward is for the right answer.
 
@@ -98,7 +104,7 @@ def arithmetic(
 
     Args:
         steps: Steps of the longest problems.
-        tokenizer: A model's name.
+        tokenizer: A model's name or a loaded tokenizer.
         max_new_tokens: Length limit of a completion. The default fits 3 steps; each further one takes 12 more.
         max_prompt_tokens: Length limit of a prompt. The default fits 3 steps; each further one takes 6 more.
 

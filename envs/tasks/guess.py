@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
+
 from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.task import TextTask
 from rlgkd.errors import SettingError
@@ -25,7 +27,7 @@ def guess(
     *,
     largest: int = 100,
     guesses: int = 7,
-    tokenizer: str = TOKENIZER,
+    tokenizer: str | PreTrainedTokenizerBase = TOKENIZER,
     max_new_tokens: int = 96,
     max_prompt_tokens: int = 48,
 ) -> TextTask:
@@ -44,7 +46,7 @@ def guess(
     Args:
         largest: The ranges lie within [1, largest]; 16 or more.
         guesses: The most guesses; 1 or more.
-        tokenizer: A model's name.
+        tokenizer: A model's name or a loaded tokenizer.
         max_new_tokens: Length limit of all turns together, the environment's included.
         max_prompt_tokens: Length limit of a prompt.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
+
 from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards import bleu, chrf
 from rlgkd.envs.task import TextTask
@@ -126,7 +128,11 @@ def draw_phrase(rng: random.Random, digits: int) -> tuple[str, str]:
 
 @checked_arguments
 def translate(
-    *, digits: int = 4, tokenizer: str = TOKENIZER, max_new_tokens: int = 20, max_prompt_tokens: int = 24
+    *,
+    digits: int = 4,
+    tokenizer: str | PreTrainedTokenizerBase = TOKENIZER,
+    max_new_tokens: int = 20,
+    max_prompt_tokens: int = 24,
 ) -> TextTask:
     """English numbers of 1 to `digits` digits, in [1, 6], and dates into German; the reward is BLEU.
 
@@ -140,7 +146,7 @@ def translate(
 
     Args:
         digits: Digits of the largest numbers.
-        tokenizer: A model's name.
+        tokenizer: A model's name or a loaded tokenizer.
         max_new_tokens: Length limit of a completion. The default fits 4 digits; 6 digits take 28.
         max_prompt_tokens: Length limit of a prompt. The default fits 4 digits; 6 digits take 32.
 

@@ -106,8 +106,11 @@ def is_measured(base: RunConfig, samples: int, out: Path) -> bool:
     try:
         check_file(out / MEASURED)
         measured = json.loads((out / MEASURED).read_text(encoding="utf-8"))
-        return bool(measured["by"] == _fingerprint(base, samples) and measured.keys() >= PARTS)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if measured["by"] != _fingerprint(base, samples) or not measured.keys() >= PARTS:
+            return False
+        numbers = [value for values in measured["measures"].values() for value in values]
+        return all(value is None or isinstance(value, int | float) for value in numbers)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -24,6 +24,11 @@ def test_a_measurement_that_is_not_whole_is_made_again(tmp_path: Path) -> None:
     for lost in whole:
         write({name: value for name, value in whole.items() if name != lost}, base, 1, tmp_path)
         assert not is_measured(base, 1, tmp_path)
+    for measures in ({"truth": [1, "0.5"]}, {"truth": 3}, [1]):
+        write({**whole, "measures": measures}, base, 1, tmp_path)
+        assert not is_measured(base, 1, tmp_path)
+    write({**whole, "measures": {"truth": [1, 0.5, None]}}, base, 1, tmp_path)
+    assert is_measured(base, 1, tmp_path)
     for text in ("", "[]", "3", "{", json.dumps({"by": 3})):
         (tmp_path / MEASURED).write_text(text)
         assert not is_measured(base, 1, tmp_path)
