@@ -19,7 +19,7 @@ from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import dtype_of
 from rlgkd.lm.lora import has_adapters
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.saving import ADAPTER_FOLDER, save
+from rlgkd.lm.saving import ADAPTER_FOLDER, check_not_base, remove_older_adapters, save
 from rlgkd.settings import Settings, layered
 
 SETTINGS_FILE = "rlgkd_agent.json"
@@ -56,6 +56,8 @@ def write_agent(
         del kept["save_adapter"]  # the folder's model has none
     saved = {"agent": agent, "settings": kept, "state": state.to_json(), "adapter_merged": merged}
     text = json.dumps(saved, indent=2)
+    if settings["save_adapter"]:
+        check_not_base(student.module, agent_folder(path))
     with _replaced(agent_folder(path)) as folder:
         save(
             student.module,
@@ -89,6 +91,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
         try:
             yield new
             if folder.exists():
+                remove_older_adapters(folder)
                 _remove_older(folder, {path.name for path in new.iterdir()})
                 for path in new.iterdir():
                     path.rename(folder / path.name)

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("envs", "agents", "scripts")
-FOR_A_CHECKOUT = ("test", "quickstart", "gpu_check", "_venv.sh")
+FOR_A_CHECKOUT = ("site", "test", "quickstart", "gpu_check", "_venv.sh")
 NOT_PACKAGED = {f"rlgkd/scripts/{name}" for name in FOR_A_CHECKOUT}
 MAINTAINERS = ("rlgkd/scripts/assets/", "rlgkd/scripts/paper/")  # in the repository only
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import random
 import re
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from rlgkd.envs.data.readers import (
 )
 from rlgkd.envs.data.rows import RowItems, Rows, UnusableRows, as_row
 from rlgkd.envs.data.sources import Items, ListItems
-from rlgkd.errors import DataError, SettingError, one_line
+from rlgkd.errors import DataError, SettingError
 from rlgkd.imports import import_object, is_import_path
 from rlgkd.types import Item
 
@@ -143,27 +142,11 @@ def _divided(items: Sequence[Item], shares: Mapping[str, range]) -> ListItems:
     return ListItems({split: part for split, part in splits.items() if part}, advice=advice)
 
 
-def _drawn(draw: Callable[[random.Random], Any], rng: random.Random) -> Any:
-    try:
-        return draw(rng)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError("data", getattr(draw, "__name__", type(draw).__name__), _failure(error)) from error
-
-
-def _failure(error: Exception) -> str:
-    """What a user's function raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    place = f" ({frames[0].filename}:{frames[0].lineno})" if frames else ""
-    return f"it raised {type(error).__name__}: {one_line(error, 200)}{place}; it gets a random.Random and returns a row"
-
-
 def _draw_item(draw: Callable[[random.Random], Any], row_items: RowItems) -> Callable[[random.Random, str], Item]:
     def item(rng: random.Random, key: str) -> Item:
         for _ in range(MAX_DRAWS):
             try:
-                return row_items.item(key, as_row(key, _drawn(draw, rng)))
+                return row_items.item(key, as_row(key, draw(rng)))
             except DataError as error:
                 if row_items.unusable.action == "refuse":
                     raise

@@ -57,9 +57,8 @@ def save(
 
     Raises: SettingError for `adapters` if the model has none, or several, or if `folder` is that of the model under it.
     """
-    base = module.config.name_or_path or ""
-    if adapters and os.path.isdir(base) and os.path.isdir(folder) and os.path.samefile(base, folder):
-        raise SettingError("path", str(folder), "it holds the model that the adapter is on; save elsewhere")
+    if adapters:
+        check_not_base(module, folder)
     saved = copy.copy(module)  # shallow: the weights are shared
     saved.config = copy.deepcopy(module.config)
     if module.generation_config is not None:
@@ -79,11 +78,23 @@ def save(
     shutil.rmtree(Path(folder) / TEMPLATE_FOLDER, ignore_errors=True)
     tokenizer.save_pretrained(folder)
     follow_umask(Path(folder).glob("*.safetensors"))
+    remove_older_adapters(folder)
+    if adapters:
+        save_adapter(module, Path(folder) / ADAPTER_FOLDER)
+
+
+def check_not_base(module: PreTrainedModel, folder: str | Path) -> None:
+    """Raise SettingError if the folder is that of the model under the adapter, which would be lost."""
+    base = module.config.name_or_path or ""
+    if os.path.isdir(base) and os.path.isdir(folder) and os.path.samefile(base, folder):
+        raise SettingError("path", str(folder), "it holds the model that the adapter is on; save elsewhere")
+
+
+def remove_older_adapters(folder: str | Path) -> None:
+    """Remove adapters of what a folder held before: it would open as one of them."""
     for place in (Path(folder), Path(folder) / ADAPTER_FOLDER):
         if remove_adapter(place):
             _log.warning("%s held an adapter of what was there before; it was removed", place)
-    if adapters:
-        save_adapter(module, Path(folder) / ADAPTER_FOLDER)
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -72,8 +72,9 @@ def test_an_installed_packages_environment_passes_the_checkers_and_its_reward_go
 
 @pytest.mark.slow
 def test_the_command_line_lists_what_an_installed_package_brings_and_trains_on_it(site: Path, tmp_path: Path) -> None:
-    listed = python("-m", "rlgkd.scripts", "list", site=site)
-    assert "acme/Polite-v0" in listed.stdout and "acme.tasks:politeness" in listed.stdout, listed.stderr
+    for kind, name in (("envs", "acme/Polite-v0"), ("rewards", "acme.tasks:politeness")):
+        listed = python("-m", "rlgkd.scripts", "list", kind, site=site)
+        assert name in listed.stdout, listed.stderr
     small = ["tokens=40", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1", "env=acme/Polite-v0"]
     small += ["student=embedded:grounded-student", "teacher=embedded:grounded-teacher"]
     run = tmp_path / "run"

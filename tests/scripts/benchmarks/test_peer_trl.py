@@ -20,8 +20,9 @@ from torch import Tensor
 from rlgkd.errors import SettingError
 from rlgkd.lm import save
 from rlgkd.ops import divergence as D
+from rlgkd.scripts._peak_memory import peak_mb
 from rlgkd.scripts.benchmarks import peer_trl
-from rlgkd.scripts.benchmarks.job import BenchmarkJob, peak_mb
+from rlgkd.scripts.benchmarks.job import BenchmarkJob
 
 VOCABULARY = 64
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
@@ -65,7 +66,7 @@ def test_an_unknown_kind_of_step_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="getrusage does count the parent's on Linux alone")
 def test_the_peak_of_memory_is_the_process_s_own_and_not_its_parent_s() -> None:
     held = b"x" * (512 * 2**20)
-    child = "from rlgkd.scripts.benchmarks.job import peak_mb; print(peak_mb())"
+    child = "from rlgkd.scripts._peak_memory import peak_mb; print(peak_mb())"
     printed = subprocess.run([sys.executable, "-c", child], check=True, capture_output=True, text=True).stdout
     assert 5 < float(printed) < len(held) / 2**20 < peak_mb()
 

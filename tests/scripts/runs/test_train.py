@@ -274,7 +274,6 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
         ),
         (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
         (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
-        (["list", "recipe"], ["'recipes'"]),
         (["train", "quickstart", "--out", "n" * 300], ["nnn", "too long", "give another --out"]),
         (["train", "a\0.yaml"], ["null byte"]),
         (["train", "quickstart", "name=&a [*a]"], ["name", "YAML"]),
