@@ -70,10 +70,9 @@ def on_files(files: Any, *, config: Any) -> Any:
     made |= {_env_page(name): _environment(name, takes, about) for name, (takes, about) in _environments().items()}
     made |= {f"api/{module}.md": f"# {title}\n\n::: {module}\n" for title, module in API.items()}
     written = {file.src_uri: Path(file.abs_src_path).read_text() for file in files.documentation_pages()}
-    origins = {page: source for source, page in PROJECT_PAGES.items()}
     for page, text in {**written, **made}.items():
         for target, _ in LINK.findall(text):
-            path = _in_repository(origins.get(page, f"docs/{page}"), target)
+            path = _in_repository(_origin(page), target)
             if path and (ROOT / path).is_file() and not path.startswith("docs/") and path not in PROJECT_PAGES:
                 made[_source_page(path)] = _source(path)
     for page, text in made.items():
@@ -84,10 +83,9 @@ def on_files(files: Any, *, config: Any) -> Any:
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Let links go to pages of the site."""
     here = page.file.src_uri
-    origin = next((source for source, target in PROJECT_PAGES.items() if target == here), f"docs/{here}")
 
     def linked(match: re.Match[str]) -> str:
-        path = _in_repository(origin, match[1])
+        path = _in_repository(_origin(here), match[1])
         if path is None:
             return match[0]
         if path in PROJECT_PAGES:
@@ -101,6 +99,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return f"]({posixpath.relpath(target, posixpath.dirname(here) or '.')}{match[2] or ''})"
 
     return LINK.sub(linked, markdown)
+
+
+def _origin(page: str) -> str:
+    """The file of the repository that a page is made of, from whose folder its links go."""
+    return next((source for source, made in PROJECT_PAGES.items() if made == page), f"docs/{page}")
 
 
 def _in_repository(origin: str, target: str) -> str | None:

@@ -480,6 +480,13 @@ def exact_gap_gradient(
     return torch.cat([p.grad.flatten() for p in student.module.parameters()])
 
 
+def gradient_per_token(loss: torch.Tensor, student: LanguageModel, batch: Sequence[Trajectory]) -> torch.Tensor:
+    """The gradient of a sum over all tokens of the texts, for a mean over them."""
+    student.module.zero_grad()
+    (loss / sum(t.length for t in batch)).backward()
+    return torch.cat([p.grad.flatten() for p in student.module.parameters()])
+
+
 @pytest.mark.parametrize("name", ["clip", "power", "sigmoid"])
 def test_a_gap_has_the_expected_gradient_that_its_sum_over_the_vocabulary_has(name: str) -> None:
     """PowerOPD's, SDAR's and clipped on-policy distillation, sampled, with the mean subtracted or not."""
@@ -505,9 +512,7 @@ def test_sdars_own_loss_has_the_gradient_of_the_gap_sigmoid() -> None:
         q_L, p_L = (log_probabilities(lm, t).gather(1, tokens_L1)[:, 0] for lm in (student, teacher))
         gap_L = p_L.detach() - q_L
         loss = loss + ((5.0 * gap_L).sigmoid().detach() * gap_L).sum()
-    student.module.zero_grad()
-    (loss / sum(t.length for t in batch)).backward()
-    own = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    own = gradient_per_token(loss, student, batch)
     objective = Objective(alpha=1.0, reduction="token_mean", estimator="sampled", gap="sigmoid")
     found = gradient(objective, student, teacher, batch, torch.zeros_like(ADVANTAGES))
     torch.testing.assert_close(found, own, atol=1e-6, rtol=1e-5)
@@ -523,9 +528,7 @@ def test_the_asymmetric_estimator_is_sampled_where_the_teacher_agrees_and_else_t
         for q_V, p_V, v in zip(q_LV, p_LV, t.tokens_T[t.action_mask_T].tolist(), strict=True):
             d = (p_V[v] - q_V[v]).item()
             loss = loss + ((p_V.exp() * (p_V - q_V)).sum() if d <= 0 else -d * q_V[v])
-    student.module.zero_grad()
-    (loss / sum(t.length for t in batch)).backward()
-    own = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    own = gradient_per_token(loss, student, batch)
     objective = Objective(alpha=1.0, reduction="token_mean", estimator="asymmetric", divergence="forward_kl")
     found = gradient(objective, student, teacher, batch, torch.zeros_like(ADVANTAGES))
     torch.testing.assert_close(found, own, atol=1e-6, rtol=1e-5)

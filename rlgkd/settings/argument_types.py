@@ -69,7 +69,7 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as that can be told."""
+    """Whether a value is of a type, as far as that can be seen."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in options)

@@ -1,4 +1,4 @@
-"""Damage in a model's folder that transformers passes over is refused, or told."""
+"""Damage in a model's folder that transformers passes over is refused, or reported."""
 
 from __future__ import annotations
 
