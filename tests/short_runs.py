@@ -6,12 +6,15 @@ import csv
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from rlgkd import checkpoint
+from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.fit import fit
@@ -40,6 +43,21 @@ def begin(out: Path, *more: str) -> None:
     out.mkdir()
     (out / "config.yaml").write_text(dump(settings))
     go_on(out, settings=settings)
+
+
+def begin_and_end(out: Path, *more: str, end: Callable[[], None], update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a run that `end` ends before it trains on the texts of an update, counted from 0."""
+    descend = TextAlgorithm.train
+
+    def ends(agent: TextAlgorithm) -> None:
+        if agent.state.updates == update:
+            end()
+        descend(agent)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextAlgorithm, "train", ends)
+        with pytest.raises((SystemExit, MemoryError)):
+            begin(out, *more)
 
 
 def trained(out: Path) -> dict[str, bytes]:

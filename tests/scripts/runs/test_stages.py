@@ -17,10 +17,9 @@ from pathlib import Path
 
 import pytest
 from on_request import minutes
-from short_runs import SMALL, begin, crash, evaluations, go_on, interrupt, outcome, trained
+from short_runs import SMALL, begin, begin_and_end, crash, evaluations, go_on, interrupt, outcome, trained
 
 from rlgkd import agents, checkpoint
-from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import SettingError
 from rlgkd.scripts.config.run import read
@@ -102,17 +101,7 @@ def test_the_report_has_bands(whole: Path) -> None:
 def test_a_run_that_ended_in_any_stage_and_was_resumed_is_the_one_that_was_not(
     end: Callable[[], None], update: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    descend = TextAlgorithm.train
-
-    def ends(agent: TextAlgorithm) -> None:
-        if agent.state.updates == update:
-            end()
-        descend(agent)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TextAlgorithm, "train", ends)
-        with pytest.raises((SystemExit, MemoryError)):
-            begin(tmp_path / "run", *WATCHED)
+    begin_and_end(tmp_path / "run", *WATCHED, end=end, update=update, monkeypatch=monkeypatch)
     go_on(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(whole)
 
