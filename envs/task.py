@@ -26,6 +26,7 @@ from rlgkd.envs.tools import Tools, tool_counts
 from rlgkd.envs.user_calls import call_user
 from rlgkd.errors import DataError, SettingError, TooLongError
 from rlgkd.global_state import restored_state
+from rlgkd.imports import import_object
 from rlgkd.lm.loading import load_tokenizer
 from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.lm.text_format import end_token
@@ -62,7 +63,7 @@ class TextTask:
         chat_template: str = "",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         chat_template_date: str | date = "",
-        reply: Reply | None = None,
+        reply: Reply | str | None = None,
         at_limit: str = "terminate",
         stop: str | Sequence[str] = (),
         end_tokens: str | Sequence[str] = (),
@@ -102,8 +103,9 @@ class TextTask:
             chat_template_kwargs: Variables of the chat template, such as `{enable_thinking: false}`.
             chat_template_date: The day that a chat template shows if it shows one, as YYYY-MM-DD; by default the day on
                 which the task is made. `rlgkd train` writes it into a run's settings.
-            reply: What the environment answers to a turn, given the item and all turns so far; None, or no `reply`,
-                ends the episode. Its tokens are no actions. Rewards may ask for `turns` as well.
+            reply: What the environment answers to a turn, given the item and all turns so far, or the import path of
+                that function; None, or no `reply`, ends the episode. Its tokens are no actions. Rewards may ask for
+                `turns` as well.
             at_limit: `terminate`: a text that reaches the limit is scored as it stands. `truncate`: it is cut off there
                 and not scored; rlgkd's agents leave it out of the policy term (DAPO's overlong filtering), in
                 Gymnasium's terms it is `truncated`, and other libraries put the last state's value in its place.
@@ -163,7 +165,7 @@ class TextTask:
             parts_of_turns=tool_counts if tools else None,
         )
         self.quality_of = quality_from(quality)
-        self.reply_of = reply
+        self.reply_of: Reply | None = import_object("reply", reply) if isinstance(reply, str) else reply
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self.at_limit = at_limit

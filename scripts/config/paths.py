@@ -38,7 +38,7 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """The setting with its paths made absolute, each from the first of the folders that holds it.
 
     Paths are the models, `teacher_texts`, `trackers`, and of the environment's settings `tokenizer`, `data`, `reward`,
-    `quality`, `tools`. The last four and `trackers` may be Python: `module:name`, where the module is a file of a
+    `quality`, `tools`, `reply`. The last five and `trackers` may be Python: `module:name`, where the module is a file of a
     folder, becomes `/folder/module.py:name`.
     """
     if key == "env_settings" and isinstance(value, Mapping):
@@ -53,6 +53,8 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
         value = [name.strip() for name in value.split(",") if name.strip()]
     if key in ("tools", "trackers") and isinstance(value, list):
         return [_code(tool, folders) if isinstance(tool, str) else tool for tool in value]
+    if key == "reply":
+        return _code(value, folders) if isinstance(value, str) else value
     return _reward(value, folders) if key in ("reward", "quality") else value
 
 
