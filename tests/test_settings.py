@@ -154,7 +154,9 @@ def test_true_is_no_number(setting: str) -> None:
 def test_true_is_no_number_for_a_parameter_either() -> None:
     with pytest.raises(SettingError, match="beta: True does not work"):
         AlgorithmConfig(divergence="jsd", beta=True)
-    assert dict(AlgorithmConfig(divergence="jsd", normalized=True).objective.divergence.parameters)["normalized"]
+    assert dict(AlgorithmConfig(divergence="jsd", beta=0.5, normalized=True).objective.divergence.parameters)[
+        "normalized"
+    ]
 
 
 @pytest.mark.parametrize("schedule", [lambda remaining: 1 / remaining, lambda remaining: "x", lambda remaining: 2.0])

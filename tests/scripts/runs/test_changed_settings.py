@@ -152,7 +152,7 @@ STEERED = {"agent": "Reinforce", "tokens": 1000, "divergence_target": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "stage", "anew"),
+    ("before", "now", "stage", "again"),
     [
         ({"alpha": 0.5}, {"alpha": 0.5}, 0, False),
         ({"alpha": 0.5}, {"alpha": 0.7}, 0, True),
@@ -168,9 +168,9 @@ STEERED = {"agent": "Reinforce", "tokens": 1000, "divergence_target": 0.1}
         ({"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]}, {"alpha": 0.5, "stages": []}, 1, True),
     ],
 )  # fmt: skip
-def test_a_steered_alpha_begins_anew_if_the_present_stages_own_is_another(
-    before: dict[str, object], now: dict[str, object], stage: int, anew: bool, tmp_path: Path
+def test_a_steered_alpha_begins_again_if_the_present_stages_own_is_another(
+    before: dict[str, object], now: dict[str, object], stage: int, again: bool, tmp_path: Path
 ) -> None:
     state = {"settings": json.loads(json.dumps(check({**STEERED, **before}).flat()))}
     changed = changed_settings(tmp_path, state, check({**STEERED, **now}), 10, stage, Console(file=io.StringIO()))
-    assert changed.alpha is anew and bool(changed.new) == (before != now)
+    assert changed.alpha is again and bool(changed.new) == (before != now)
