@@ -91,6 +91,8 @@ class TeacherSettings(Settings):
     """The most that the log-odds of a steered alpha move at an update."""
     teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+    agreement_every: Annotated[int, Ge(0)] = 10
+    """Updates between two looks at where student and teacher agree (docs/runs.md); 0 is never."""
     teacher_timeout: Positive = 60.0
     """Seconds for a served teacher's answer for one text, in each try."""
     teacher_retries: Annotated[int, Ge(0)] = 3
@@ -340,7 +342,7 @@ CHANGEABLE: Final = frozenset(
         *Objective.declared(),
         *RewardSettings.declared(),
         *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
-        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every", "agreement_every"),
     }
 )
 """Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and

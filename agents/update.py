@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.agents.advantages import Credit
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.rollout import Rollout
 from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
@@ -36,6 +37,8 @@ class Means:
     """Over each text's tokens, then over texts, whatever the reduction of the loss; NaN if it is known of no text."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
+    mismatch: float = math.nan
+    """|log p_S now - log p_S as it sampled| over the tokens of its own texts; NaN where the loss does not need it."""
 
 
 def accumulate_gradient(
@@ -77,9 +80,13 @@ def accumulate_gradient(
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
+    agreement = rollout.agreement
+    if agreement is not None:
+        agreement.begin()
     losses: list[Tensor] = []
     entropies: list[Tensor] = []
     divergences: list[Tensor] = []
+    mismatches: list[Tensor] = []
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
@@ -102,7 +109,14 @@ def accumulate_gradient(
                 _, records = _fused_loss(student, states_NH, objective, actions, pair, recorded=False)
             actions = _with_later_tokens(actions, objective, part, records, part.per_row(on_policy_B))
         loss, records = _fused_loss(
-            student, states_NH, objective, actions, pair, head_VH, recorded=recorded and not objective.looks_ahead
+            student,
+            states_NH,
+            objective,
+            actions,
+            pair,
+            head_VH,
+            recorded=recorded and not objective.looks_ahead,
+            agreement=agreement,
         )
         if credit.auxiliary is not None:
             loss = loss + credit.auxiliary(states_NH, actions.policy_weight_N, part)
@@ -112,12 +126,24 @@ def accumulate_gradient(
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
-    loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
+        if "logp" in records:
+            moved_N = (records["logp"] - part.gather(part.batch.logp_BT)).abs()
+            mismatches.append((moved_N * part.per_row(recorded_B)).sum())
+        if agreement is not None:
+            agreement.keep(part, records)
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches)]
+    loss_sum, divergence, entropy, mismatch = rollout.ranks.sum_numbers(sums)
     if failed_B is not None and bool(failed_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
-    return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
+    own = sum(t.length for t in trajectories if t.source is Source.STUDENT)
+    known = objective.weighs_actions and own > 0
+    return Means(
+        loss=loss_sum,
+        divergence=divergence,
+        entropy=(sampled_entropy + entropy) / tokens,
+        mismatch=mismatch / own if known else math.nan,
+    )
 
 
 def sum_on_host(scalars: Sequence[Tensor]) -> float:
@@ -180,11 +206,14 @@ def _fused_loss(
     head_VH: Tensor | None = None,
     *,
     recorded: bool,
+    agreement: Agreement | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective's loss over the actions of a micro-batch, chunk by chunk, and what it records."""
 
     def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        measured = {} if agreement is None else agreement.records(teacher_n, student_NV, actions.token_N[chunk])
+        loss, records = objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        return loss, records | measured
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)
 

@@ -13,7 +13,11 @@ from rlgkd.agents.guards import GUARDS, Watch
 from rlgkd.envs.sb3 import TextVecEnv
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
-FINE = {"train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "rollout/ended": 0.5}
+FINE = {
+    "train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "train/alpha": 0.5, "train/mismatch": 1e-6,
+    "train/policy_grad_norm": 1.0, "train/divergence_grad_norm": 0.5, "agreement/gap_p99": 3.0,
+    "rollout/ended": 0.5, "rollout/ep_rew_mean": 0.5, "rollout/ep_len_mean": 16.0, "rollout/repeated": 0.05,
+}  # fmt: skip
 LOG_VOCABULARY = math.log(1000)
 
 
@@ -39,6 +43,14 @@ def said(caplog):
         ({"train/divergence": 13.0}, 3, "divergence"),
         ({"rollout/ended": 0.0}, 20, "max_new_tokens"),
         ({"train/grad_norm": 0.0}, 6, "gradient"),
+        ({"train/entropy": 1.4, "train/divergence": 0.8}, 5, "learning_rate"),
+        ({"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 8.0}, 10, "reward"),
+        ({"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 40.0}, 10, "reward"),
+        ({"rollout/ep_rew_mean": 0.8, "rollout/repeated": 0.5}, 5, "reward"),
+        ({"agreement/gap_p99": 20.0}, 2, "gap"),
+        ({"train/policy_grad_norm": 99.0}, 2, "alpha"),
+        ({"train/divergence_grad_norm": 99.0}, 2, "alpha"),
+        ({"train/mismatch": 0.3}, 3, "mismatch"),
     ],
 )
 def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, name):
@@ -47,7 +59,7 @@ def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, nam
 
 
 def test_every_guard_is_among_them():
-    assert len(GUARDS) == 5
+    assert len(GUARDS) == 11 == len({guard.name for guard in GUARDS})
 
 
 @pytest.mark.parametrize(
@@ -55,12 +67,23 @@ def test_every_guard_is_among_them():
     [
         {},
         {"train/entropy": 0.2, "train/divergence": 4.0},
+        {"rollout/ep_rew_mean": 0.4, "rollout/ep_len_mean": 8.0, "rollout/repeated": 0.6},  # no reward pays for it
+        {"rollout/ep_rew_mean": 0.9, "rollout/ep_len_mean": 8.0, "train/alpha": 1.0},  # nor is it trained on
+        {"train/policy_grad_norm": 99.0, "train/divergence": 0.0},  # the teacher is the start
         {"train/entropy": math.nan, "train/divergence": math.nan, "rollout/ended": math.nan},
     ],
 )
 def test_other_updates_are_fine(said, metrics):
     assert said({}, *[metrics] * 50) == []
     assert said(*[metrics] * 50, fine={}) == []
+
+
+def test_what_is_measured_at_some_updates_is_compared_at_these(said):
+    """An update between two measurements says nothing, and does not end a streak."""
+    heavy, unmeasured = {"agreement/gap_p99": 20.0}, {"agreement/gap_p99": math.nan}
+    assert said(heavy, unmeasured, unmeasured) == []
+    assert said(heavy, unmeasured, unmeasured, heavy) == ["gap"]
+    assert said(heavy, {}, unmeasured, heavy) == []
 
 
 def test_of_several_processes_one_speaks(caplog):
