@@ -14,6 +14,7 @@ from rlgkd.scripts.report.formatting import duration, thousands, visible, whole
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import RunFiles
+from rlgkd.statistics import Floats
 
 WATCHED: Final = ("config.yaml", "progress.csv", "evaluations.csv", "summary.json", "results.json", "measured.json")
 """Files by which a page knows that there is something new."""
@@ -68,7 +69,7 @@ def progress_of(run: Path, files: RunFiles) -> dict[str, Any]:
     }
 
 
-def _last(values: Sequence[float]) -> float:
+def _last(values: Floats | Sequence[float]) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
