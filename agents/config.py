@@ -40,7 +40,7 @@ class SamplingSettings(Settings):
     prompts_per_update: Count = 16
     """Prompts of one update."""
     group_size: Count = 4
-    """Samples of each prompt."""
+    """Samples of each prompt; for larger models chosen by the job, if not given (docs/defaults.md)."""
     train_prompts: Count | None = None
     """Train on this many prompts alone, again and again; null takes as many as come."""
     temperature: Positive = 1.0
@@ -107,7 +107,7 @@ class OptimizerSettings(Settings):
     """The steps of AdamW."""
 
     learning_rate: Positive | Callable[[float], float] = 1e-4
-    """The learning rate of AdamW; in Python also a function of the remaining progress."""
+    """Of AdamW; for larger models chosen if not given (docs/defaults.md). In Python also a function of the progress."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Weight decay of matrices; biases and norms have none."""
     max_grad_norm: Positive = 1.0
@@ -115,9 +115,9 @@ class OptimizerSettings(Settings):
     epochs: Count = 1
     """Steps of the optimizer on each rollout."""
     token_budget: Count = 16384
-    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else."""
+    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else (docs/defaults.md)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is mixed precision."""
+    """bfloat16 is mixed precision, which larger models take on accelerators if it is not given (docs/defaults.md)."""
     gradient_norms_every: Annotated[int, Ge(0)] = 50
     """Updates between two measurements of both terms' gradient norms, at the cost of two passes; 0 is never."""
 

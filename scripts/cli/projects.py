@@ -29,8 +29,9 @@ def check(
     """Prove an environment: limits, splits, reward on right and wrong answers, checkers. Exit code 1 if one fails."""
     from rlgkd.scripts import env_check
     from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config.recipes import recipe_names
 
-    is_settings = environment.endswith((".yaml", ".yml")) or environment in run_config.recipe_names()
+    is_settings = environment.endswith((".yaml", ".yml")) or environment in recipe_names()
     given = overrides or ()
     settings = (
         run_config.read(environment, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +30,7 @@ def train(
     """Train a student on a task reward and a teacher, from a recipe or a file."""
     from rlgkd import ranks
     from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config.choices import chooser
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
 
@@ -39,7 +41,7 @@ def train(
         from rlgkd.scripts.runs import dry_run as trial
 
         recipe, source, overrides = split_names(arguments, "quickstart")
-        for line in trial.dry_run(run_config.read(source, overrides, recipe=recipe)):
+        for line in trial.dry_run(run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))):
             typer.echo(shown(line))
         return
     if resume is not None:
@@ -48,7 +50,9 @@ def train(
         report = training.resume(resume, arguments or (), quiet=quiet)
     else:
         recipe, source, overrides = split_names(arguments, "quickstart")
-        settings = training.agreed_settings(lambda: run_config.read(source, overrides, recipe=recipe))
+        settings = training.agreed_settings(
+            lambda: run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))
+        )
         folder = out or Path("runs") / f"{folder_name(settings.name)}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
     if report is not None:
@@ -73,13 +77,14 @@ def compare(
     from rlgkd.scripts.comparison import compare as comparison
     from rlgkd.scripts.comparison.grid import grid, parse_seeds, parse_variation
     from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config.choices import chooser
     from rlgkd.scripts.config.paths import folder_name
 
     variations = list(vary or [])
     if alphas or not variations:
         variations.insert(0, f"alpha={alphas or DEFAULT_ALPHAS}")
     recipe, source, overrides = split_names(arguments, "compare")
-    base = run_config.read(source, overrides, recipe=recipe)
+    base = run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))
     varied: dict[str, list[object]] = {}
     for variation in variations:
         key, values = parse_variation(variation)
@@ -123,3 +128,9 @@ def teach(
         split=split,
         prompts=prompts,
     )
+
+
+def _say(line: str) -> None:
+    """Show what is chosen; of several processes the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(shown(line), err=True)
