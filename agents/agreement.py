@@ -15,6 +15,7 @@ from torch import Tensor
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.lm.fused_loss import TeacherAt
 from rlgkd.ops.agreement import agreement
+from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.ranks import Ranks
 from rlgkd.types import ON_POLICY, Trajectory
 
@@ -36,8 +37,8 @@ class Agreement:
         self._parts = []
 
     def records(self, teacher: TeacherAt, student_NV: Tensor, token_N: Tensor) -> dict[str, Tensor]:
-        """What a loss is to record at these actions."""
-        if teacher is None:
+        """What a loss is to record at these actions; nothing of a teacher with other tokens."""
+        if not isinstance(teacher, Tensor) and type(teacher) is not KnownTokens:
             return {}
         found = agreement(teacher, student_NV.detach(), token_N, self.end_ids)
         return {PREFIX + name: values_N for name, values_N in found.items()}

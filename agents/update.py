@@ -23,6 +23,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.teachers import Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
@@ -39,6 +40,9 @@ class Means:
     """The student's: as it sampled in its own texts, as it is now in others."""
     mismatch: float = math.nan
     """|log p_S now - log p_S as it sampled| over the tokens of its own texts; NaN where the loss does not need it."""
+    unmapped: float | None = None
+    """Probability that a teacher with another vocabulary gives to what the student's does not have, where it is known;
+    None of any other teacher."""
 
 
 def accumulate_gradient(
@@ -87,6 +91,8 @@ def accumulate_gradient(
     entropies: list[Tensor] = []
     divergences: list[Tensor] = []
     mismatches: list[Tensor] = []
+    unmapped: list[Tensor] = []
+    with_map = 0
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
@@ -131,18 +137,21 @@ def accumulate_gradient(
             mismatches.append((moved_N * part.per_row(recorded_B)).sum())
         if agreement is not None:
             agreement.keep(part, records)
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches)]
-    loss_sum, divergence, entropy, mismatch = rollout.ranks.sum_numbers(sums)
+        if "unmapped" in records:
+            unmapped.append(records["unmapped"].sum())
+            with_map += sum(text.starts for text in part.aligned)
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches, unmapped)]
+    loss_sum, divergence, entropy, mismatch, unmapped_sum, known = rollout.ranks.sum_numbers([*sums, float(with_map)])
     if failed_B is not None and bool(failed_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
     own = sum(t.length for t in trajectories if t.source is Source.STUDENT)
-    known = objective.weighs_actions and own > 0
     return Means(
         loss=loss_sum,
         divergence=divergence,
         entropy=(sampled_entropy + entropy) / tokens,
-        mismatch=mismatch / own if known else math.nan,
+        mismatch=mismatch / own if objective.weighs_actions and own > 0 else math.nan,
+        unmapped=unmapped_sum / known if known else None,
     )
 
 
@@ -213,6 +222,8 @@ def _fused_loss(
     def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
         measured = {} if agreement is None else agreement.records(teacher_n, student_NV, actions.token_N[chunk])
         loss, records = objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        if isinstance(teacher_n, MappedTokens):
+            records["unmapped"] = teacher_n.unmapped_n
         return loss, records | measured
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)

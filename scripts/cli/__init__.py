@@ -48,6 +48,7 @@ for _command in (
     training.teach,
     models.generate,
     models.cut,
+    models.align,
     projects.check,
     projects.init,
     models.push,

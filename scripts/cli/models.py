@@ -1,4 +1,4 @@
-"""The commands that use a model: evaluate, generate, cut, push."""
+"""The commands that use a model: evaluate, generate, cut, align, push."""
 
 from __future__ import annotations
 
@@ -172,3 +172,14 @@ def push(
     from rlgkd.scripts.runs import push as pushing
 
     typer.echo(pushing.push(run, repository, public=public, message=message))
+
+
+def align(
+    student: Annotated[str, typer.Argument(help="The student's name or path.")],
+    teacher: Annotated[str, typer.Argument(help="The teacher's, which has another tokenizer.")],
+    out: Annotated[Path, typer.Option(help="File for the map, which teacher_map names.")] = Path("map.safetensors"),
+) -> None:
+    """Write the map from a teacher's tokens to a student's with another tokenizer."""
+    from rlgkd.scripts.runs import align as aligning
+
+    aligning.align(student, teacher, out)
