@@ -65,6 +65,7 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    agreement_every: int
     teacher_timeout: float
     teacher_retries: int
     teacher_requests: int

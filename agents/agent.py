@@ -8,6 +8,7 @@ Nothing random is global: see `TrainingState`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from rlgkd.agents.build import (
 )
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
+from rlgkd.agents.defaults import choices, with_choices
 from rlgkd.agents.guards import Watch
 from rlgkd.agents.persistence import read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
@@ -50,6 +52,8 @@ from rlgkd.secret_masks import masked
 from rlgkd.settings import span
 from rlgkd.teachers import AlignedTeacher
 from rlgkd.types import Item, Task, Trajectory
+
+_log = logging.getLogger(__name__)
 
 
 class TextAgent(TokenAlgorithm):
@@ -103,7 +107,11 @@ class TextAgent(TokenAlgorithm):
         if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
             raise ModelError("tokenizer", type(tokenizer).__name__, "give a loaded tokenizer of transformers")
         given: dict[str, Any] = dict(settings)
-        self.config = self.Config(**given)
+        named = {name for name, value in given.items() if value is not None and value != "auto"}
+        chosen = choices(policy, self.Config(**with_choices(given, ())), named, str(device))
+        for choice in chosen:
+            _log.warning("chosen: %s", choice)
+        self.config = self.Config(**with_choices(given, chosen))
         self.config.check_teacher(teacher)
         self.objective = self.config.objective_at(1.0)
         self.objective_schedules = (1.0, 0.0)

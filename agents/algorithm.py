@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewards_of
 from rlgkd.agents.agent import TextAgent
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.gating import gated
 from rlgkd.agents.metrics import (
     CONSTANT_UPDATES,
@@ -94,10 +95,12 @@ class TextAlgorithm(TextAgent):
         self.objective = self.config.objective_at(
             self._objective_progress, alpha=self.state.alpha, student_fraction=self.rollout.student_fraction
         )
+        mismatch = math.nan
         with self.autocast():
             self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget, self.teacher)
             if self.config.recomputes_log_probabilities:
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
+                mismatch = self.rollout.mismatch(logp_BL)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
         teacher_lm = model_of(self.teacher)
@@ -106,8 +109,15 @@ class TextAlgorithm(TextAgent):
                 prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
         if self._measures_terms():
             self.measure_terms(self.rollout, credit)
-        for _ in range(self.config.optimizer.epochs):
-            means = self.gradient_step(self.rollout, credit)
+        rollout = self._measured(self.rollout)
+        for epoch in range(self.config.optimizer.epochs):
+            means = self.gradient_step(rollout, credit)
+            if epoch == 0:  # the student that sampled is measured, not a later one
+                self._record_agreement(rollout)
+                mismatch = means.mismatch if math.isnan(mismatch) else mismatch
+                rollout = self.rollout
+        if not math.isnan(mismatch):
+            self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
         if isinstance(self.teacher, AlignedTeacher):
@@ -251,6 +261,24 @@ class TextAlgorithm(TextAgent):
         every = self.config.optimizer.gradient_norms_every
         mixes = self.config.reward.combination == "in_loss" and 0 < self.objective.alpha < 1
         return mixes and every > 0 and self._n_updates % every == 0 and bool(self.rollout.on_policy)
+
+    def _measured(self, rollout: Rollout) -> Rollout:
+        """The rollout, of which the agreement with the teacher is measured if it is time to."""
+        every = self.config.teacher.agreement_every
+        if self.teacher is None or every == 0 or self._n_updates % every:
+            return rollout
+        return dataclasses.replace(rollout, agreement=Agreement(self.student.end_ids))
+
+    def _record_agreement(self, rollout: Rollout) -> None:
+        """Record what was measured of the agreement with the teacher (docs/runs.md), if anything."""
+        if rollout.agreement is None:
+            return
+        group_size = self.config.sampling.group_size
+        found = rollout.agreement.metrics(
+            rollout.trajectories, rollout.failed_B(), group_size=group_size, ranks=self.ranks
+        )
+        for name, value in found.items():
+            self.logger.record(name, value)
 
     def _record_beta(self) -> None:
         """Record beta, and warn once if it changes with the length of texts."""

@@ -42,7 +42,7 @@ class SamplingSettings(Settings):
     prompts_per_update: Count = 16
     """Prompts of one update."""
     group_size: Count = 4
-    """Samples of each prompt."""
+    """Samples of each prompt; for larger models chosen by the job, if not given (docs/defaults.md)."""
     train_prompts: Count | None = None
     """Train on this many prompts alone, again and again; null takes as many as come."""
     temperature: Positive = 1.0
@@ -97,6 +97,8 @@ class TeacherSettings(Settings):
     """The most that the log-odds of a steered alpha move at an update."""
     teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+    agreement_every: Annotated[int, Ge(0)] = 10
+    """Updates between two looks at where student and teacher agree (docs/runs.md); 0 is never."""
     teacher_timeout: Positive = 60.0
     """Seconds for a served teacher's answer for one text, in each try."""
     teacher_retries: Annotated[int, Ge(0)] = 3
@@ -111,7 +113,7 @@ class OptimizerSettings(Settings):
     """The steps of AdamW."""
 
     learning_rate: Positive | Callable[[float], float] = 1e-4
-    """The learning rate of AdamW; in Python also a function of the remaining progress."""
+    """Of AdamW; for larger models chosen if not given (docs/defaults.md). In Python also a function of the progress."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Weight decay of matrices; biases and norms have none."""
     max_grad_norm: Positive = 1.0
@@ -119,9 +121,9 @@ class OptimizerSettings(Settings):
     epochs: Count = 1
     """Steps of the optimizer on each rollout."""
     token_budget: Count = 16384
-    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else."""
+    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else (docs/defaults.md)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is mixed precision."""
+    """bfloat16 is mixed precision, which larger models take on accelerators if it is not given (docs/defaults.md)."""
     gradient_norms_every: Annotated[int, Ge(0)] = 50
     """Updates between two measurements of both terms' gradient norms, at the cost of two passes; 0 is never."""
 
@@ -363,7 +365,7 @@ CHANGEABLE: Final = frozenset(
         *Objective.declared(),
         *RewardSettings.declared(),
         *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
-        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every", "agreement_every"),
     }
 )
 """Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and

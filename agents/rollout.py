@@ -6,12 +6,15 @@ Every process of a job has all trajectories and the micro-batches of its own row
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches, prefetch_teacher_states
 from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.model import LanguageModel
@@ -19,7 +22,7 @@ from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.teachers import AlignedTeacher, Answer, Teacher, has_failed
-from rlgkd.types import ON_POLICY, Batch, Trajectory
+from rlgkd.types import ON_POLICY, Batch, Source, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class Rollout:
     """The rows whose passes this process runs; None is all."""
     answers: Mapping[int, Answer] | None = None
     """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
+    agreement: Agreement | None = None
+    """What is measured of student and teacher while the loss reads them; None is nothing."""
 
     @property
     def on_policy(self) -> list[Trajectory]:
@@ -124,6 +129,15 @@ class Rollout:
             if answer.exception() is None:
                 logp_BL[row, : self.trajectories[row].length] = torch.from_numpy(answer.result().token_logp_L)
         return self.ranks.sum(logp_BL)
+
+    def mismatch(self, logp_BL: Tensor) -> float:
+        """The mean |log p - log p as it sampled|, in nats, over the tokens of the student's own texts; NaN of none."""
+        apart = [
+            np.abs(logp_BL[row, : t.length].numpy() - t.logp_T[t.action_mask_T])
+            for row, t in enumerate(self.trajectories)
+            if t.source is Source.STUDENT
+        ]
+        return float(np.concatenate(apart).mean()) if apart else math.nan
 
     def with_log_probabilities(self, logp_BL: Tensor, lm: LanguageModel) -> Rollout:
         """With other log-probabilities of its actions, in nats; the teacher's states stay."""
