@@ -53,7 +53,9 @@ class AlgorithmSettings(TypedDict, total=False):
     policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
     divergence_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
     advantage: str
-    drop_even_groups: bool
+    drop_even_groups: bool | Literal["resample"]
+    resample_rounds: int
+    distil_even_groups: bool
     overlong_buffer: int
     normalise_rewards: bool
     combination: Literal["in_loss", "in_reward"]
@@ -82,6 +84,9 @@ class AlgorithmSettings(TypedDict, total=False):
     teacher_share: float | None
     kept_top_k: int | None
     rows_at_once: int | None
+    replay_size: int
+    replay_prompts: int
+    replay_terms: Literal["divergence", "both"]
     compile_decoding: bool
     learning_rate: float | Callable[[float], float]
     weight_decay: float

@@ -256,8 +256,8 @@ class TextAgent(TokenAlgorithm):
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """The latest rollout's."""
-        return self.rollout.trajectories
+        """Those of the latest update; without what was replayed."""
+        return self.rollout.fresh
 
     @property
     def modules(self) -> torch.nn.Module:

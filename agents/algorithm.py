@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,12 +29,15 @@ from rlgkd.agents.metrics import (
     rollout_metrics,
 )
 from rlgkd.agents.micro_batch import prefetch_teacher_states
+from rlgkd.agents.replay import drawn, kept, replayed
+from rlgkd.agents.resample import resampled
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
 from rlgkd.errors import TrainingError
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.teachers import AlignedTeacher, OutsideTeacher, Teacher, cancelled_on_error, model_of
+from rlgkd.types import Item
 
 
 class TextAlgorithm(TextAgent):
@@ -62,24 +66,51 @@ class TextAlgorithm(TextAgent):
             ended = 0
             return callback.on_step()
 
-        fraction = self.config.student_fraction(self._objective_progress)
-        with self.autocast():
-            self.rollout = self.collector.collect(
+        index_of: dict[str, int] = {}
+
+        def collect(items: Sequence[Item], indices: Sequence[int], fraction: float) -> Rollout:
+            index_of.update((item.key, index) for item, index in zip(items, indices, strict=True))
+            rollout = self.collector.collect(
                 items, indices, update=self._n_updates, student_fraction=fraction, on_step=on_step
             )
+            self.state.next_prompt += len(items)
+            return rollout
+
+        fraction = self.config.student_fraction(self._objective_progress)
+        with self.autocast():
+            self.rollout = collect(items, indices, fraction)
+            if self.config.reward.drop_even_groups == "resample":
+                self.rollout = resampled(
+                    self.rollout,
+                    lambda number: collect(*self.collector.next_items(self.state, number), 1.0),
+                    rounds=self.config.reward.resample_rounds,
+                    group_size=self.config.sampling.group_size,
+                    keeps_even=self.config.reward.distil_even_groups,
+                )
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
-        self.state.next_prompt += len(items)
         if going:
-            rewards = [t.score.reward for t in self.rollout.on_policy]
+            rewards = [t.score.reward for t in [*self.rollout.on_policy, *self.rollout.discarded]]
             self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
             assert self.ep_info_buffer is not None
             self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
+            if self.config.sampling.replay_size:
+                self._replay(index_of)
         self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
         self.logger.record("time/reward", self.collector.seconds_of_reward - reward_began, exclude="csv")
         callback.update_locals(locals())
         callback.on_rollout_end()
         return going
+
+    def _replay(self, index_of: Mapping[str, int]) -> None:
+        """Let texts of earlier updates join the rollout, and keep its own for later ones."""
+        sampling, seed = self.config.sampling, self.seed or 0
+        groups = drawn(self.state.replay, sampling.replay_prompts, seed=seed, update=self._n_updates)
+        self.state.replay = kept(
+            self.state.replay, self.rollout, index_of, sampling.group_size, size=sampling.replay_size
+        )
+        in_policy_term = sampling.replay_terms == "both"
+        self.rollout = replayed(self.rollout, groups, self.collector.item, in_policy_term=in_policy_term)
 
     def train(self) -> None:
         """Descend the loss of Eq. 5 over the rollout: its credit, then `epochs` steps of the optimizer."""
@@ -300,10 +331,12 @@ class TextAlgorithm(TextAgent):
         self.logger.record("time/iterations", iteration, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         seconds = time.perf_counter() - self._began
-        tokens = sum(t.length for t in self.trajectories)
+        tokens = sum(t.length for t in [*self.trajectories, *self.rollout.discarded])
         self.logger.record("time/tokens_per_second", tokens / seconds, exclude="csv")
-        for name, value in rollout_metrics(self.trajectories).items():
+        for name, value in rollout_metrics([*self.trajectories, *self.rollout.discarded]).items():
             self.logger.record(name, value)
+        if self.config.reward.drop_even_groups == "resample":
+            self.logger.record("rollout/discarded", sum(t.length for t in self.rollout.discarded) / tokens)
         self.last_metrics = dict(self.logger.name_to_value)
         self.watch.see(self.last_metrics)
         self.logger.dump(step=self.num_timesteps)

@@ -16,7 +16,7 @@ import numpy as np
 from rlgkd.agents.async_scoring import Scoring
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
-from rlgkd.agents.rollout import Rollout
+from rlgkd.agents.rollout import Rollout, rows_by_tokens
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
 from rlgkd.lm.model import LanguageModel
@@ -35,12 +35,16 @@ class Collector:
         self.sources, self.split, self.seed, self.ranks = sources, split, seed, ranks
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
 
-    def next_items(self, state: TrainingState) -> tuple[list[Item], list[int]]:
-        """The items of the next update, and their indices in the stream of items."""
-        indices = list(range(state.next_prompt, state.next_prompt + self.sampling.prompts_per_update))
+    def next_items(self, state: TrainingState, number: int | None = None) -> tuple[list[Item], list[int]]:
+        """The next items, by default those of an update, and their indices in the stream of items."""
+        number = self.sampling.prompts_per_update if number is None else number
+        indices = list(range(state.next_prompt, state.next_prompt + number))
+        return [self.item(index) for index in indices], indices
+
+    def item(self, index: int) -> Item:
+        """The item at an index of the stream."""
         few = self.sampling.train_prompts
-        task = self.sources.task
-        return [task.item(self.split, self.seed, index % few if few else index) for index in indices], indices
+        return self.sources.task.item(self.split, self.seed, index % few if few else index)
 
     def collect(
         self,
@@ -87,7 +91,7 @@ class Collector:
                 rows = _sampled_rows(shares, self.ranks.rank)
                 parts = [dataclasses.replace(part, rows=[rows[row] for row in part.rows]) for part in parts]
             else:
-                rows = _rows_by_tokens(trajectories, self.ranks)
+                rows = rows_by_tokens(trajectories, self.ranks)
         own_rows = range(len(answers)) if rows is None else rows
         return Rollout(
             trajectories=trajectories,
@@ -211,14 +215,3 @@ def _sampled_rows(shares: Sequence[_Share], rank: int) -> list[int]:
         *range(first, first + len(own.on_policy)),
         *range(first_off_policy, first_off_policy + len(own.off_policy)),
     ]
-
-
-def _rows_by_tokens(trajectories: Sequence[Trajectory], ranks: Ranks) -> list[int]:
-    """This rank's rows, if all ranks are to have about the same number of tokens; a prompt's samples stay together."""
-    groups: list[list[int]] = []
-    for row, t in enumerate(trajectories):
-        if not groups or t.sample == 0 or t.item.key != trajectories[row - 1].item.key:
-            groups.append([])
-        groups[-1].append(row)
-    costs = [sum(len(trajectories[row].tokens_T) for row in group) for group in groups]
-    return [row for number in ranks.deal(costs) for row in groups[number]]

@@ -59,6 +59,12 @@ class SamplingSettings(Settings):
     """Who samples together with the student (rlgkd list behaviours); null is the student alone."""
     rows_at_once: Count | None = None
     """Texts that are decoded at a time: bounds the KV cache and changes nothing else; null is all of an update."""
+    replay_size: Annotated[int, Ge(0)] = 0
+    """Prompts whose texts are kept, the newest ones, to be learned from again; 0 keeps none."""
+    replay_prompts: Count = 4
+    """How many of them join each update."""
+    replay_terms: Literal["divergence", "both"] = "divergence"
+    """What is learned from their texts: the divergence, or the policy term too, by importance ratios (both)."""
     compile_decoding: bool = False
     """Compile the decode step of the Llama family's models with torch.compile, on CUDA as a graph."""
 
@@ -68,8 +74,12 @@ class RewardSettings(Settings):
 
     advantage: Annotated[Variant, ADVANTAGE] = ADVANTAGE("leave_one_out")
     """What rewards become (rlgkd list advantages)."""
-    drop_even_groups: bool = False
-    """Leave a prompt whose samples all earned the same out of the policy term's mean."""
+    drop_even_groups: bool | Literal["resample"] = False
+    """Leave a prompt whose samples all earned the same out of the policy term's mean; resample draws another one."""
+    resample_rounds: Count = 4
+    """How often at most an update draws other prompts for those that resample discards."""
+    distil_even_groups: bool = False
+    """Whether the texts that resample discards are distilled still."""
     overlong_buffer: Annotated[int, Ge(0)] = 0
     """Last tokens before the length limit, over which a penalty grows to 1; 0 is none."""
     normalise_rewards: bool = False
@@ -235,6 +245,7 @@ class AlgorithmConfig(Settings):
             ("teacher_temperature", sampling.teacher_temperature != 1,
              f"{teacher} is a {kind}, whose log-probabilities are those of temperature 1; set it to 1"),
             ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
+            ("replay_size", sampling.replay_size > 0, f"{needs_model} set it to 0"),
             ("gate", gate.cost(self.objective.gate.name) != "nothing",
              f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
@@ -276,6 +287,7 @@ class AlgorithmConfig(Settings):
         mixed = sampling.behaviour is not None
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
+        resamples = reward.drop_even_groups == "resample"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
         tokens, other_tokens = teacher.teacher_tokens, teacher.teacher_tokens != "same"
         sampled = estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
@@ -344,7 +356,15 @@ class AlgorithmConfig(Settings):
              "the file would keep texts of teachers that are gone; leave one of them out"),
             ("off_policy", sampling.off_policy != "references" and on_policy_only, "set student_fraction below 1"),
             ("mixture", sampling.mixture != "batch" and on_policy_only, "set student_fraction below 1"),
-            ("drop_even_groups", reward.drop_even_groups and not self.rewarded, ignored),
+            ("drop_even_groups", bool(reward.drop_even_groups) and not self.rewarded, ignored),
+            ("drop_even_groups", resamples and sampling.group_size == 1,
+             "a group of one is always even; set group_size above 1"),
+            *self._replay_contradictions(),
+            ("resample_rounds", reward.resample_rounds != RewardSettings().resample_rounds and not resamples,
+             "set drop_even_groups to resample"),
+            ("distil_even_groups", reward.distil_even_groups and not resamples, "set drop_even_groups to resample"),
+            ("distil_even_groups", reward.distil_even_groups and most_alpha == 0,
+             "alpha is 0, so nothing is distilled; leave it out"),
             ("overlong_buffer", reward.overlong_buffer and not self.rewarded, ignored),
             ("normalise_rewards", reward.normalise_rewards and not self.rewarded, ignored),
         ):  # fmt: skip
@@ -354,6 +374,29 @@ class AlgorithmConfig(Settings):
         if estimator == "k3":
             warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=2)
         return self
+
+    def _replay_contradictions(self) -> list[tuple[str, bool, str]]:
+        """(setting, whether it is wrong, what to do) of `replay_size` and what goes with it."""
+        sampling, given = self.sampling, SamplingSettings()
+        replays, both = sampling.replay_size > 0, sampling.replay_terms == "both"
+        return [
+            ("replay_prompts", not replays and sampling.replay_prompts != given.replay_prompts, "set replay_size too"),
+            ("replay_terms", not replays and sampling.replay_terms != given.replay_terms, "set replay_size too"),
+            ("replay_size", replays and span(self.student_fraction)[1] == 0,
+             "the student samples nothing that could be kept; set it to 0"),
+            ("replay_size", replays and self.reward.combination == "in_reward",
+             "the divergence is in the reward; set combination to in_loss"),
+            ("replay_size", replays and sampling.behaviour is not None,
+             "it keeps texts that the student sampled alone; leave behaviour out"),
+            ("replay_terms", replays and not both and span(self.alpha)[1] == 0,
+             "alpha is 0, so nothing is distilled; set it to both"),
+            ("replay_terms", replays and not both and self.objective.estimator != "exact",
+             "the sampled token of another policy is no sample of this one's: set estimator to exact, or this to both"),
+            ("replay_terms", replays and both and self.objective.policy_loss.name == "reinforce",
+             "the texts are an earlier policy's, and need ratios: set policy_loss to clipped"),
+            ("replay_terms", replays and both and self.recomputes_log_probabilities,
+             "in bfloat16 the log-probabilities of sampling are replaced; set precision to float32"),
+        ]  # fmt: skip
 
     def _constant_between_0_and_1(self) -> bool:
         return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1

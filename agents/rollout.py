@@ -33,6 +33,10 @@ class Rollout:
     micro_batches: list[MicroBatch] = field(default_factory=list)
     student_fraction: float = 1.0
     """The probability with which its batches, or prompts, were drawn on-policy."""
+    replayed: range = range(0)
+    """The rows of texts that were sampled in earlier updates."""
+    discarded: list[Trajectory] = field(default_factory=list)
+    """On-policy texts that were sampled and scored, and from which nothing is learned."""
     tokens: int = 0
     """Tokens that were generated, or read from data, as callbacks counted them on all ranks."""
     stopped: bool = False
@@ -49,6 +53,11 @@ class Rollout:
     def on_policy(self) -> list[Trajectory]:
         """The trajectories that were sampled with the student."""
         return [t for t in self.trajectories if t.source in ON_POLICY]
+
+    @property
+    def fresh(self) -> list[Trajectory]:
+        """The trajectories of this update, without those of earlier ones."""
+        return [t for row, t in enumerate(self.trajectories) if row not in self.replayed]
 
     @property
     def longest(self) -> int:
@@ -153,6 +162,17 @@ class Rollout:
         """Drop the teacher's states: the teacher has moved, or the update is over."""
         for part in self.micro_batches:
             part.teacher_states_NH = None
+
+
+def rows_by_tokens(trajectories: Sequence[Trajectory], ranks: Ranks) -> list[int]:
+    """This rank's rows, if all ranks are to have about the same number of tokens; a prompt's samples stay together."""
+    groups: list[list[int]] = []
+    for row, t in enumerate(trajectories):
+        if not groups or t.sample == 0 or t.item.key != trajectories[row - 1].item.key:
+            groups.append([])
+        groups[-1].append(row)
+    costs = [sum(len(trajectories[row].tokens_T) for row in group) for group in groups]
+    return [row for number in ranks.deal(costs) for row in groups[number]]
 
 
 def _recollated(part: MicroBatch, trajectories: Sequence[Trajectory], lm: LanguageModel) -> MicroBatch:

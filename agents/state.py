@@ -28,10 +28,16 @@ class TrainingState:
     """Alpha where `divergence_target` has steered it; None while it is the setting's."""
     rewards: RunningMeanStd = field(default_factory=RunningMeanStd)
     """Mean and deviation of all rewards of on-policy texts."""
+    replay: list[Any] = field(default_factory=list)
+    """Texts of earlier updates as JSON values, a list for each prompt, the newest last (rlgkd.agents.replay)."""
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON values; `from_json` takes them back."""
-        return dataclasses.asdict(self) | {"rewards": dataclasses.astuple(self.rewards)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["rewards"] = dataclasses.astuple(self.rewards)
+        if not self.replay:
+            del values["replay"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -43,6 +49,8 @@ class TrainingState:
         given = {renamed.get(name, name): value for name, value in values.items()}
         if not isinstance(given.get("rewards", ()), list | tuple) or len(given.get("rewards", ())) not in (0, 3):
             raise TypeError(f"its rewards are {given['rewards']!r}")
+        if not isinstance(given.get("replay", []), list):
+            raise TypeError(f"its replay is {given['replay']!r:.60}")
         state = cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})
         counts = (state.timesteps, state.updates, state.next_prompt, state.rewards.count)
         numbers = (0 if state.alpha is None else state.alpha, state.rewards.mean, state.rewards.squared_deviations)
