@@ -49,6 +49,7 @@ from rlgkd.ranks import join
 from rlgkd.rollout import check_references, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
+from rlgkd.teachers import AlignedTeacher
 from rlgkd.types import Item, Task, Trajectory
 
 
@@ -235,7 +236,8 @@ class TextAgent(TokenAlgorithm):
             if name not in CHANGEABLE and old.get(name) != new.get(name):
                 raise SettingError(name, new.get(name), f"what was built by it is kept; leave it at {old.get(name)!r}")
         config.check_teacher(self._names.get("teacher", self.teacher))
-        if not isinstance(self.teacher, LanguageModel | None) and config.known_tokens != self.config.known_tokens:
+        outside = not isinstance(self.teacher, LanguageModel | AlignedTeacher | None)
+        if outside and config.known_tokens != self.config.known_tokens:
             known = self.config.known_tokens
             remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
             raise SettingError("teacher_top_k", config.known_tokens, remedy)

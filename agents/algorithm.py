@@ -34,7 +34,7 @@ from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
-from rlgkd.teachers import OutsideTeacher, Teacher, cancelled_on_error
+from rlgkd.teachers import AlignedTeacher, OutsideTeacher, Teacher, cancelled_on_error, model_of
 
 
 class TextAlgorithm(TextAgent):
@@ -141,19 +141,20 @@ class TextAlgorithm(TextAgent):
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
-        if (
-            self.config.optimizer.epochs > 1
-            and isinstance(self.teacher, LanguageModel)
-            and self.following_teacher is None
-        ):
+        teacher_lm = model_of(self.teacher)
+        if self.config.optimizer.epochs > 1 and teacher_lm is not None and self.following_teacher is None:
             with self.autocast():
-                prefetch_teacher_states(self.teacher, self.rollout.micro_batches)
+                prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
         if self._measures_terms():
             self.measure_terms(self.rollout, credit)
         for _ in range(self.config.optimizer.epochs):
             means = self.gradient_step(self.rollout, credit)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
+        if isinstance(self.teacher, AlignedTeacher):
+            self.logger.record("train/teacher_aligned", self.rollout.aligned_share())
+            if means.unmapped is not None:
+                self.logger.record("train/teacher_unmapped", means.unmapped)
         if self.teacher is not None and self.objective.alpha < 1:
             self._record_beta()
         if self.outside_teacher is not None:
@@ -171,7 +172,7 @@ class TextAlgorithm(TextAgent):
     @property
     def outside_teacher(self) -> OutsideTeacher | None:
         """The teacher, if it is not a model in this process."""
-        return None if isinstance(self.teacher, LanguageModel) else self.teacher
+        return None if isinstance(self.teacher, LanguageModel | AlignedTeacher) else self.teacher
 
     def after_update(self) -> None:
         """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""

@@ -30,7 +30,8 @@ from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
 from rlgkd.samplers.opening import open_sampler, open_weights
-from rlgkd.teachers import OutsideTeacher, Teacher
+from rlgkd.teachers import OutsideTeacher, Teacher, model_of
+from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.teachers.names import is_outside, is_teacher_file
 from rlgkd.teachers.opening import Chat, open_served
@@ -151,7 +152,12 @@ def open_models(
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
     share_end_ids(task, student)
-    if isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
+    given = config.teacher
+    if isinstance(frozen, LanguageModel) and given.teacher_tokens != "same":
+        name = teacher if isinstance(teacher, str) else frozen.module.config.name_or_path
+        mapped = given.teacher_tokens == "map"
+        frozen = align_teacher(task, frozen, student, name=name, mapped=mapped, map_file=given.teacher_map)
+    elif isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
         read_in_own_format(task, frozen, student, owner="student", name=teacher)
         if frozen.format is not None and config.teacher.teacher_decay is not None:
             remedy = "it has a format of its own, and one that follows the student must have the student's"
@@ -175,7 +181,9 @@ def open_teacher(
     """
     with _relabel_errors("teacher"):
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-        shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
+        shared = None
+        if config.teacher.teacher_tokens == "same":
+            shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
         dtype = dtype_of(config.teacher.teacher_dtype)
         placed = config.teacher.teacher_device
         module = load(
@@ -313,9 +321,7 @@ def check_same_start(
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),
-        "teacher": weights_digest(teacher.module)
-        if isinstance(teacher, LanguageModel)
-        else getattr(teacher, "name", ""),
+        "teacher": weights_digest(lm.module) if (lm := model_of(teacher)) is not None else getattr(teacher, "name", ""),
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
     }
     ranks.check_same(facts)

@@ -25,7 +25,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.samplers.texts import count_steps
-from rlgkd.teachers import Answer, OutsideTeacher, cancelled_on_error
+from rlgkd.teachers import AlignedTeacher, Answer, OutsideTeacher, cancelled_on_error, model_of
 from rlgkd.types import Episode, Item, Score, Trajectory
 
 
@@ -125,7 +125,7 @@ class Collector:
     def _outside(self) -> OutsideTeacher | None:
         """The teacher, if it is asked for texts; a model in this process is run on them."""
         teacher = self.sources.teacher
-        return None if isinstance(teacher, LanguageModel) else teacher
+        return None if isinstance(teacher, LanguageModel | AlignedTeacher) else teacher
 
     @property
     def seconds_of_reward(self) -> float:
@@ -182,9 +182,10 @@ class Collector:
                 if going:
                     submit(others)
             student, teacher = self.sources.student, self.sources.teacher
-            if going and scoring.pending and isinstance(teacher, LanguageModel):
+            lm = model_of(teacher)
+            if going and scoring.pending and lm is not None:
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
-                prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
+                prefetch_teacher_states(lm, parts, should_continue=lambda: scoring.pending)
             if going:
                 scored = scoring.trajectories()
             else:  # cut texts, from which no update learns: to score them would cost, and delay the stop

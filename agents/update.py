@@ -22,6 +22,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.teachers import Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
@@ -36,6 +37,9 @@ class Means:
     """Over each text's tokens, then over texts, whatever the reduction of the loss; NaN if it is known of no text."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
+    unmapped: float | None = None
+    """Probability that a teacher with another vocabulary gives to what the student's does not have, where it is known;
+    None of any other teacher."""
 
 
 def accumulate_gradient(
@@ -80,6 +84,8 @@ def accumulate_gradient(
     losses: list[Tensor] = []
     entropies: list[Tensor] = []
     divergences: list[Tensor] = []
+    unmapped: list[Tensor] = []
+    with_map = 0
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
@@ -113,12 +119,20 @@ def accumulate_gradient(
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
-    loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
+        if "unmapped" in records:
+            unmapped.append(records["unmapped"].sum())
+            with_map += sum(text.starts for text in part.aligned)
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, unmapped)]
+    loss_sum, divergence, entropy, unmapped_sum, known = rollout.ranks.sum_numbers([*sums, float(with_map)])
     if failed_B is not None and bool(failed_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
-    return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
+    return Means(
+        loss=loss_sum,
+        divergence=divergence,
+        entropy=(sampled_entropy + entropy) / tokens,
+        unmapped=unmapped_sum / known if known else None,
+    )
 
 
 def sum_on_host(scalars: Sequence[Tensor]) -> float:
@@ -185,7 +199,10 @@ def _fused_loss(
     """The objective's loss over the actions of a micro-batch, chunk by chunk, and what it records."""
 
     def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        loss, records = objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        if isinstance(teacher_n, MappedTokens):
+            records["unmapped"] = teacher_n.unmapped_n
+        return loss, records
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)
 
