@@ -88,6 +88,17 @@ class AlgorithmSettings(TypedDict, total=False):
     replay_prompts: int
     replay_terms: Literal["divergence", "both"]
     compile_decoding: bool
+    sampler: Sequence[str]
+    sampler_weights: Literal["path", "gloo", "nccl"]
+    sampler_folder: str | None
+    sampler_timeout: float
+    sampler_retries: int
+    sampler_requests: int
+    max_failed_sampler: float
+    importance: Literal["none", "truncate", "mask"]
+    importance_cap: float
+    max_mismatch: float
+    staleness: int
     learning_rate: float | Callable[[float], float]
     weight_decay: float
     max_grad_norm: float

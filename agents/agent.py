@@ -27,6 +27,7 @@ from rlgkd.agents.build import (
     check_same_start,
     check_texts,
     open_models,
+    open_served_texts,
     trainable_state,
     with_chosen_layers,
 )
@@ -183,6 +184,7 @@ class TextAgent(TokenAlgorithm):
         if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             self.trained_parts["teacher"] = self.teacher.module
+        self.served_texts = open_served_texts(self.task, config, self.student, seed=seed, ranks=self.ranks)
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
@@ -210,7 +212,9 @@ class TextAgent(TokenAlgorithm):
         self.sources = Sources(
             self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
         )
-        self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
+        self.collector = Collector(
+            self.sources, config, split=self.split, seed=seed, ranks=self.ranks, served=self.served_texts
+        )
 
     def reconfigure(self, config: AlgorithmConfig, *, schedules: tuple[float, float] = (1.0, 0.0)) -> None:
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.

@@ -29,10 +29,12 @@ from rlgkd.agents.metrics import (
     rollout_metrics,
 )
 from rlgkd.agents.micro_batch import prefetch_teacher_states
+from rlgkd.agents.mismatch import corrected
 from rlgkd.agents.replay import drawn, kept, replayed
 from rlgkd.agents.resample import resampled
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
@@ -68,17 +70,24 @@ class TextAlgorithm(TextAgent):
 
         index_of: dict[str, int] = {}
 
-        def collect(items: Sequence[Item], indices: Sequence[int], fraction: float) -> Rollout:
+        def collect(
+            items: Sequence[Item], indices: Sequence[int], fraction: float, waiting: WaitingTexts | None = None
+        ) -> Rollout:
             index_of.update((item.key, index) for item, index in zip(items, indices, strict=True))
             rollout = self.collector.collect(
-                items, indices, update=self._n_updates, student_fraction=fraction, on_step=on_step
+                items,
+                indices,
+                update=self._n_updates,
+                student_fraction=fraction,
+                on_step=on_step,
+                waiting=waiting,
             )
             self.state.next_prompt += len(items)
             return rollout
 
         fraction = self.config.student_fraction(self._objective_progress)
         with self.autocast():
-            self.rollout = collect(items, indices, fraction)
+            self.rollout = collect(items, indices, fraction, self._waiting_texts())
             if self.config.reward.drop_even_groups == "resample":
                 self.rollout = resampled(
                     self.rollout,
@@ -87,6 +96,8 @@ class TextAlgorithm(TextAgent):
                     group_size=self.config.sampling.group_size,
                     keeps_even=self.config.reward.distil_even_groups,
                 )
+            self.rollout = self._corrected(self.rollout)
+        self.state.waiting = None
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
         if going:
@@ -112,10 +123,42 @@ class TextAlgorithm(TextAgent):
         in_policy_term = sampling.replay_terms == "both"
         self.rollout = replayed(self.rollout, groups, self.collector.item, in_policy_term=in_policy_term)
 
+    def _waiting_texts(self) -> WaitingTexts | None:
+        """The texts of this update, if servers have sampled them while the last one trained."""
+        served, own = self.collector.served, self.config
+        if served is None or not own.served.staleness:
+            return None
+        return served.waiting(self.state, own.sampling.group_size)
+
+    def _corrected(self, rollout: Rollout) -> Rollout:
+        """A rollout that servers have sampled, compared with the student (rlgkd.agents.mismatch)."""
+        if self.collector.served is None or rollout.stopped or not rollout.on_policy:
+            return rollout
+        rollout, metrics = corrected(
+            rollout, self.student, self.teacher, self.config.served, token_budget=self.config.optimizer.token_budget
+        )
+        for name, value in metrics.items():
+            self.logger.record(name, value)
+        return rollout
+
+    def _begin_next_texts(self) -> None:
+        """With staleness, let servers sample the next texts by the weights from before this update trains."""
+        served = self.collector.served
+        if served is not None and self.config.served.staleness and self.num_timesteps < self._total_timesteps:
+            with self.autocast():
+                items, indices = self.collector.next_items(self.state)
+                served.begin_next(self._n_updates + 1, items, indices, self.config.sampling.group_size)
+
     def train(self) -> None:
         """Descend the loss of Eq. 5 over the rollout: its credit, then `epochs` steps of the optimizer."""
-        with cancelled_on_error(self.teacher):
-            self._train()
+        try:
+            with cancelled_on_error(self.teacher):
+                self._begin_next_texts()
+                self._train()
+        except BaseException:
+            if self.collector.served is not None:
+                self.collector.served.cancel()
+            raise
 
     def _train(self) -> None:
         began = time.perf_counter()
@@ -175,7 +218,9 @@ class TextAlgorithm(TextAgent):
         return None if isinstance(self.teacher, LanguageModel | AlignedTeacher) else self.teacher
 
     def after_update(self) -> None:
-        """Warn once of a reward that never differs."""
+        """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""
+        if self.collector.served is not None:
+            self.collector.served.settle_next(self.state)
         if self.state.updates >= CONSTANT_UPDATES and self.constant_reward is not None:
             self.watch.warn_once("reward", of_constant_reward(self.constant_reward, self.state.rewards.count))
 

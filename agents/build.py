@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.cutting import best_cut
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
@@ -28,6 +29,7 @@ from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
+from rlgkd.samplers.opening import open_sampler, open_weights
 from rlgkd.teachers import OutsideTeacher, Teacher, model_of
 from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.from_file import FileTeacher
@@ -243,6 +245,41 @@ def open_outside_teacher(
         max_failed=settings.max_failed_teacher,
         chat=_short_chat(task),
     )
+
+
+def open_served_texts(
+    task: Task, config: AlgorithmConfig, student: LanguageModel, *, seed: int, ranks: Ranks
+) -> ServedTexts | None:
+    """Open the servers that sample the student's texts; None if it samples in this process.
+
+    Raises: SettingError for a student that such servers cannot have; ModelError as `open_sampler`.
+    """
+    settings = config.served
+    if not settings.sampler:
+        return None
+    if student.module.config.is_encoder_decoder:
+        remedy = "vLLM has no encoder-decoder models; leave it out"
+        raise SettingError("sampler", settings.sampler[0], remedy)
+    longest = task.max_prompt_tokens + task.max_new_tokens
+    sampler = open_sampler(
+        settings.sampler,
+        student,
+        longest=longest,
+        group=config.sampling.group_size,
+        timeout=settings.sampler_timeout,
+        retries=settings.sampler_retries,
+        concurrency=settings.sampler_requests,
+        max_failed=settings.max_failed_sampler,
+    )
+    weights = open_weights(
+        student,
+        sampler,
+        by=settings.sampler_weights,
+        folder=settings.sampler_folder,
+        longest=longest,
+        timeout=settings.sampler_timeout,
+    )
+    return ServedTexts(sampler, weights, student, task, seed=seed, ranks=ranks)
 
 
 def _short_chat(task: Task) -> Chat | None:

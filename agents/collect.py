@@ -17,11 +17,14 @@ from rlgkd.agents.async_scoring import Scoring
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout, rows_by_tokens
+from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
+from rlgkd.samplers.texts import count_steps
 from rlgkd.teachers import AlignedTeacher, Answer, OutsideTeacher, cancelled_on_error, model_of
 from rlgkd.types import Episode, Item, Score, Trajectory
 
@@ -30,9 +33,16 @@ class Collector:
     """Draws items, has texts sampled and scored, and uses the time while a reward is pending."""
 
     def __init__(
-        self, sources: Sources, config: AlgorithmConfig, *, split: str, seed: int, ranks: Ranks = ALONE
+        self,
+        sources: Sources,
+        config: AlgorithmConfig,
+        *,
+        split: str,
+        seed: int,
+        ranks: Ranks = ALONE,
+        served: ServedTexts | None = None,
     ) -> None:
-        self.sources, self.split, self.seed, self.ranks = sources, split, seed, ranks
+        self.sources, self.split, self.seed, self.ranks, self.served = sources, split, seed, ranks, served
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
 
     def next_items(self, state: TrainingState, number: int | None = None) -> tuple[list[Item], list[int]]:
@@ -54,6 +64,7 @@ class Collector:
         update: int,
         student_fraction: float,
         on_step: Callable[[int], bool],
+        waiting: WaitingTexts | None = None,
     ) -> Rollout:
         """Sample a text for each item, from the student with probability `student_fraction`, and score all.
 
@@ -64,15 +75,20 @@ class Collector:
             student_fraction: The paper's lambda.
             on_step: Called with the number of tokens of each lockstep of this process; False stops before off-policy
                 texts, and what is there is not scored.
+            waiting: The on-policy texts of all processes, if servers have sampled them already.
 
-        Raises: what a reward or a model raises; on the other processes ProcessError.
+        Raises: what a reward or a model raises; on the other processes ProcessError. SamplerError if servers have given
+            no text.
         """
         on_policy_P = self._coins(update, len(items)) < student_fraction
         parts: list[MicroBatch] = []
         answers: list[Answer] = []
 
+        if self.served is not None and waiting is None and on_policy_P.any():
+            self.served.push()
+
         def share() -> _Share:
-            own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step)
+            own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step, waiting)
             return own if self.ranks.size == 1 else own.with_texts(without_items)
 
         with cancelled_on_error(self.sources.teacher):
@@ -85,6 +101,10 @@ class Collector:
         if stopped and self._outside is not None:
             self._outside.cancel()
         trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
+        failed = sum(one.failed for one in shares) + (0 if waiting is None else waiting.failed)
+        if self.served is not None and failed and not trajectories and not stopped:
+            remedy = "look after the server, and --resume"
+            raise self.served.sampler.error(f"all {failed} texts of an update failed", remedy)
         rows = None
         if self.ranks.size > 1:
             if self._outside is not None or any(one.prefetched for one in shares):  # each has begun with its own
@@ -102,6 +122,7 @@ class Collector:
             ranks=self.ranks,
             rows=rows,
             answers=None if self._outside is None or stopped else dict(zip(own_rows, answers, strict=True)),
+            sampler_failed=failed / max(1, failed + sum(len(one.on_policy) for one in shares)),
         )
 
     @property
@@ -121,6 +142,7 @@ class Collector:
         items: Sequence[Item],
         indices: Sequence[int],
         on_step: Callable[[int], bool],
+        waiting: WaitingTexts | None,
     ) -> tuple[_Share, list[MicroBatch], list[Answer]]:
         """This process's texts, their micro-batches if the teacher ran while scores were pending, and its answers."""
         tokens, going = 0, True
@@ -143,8 +165,16 @@ class Collector:
         on_policy, off_policy = (self._own(chosen_P, items, indices) for chosen_P in (on_policy_P, ~on_policy_P))
         with Scoring(self.sources.task) as scoring:
             episodes: list[Episode] = []
+            failed = 0
             if on_policy[0]:
-                episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
+                if waiting is not None:
+                    episodes = waiting.episodes(items, self.ranks.share(len(items)))
+                    going = count_steps([episode.length for episode in episodes], step)
+                elif self.served is not None:
+                    texts = self.served.sample(*on_policy, self.sampling.group_size, step)
+                    episodes, failed = list(texts.episodes), texts.failed
+                else:
+                    episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
                 if going:
                     submit(episodes)
             number = len(episodes)
@@ -171,6 +201,7 @@ class Collector:
             stopped=not going,
             prefetched=bool(parts),
             drawn=self.sources.take_drawn(),
+            failed=failed,
         )
         return share, parts, answers
 
@@ -200,6 +231,8 @@ class _Share:
     """Whether it has micro-batches of these texts already."""
     drawn: dict[str, list[int]]
     """Texts of the teacher that the others do not know."""
+    failed: int
+    """Texts that servers failed to sample now."""
 
     def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _Share:
         return dataclasses.replace(self, on_policy=change(self.on_policy), off_policy=change(self.off_policy))

@@ -14,6 +14,7 @@ from warnings import warn
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, model_validator
 
+from rlgkd.agents.sampler_settings import SamplerSettings
 from rlgkd.errors import SettingError
 from rlgkd.objective import Fraction, Objective
 from rlgkd.ops import behaviour_policy, gate
@@ -170,6 +171,7 @@ class AlgorithmConfig(Settings):
     reward: RewardSettings = RewardSettings()
     teacher: TeacherSettings = TeacherSettings()
     sampling: SamplingSettings = SamplingSettings()
+    served: SamplerSettings = SamplerSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     model: ModelSettings = ModelSettings()
 
@@ -195,13 +197,20 @@ class AlgorithmConfig(Settings):
         In bfloat16 those of sampling differ by its rounding, which a tight clip range would mistake for a policy that
         has moved.
         """
-        mixed = self.optimizer.precision == "bfloat16"
+        mixed = self.optimizer.precision == "bfloat16" and not self.served.sampler  # whose own are looked at anyway
         return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
 
     @property
     def rewarded(self) -> bool:
         """Whether the task's reward counts at any time."""
         return span(self.alpha)[0] < 1 or self.reward.combination == "in_reward"
+
+    @property
+    def needs_ratios(self) -> bool:
+        """Whether a term weighs what was sampled, so that it must know by which policy."""
+        objective = self.objective
+        sampled = objective.estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
+        return self.rewarded or objective.horizon > 0 or (sampled and not objective.cross_entropy)
 
     def check_teacher(self, teacher: object) -> None:
         """Refuse None for a teacher where these settings need one, and a server or file where they need a model.
@@ -290,9 +299,7 @@ class AlgorithmConfig(Settings):
         resamples = reward.drop_even_groups == "resample"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
         tokens, other_tokens = teacher.teacher_tokens, teacher.teacher_tokens != "same"
-        sampled = estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
-        sampled = sampled and not objective.cross_entropy
-        needs_ratios = self.rewarded or objective.horizon > 0 or sampled
+        needs_ratios = self.needs_ratios
         ignored = "alpha is 1, so no reward counts"
         least_alpha, most_alpha = span(self.alpha)
         has_gate, weighed = objective.gate.name != "none", gate.terms(objective.gate.name)
@@ -371,6 +378,12 @@ class AlgorithmConfig(Settings):
             if wrong:
                 value = self.flat()[name]
                 raise SettingError(name, value, remedy)
+        self.served.check(
+            fractions=(lowest_fraction, highest_fraction),
+            mixed=mixed,
+            needs_ratios=needs_ratios,
+            policy_loss=policy_loss,
+        )
         if estimator == "k3":
             warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=2)
         return self
@@ -384,6 +397,8 @@ class AlgorithmConfig(Settings):
             ("replay_terms", not replays and sampling.replay_terms != given.replay_terms, "set replay_size too"),
             ("replay_size", replays and span(self.student_fraction)[1] == 0,
              "the student samples nothing that could be kept; set it to 0"),
+            ("replay_size", replays and bool(self.served.sampler),
+             "texts of earlier updates have no importance weights of a sampler elsewhere: set it to 0"),
             ("replay_size", replays and self.reward.combination == "in_reward",
              "the divergence is in the reward; set combination to in_loss"),
             ("replay_size", replays and sampling.behaviour is not None,

@@ -48,6 +48,10 @@ class Rollout:
     """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
     agreement: Agreement | None = None
     """What is measured of student and teacher while the loss reads them; None is nothing."""
+    importance_BL: Tensor | None = None
+    """Weights of actions in what was sampled elsewhere (rlgkd.agents.mismatch); None is 1 everywhere."""
+    sampler_failed: float = 0.0
+    """Share of the texts that servers failed to sample, and that are left out."""
 
     @property
     def on_policy(self) -> list[Trajectory]:
@@ -148,13 +152,26 @@ class Rollout:
         ]
         return float(np.concatenate(apart).mean()) if apart else math.nan
 
-    def with_log_probabilities(self, logp_BL: Tensor, lm: LanguageModel) -> Rollout:
-        """With other log-probabilities of its actions, in nats; the teacher's states stay."""
-        trajectories = []
-        for row, t in enumerate(self.trajectories):
-            logp_T = t.logp_T.copy()
-            logp_T[t.action_mask_T] = logp_BL[row, : t.length].numpy()
-            trajectories.append(dataclasses.replace(t, logp_T=logp_T))
+    def with_log_probabilities(
+        self,
+        logp_BL: Tensor | None,
+        lm: LanguageModel,
+        *,
+        entropy_BL: Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Rollout:
+        """With other log-probabilities, and entropies, of the actions of `rows`, all by default.
+
+        In nats; None leaves what is there. The teacher's states stay.
+        """
+        given = [(name, new) for name, new in (("logp_T", logp_BL), ("entropy_T", entropy_BL)) if new is not None]
+        trajectories = list(self.trajectories)
+        for row in range(len(trajectories)) if rows is None else rows:
+            t = trajectories[row]
+            changed = {name: getattr(t, name).copy() for name, _ in given}
+            for name, new_BL in given:
+                changed[name][t.action_mask_T] = new_BL[row, : t.length].numpy()
+            trajectories[row] = dataclasses.replace(t, **changed)
         parts = [_recollated(part, trajectories, lm) for part in self.micro_batches]
         return dataclasses.replace(self, trajectories=trajectories, micro_batches=parts)
 

@@ -105,6 +105,7 @@ def accumulate_gradient(
             future_N=torch.zeros_like(divergence_weight_N),
             policy_gate_N=part.per_action(gates_BL[0]),
             divergence_gate_N=part.per_action(gates_BL[1]),
+            importance_N=None if rollout.importance_BL is None else part.per_action(rollout.importance_BL.float()),
         )
         recorded = bool(recorded_B[part.rows].all())
         states_NH, head_VH = student.states_and_head(part.batch)
