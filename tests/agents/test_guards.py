@@ -22,7 +22,8 @@ TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 FINE = {
     "train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "train/alpha": 0.5, "train/mismatch": 1e-6,
     "train/policy_grad_norm": 1.0, "train/divergence_grad_norm": 0.5, "agreement/gap_p99": 3.0,
-    "rollout/ended": 0.5, "train/gate_right": 0.5, "rollout/ep_rew_mean": 0.5, "rollout/ep_len_mean": 16.0, "rollout/repeated": 0.05,
+    "rollout/ended": 0.5, "rollout/ep_rew_mean": 0.5, "rollout/ep_len_mean": 16.0, "rollout/repeated": 0.05,
+    "train/gate_right": 0.5,
 }  # fmt: skip
 LOG_VOCABULARY = math.log(1000)
 
