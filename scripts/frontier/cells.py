@@ -12,7 +12,8 @@ from typing import Any
 
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import Cell, Grid
-from rlgkd.scripts.config.run import RECIPES, check
+from rlgkd.scripts.config.recipes import RECIPES
+from rlgkd.scripts.config.run import check
 
 COMMON_SETTINGS = (
     *("name", "env", "student", "tokens", "eval_prompts", "threads", "learning_rate", "prompts_per_update"),
