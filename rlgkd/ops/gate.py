@@ -131,7 +131,8 @@ def weights_of(name: str, function: Gate, inputs: Mapping[str, Tensor]) -> Weigh
     if not isinstance(found, tuple) or [isinstance(weight, Tensor | None) for weight in found] != [True, True]:
         remedy = f"it gave a {type(found).__name__}; return the weights of both terms, each a tensor or None"
         raise SettingError("gate", name, remedy)
-    return found
+    policy, divergence = found
+    return policy, divergence
 
 
 def reads(name: str) -> tuple[str, ...]:

@@ -122,10 +122,15 @@ def _replaced_in(value: object, names: dict[str, str]) -> object:
     if not isinstance(value, str):
         return value
     for path in sorted(names, key=len, reverse=True):
-        for write in (str, lambda text: json.dumps(text)[1:-1], lambda text: str(escape(text))):
-            name = write(names[path])
-            value = re.sub(rf"(?<![\w.~-]){re.escape(write(path))}(?![\w-]|\.\w)", lambda _, name=name: name, value)
+        for written, name in zip(_forms(path), _forms(names[path]), strict=True):
+            pieces = re.split(rf"(?<![\w.~-]){re.escape(written)}(?![\w-]|\.\w)", value)
+            value = name.join(pieces)
     return value
+
+
+def _forms(text: str) -> tuple[str, str, str]:
+    """A text as it is, and as JSON and HTML write it."""
+    return text, json.dumps(text)[1:-1], str(escape(text))
 
 
 def _copied(files: dict[str, Content], folder: Path) -> str:
