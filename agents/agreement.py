@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.agents.micro_batch import MicroBatch
+from rlgkd.devices import to_device
 from rlgkd.lm.fused_loss import TeacherAt
 from rlgkd.ops.agreement import agreement
 from rlgkd.ops.top_k_bucket import KnownTokens
@@ -29,7 +30,7 @@ class Agreement:
     """The measurement of one update."""
 
     def __init__(self, end_ids: Iterable[int]) -> None:
-        self.end_ids = sorted(end_ids)
+        self.end_id_E = torch.tensor(sorted(end_ids), device="cpu")
         self._parts: list[tuple[MicroBatch, dict[str, Tensor]]] = []
 
     def begin(self) -> None:
@@ -40,7 +41,7 @@ class Agreement:
         """What a loss is to record at these actions; nothing of a teacher with other tokens."""
         if not isinstance(teacher, Tensor) and type(teacher) is not KnownTokens:
             return {}
-        found = agreement(teacher, student_NV.detach(), token_N, self.end_ids)
+        found = agreement(teacher, student_NV.detach(), token_N, to_device(self.end_id_E, student_NV.device))
         return {PREFIX + name: values_N for name, values_N in found.items()}
 
     def keep(self, part: MicroBatch, records: Mapping[str, Tensor]) -> None:

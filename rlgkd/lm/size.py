@@ -25,7 +25,7 @@ class ModelSize:
 
 
 def model_size(model: str | Path | nn.Module | Any, layers: int | None = None) -> ModelSize | None:
-    """The size of a loaded model, or of one by its name, of which no weights are read; None if it cannot be told.
+    """The size of a loaded model, or of one by its name, of which no weights are read; None if it is not known.
 
     Args:
         model: As `rlgkd.lm.loading.load` takes it.

@@ -7,8 +7,6 @@ log-ratio of the token that was written is what the sampled estimators reinforce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ TOP = 20
 
 @torch.no_grad()
 def agreement(
-    teacher: Tensor | KnownTokens, student_logits_NV: Tensor, token_N: Tensor, end_ids: Sequence[int]
+    teacher: Tensor | KnownTokens, student_logits_NV: Tensor, token_N: Tensor, end_id_E: Tensor
 ) -> dict[str, Tensor]:
     """Compare a teacher with a student at N actions.
 
@@ -28,7 +26,7 @@ def agreement(
         teacher: Its logits [N, V], or what is known of it.
         student_logits_NV: The student's; neither is changed.
         token_N: The tokens that were written.
-        end_ids: The tokens that end a text.
+        end_id_E: The tokens that end a text, on the logits' device.
 
     Returns, each [N]:
         shared: share of the teacher's 20 likeliest tokens that are among the student's 20 likeliest.
@@ -39,12 +37,12 @@ def agreement(
 
     Examples:
         >>> teacher, student = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([[2.0, 1.0, 0.0]])
-        >>> found = agreement(teacher, student, torch.tensor([1]), [0])
+        >>> found = agreement(teacher, student, torch.tensor([1]), torch.tensor([0]))
         >>> [round(found[name].item(), 3) for name in ("shared", "gap", "student_end", "teacher_end")]
         [1.0, 1.238, 0.665, 0.042]
     """
     student_NV = _log_probabilities(student_logits_NV)
-    found = {"student_end": student_NV[:, list(end_ids)].exp().sum(-1)}
+    found = {"student_end": student_NV.index_select(1, end_id_E).exp().sum(-1)}
     written_N1 = token_N[:, None]
     if isinstance(teacher, KnownTokens):
         teacher_NK, ids_NK, known_NK = teacher.logp_NK[:, :TOP], teacher.ids_NK[:, :TOP], teacher.logp_NK[:, :TOP]
@@ -55,7 +53,7 @@ def agreement(
         teacher_NK, ids_NK = teacher_NV.topk(min(TOP, teacher_NV.shape[1]), dim=-1)
         known_NK = torch.ones_like(ids_NK, dtype=torch.bool)
         teacher_token_N = teacher_NV.gather(1, written_N1)[:, 0]
-        found["teacher_end"] = teacher_NV[:, list(end_ids)].exp().sum(-1)
+        found["teacher_end"] = teacher_NV.index_select(1, end_id_E).exp().sum(-1)
         found["teacher_entropy"] = -(teacher_NV.exp() * teacher_NV).nan_to_num(nan=0.0).sum(-1)
     found["gap"] = teacher_token_N - student_NV.gather(1, written_N1)[:, 0]
     if ids_NK.shape[1]:

@@ -34,7 +34,7 @@ _PLOTS: Final = (
         label="Top 20 tokens shared",
         unit="share",
         lines={
-            "top20_shared": "of the teacher's 20, the student's too",
+            "top20_shared": "of the tokens",
             "top20_teacher_mass": "teacher's mass on them",
             "top20_student_mass": "student's mass on them",
         },
@@ -47,7 +47,7 @@ _PLOTS: Final = (
     _Plot(
         label="Tokens that the teacher finds likelier",
         unit="share",
-        lines={"positive_good": "in texts better than their prompt's mean", "positive_bad": "in worse texts"},
+        lines={"positive_good": "in better texts", "positive_bad": "in worse texts"},
     ),
     _Plot(
         label="Probability of ending at the last token",

@@ -10,7 +10,7 @@ import torch
 from rlgkd.ops.agreement import TOP, agreement
 from rlgkd.ops.top_k_bucket import KnownTokens
 
-ENDS = [3, 5]
+ENDS = torch.tensor([3, 5])
 
 
 def logits(vocabulary: int, seed: int) -> torch.Tensor:
@@ -30,8 +30,8 @@ def slow(teacher: list[float], student: list[float], token: int) -> dict[str, fl
         "teacher_mass": sum(p_t[v] for v in shared),
         "student_mass": sum(p_s[v] for v in shared),
         "gap": math.log(p_t[token]) - math.log(p_s[token]),
-        "student_end": sum(p_s[v] for v in ENDS),
-        "teacher_end": sum(p_t[v] for v in ENDS),
+        "student_end": sum(p_s[v] for v in ENDS.tolist()),
+        "teacher_end": sum(p_t[v] for v in ENDS.tolist()),
         "teacher_entropy": -sum(p * math.log(p) for p in p_t),
     }
 
@@ -71,7 +71,7 @@ def test_filled_places_of_a_known_teacher_are_no_tokens():
     known = KnownTokens(
         torch.tensor([[math.log(0.9), -math.inf]]), torch.tensor([[0, 0]]), torch.zeros(1), torch.tensor([-1.0])
     )
-    found = agreement(known, student, torch.tensor([1]), [3])
+    found = agreement(known, student, torch.tensor([1]), torch.tensor([3]))
     assert found["shared"].item() == 1.0
     assert found["teacher_mass"].item() == pytest.approx(0.9)
     assert found["student_mass"].item() == pytest.approx(student.softmax(-1)[0, 0].item())
