@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -46,7 +47,7 @@ class TrainingState:
         """
         renamed = {"cursor": "next_prompt", "rewards_seen": "rewards"}
         given = {renamed.get(name, name): value for name, value in values.items()}
-        if not isinstance(given.get("rewards", ()), list | tuple):
+        if not isinstance(given.get("rewards", ()), list | tuple) or len(given.get("rewards", ())) not in (0, 3):
             raise TypeError(f"its rewards are {given['rewards']!r}")
         waiting = given.get("waiting")
         given |= {"waiting": None if waiting is None else WaitingTexts.from_json(waiting)}
@@ -55,6 +56,8 @@ class TrainingState:
         numbers = (0 if state.alpha is None else state.alpha, state.rewards.mean, state.rewards.squared_deviations)
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"its counts are {counts}")
-        if any(type(number) not in (int, float) for number in numbers):
+        if any(type(number) not in (int, float) or not math.isfinite(number) for number in numbers):
             raise ValueError(f"its numbers are {numbers}")
+        if not 0 <= numbers[0] <= 1:
+            raise ValueError(f"its alpha is {state.alpha}")
         return state

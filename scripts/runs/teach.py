@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -82,6 +84,10 @@ def teach(
             "its tokens are the student's"
         )
         asked = agent.teacher
+    with checkpoint.writing(out):  # known before the teacher has worked for hours
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     console = Console(stderr=True)
     say(console, f"{number} texts of the {texts} on {agent.task.name}, the top {asked.top_k} tokens of {masked(name)}")
     found: list[tuple[Episode, KnownText]] = []
@@ -100,8 +106,6 @@ def teach(
         end_ids=tuple(sorted(ends)),
     )
     content = to_bytes(found, contents)
-    with checkpoint.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.atomic_write(out, content)
     tokens = sum(episode.length for episode, _ in found)
     say(console, f"{out}: {tokens:,} tokens, {len(content) / 2**20:.1f} MiB")
