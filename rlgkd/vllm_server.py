@@ -136,9 +136,9 @@ class VllmServer:
         """Post a body and wait for the answer; a body of None gets it.
 
         Args:
-            path: As of `endpoint`.
+            path: See `endpoint`.
             body: JSON.
-            retries: As of `endpoint`.
+            retries: See `endpoint`.
             may_be_empty: Whether an answer without content is one, None.
             hint: What to do about a failure, by its message; empty where there is nothing to say.
 

@@ -9,6 +9,7 @@ the rest is a run's: GRPO on the embedded task, at a learning rate at which it l
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -77,10 +78,11 @@ def main(seeds: int = 5, tokens: int = 8_000) -> None:
             print(seed, *case, {name: round(value, 5) for name, value in found[case][-1].items()}, flush=True)
     for case, runs in found.items():
         print(*case, *(f"{name} {np.mean([run[name] for run in runs]):.5g}" for name in runs[0]))
-        for name in ("reward", "truth", "reverse_kl"):
-            paired = [run[name] - plain[name] for run, plain in zip(runs, found[CASES[0]], strict=True)]
-            low, high = stats.t.interval(0.95, len(paired) - 1, loc=np.mean(paired), scale=stats.sem(paired))
-            print(f"    {name} less that of float32: {np.mean(paired):+.4f} ({low:+.4f} to {high:+.4f})")
+    pairs = [(case, other) for number, case in enumerate(CASES) for other in CASES[:number]]
+    for (case, other), name in itertools.product(pairs, ("reward", "reverse_kl")):
+        paired = [run[name] - plain[name] for run, plain in zip(found[case], found[other], strict=True)]
+        low, high = stats.t.interval(0.95, len(paired) - 1, loc=np.mean(paired), scale=stats.sem(paired))
+        print(*case, "less", *other, f"{name} {np.mean(paired):+.3f} ({low:+.3f} to {high:+.3f})")
 
 
 if __name__ == "__main__":
