@@ -8,6 +8,7 @@ Nothing random is global: see `TrainingState`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,13 @@ from rlgkd.agents.build import (
     check_same_start,
     check_texts,
     open_models,
+    open_served_texts,
     trainable_state,
     with_chosen_layers,
 )
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
+from rlgkd.agents.defaults import choices, with_choices
 from rlgkd.agents.guards import Watch
 from rlgkd.agents.persistence import read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
@@ -48,7 +51,10 @@ from rlgkd.ranks import join
 from rlgkd.rollout import check_references, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
+from rlgkd.teachers import AlignedTeacher
 from rlgkd.types import Item, Task, Trajectory
+
+_log = logging.getLogger(__name__)
 
 
 class TextAgent(TokenAlgorithm):
@@ -102,7 +108,11 @@ class TextAgent(TokenAlgorithm):
         if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
             raise ModelError("tokenizer", type(tokenizer).__name__, "give a loaded tokenizer of transformers")
         given: dict[str, Any] = dict(settings)
-        self.config = self.Config(**given)
+        named = {name for name, value in given.items() if value is not None and value != "auto"}
+        chosen = choices(policy, self.Config(**with_choices(given, ())), named, str(device))
+        for choice in chosen:
+            _log.warning("chosen: %s", choice)
+        self.config = self.Config(**with_choices(given, chosen))
         self.config.check_teacher(teacher)
         self.objective = self.config.objective_at(1.0)
         self.objective_schedules = (1.0, 0.0)
@@ -156,7 +166,8 @@ class TextAgent(TokenAlgorithm):
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
         self._check_task(config)
-        self.config = config = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
+        config, opened = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
+        self.config = config
         self.student, self.teacher = open_models(
             self.task,
             config,
@@ -165,6 +176,7 @@ class TextAgent(TokenAlgorithm):
             tokenizer=tokenizer,
             seed=seed,
             device=self.device,
+            opened=opened,
         )
         self.trained_parts: dict[str, torch.nn.Module] = {"student": trainable_state(self.student.module)}
         decay = config.teacher.teacher_decay
@@ -172,6 +184,7 @@ class TextAgent(TokenAlgorithm):
         if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             self.trained_parts["teacher"] = self.teacher.module
+        self.served_texts = open_served_texts(self.task, config, self.student, seed=seed, ranks=self.ranks)
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
@@ -199,7 +212,9 @@ class TextAgent(TokenAlgorithm):
         self.sources = Sources(
             self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
         )
-        self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
+        self.collector = Collector(
+            self.sources, config, split=self.split, seed=seed, ranks=self.ranks, served=self.served_texts
+        )
 
     def reconfigure(self, config: AlgorithmConfig, *, schedules: tuple[float, float] = (1.0, 0.0)) -> None:
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.
@@ -231,7 +246,8 @@ class TextAgent(TokenAlgorithm):
             if name not in CHANGEABLE and old.get(name) != new.get(name):
                 raise SettingError(name, new.get(name), f"what was built by it is kept; leave it at {old.get(name)!r}")
         config.check_teacher(self._names.get("teacher", self.teacher))
-        if not isinstance(self.teacher, LanguageModel | None) and config.known_tokens != self.config.known_tokens:
+        outside = not isinstance(self.teacher, LanguageModel | AlignedTeacher | None)
+        if outside and config.known_tokens != self.config.known_tokens:
             known = self.config.known_tokens
             remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
             raise SettingError("teacher_top_k", config.known_tokens, remedy)
@@ -244,8 +260,8 @@ class TextAgent(TokenAlgorithm):
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """The latest rollout's."""
-        return self.rollout.trajectories
+        """Those of the latest update; without what was replayed."""
+        return self.rollout.fresh
 
     @property
     def modules(self) -> torch.nn.Module:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.cutting import best_cut
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
@@ -28,7 +29,9 @@ from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
-from rlgkd.teachers import OutsideTeacher, Teacher
+from rlgkd.samplers.opening import open_sampler, open_weights
+from rlgkd.teachers import OutsideTeacher, Teacher, model_of
+from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.teachers.names import is_outside, is_teacher_file
 from rlgkd.teachers.opening import Chat, open_served
@@ -45,14 +48,16 @@ def with_chosen_layers(
     policy: str | Any,
     tokenizer: PreTrainedTokenizerBase | None,
     device: torch.device,
-) -> AlgorithmConfig:
+) -> tuple[AlgorithmConfig, PreTrainedModel | None]:
     """Where `student_layers` is a number, the settings with the layers that `rlgkd.cutting` chooses.
+
+    Returns also the student, whole, if it had to be opened for that.
 
     Raises: SettingError for a number that the student cannot be cut to; what opening the student raises.
     """
     number = config.model.student_layers
     if not isinstance(number, int):
-        return config
+        return config, None
     with _relabel_errors("student"):
         if tokenizer is None:
             tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
@@ -66,7 +71,7 @@ def with_chosen_layers(
         number, whole.module.config.name_or_path or "the student", cut.left_out[0], cut.left_out[-1], cut.reverse_kl,
     )  # fmt: skip
     model = config.model.model_copy(update={"student_layers": cut.kept})
-    return config.model_copy(update={"model": model})
+    return config.model_copy(update={"model": model}), whole.module
 
 
 def open_models(
@@ -78,8 +83,9 @@ def open_models(
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     device: torch.device,
+    opened: PreTrainedModel | None = None,
 ) -> tuple[LanguageModel, Teacher | None]:
-    """Open the student, to be trained, and the teacher, frozen.
+    """Open the student, to be trained, and the teacher, frozen; `opened` is the student's module, if it is open.
 
     Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train; a
     teacher may be a server or a file too. What a loaded student has frozen stays frozen. If the teacher is the
@@ -111,7 +117,8 @@ def open_models(
             # The student is saved with the template that it is trained in.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = template.as_saved
-        opened = load(policy, dtype=dtype_of(model.dtype), device=device)
+        if opened is None:
+            opened = load(policy, dtype=dtype_of(model.dtype), device=device)
         if is_fixed(opened):
             remedy = "it is quantised or spread over devices, and cannot be trained; only a teacher may be so"
             raise ModelError("model", opened.config.name_or_path or opened.config.model_type, remedy)
@@ -149,7 +156,12 @@ def open_models(
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
     share_end_ids(task, student)
-    if isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
+    given = config.teacher
+    if isinstance(frozen, LanguageModel) and given.teacher_tokens != "same":
+        name = teacher if isinstance(teacher, str) else frozen.module.config.name_or_path
+        mapped = given.teacher_tokens == "map"
+        frozen = align_teacher(task, frozen, student, name=name, mapped=mapped, map_file=given.teacher_map)
+    elif isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
         read_in_own_format(task, frozen, student, owner="student", name=teacher)
         if frozen.format is not None and config.teacher.teacher_decay is not None:
             remedy = "it has a format of its own, and one that follows the student must have the student's"
@@ -173,7 +185,9 @@ def open_teacher(
     """
     with _relabel_errors("teacher"):
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-        shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
+        shared = None
+        if config.teacher.teacher_tokens == "same":
+            shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
         dtype = dtype_of(config.teacher.teacher_dtype)
         placed = config.teacher.teacher_device
         module = load(
@@ -233,6 +247,41 @@ def open_outside_teacher(
     )
 
 
+def open_served_texts(
+    task: Task, config: AlgorithmConfig, student: LanguageModel, *, seed: int, ranks: Ranks
+) -> ServedTexts | None:
+    """Open the servers that sample the student's texts; None if it samples in this process.
+
+    Raises: SettingError for a student that such servers cannot have; ModelError as `open_sampler`.
+    """
+    settings = config.served
+    if not settings.sampler:
+        return None
+    if student.module.config.is_encoder_decoder:
+        remedy = "vLLM has no encoder-decoder models; leave it out"
+        raise SettingError("sampler", settings.sampler[0], remedy)
+    longest = task.max_prompt_tokens + task.max_new_tokens
+    sampler = open_sampler(
+        settings.sampler,
+        student,
+        longest=longest,
+        group=config.sampling.group_size,
+        timeout=settings.sampler_timeout,
+        retries=settings.sampler_retries,
+        concurrency=settings.sampler_requests,
+        max_failed=settings.max_failed_sampler,
+    )
+    weights = open_weights(
+        student,
+        sampler,
+        by=settings.sampler_weights,
+        folder=settings.sampler_folder,
+        longest=longest,
+        timeout=settings.sampler_timeout,
+    )
+    return ServedTexts(sampler, weights, student, task, seed=seed, ranks=ranks)
+
+
 def _short_chat(task: Task) -> Chat | None:
     """A conversation as the task writes it; None if it has none, or one that changes with the day."""
     template = getattr(task, "chat_template", None)
@@ -253,8 +302,13 @@ def build_optimizer(
     module: nn.Module, config: AlgorithmConfig, schedule: Callable[[float], float], device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW over what the module trains: matrices with weight decay, biases and norms without."""
-    if not (math.isfinite(rate := schedule(1.0)) and rate >= 0):
-        raise SettingError("learning_rate", rate, "give a function that returns finite numbers of 0 or more")
+    remedy = "give a function that returns finite numbers of 0 or more"
+    try:
+        rate = schedule(1.0)
+    except Exception as error:  # of the user's own function
+        raise SettingError("learning_rate", f"{type(error).__name__}: {error}", remedy) from error
+    if not (math.isfinite(rate) and rate >= 0):
+        raise SettingError("learning_rate", rate, remedy)
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
@@ -276,9 +330,7 @@ def check_same_start(
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),
-        "teacher": weights_digest(teacher.module)
-        if isinstance(teacher, LanguageModel)
-        else getattr(teacher, "name", ""),
+        "teacher": weights_digest(lm.module) if (lm := model_of(teacher)) is not None else getattr(teacher, "name", ""),
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
     }
     ranks.check_same(facts)

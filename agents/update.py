@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.agents.advantages import Credit
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.rollout import Rollout
 from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
@@ -22,6 +23,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.teachers import Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
@@ -36,6 +38,11 @@ class Means:
     """Over each text's tokens, then over texts, whatever the reduction of the loss; NaN if it is known of no text."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
+    mismatch: float = math.nan
+    """|log p_S now - log p_S as it sampled| over the tokens of its own texts; NaN where the loss does not need it."""
+    unmapped: float | None = None
+    """Probability that a teacher with another vocabulary gives to what the student's does not have, where it is known;
+    None of any other teacher."""
 
 
 def accumulate_gradient(
@@ -77,9 +84,15 @@ def accumulate_gradient(
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
+    agreement = rollout.agreement
+    if agreement is not None:
+        agreement.begin()
     losses: list[Tensor] = []
     entropies: list[Tensor] = []
     divergences: list[Tensor] = []
+    mismatches: list[Tensor] = []
+    unmapped: list[Tensor] = []
+    with_map = 0
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
@@ -92,6 +105,7 @@ def accumulate_gradient(
             future_N=torch.zeros_like(divergence_weight_N),
             policy_gate_N=part.per_action(gates_BL[0]),
             divergence_gate_N=part.per_action(gates_BL[1]),
+            importance_N=None if rollout.importance_BL is None else part.per_action(rollout.importance_BL.float()),
         )
         recorded = bool(recorded_B[part.rows].all())
         states_NH, head_VH = student.states_and_head(part.batch)
@@ -102,7 +116,14 @@ def accumulate_gradient(
                 _, records = _fused_loss(student, states_NH, objective, actions, pair, recorded=False)
             actions = _with_later_tokens(actions, objective, part, records, part.per_row(on_policy_B))
         loss, records = _fused_loss(
-            student, states_NH, objective, actions, pair, head_VH, recorded=recorded and not objective.looks_ahead
+            student,
+            states_NH,
+            objective,
+            actions,
+            pair,
+            head_VH,
+            recorded=recorded and not objective.looks_ahead,
+            agreement=agreement,
         )
         if credit.auxiliary is not None:
             loss = loss + credit.auxiliary(states_NH, actions.policy_weight_N, part)
@@ -112,12 +133,27 @@ def accumulate_gradient(
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
-    loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
+        if "logp" in records:
+            moved_N = (records["logp"] - part.gather(part.batch.logp_BT)).abs()
+            mismatches.append((moved_N * part.per_row(recorded_B)).sum())
+        if agreement is not None:
+            agreement.keep(part, records)
+        if "unmapped" in records:
+            unmapped.append(records["unmapped"].sum())
+            with_map += sum(text.starts for text in part.aligned)
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches, unmapped)]
+    loss_sum, divergence, entropy, mismatch, unmapped_sum, known = rollout.ranks.sum_numbers([*sums, float(with_map)])
     if failed_B is not None and bool(failed_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
-    return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
+    own = sum(t.length for t in trajectories if t.source is Source.STUDENT)
+    return Means(
+        loss=loss_sum,
+        divergence=divergence,
+        entropy=(sampled_entropy + entropy) / tokens,
+        mismatch=mismatch / own if objective.weighs_actions and own > 0 else math.nan,
+        unmapped=unmapped_sum / known if known else None,
+    )
 
 
 def sum_on_host(scalars: Sequence[Tensor]) -> float:
@@ -180,11 +216,16 @@ def _fused_loss(
     head_VH: Tensor | None = None,
     *,
     recorded: bool,
+    agreement: Agreement | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective's loss over the actions of a micro-batch, chunk by chunk, and what it records."""
 
     def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        measured = {} if agreement is None else agreement.records(teacher_n, student_NV, actions.token_N[chunk])
+        loss, records = objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        if isinstance(teacher_n, MappedTokens):
+            records["unmapped"] = teacher_n.unmapped_n
+        return loss, records | measured
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)
 

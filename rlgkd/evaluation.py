@@ -20,12 +20,14 @@ from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
+from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.top_k_bucket import KnownTokens
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
 from rlgkd.statistics import Interval, prompt_interval
-from rlgkd.teachers import Teacher, cancelled_on_error, collate
+from rlgkd.teachers import AlignedTeacher, Teacher, cancelled_on_error, collate
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
 
 CHECKABLE = ("truth", "exact", "reward")
@@ -53,6 +55,11 @@ class Evaluation:
     def scores(self) -> dict[str, Interval]:
         """Return the mean of each measure with its interval."""
         return {name: prompt_interval(values) for name, values in self.measures.items()}
+
+    def unknown_prompts(self) -> dict[str, tuple[int, ...]]:
+        """Return the measures that are not known at some prompts, such as where a reward failed, with their numbers."""
+        found = {name: tuple(np.flatnonzero(~np.isfinite(values)).tolist()) for name, values in self.measures.items()}
+        return {name: prompts for name, prompts in found.items() if prompts}
 
     def change_from(self, before: Evaluation) -> dict[str, Interval]:
         """Return the change since `before`, paired by prompt, for the measures that both have.
@@ -94,7 +101,8 @@ def evaluate(
     - given a teacher, `reverse_kl`: KL(policy || teacher), nats per token, at the policy's own prefixes, and
       `reverse_kl_data`: the same at the references' prefixes, if there are any. The gap between the two is the
       train-inference mismatch. A served teacher gives them over its top k tokens and one bucket, never more than the
-      whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none;
+      whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none.
+      One with other tokens gives `reverse_kl` by the log-ratios of the sampled spans, or both through its map;
     - for a group of two or more, `self_bleu` and `distinct1` to `distinct3` of its completions and, for each measure of
       CHECKABLE that is 0 or 1, `truth@2` and its like: the probability that one of so many completions is correct, for
       powers of two.
@@ -113,7 +121,9 @@ def evaluate(
     counts: Any = (prompts, group)
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
-    if not isinstance(teacher, LanguageModel | None) and not (teacher.takes_any_text and teacher.top_k):
+    if not isinstance(teacher, LanguageModel | AlignedTeacher | None) and not (
+        teacher.takes_any_text and teacher.top_k
+    ):
         teacher = None
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]
@@ -178,7 +188,8 @@ def _measure_batch(
 ) -> _BatchMeasures:
     """Sample the completions of some items, and measure their tokens and those of the references."""
     sampled = rollout(policy, task, items, group=group, seed=seed, greedy=greedy, filters=filters)
-    has_references = teacher is not None and all(item.reference for item in items)
+    by_spans = isinstance(teacher, AlignedTeacher) and teacher.map is None  # whose texts the student must have sampled
+    has_references = teacher is not None and not by_spans and all(item.reference for item in items)
     given = reference_episodes(policy, task, items) if has_references else []
     values = {"entropy": [t.entropy_T[t.action_mask_T] for t in sampled]}
     if filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
@@ -225,9 +236,16 @@ def _token_values(
     lengths = [t.length for t in trajectories]
     outputs: TeacherOutputs | None = None
     failed: list[int] = []
+    token_N = policy.actions(batch)
     if isinstance(teacher, LanguageModel):
         read = batch if policy.format is teacher.format else _batch_of(teacher, trajectories)
         outputs = (teacher, teacher.states(read))
+        states_NH = policy.states(batch)
+    elif isinstance(teacher, AlignedTeacher):
+        aligned = teacher.read(trajectories)
+        read = Batch.collate([text.episode for text in aligned], pad=teacher.lm.pad, device=teacher.lm.device)
+        logp_N = batch.logp_BT[batch.action_index_N]
+        outputs = teacher.outputs(aligned, teacher.lm.states(read), read, logp_N)
         states_NH = policy.states(batch)
     else:
         answers = [] if teacher is None else teacher.submit(trajectories)
@@ -238,9 +256,17 @@ def _token_values(
             outputs = collate(known, lengths, policy.device)
             failed = [row for row, text in enumerate(known) if text is None]
 
-    def record(logits_NV: torch.Tensor, teacher_n: TeacherAt, _: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def record(
+        logits_NV: torch.Tensor, teacher_n: TeacherAt, chunk: slice
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
-        if isinstance(teacher_n, KnownTokens):
+        if isinstance(teacher_n, KnownSpans):
+            written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
+            records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
+        elif isinstance(teacher_n, MappedTokens):
+            reverse_kl_N = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
+            records["reverse_kl"] = torch.where(teacher_n.known_n, reverse_kl_N, 0.0)
+        elif isinstance(teacher_n, KnownTokens):
             records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
         elif teacher_n is not None:
             records["reverse_kl"] = divergence.reverse_kl(teacher_n, logits_NV)

@@ -25,6 +25,8 @@ constant; then beta = alpha / ((1-alpha) L_y).
     k3                exp(-l) - 1 + l, differentiated: its *value* estimates the reverse KL, its gradient is the forward
                       KL's; the agents warn of it
 
+For a teacher with other tokens the log-probabilities in l are those of the bytes of y_n's span (rlgkd.ops.byte_spans).
+
 Their expected gradients are those of the exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean`
 the 1/L_y does, through the stop token. k1, l itself as a loss, has the expected gradient 0 and is refused. (Schulman
 2020, "Approximating KL divergence", names k1 to k3.)
@@ -44,6 +46,10 @@ normalisation by length). Texts that the student did not sample have no such par
 
 `gate` weighs single tokens of the student's texts: g_n the policy term, h_n the divergence (rlgkd.ops.gate), so that
 the loss is (1-alpha) sum_n w_n g_n (-A_n log p_S(y_n)) + alpha sum_n v_n h_n D_n, and F_n sums h_m D_m.
+
+Where another engine has sampled, or older weights, importance weights i_n stand before all that is estimated from the
+token that was written: the policy term, the sampled estimators, k2, k3 and the horizon's part. D_n itself needs none:
+at the prefixes that there are it is exact.
 """
 
 from __future__ import annotations
@@ -58,8 +64,10 @@ from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, gap, gate, policy_loss, top_k_bucket
+from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ops.reduction import Reduction
 from rlgkd.ops.top_k_bucket import KnownTokens
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.settings import Registered, Settings, Variant
 
 Estimator = Literal["exact", "sampled", "sampled_centred", "asymmetric", "fixed_negative", "k2", "k3"]
@@ -68,6 +76,8 @@ DIVERGENCE = Registered("divergence", divergence.DIVERGENCES, divergence.get)
 POLICY_LOSS = Registered("policy_loss", policy_loss.POLICY_LOSSES, policy_loss.get)
 GATE = Registered("gate", gate.GATES, gate.get)
 GAP = Registered("gap", gap.GAPS, gap.get)
+TeacherLogits = Tensor | KnownTokens | MappedTokens
+"""A teacher's logits [N, V], what is known of one that is elsewhere, or those of one with another vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +100,13 @@ class Actions:
     """g_n, 1 without a gate."""
     divergence_gate_N: Tensor
     """h_n, 1 without a gate."""
+    importance_N: Tensor | None = None
+    """i_n, by which what is estimated from the written token is weighed where another policy wrote it; None is 1."""
 
     def __getitem__(self, chunk: slice) -> Actions:
         """A run of the actions."""
-        return Actions(**{field.name: getattr(self, field.name)[chunk] for field in fields(self)})
+        there = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return Actions(**{name: value[chunk] for name, value in there.items()})
 
 
 class Objective(Settings):
@@ -172,8 +185,14 @@ class Objective(Settings):
                 raise SettingError(name, getattr(value, "name", value), remedy)
         return self
 
-    def pointwise(self, teacher: Tensor | KnownTokens, student_logits: Tensor) -> Tensor:
-        """D at each position, in nats: [..., V], [..., V] -> [...]; of a teacher known by some tokens, by these."""
+    def pointwise(self, teacher: TeacherLogits, student_logits: Tensor) -> Tensor:
+        """D at each position, in nats: [..., V], [..., V] -> [...]; of a teacher known by some tokens, by these.
+
+        Of a teacher with another vocabulary it is 0 where that has no distribution.
+        """
+        if isinstance(teacher, MappedTokens):
+            mapped_N = self.pointwise(*teacher.with_bucket(student_logits))
+            return torch.where(teacher.known_n, mapped_N, 0.0)
         if isinstance(teacher, KnownTokens):
             teacher, student_logits = teacher.with_bucket(student_logits, self.teacher_top_k)
         elif self.teacher_top_k is not None:
@@ -211,15 +230,15 @@ class Objective(Settings):
         """Whether the loss has a gradient through the log-probability of what was written, not of what might be."""
         return self.alpha < 1 or self.estimator != "exact" or self.horizon > 0
 
-    def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
-        """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
-        loss_N: Tensor = self.policy_loss.function(logp_N, old_logp_N, advantages_N)
-        return loss_N
+    def surrogate(self, logp_N: Tensor, actions: Actions, advantages_N: Tensor) -> Tensor:
+        """[N], i_n times the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
+        loss_N: Tensor = self.policy_loss.function(logp_N, actions.old_logp_N, advantages_N)
+        return _weighed(loss_N, actions)
 
     def loss(
         self,
         student_logits_NV: Tensor,
-        teacher: Tensor | KnownTokens | None,
+        teacher: TeacherLogits | None,
         actions: Actions,
         *,
         recorded: bool = False,
@@ -250,16 +269,14 @@ class Objective(Settings):
         if self.entropy_bonus:
             loss = loss - self.entropy_bonus * (actions.policy_weight_N * record["entropy"]).sum()
         if self.alpha < 1:
-            policy_N = self.surrogate(student_logp_N, actions.old_logp_N, actions.advantage_N)
+            policy_N = self.surrogate(student_logp_N, actions, actions.advantage_N)
             loss = loss + (1 - self.alpha) * (actions.policy_weight_N * actions.policy_gate_N * policy_N).sum()
         if teacher is not None or not self.needs_teacher:
             divergence_N, distillation_N = self.distillation(student_logits_NV, teacher, actions, student_logp_N)
             if self.alpha > 0:
                 distillation_N = actions.divergence_gate_N * distillation_N
                 if self.horizon > 0:
-                    distillation_N = distillation_N + self.surrogate(
-                        student_logp_N, actions.old_logp_N, -actions.future_N
-                    )
+                    distillation_N = distillation_N + self.surrogate(student_logp_N, actions, -actions.future_N)
                 loss = loss + self.alpha * (actions.divergence_weight_N * distillation_N).sum()
             if divergence_N is not None:
                 record["divergence"] = divergence_N
@@ -268,7 +285,7 @@ class Objective(Settings):
     def distillation(
         self,
         student_logits_NV: Tensor,
-        teacher: Tensor | KnownTokens | None,
+        teacher: TeacherLogits | None,
         actions: Actions,
         student_logp_N: Tensor,
     ) -> tuple[Tensor | None, Tensor]:
@@ -284,7 +301,7 @@ class Objective(Settings):
         if self.estimator == "fixed_negative":
             known_N = None if teacher is None else self.pointwise(teacher, student_logits_NV.detach())
             against_N = -torch.ones_like(actions.advantage_N)
-            return known_N, self.surrogate(student_logp_N, actions.old_logp_N, against_N)
+            return known_N, self.surrogate(student_logp_N, actions, against_N)
         assert teacher is not None
         if self.estimator == "exact":
             # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
@@ -292,25 +309,30 @@ class Objective(Settings):
             divergence_N = self.pointwise(teacher, logits_NV)
             return divergence_N, divergence_N
         teacher_logp_N = _teacher_logp(teacher, actions)
-        log_ratio_N = student_logp_N - teacher_logp_N
+        written_logp_N = student_logp_N
+        if isinstance(teacher, KnownSpans):  # a token answers for all of its span
+            written_logp_N = student_logp_N + teacher.other_logp_N
+        log_ratio_N = written_logp_N - teacher_logp_N
         cost_N = log_ratio_N.detach()
+        if isinstance(teacher, KnownSpans):
+            cost_N = cost_N / teacher.tokens_N
         if self.estimator == "k2":
-            return cost_N, 0.5 * log_ratio_N.square()
+            return cost_N, _weighed(0.5 * log_ratio_N.square(), actions)
         if self.estimator == "k3":
-            return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
-        gap_N: Tensor = self.gap.function(teacher_logp_N, student_logp_N.detach())
+            return cost_N, _weighed(torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N, actions)
+        gap_N: Tensor = self.gap.function(teacher_logp_N, written_logp_N.detach())
         if self.estimator == "sampled":
-            return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
+            return cost_N, self.surrogate(student_logp_N, actions, gap_N)
         if self.estimator == "asymmetric":
             divergence_N = self.pointwise(teacher, student_logits_NV)
-            sampled_N = self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
+            sampled_N = self.surrogate(student_logp_N, actions, gap_N)
             return divergence_N, torch.where(gap_N > 0, sampled_N, divergence_N)
         divergence_N = self.pointwise(teacher, student_logits_NV.detach())
         mean_N = -divergence_N
         if self.gap.name != "log":
             assert isinstance(teacher, Tensor), "a baseline over all tokens is refused without them"
             mean_N = self.mean_gap(teacher, student_logits_NV)
-        return divergence_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N - mean_N)
+        return divergence_N, self.surrogate(student_logp_N, actions, gap_N - mean_N)
 
     @torch.no_grad()
     def mean_gap(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -320,8 +342,14 @@ class Objective(Settings):
         return mean
 
 
-def _teacher_logp(teacher: Tensor | KnownTokens, actions: Actions) -> Tensor:
+def _weighed(loss_N: Tensor, actions: Actions) -> Tensor:
+    """[N], a loss by the written tokens times their importance weights."""
+    return loss_N if actions.importance_N is None else actions.importance_N * loss_N
+
+
+def _teacher_logp(teacher: TeacherLogits, actions: Actions) -> Tensor:
     """[N], the teacher's log-probability of each action."""
     if isinstance(teacher, KnownTokens):
         return teacher.token_logp_N
+    assert isinstance(teacher, Tensor), "only the exact divergence goes through a map"
     return policy_loss.log_probability(teacher, actions.token_N)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rlgkd.lm.model import LanguageModel
+from rlgkd.teachers.aligned import AlignedTeacher
 from rlgkd.teachers.known_text import KnownText
 from rlgkd.types import Episode
 
@@ -44,8 +45,15 @@ class OutsideTeacher(Protocol):
         ...
 
 
-Teacher = LanguageModel | OutsideTeacher
-"""A model in this process, or a teacher that is elsewhere."""
+Teacher = LanguageModel | AlignedTeacher | OutsideTeacher
+"""A model in this process, with its student's tokens or with others, or a teacher that is elsewhere."""
+
+
+def model_of(teacher: Teacher | None) -> LanguageModel | None:
+    """The teacher's model, if it is in this process."""
+    if isinstance(teacher, AlignedTeacher):
+        return teacher.lm
+    return teacher if isinstance(teacher, LanguageModel) else None
 
 
 def has_failed(answer: Answer) -> bool:
@@ -59,6 +67,6 @@ def cancelled_on_error(teacher: Teacher | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if teacher is not None and not isinstance(teacher, LanguageModel):
+        if teacher is not None and not isinstance(teacher, LanguageModel | AlignedTeacher):
             teacher.cancel()
         raise

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlgkd.lm.loading import EMBEDDED, SMOLLM2
 
+OF_PATHS = ("student", "teacher", "tokenizer", "teacher_texts", "data", "reward", "quality", "tools", "trackers")
+"""Settings that hold paths, those of the environment among them."""
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems take 255."""
 
@@ -37,15 +39,15 @@ def folder_name(name: str) -> str:
 def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """The setting with its paths made absolute, each from the first of the folders that holds it.
 
-    Paths are the models, `teacher_texts`, `trackers`, and of the environment's settings `tokenizer`, `data`, `reward`,
-    `quality`, `tools`, `reply`. The last five and `trackers` may be Python: `module:name`, where the module is a file of a
-    folder, becomes `/folder/module.py:name`.
+    Paths are the models, `teacher_texts`, `teacher_map`, `sampler_folder`, `trackers`, and of the environment's
+    settings `tokenizer`, `data`, `reward`, `quality`, `tools`, `reply`. The last five and `trackers` may be Python:
+    `module:name`, where the module is a file of a folder, becomes `/folder/module.py:name`.
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
     if key in ("student", "teacher", "tokenizer"):
         return _model(value, folders)
-    if key == "teacher_texts" and isinstance(value, str):
+    if key in ("teacher_texts", "teacher_map", "sampler_folder") and isinstance(value, str):
         return _found(value, folders) or os.path.abspath(folders[0] / Path(value).expanduser())  # yet to be written
     if key == "data":
         return _data(value, folders)
@@ -56,6 +58,23 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     if key == "reply":
         return _code(value, folders) if isinstance(value, str) else value
     return _reward(value, folders) if key in ("reward", "quality") else value
+
+
+def absolute_paths(value: Any, key: str = "") -> Iterator[str]:
+    """Yield the absolute paths in a setting, or in all settings by name: files and folders, without `:name` of code.
+
+    Of settings other than `OF_PATHS`, such as those of an environment of one's own, what there is on this machine.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from absolute_paths(inner, key if key in OF_PATHS else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from absolute_paths(inner, key)
+    elif isinstance(value, str) and value.startswith("/"):
+        path = re.sub(r"\.py:[\w.]+$", ".py", value)
+        if len(Path(path).parts) > 1 and (key in OF_PATHS or os.path.exists(path)):
+            yield path
 
 
 def _model(value: Any, folders: Sequence[Path]) -> Any:

@@ -15,8 +15,8 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.dialogue import task_end_ids
 from rlgkd.envs.registry import takes_setting
 from rlgkd.errors import CheckpointError
-from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig
+from rlgkd.teachers import AlignedTeacher
 from rlgkd.types import Task
 
 DAY = "chat_template_date"
@@ -67,9 +67,10 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
         ENDS: sorted(task_end_ids(task)),
         FIRST_PROMPTS: _digest([task.encode_prompt(item) for item in items]),
     }
-    if isinstance(teacher, LanguageModel) and teacher.format is not None:
-        read = [teacher.format.encode_prompt(item) for item in items]
-        replies = [teacher.format.encode_reply("Go on", True)] if teacher.format.replies else []
+    form = teacher.form if isinstance(teacher, AlignedTeacher) else getattr(teacher, "format", None)
+    if form is not None:
+        read = [form.encode_prompt(item) for item in items]
+        replies = [form.encode_reply("Go on", True)] if form.replies else []
         found[AS_THE_TEACHER_READS] = _digest([*read, *replies])
     return found
 
