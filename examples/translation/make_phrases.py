@@ -6,7 +6,7 @@ import random
 from rlgkd.envs.tasks.translate import draw_phrase
 
 rng = random.Random(0)
-pairs = {}
+pairs: dict[str, str] = {}
 while len(pairs) < 1000:
     (english, german), (more_english, more_german) = draw_phrase(rng, 4), draw_phrase(rng, 4)
     pairs[f"{english} and {more_english}"] = f"{german} und {more_german}"
