@@ -103,8 +103,7 @@ class Collector:
         trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
         failed = sum(one.failed for one in shares) + (0 if waiting is None else waiting.failed)
         if self.served is not None and failed and not trajectories and not stopped:
-            remedy = "look after the server, and --resume"
-            raise self.served.sampler.error(f"all {failed} texts of an update failed", remedy)
+            raise self.served.nothing_left(failed)
         rows = None
         if self.ranks.size > 1:
             if self._outside is not None or any(one.prefetched for one in shares):  # each has begun with its own
