@@ -24,7 +24,7 @@ _CURVES: Final = (
     ("rollout/ep_len_mean", "Length", "tokens per text"),
     ("train/entropy", "Entropy", "nats"),
     ("train/alpha", "Alpha", "weight of the divergence"),
-    ("train/mismatch", "Mismatch of the sampler", "nats/token"),
+    ("train/mismatch", "Mismatch of sampling and training", "nats/token"),
 )
 """Column of progress.csv, label, unit."""
 OFF_POLICY_REWARD: Final = "Reward of the texts it learned from"

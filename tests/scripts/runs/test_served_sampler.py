@@ -39,7 +39,10 @@ def test_a_run_that_its_server_has_ended_goes_on_to_the_bit(server, tmp_path) ->
     settings = read("quickstart", [*SMALL, f"sampler={server.url}", f"sampler_folder={tmp_path / 'weights'}"])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train.start(settings, whole, quiet=True)
-    assert len(column(whole, "train/mismatch")) > 3 and "Mismatch of the sampler" in (whole / "report.html").read_text()
+    assert (
+        len(column(whole, "train/mismatch")) > 3
+        and "Mismatch of sampling and training" in (whole / "report.html").read_text()
+    )
     assert (tmp_path / "weights/model.safetensors").is_file()
 
     # The fixed text three times, the texts of two prompts; then, for each update, the fixed text and two prompts.
