@@ -190,9 +190,7 @@ class TextAlgorithm(TextAgent):
                 self._record_agreement(rollout)
                 mismatch = means.mismatch if math.isnan(mismatch) else mismatch
                 rollout = self.rollout
-        if (
-            not math.isnan(mismatch) and self.collector.served is None
-        ):  # that of servers is known since their texts came
+        if not math.isnan(mismatch) and self.collector.served is None:  # else known since the texts came
             self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
