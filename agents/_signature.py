@@ -63,6 +63,8 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    teacher_prompt: str | None
+    sibling_from: float
     teacher_timeout: float
     teacher_retries: int
     teacher_requests: int

@@ -32,7 +32,7 @@ from rlgkd.agents.build import (
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.guards import Watch
-from rlgkd.agents.persistence import read_agent, write_agent
+from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sb3.env_wrappers import as_sb3, check_wrappers
 from rlgkd.agents.sb3.policy import LanguageModelPolicy
@@ -45,10 +45,11 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
-from rlgkd.rollout import check_references, sample_episodes
+from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
-from rlgkd.types import Item, Task, Trajectory
+from rlgkd.teachers.names import is_self
+from rlgkd.types import SIBLING, Item, Task, Trajectory
 
 
 class TextAgent(TokenAlgorithm):
@@ -82,8 +83,8 @@ class TextAgent(TokenAlgorithm):
                 trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them. The agent
                 takes its task (prompts, tokenizer, limits, reward) and decodes whole texts itself.
-            teacher: As `policy`, or a server's address or a file of log-probabilities (docs/scale.md); may be left out
-                only if alpha is 0.
+            teacher: As `policy`; `self`, the student as it is when training begins (docs/teachers.md); a server's
+                address or a file of log-probabilities (docs/scale.md). May be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -171,10 +172,13 @@ class TextAgent(TokenAlgorithm):
         self.following_teacher = None
         if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
-            self.trained_parts["teacher"] = self.teacher.module
+            if self.teacher.module is not self.student.module:
+                self.trained_parts["teacher"] = self.teacher.module
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
+        if isinstance(self.teacher, LanguageModel):
+            check_teacher_prompts(self.teacher, self.task, self.split, seed)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
@@ -253,6 +257,16 @@ class TextAgent(TokenAlgorithm):
         parts = self.trained_parts
         return parts["student"] if len(parts) == 1 else torch.nn.ModuleDict(parts)
 
+    def teacher_prompt_of(self, trajectory: Trajectory) -> str | None:
+        """What a teacher that sees more reads before the text's first action, special tokens and all.
+
+        None for one that sees what the student sees, or that has nothing to say of this text.
+        """
+        form = self.teacher.format if isinstance(self.teacher, LanguageModel) else None
+        if form is None or not form.template or (form.reads_sibling and SIBLING not in trajectory.item.columns):
+            return None
+        return str(self.student.tokenizer.decode(form.encode_prompt(trajectory.item), skip_special_tokens=False))
+
     def autocast(self) -> torch.autocast:
         """The precision of sampling and scoring, the same in both."""
         mixed = self.config.optimizer.precision == "bfloat16"
@@ -310,9 +324,21 @@ class TextAgent(TokenAlgorithm):
         """
         if not self.ranks.main:
             return
-        following = self.following_teacher.teacher if self.following_teacher is not None else None
         settings = {**masked(self._names), "seed": self.seed, **self.config.flat()}
-        write_agent(path, type(self).__name__, self.student, following, settings, self.state, self._write_parts)
+        write_agent(
+            path, type(self).__name__, self.student, self._unnamed_teacher, settings, self.state, self._write_parts
+        )
+
+    @property
+    def _unnamed_teacher(self) -> LanguageModel | None:
+        """A teacher that no name opens again: one that moved, or the start of a student that was cut or given."""
+        teacher = self.teacher
+        if not isinstance(teacher, LanguageModel) or teacher.module is self.student.module:
+            return None
+        named = isinstance(self._names.get("policy"), str) and not self.config.model.student_layers
+        name = self._names.get("teacher")
+        of_the_start = is_saved_teacher(name) or (is_self(name) and not named)
+        return teacher if self.following_teacher is not None or of_the_start else None
 
     def _write_parts(self, folder: Path) -> None:
         """Write what an agent has besides models and settings into the folder that `save` makes."""

@@ -33,6 +33,7 @@ from rlgkd.errors import TrainingError
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.teachers import OutsideTeacher, Teacher, cancelled_on_error
+from rlgkd.types import reads_sibling
 
 
 class TextAlgorithm(TextAgent):
@@ -115,6 +116,8 @@ class TextAlgorithm(TextAgent):
         self.logger.record("train/alpha", self.objective.alpha)
         if self.teacher is not None and self.objective.alpha < 1:
             self._record_beta()
+        if reads_sibling(self.config.teacher.teacher_prompt or ""):
+            self.logger.record("train/no_sibling", self.rollout.untaught_B.float().mean().item())
         if self.outside_teacher is not None:
             self.logger.record("train/teacher_failed", self.rollout.failed_B().float().mean().item())
         if self.steering is not None and self.rollout.on_policy and math.isfinite(means.divergence):
@@ -199,6 +202,7 @@ class TextAlgorithm(TextAgent):
         """The gradient over the whole rollout, in parameters that had none."""
         while True:
             failed_B = rollout.failed_B()
+            left_out_B = failed_B | rollout.untaught_B
             with self.autocast():
                 means = accumulate_gradient(
                     self.student,
@@ -208,7 +212,7 @@ class TextAlgorithm(TextAgent):
                     credit,
                     max_new_tokens=self.task.max_new_tokens,
                     with_policy_term=with_policy_term,
-                    failed_B=failed_B if rollout.answers is not None else None,
+                    left_out_B=left_out_B if rollout.answers is not None or rollout.untaught else None,
                 )
             if teacher is None or torch.equal(failed_B, rollout.failed_B()):
                 break

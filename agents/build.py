@@ -30,7 +30,7 @@ from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
 from rlgkd.teachers import OutsideTeacher, Teacher
 from rlgkd.teachers.from_file import FileTeacher
-from rlgkd.teachers.names import is_outside, is_teacher_file
+from rlgkd.teachers.names import is_outside, is_self, is_teacher_file
 from rlgkd.teachers.opening import Chat, open_served
 from rlgkd.types import Item, Task
 
@@ -83,12 +83,12 @@ def open_models(
 
     Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train; a
     teacher may be a server or a file too. What a loaded student has frozen stays frozen. If the teacher is the
-    student's start, the two share what is frozen: with LoRA all weights but the adapters. `seed` is that of the
-    adapters.
+    student's start, the two share what is frozen: with LoRA all weights but the adapters. With `self` and a
+    `teacher_decay` of 0 they share everything. `seed` is that of the adapters.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
-    task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
-    peft.
+    task; SettingError for a task with a mask, a `teacher_prompt` that cannot be made, or for LoRA on a model with
+    adapters; DependencyError for LoRA without peft.
     """
     if getattr(task, "mask", None) is not None:
         raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
@@ -124,7 +124,7 @@ def open_models(
     frozen: Teacher | None = None
     if is_outside(teacher):
         frozen = open_outside_teacher(task, config, str(teacher), tokenizer)
-    elif teacher is not None:
+    elif teacher is not None and not is_self(teacher):
         start = None
         elsewhere = config.teacher.teacher_device is not None or config.teacher.teacher_quantization is not None
         if teacher == policy and elsewhere and not isinstance(policy, str):
@@ -139,6 +139,8 @@ def open_models(
         if model.lora_rank:
             add_adapters(module, model.lora_rank, alpha=model.lora_alpha, seed=seed)
         check_adapters(module)
+        if is_self(teacher):  # with the adapters, which add nothing yet, so that both compute the same to the bit
+            frozen = _open_self(task, config, module, tokenizer, device=device, **decoding)
         if model.save_adapter:
             adapter_name(module)
         if model.gradient_checkpointing:
@@ -149,12 +151,27 @@ def open_models(
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
     _check_context(task, "student", student)
     share_end_ids(task, student)
-    if isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
-        read_in_own_format(task, frozen, student, owner="student", name=teacher)
-        if frozen.format is not None and config.teacher.teacher_decay is not None:
+    own_tokenizer = isinstance(teacher, str) and teacher != policy and not is_self(teacher)
+    teacher_prompt = config.teacher.teacher_prompt
+    if isinstance(frozen, LanguageModel) and (own_tokenizer or teacher_prompt is not None):
+        name = teacher if isinstance(teacher, str) else ""
+        read_in_own_format(task, frozen, student, owner="student", name=name, teacher_prompt=teacher_prompt)
+        in_another = frozen.format is not None and frozen.format.encode_reply is not None
+        if in_another and config.teacher.teacher_decay is not None:
             remedy = "it has a format of its own, and one that follows the student must have the student's"
             raise ModelError("teacher", teacher, f"{remedy}; leave out teacher_decay, or give another teacher")
     return student, frozen
+
+
+def _open_self(
+    task: Task, config: AlgorithmConfig, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **how: Any
+) -> LanguageModel:
+    """The student as its own teacher: a copy that shares what is frozen, or with a `teacher_decay` of 0 itself."""
+    if config.teacher.teacher_decay == 0:
+        del how["device"]
+        return language_model(module, tokenizer, temperature=config.sampling.teacher_temperature, **how)
+    start = copy_sharing_frozen(module) if config.teacher.teacher_device is None else copy.deepcopy(module)
+    return open_teacher(task, config, start, tokenizer, **how)
 
 
 def open_teacher(

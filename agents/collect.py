@@ -17,6 +17,7 @@ from rlgkd.agents.async_scoring import Scoring
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout
+from rlgkd.agents.siblings import with_siblings
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
 from rlgkd.lm.model import LanguageModel
@@ -34,6 +35,7 @@ class Collector:
     ) -> None:
         self.sources, self.split, self.seed, self.ranks = sources, split, seed, ranks
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
+        self.right_from = config.teacher.sibling_from
 
     def next_items(self, state: TrainingState) -> tuple[list[Item], list[int]]:
         """The items of the next update, and their indices in the stream of items."""
@@ -81,6 +83,11 @@ class Collector:
         if stopped and self._outside is not None:
             self._outside.cancel()
         trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
+        untaught: tuple[int, ...] = ()
+        if (teacher := self._reader_of_siblings) is not None and not stopped:
+            trajectories, untaught = with_siblings(
+                trajectories, teacher, group_size=self.sampling.group_size, right_from=self.right_from
+            )
         rows = None
         if self.ranks.size > 1:
             if self._outside is not None or any(one.prefetched for one in shares):  # each has begun with its own
@@ -98,6 +105,7 @@ class Collector:
             ranks=self.ranks,
             rows=rows,
             answers=None if self._outside is None or stopped else dict(zip(own_rows, answers, strict=True)),
+            untaught=untaught,
         )
 
     @property
@@ -105,6 +113,13 @@ class Collector:
         """The teacher, if it is asked for texts; a model in this process is run on them."""
         teacher = self.sources.teacher
         return None if isinstance(teacher, LanguageModel) else teacher
+
+    @property
+    def _reader_of_siblings(self) -> LanguageModel | None:
+        """The teacher, if it reads a right text of the group, which is known once all have their scores."""
+        teacher = self.sources.teacher
+        reads = isinstance(teacher, LanguageModel) and teacher.format is not None and teacher.format.reads_sibling
+        return teacher if isinstance(teacher, LanguageModel) and reads else None
 
     @property
     def seconds_of_reward(self) -> float:
@@ -152,7 +167,9 @@ class Collector:
                 if going:
                     submit(others)
             student, teacher = self.sources.student, self.sources.teacher
-            if going and scoring.pending and isinstance(teacher, LanguageModel):
+            ready = isinstance(teacher, LanguageModel) and self._reader_of_siblings is None
+            if going and scoring.pending and ready:
+                assert isinstance(teacher, LanguageModel)
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
             if going:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator, model_validator
 
 from rlgkd.errors import SettingError
@@ -20,7 +20,8 @@ from rlgkd.ops import behaviour_policy, gate
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
-from rlgkd.teachers.names import is_address, is_outside, is_teacher_file
+from rlgkd.teachers.names import SELF, is_address, is_outside, is_self, is_teacher_file
+from rlgkd.types import reads_sibling
 
 
 def _advantage(name: str) -> Advantage:
@@ -91,6 +92,10 @@ class TeacherSettings(Settings):
     """The most that the log-odds of a steered alpha move at an update."""
     teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+    teacher_prompt: Annotated[str, MinLen(1)] | None = None
+    """Prompt of a teacher that sees more, a column or "{prompt} {hint}"; sibling: with a right text of the group."""
+    sibling_from: float = 0.5
+    """The reward from which a text is right, and teacher_prompt shows it to the teacher of its group's other texts."""
     teacher_timeout: Positive = 60.0
     """Seconds for a served teacher's answer for one text, in each try."""
     teacher_retries: Annotated[int, Ge(0)] = 3
@@ -193,6 +198,8 @@ class AlgorithmConfig(Settings):
         if teacher is not None:
             if is_outside(name := str(teacher) if isinstance(teacher, Path) else teacher):
                 self._check_outside_teacher(str(name))
+            if is_self(teacher):
+                self._check_self()
             return
         least, most = span(self.alpha)
         if most > 0 and self.objective.needs_teacher:
@@ -201,12 +208,29 @@ class AlgorithmConfig(Settings):
         if gate.cost(self.objective.gate.name) != "nothing":
             name = self.objective.gate.name
             raise SettingError("teacher", None, f"the gate {name} reads it: set teacher=..., or gate=none")
-        if self.teacher.teacher_decay is not None:
-            remedy = "give a teacher; the student itself would do"
-            raise SettingError("teacher_decay", self.teacher.teacher_decay, remedy)
+        for field in ("teacher_decay", "teacher_prompt"):
+            if (value := getattr(self.teacher, field)) is not None:
+                raise SettingError(field, value, f"give a teacher; the student itself would do: teacher={SELF}")
         for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
             if wanted not in ("references", None):
                 raise SettingError(name, getattr(wanted, "name", wanted), "give a teacher, who generates these texts")
+
+    def _check_self(self) -> None:
+        """Refuse settings of a model of its own for the student itself.
+
+        Raises: SettingError.
+        """
+        given, model = self.teacher, self.model
+        for name, wrong, remedy in (
+            ("teacher_dtype", given.teacher_dtype != model.dtype,
+             f"teacher={SELF} has the student's precision: set it to {model.dtype}"),
+            ("teacher_quantization", given.teacher_quantization is not None,
+             f"teacher={SELF} is the student as it is: leave it out, or name the model"),
+            ("teacher_decay", given.teacher_decay not in (None, 0) and model.lora_rank > 0,
+             "an average of adapters is not kept; set it to 0, the student as it is, or leave one of them out"),
+        ):  # fmt: skip
+            if wrong:
+                raise SettingError(name, getattr(given, name), remedy)
 
     @property
     def known_tokens(self) -> int | None:
@@ -230,6 +254,7 @@ class AlgorithmConfig(Settings):
             ("gate", gate.cost(self.objective.gate.name) != "nothing",
              f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
+            ("teacher_prompt", given.teacher_prompt is not None, f"{needs_model} leave it out"),
             ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
             ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
             ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
@@ -273,6 +298,7 @@ class AlgorithmConfig(Settings):
         needs_ratios = self.rewarded or objective.horizon > 0 or sampled
         ignored = "alpha is 1, so no reward counts"
         least_alpha, most_alpha = span(self.alpha)
+        sees_sibling = reads_sibling(teacher.teacher_prompt or "")
         has_gate, weighed = objective.gate.name != "none", gate.terms(objective.gate.name)
         for name, wrong, remedy in (
             ("teacher_texts", sampling.teacher_texts is not None and sampling.off_policy != "teacher",
@@ -313,8 +339,15 @@ class AlgorithmConfig(Settings):
              "an average of the student is kept as the student is; leave teacher_quantization and teacher_device out"),
             ("teacher_decay", averaged and teacher.teacher_dtype != model.dtype,
              "an average of the student has its precision; set teacher_dtype to that of dtype"),
-            ("teacher_decay", averaged and model.lora_rank > 0,
+            ("teacher_decay", averaged and teacher.teacher_decay != 0 and model.lora_rank > 0,
              "the student has adapters and the teacher none, so there is nothing to average; leave one of them out"),
+            ("teacher_prompt", sees_sibling and lowest_fraction < 1,
+             "a right text is one of the student's group: set student_fraction to 1"),
+            ("teacher_prompt", sees_sibling and sampling.group_size < 2,
+             "a right text is another one of the same group: set group_size to 2 or more"),
+            ("teacher_prompt", sees_sibling and mixed, "there is no right text yet to sample by; leave behaviour out"),
+            ("sibling_from", teacher.sibling_from != TeacherSettings().sibling_from and not sees_sibling,
+             "no text is shown to a teacher: set teacher_prompt to sibling"),
             ("teacher_decay", averaged and sampling.teacher_texts is not None,
              "the file would keep texts of teachers that are gone; leave one of them out"),
             ("off_policy", sampling.off_policy != "references" and on_policy_only, "set student_fraction below 1"),

@@ -108,7 +108,10 @@ def _of_models(
             values = torch.cat(own).cpu().split([len(values_N) for values_N in own])  # waits for the device once
             for part, values_N in zip(parts, values, strict=True):
                 part.write(values_BL, values_N)
-        found[name] = rollout.ranks.sum(values_BL)
+        values_BL = rollout.ranks.sum(values_BL)
+        if name in ("gap_BL", "divergence_BL"):  # what the teacher has nothing to say of
+            values_BL = values_BL.masked_fill(rollout.untaught_B[:, None], 0.0)
+        found[name] = values_BL
     return found
 
 

@@ -36,6 +36,8 @@ class Rollout:
     ranks: Ranks = ALONE
     rows: Sequence[int] | None = None
     """The rows whose passes this process runs; None is all."""
+    untaught: Sequence[int] = ()
+    """Rows that a teacher has nothing to say of: it reads a right text of their group, and there is none."""
     answers: Mapping[int, Answer] | None = None
     """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
 
@@ -69,6 +71,13 @@ class Rollout:
             failed_B[row] = answer.exception() is not None if wait else has_failed(answer)
         return self.ranks.sum(failed_B).bool()
 
+    @property
+    def untaught_B(self) -> Tensor:
+        """[B], bool: the rows of `untaught`, which have no divergence."""
+        untaught_B = torch.zeros(len(self.trajectories), dtype=torch.bool, device="cpu")
+        untaught_B[list(self.untaught)] = True
+        return untaught_B
+
     def action_values(
         self, lm: LanguageModel, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
@@ -83,7 +92,7 @@ class Rollout:
     def log_ratios(self, teacher: Teacher, token_budget: int) -> Tensor:
         """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end.
 
-        Rows for which the teacher has failed (`failed_B`) have 0.
+        Rows for which the teacher has failed (`failed_B`) or has nothing to say (`untaught`) have 0.
         """
         if isinstance(teacher, LanguageModel):
             teacher_BL, known_B = self.log_probabilities(teacher, token_budget), ~self.failed_B()
@@ -93,7 +102,7 @@ class Rollout:
         for row, t in enumerate(self.trajectories):
             if known_B[row]:
                 ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
-        return ratio_BL
+        return ratio_BL.masked_fill(self.untaught_B[:, None], 0.0)
 
     def _answered_log_probabilities(self) -> Tensor:
         """`log_probabilities` of an outside teacher, each known to the process that has asked for it."""

@@ -129,6 +129,7 @@ class Sources:
         assert isinstance(self.teacher, LanguageModel)
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
+        template = "" if self.teacher.format is None else self.teacher.format.template
         return {
             "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,
@@ -141,6 +142,7 @@ class Sources:
             "seed": self.seed,
             **({"stop": list(stops.strings)} if stops else {}),
             **({"format": self.teacher.format.own_example} if self.teacher.format else {}),
+            **({"teacher_prompt": template} if template else {}),
             **({"end_ids": sorted(end_ids)} if len(end_ids) > 1 else {}),
         }
 

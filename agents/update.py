@@ -47,7 +47,7 @@ def accumulate_gradient(
     *,
     max_new_tokens: int | None = None,
     with_policy_term: bool = True,
-    failed_B: Tensor | None = None,
+    left_out_B: Tensor | None = None,
 ) -> Means:
     """Add the loss's gradient to the parameters', micro-batch by micro-batch, without waiting for the device.
 
@@ -62,12 +62,12 @@ def accumulate_gradient(
         credit: Their advantages, and the weights of a gate.
         max_new_tokens: The length that the reduction `constant` divides by.
         with_policy_term: False leaves the divergence alone.
-        failed_B: bool [B]: rows without a divergence, since an outside teacher has failed for them; None is none.
+        left_out_B: bool [B]: rows without a divergence, of which the teacher says nothing; None is none.
     """
     trajectories = rollout.trajectories
-    policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens, failed_B)
+    policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens, left_out_B)
     policy_B = policy_B * with_policy_term
-    mean_B = _reduced("sequence_mean", _lengths(trajectories, failed_B), None)
+    mean_B = _reduced("sequence_mean", _lengths(trajectories, left_out_B), None)
     advantages_BL = credit.advantages_BL.float().expand(-1, rollout.longest)
     ones_BL = torch.ones(len(trajectories), rollout.longest, device="cpu")
     gates_BL = [
@@ -114,7 +114,7 @@ def accumulate_gradient(
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
     sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
     loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
-    if failed_B is not None and bool(failed_B.all()):
+    if left_out_B is not None and bool(left_out_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
     return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
@@ -130,12 +130,11 @@ def term_weights(
     trajectories: Sequence[Trajectory],
     valid_B: Tensor,
     max_new_tokens: int | None,
-    failed_B: Tensor | None = None,
+    left_out_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two [B]: the weight of each row's actions in the policy term and in the divergence, by their reductions.
 
-    The policy term has on-policy rows that are valid, the divergence has all rows but those for which an outside
-    teacher has failed.
+    The policy term has on-policy rows that are valid, the divergence has all rows but those that are left out.
     """
     of_policy, of_divergence = objective.reductions
     lengths_B = _lengths(trajectories)
@@ -145,7 +144,7 @@ def term_weights(
     if on_policy_B.any():
         # One batch in 1 / lambda is on-policy: with this weight its policy term has Eq. 5's expectation.
         policy_B = policy_B / objective.student_fraction
-    return policy_B, _reduced(of_divergence, _lengths(trajectories, failed_B), max_new_tokens)
+    return policy_B, _reduced(of_divergence, _lengths(trajectories, left_out_B), max_new_tokens)
 
 
 def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajectory], max_new_tokens: int) -> float:

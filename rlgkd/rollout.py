@@ -21,7 +21,7 @@ from rlgkd.lm.own_format import tokens_as_read
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.scoring import Ended
-from rlgkd.types import Episode, Item, Source, StopReason, Task, Trajectory
+from rlgkd.types import SIBLING, Episode, Item, Source, StopReason, Task, Trajectory
 
 MAX_CHECKED = 200_000
 """Items that are all checked before training; of more, only the first is."""
@@ -289,6 +289,37 @@ def check_references(task: Task, split: str, seed: int) -> None:
         try:
             check_reference(item)
             task.encode_completion(item.reference)
+        except DataError as error:
+            found.append((item.key, error))
+    if found:
+        raise in_one_message(found, number)
+
+
+def check_teacher_prompts(teacher: LanguageModel, task: Task, split: str, seed: int) -> None:
+    """Check before training that a teacher which sees more can read its prompt for every item.
+
+    Of items without end, and of more than `MAX_CHECKED`, the first of the stream is checked. A text of the group, which
+    is not there yet, is taken to be as long as texts may be.
+
+    Raises: DataError for columns that are missing or null and prompts that are too long; it counts them, and names the
+    first ones.
+    """
+    form = teacher.format
+    if form is None or not form.template:
+        return
+    size = task.size(split)
+    number = size if size <= MAX_CHECKED else 1
+    room = teacher.context - task.max_new_tokens * (2 if form.reads_sibling else 1)
+    found: list[tuple[str, DataError]] = []
+    for index in range(number):
+        item = task.item(split, seed, index)
+        if form.reads_sibling:
+            item = dataclasses.replace(item, columns={**item.columns, SIBLING: ""})
+        try:
+            length = len(form.encode_prompt(item))
+            if length > room:
+                remedy = f"it has {length} tokens for {item.key}, and the teacher's context has room for {room}"
+                raise TooLongError("teacher_prompt", form.template, f"{remedy}; shorten it or lower max_new_tokens")
         except DataError as error:
             found.append((item.key, error))
     if found:

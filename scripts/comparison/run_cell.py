@@ -24,6 +24,7 @@ from rlgkd.agents.config import TeacherSettings
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.file_kinds import check_file
+from rlgkd.lm.loading import load
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
@@ -38,7 +39,7 @@ from rlgkd.scripts.runs.tracked import tracked
 from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
 from rlgkd.teachers import Teacher
-from rlgkd.teachers.names import is_outside
+from rlgkd.teachers.names import is_outside, is_self
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
@@ -197,16 +198,22 @@ def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConf
         return agent.teacher
     if is_outside(base.teacher):
         return open_outside_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer)
-    teacher = open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
-    if base.teacher != base.student:
-        read_in_own_format(agent.task, teacher, agent.student, owner="student", name=base.teacher)
+    name, opened = base.teacher, None
+    if is_self(name):
+        layers = base.algorithm.model.student_layers
+        name, opened = base.student, load(base.student, layers=() if isinstance(layers, int) else layers)
+    student, more = agent.student, base.algorithm.teacher.teacher_prompt
+    teacher = open_teacher(agent.task, base.algorithm, name, student.tokenizer, device=agent.device, opened=opened)
+    if name != base.student or more is not None:
+        read_in_own_format(agent.task, teacher, student, owner="student", name=name, teacher_prompt=more)
     return teacher
 
 
 def _models(settings: RunConfig) -> tuple[object, ...]:
     """What a teacher depends on, and what is known of one that is elsewhere."""
     config = settings.algorithm
-    opened = (config.teacher.teacher_dtype, config.teacher.teacher_device, config.teacher.teacher_quantization)
+    given = config.teacher
+    opened = (given.teacher_dtype, given.teacher_device, given.teacher_quantization, given.teacher_prompt)
     known = config.known_tokens if is_outside(settings.teacher) else None
     return settings.teacher, settings.student, config.model.dtype, config.sampling.teacher_temperature, opened, known
 

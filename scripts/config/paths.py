@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+from rlgkd.teachers.names import is_self
 
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems take 255."""
@@ -43,6 +44,8 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
+    if key == "teacher" and is_self(value):
+        return value
     if key in ("student", "teacher", "tokenizer"):
         return _model(value, folders)
     if key == "teacher_texts" and isinstance(value, str):

@@ -27,6 +27,7 @@ from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
+from rlgkd.teachers.names import is_self
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 BRINGS_MODELS = {
@@ -71,7 +72,7 @@ class RunConfig(Settings):
     student: str = ""
     """Model that is trained; by default the environment's own, if it brings one."""
     teacher: str = ""
-    """Model that the student stays close to; null for none; by default the environment's own."""
+    """Model that the student stays close to; self for its start; null for none; by default the environment's own."""
     tokens: Count = 200_000
     """Tokens to train for: generated ones, or read from data."""
     learning_rate_end: Fraction = 0.1
@@ -160,10 +161,17 @@ class RunConfig(Settings):
 
     @property
     def teacher_is_start(self) -> bool:
-        """Whether the teacher is what the student is when training begins."""
+        """Whether the teacher's weights are those of the student when training begins."""
         model, teacher = self.algorithm.model, self.algorithm.teacher
+        if is_self(self.teacher):
+            return True
         as_opened = (teacher.teacher_dtype, teacher.teacher_device, teacher.teacher_quantization)
         return self.teacher == self.student and not model.student_layers and as_opened == (model.dtype, None, None)
+
+    @property
+    def teacher_writes_as_start(self) -> bool:
+        """Whether the teacher's texts are the student's when training begins, for it reads the same prompts too."""
+        return self.teacher_is_start and self.algorithm.teacher.teacher_prompt is None
 
     def learning_rate(self, remaining: float) -> float:
         """Learning rate at this remaining progress (1 to 0): linear warm-up, then linear decay."""

@@ -46,6 +46,10 @@ def dry_run(settings: RunConfig) -> Iterator[str]:
     yield f"teacher: {settings.teacher or 'none'}{', which is the start' if settings.teacher_is_start else ''}"
     item = agent.task.item("train", settings.seed, 0)
     yield f"the first prompt as the model reads it: {first_prompt(agent.task, item)}"
+    form = agent.teacher.format if isinstance(agent.teacher, LanguageModel) else None
+    if form is not None and form.template and not form.reads_sibling:
+        read = agent.student.tokenizer.decode(form.encode_prompt(item), skip_special_tokens=False)
+        yield f"the first prompt as the teacher reads it:\n{read}"
     texts = settings.algorithm.sampling.prompts_per_update * settings.algorithm.sampling.group_size
     updates, tokens, seconds = _train(agent, settings.tokens)
     a_second, an_update = tokens / seconds, tokens / updates
@@ -113,7 +117,7 @@ def _evaluation(agent: TextAlgorithm, settings: RunConfig) -> Generator[str, Non
     seconds = 0.0
     parts = []
     models = [("the student before and after", agent.student, 2)]
-    if isinstance(agent.teacher, LanguageModel) and not settings.teacher_is_start:
+    if isinstance(agent.teacher, LanguageModel) and not settings.teacher_writes_as_start:
         models.append(("the teacher", agent.teacher, 1))
     for name, model, times in models:
         began = time.perf_counter()

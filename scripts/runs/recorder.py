@@ -235,6 +235,8 @@ class Recorder(BaseCallback):
             "prompt": t.item.prompt,
             "completion": t.text,
         }
+        if self.settings.algorithm.teacher.teacher_prompt is not None:
+            record["teacher_prompt"] = self.model.teacher_prompt_of(t)
         if t.turns:
             record["turns"] = t.turns
         record["reward"] = t.score.reward

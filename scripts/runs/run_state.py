@@ -24,6 +24,7 @@ OF_THE_MEASURE: Final = (
     "teacher_temperature",
     "teacher_dtype",
     "teacher_quantization",
+    "teacher_prompt",
     "temperature",
 )
 """Settings without which a value of before cannot be compared with one of today; with those of the environment."""

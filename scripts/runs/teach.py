@@ -67,6 +67,11 @@ def teach(
     if out.exists() and (kind := other_kind(out)):
         raise SettingError("out", str(out), f"it is {kind}; name a file")
     settings = _settings(data, overrides, teacher)
+    if (more := settings.algorithm.teacher.teacher_prompt) is not None:
+        remedy = (
+            "a file has log-probabilities after the student's prompts; leave it out, or give the run a live teacher"
+        )
+        raise SettingError("teacher_prompt", more, remedy)
     name = settled("teacher", teacher, [Path()]) or settings.teacher
     if not name or is_teacher_file(name):
         raise SettingError("teacher", name, "name the model, or the server, that the file is to be of")

@@ -69,7 +69,8 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
     }
     if isinstance(teacher, LanguageModel) and teacher.format is not None:
         read = [teacher.format.encode_prompt(item) for item in items]
-        replies = [teacher.format.encode_reply("Go on", True)] if teacher.format.replies else []
+        own_reply = teacher.format.encode_reply
+        replies = [own_reply("Go on", True)] if teacher.format.replies and own_reply is not None else []
         found[AS_THE_TEACHER_READS] = _digest([*read, *replies])
     return found
 
@@ -99,7 +100,7 @@ def _of_settings(changed: Collection[str]) -> set[str]:
     of_env = {name.removeprefix("env_settings.") for name in changed if name.startswith("env_settings.")}
     meant = {FIRST_PROMPTS, AS_THE_TEACHER_READS} if of_env - {*WRITE_NO_PROMPTS} else set()
     # Whether a teacher has a format of its own depends on the end tokens too.
-    if "teacher" in changed or "end_tokens" in of_env:
+    if {"teacher", "teacher_prompt"} & set(changed) or "end_tokens" in of_env:
         meant.add(AS_THE_TEACHER_READS)
     return meant | ({ENDS} if "end_tokens" in of_env else set())
 
