@@ -64,6 +64,11 @@ class AlgorithmSettings(TypedDict, total=False):
     alpha_rate: float
     teacher_decay: float | None
     teacher_prompt: str | None
+    teacher_column: str
+    teacher_mix: Literal["product", "sum"] | None
+    teacher_weights: Callable[[float], float] | None
+    reference_model: str | None
+    extrapolation: float
     sibling_from: float
     teacher_timeout: float
     teacher_retries: int

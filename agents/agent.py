@@ -9,7 +9,7 @@ Nothing random is global: see `TrainingState`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -24,7 +24,6 @@ from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
 from rlgkd.agents.build import (
     build_optimizer,
     check_same_start,
-    check_texts,
     open_models,
     trainable_state,
     with_chosen_layers,
@@ -39,6 +38,7 @@ from rlgkd.agents.sb3.policy import LanguageModelPolicy
 from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
+from rlgkd.agents.teachers import check_texts
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
@@ -48,8 +48,14 @@ from rlgkd.ranks import join
 from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
+from rlgkd.teachers import RoutedTeachers, in_process
 from rlgkd.teachers.names import is_self
 from rlgkd.types import SIBLING, Item, Task, Trajectory
+
+
+def _is_named(model: object) -> bool:
+    """Whether a model, or each of several, is given by a name, which can be saved."""
+    return all(map(_is_named, model.values())) if isinstance(model, Mapping) else isinstance(model, str | None)
 
 
 class TextAgent(TokenAlgorithm):
@@ -67,7 +73,7 @@ class TextAgent(TokenAlgorithm):
         policy: str | Path | PreTrainedModel,
         env: GymEnv | str,
         *,
-        teacher: str | Path | PreTrainedModel | None = None,
+        teacher: str | Path | PreTrainedModel | Mapping[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         device: str = "auto",
         seed: int = 0,
@@ -83,8 +89,9 @@ class TextAgent(TokenAlgorithm):
                 trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them. The agent
                 takes its task (prompts, tokenizer, limits, reward) and decodes whole texts itself.
-            teacher: As `policy`; `self`, the student as it is when training begins (docs/teachers.md); a server's
-                address or a file of log-probabilities (docs/scale.md). May be left out only if alpha is 0.
+            teacher: As `policy`; `self`, the student as training finds it; a mapping of names to models, one for
+                each text or all as one (docs/teachers.md); a server's address or a file of log-probabilities
+                (docs/scale.md). May be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -142,14 +149,17 @@ class TextAgent(TokenAlgorithm):
     def _build(
         self,
         policy: str | Path | PreTrainedModel,
-        teacher: str | Path | PreTrainedModel | None,
+        teacher: str | Path | PreTrainedModel | Mapping[str, Any] | None,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         """Open the models and build sources and optimizer."""
         policy = str(policy) if isinstance(policy, Path) else policy
+        if isinstance(teacher, Mapping):
+            teacher = {name: str(one) if isinstance(one, Path) else one for name, one in teacher.items()}
         teacher = str(teacher) if isinstance(teacher, Path) else teacher
+        self._given_teacher = teacher
         models = {"policy": policy, "teacher": teacher}
-        self._names = {role: model for role, model in models.items() if isinstance(model, str | None)}
+        self._names = {role: model for role, model in models.items() if _is_named(model)}
         self._setup_lr_schedule()
         assert self.env is not None
         check_wrappers(self.env)
@@ -177,7 +187,7 @@ class TextAgent(TokenAlgorithm):
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
-        if isinstance(self.teacher, LanguageModel):
+        if in_process(self.teacher):
             check_teacher_prompts(self.teacher, self.task, self.split, seed)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
@@ -234,8 +244,12 @@ class TextAgent(TokenAlgorithm):
         for name in {**old, **new}:
             if name not in CHANGEABLE and old.get(name) != new.get(name):
                 raise SettingError(name, new.get(name), f"what was built by it is kept; leave it at {old.get(name)!r}")
-        config.check_teacher(self._names.get("teacher", self.teacher))
-        if not isinstance(self.teacher, LanguageModel | None) and config.known_tokens != self.config.known_tokens:
+        config.check_teacher(self._given_teacher)
+        if (
+            self.teacher is not None
+            and not in_process(self.teacher)
+            and config.known_tokens != self.config.known_tokens
+        ):
             known = self.config.known_tokens
             remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
             raise SettingError("teacher_top_k", config.known_tokens, remedy)
@@ -262,7 +276,8 @@ class TextAgent(TokenAlgorithm):
 
         None for one that sees what the student sees, or that has nothing to say of this text.
         """
-        form = self.teacher.format if isinstance(self.teacher, LanguageModel) else None
+        teacher = self.teacher.of(trajectory.item) if isinstance(self.teacher, RoutedTeachers) else self.teacher
+        form = teacher.format if in_process(teacher) and not isinstance(teacher, RoutedTeachers) else None
         if form is None or not form.template or (form.reads_sibling and SIBLING not in trajectory.item.columns):
             return None
         return str(self.student.tokenizer.decode(form.encode_prompt(trajectory.item), skip_special_tokens=False))

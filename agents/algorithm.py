@@ -25,14 +25,14 @@ from rlgkd.agents.metrics import (
     of_constant_reward,
     of_reductions,
     rollout_metrics,
+    teacher_metrics,
 )
 from rlgkd.agents.micro_batch import prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
 from rlgkd.errors import TrainingError
-from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
-from rlgkd.teachers import OutsideTeacher, Teacher, cancelled_on_error
+from rlgkd.teachers import OutsideTeacher, RoutedTeachers, Teacher, cancelled_on_error, in_process
 from rlgkd.types import reads_sibling
 
 
@@ -101,11 +101,7 @@ class TextAlgorithm(TextAgent):
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
-        if (
-            self.config.optimizer.epochs > 1
-            and isinstance(self.teacher, LanguageModel)
-            and self.following_teacher is None
-        ):
+        if self.config.optimizer.epochs > 1 and in_process(self.teacher) and self.following_teacher is None:
             with self.autocast():
                 prefetch_teacher_states(self.teacher, self.rollout.micro_batches)
         if self._measures_terms():
@@ -133,7 +129,7 @@ class TextAlgorithm(TextAgent):
     @property
     def outside_teacher(self) -> OutsideTeacher | None:
         """The teacher, if it is not a model in this process."""
-        return None if isinstance(self.teacher, LanguageModel) else self.teacher
+        return None if in_process(self.teacher) else self.teacher
 
     def after_update(self) -> None:
         """Warn once of a reward that never differs."""
@@ -186,6 +182,8 @@ class TextAlgorithm(TextAgent):
         self.logger.record("train/grad_norm", norm.item())
         if self.teacher is not None or self.objective.cross_entropy:
             self.logger.record("train/divergence", means.divergence)
+        for name, value in means.divergence_by_teacher.items():
+            self.logger.record(f"teacher/{name}/divergence", value)
         for name, value in credit.auxiliary.metrics().items() if credit.auxiliary else ():
             self.logger.record(name, value)
         return means
@@ -279,6 +277,9 @@ class TextAlgorithm(TextAgent):
         self.logger.record("time/tokens_per_second", tokens / seconds, exclude="csv")
         for name, value in rollout_metrics(self.trajectories).items():
             self.logger.record(name, value)
+        if isinstance(self.teacher, RoutedTeachers):
+            for name, value in teacher_metrics(self.trajectories, self.teacher.name_of).items():
+                self.logger.record(name, value)
         self.last_metrics = dict(self.logger.name_to_value)
         self.watch.see(self.last_metrics)
         self.logger.dump(step=self.num_timesteps)

@@ -20,11 +20,11 @@ from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.siblings import with_siblings
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
-from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.mixture import Scorer
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
-from rlgkd.teachers import Answer, OutsideTeacher, cancelled_on_error
-from rlgkd.types import Episode, Item, Score, Trajectory
+from rlgkd.teachers import Answer, OutsideTeacher, RoutedTeachers, cancelled_on_error, in_process
+from rlgkd.types import Episode, Item, Score, Trajectory, reads_sibling
 
 
 class Collector:
@@ -36,6 +36,7 @@ class Collector:
         self.sources, self.split, self.seed, self.ranks = sources, split, seed, ranks
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
         self.right_from = config.teacher.sibling_from
+        self.reads_sibling = reads_sibling(config.teacher.teacher_prompt or "")
 
     def next_items(self, state: TrainingState) -> tuple[list[Item], list[int]]:
         """The items of the next update, and their indices in the stream of items."""
@@ -84,9 +85,9 @@ class Collector:
             self._outside.cancel()
         trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
         untaught: tuple[int, ...] = ()
-        if (teacher := self._reader_of_siblings) is not None and not stopped:
+        if (readers := self._readers_of_siblings) is not None and not stopped:
             trajectories, untaught = with_siblings(
-                trajectories, teacher, group_size=self.sampling.group_size, right_from=self.right_from
+                trajectories, readers, group_size=self.sampling.group_size, right_from=self.right_from
             )
         rows = None
         if self.ranks.size > 1:
@@ -112,14 +113,15 @@ class Collector:
     def _outside(self) -> OutsideTeacher | None:
         """The teacher, if it is asked for texts; a model in this process is run on them."""
         teacher = self.sources.teacher
-        return None if isinstance(teacher, LanguageModel) else teacher
+        return None if in_process(teacher) else teacher
 
     @property
-    def _reader_of_siblings(self) -> LanguageModel | None:
-        """The teacher, if it reads a right text of the group, which is known once all have their scores."""
+    def _readers_of_siblings(self) -> Callable[[Item], Scorer] | None:
+        """The teacher of an item, if it reads a right text of the group, which is known once all have their scores."""
         teacher = self.sources.teacher
-        reads = isinstance(teacher, LanguageModel) and teacher.format is not None and teacher.format.reads_sibling
-        return teacher if isinstance(teacher, LanguageModel) and reads else None
+        if not in_process(teacher) or not self.reads_sibling:
+            return None
+        return teacher.of if isinstance(teacher, RoutedTeachers) else lambda item: teacher
 
     @property
     def seconds_of_reward(self) -> float:
@@ -167,9 +169,7 @@ class Collector:
                 if going:
                     submit(others)
             student, teacher = self.sources.student, self.sources.teacher
-            ready = isinstance(teacher, LanguageModel) and self._reader_of_siblings is None
-            if going and scoring.pending and ready:
-                assert isinstance(teacher, LanguageModel)
+            if going and scoring.pending and in_process(teacher) and not self.reads_sibling:
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
             if going:

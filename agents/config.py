@@ -6,7 +6,7 @@ YAML file and the command line take. An algorithm's own defaults are in its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from warnings import warn
@@ -19,6 +19,7 @@ from rlgkd.objective import Fraction, Objective
 from rlgkd.ops import behaviour_policy, gate
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
+from rlgkd.ops.teacher_mixture import Mix
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
 from rlgkd.teachers.names import SELF, is_address, is_outside, is_self, is_teacher_file
 from rlgkd.types import reads_sibling
@@ -94,6 +95,16 @@ class TeacherSettings(Settings):
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
     teacher_prompt: Annotated[str, MinLen(1)] | None = None
     """Prompt of a teacher that sees more, a column or "{prompt} {hint}"; sibling: with a right text of the group."""
+    teacher_column: Annotated[str, MinLen(1)] = "source"
+    """The column of an item that names its teacher, where teacher is a mapping of names to models."""
+    teacher_mix: Mix | None = None
+    """Make one teacher of all in the mapping, for every text: a product or a sum of theirs; null: each text has one."""
+    teacher_weights: dict[str, float] | None = None
+    """Exponents in the product, or shares in the sum, by name; null: all count alike."""
+    reference_model: str | None = None
+    """A third model R: the teacher is then p_T^l p_R^(1-l), normalised, with l the extrapolation; self is the start."""
+    extrapolation: Positive = 1.25
+    """How far the teacher is followed away from reference_model: 1 is the teacher itself, more goes beyond it."""
     sibling_from: float = 0.5
     """The reward from which a text is right, and teacher_prompt shows it to the teacher of its group's other texts."""
     teacher_timeout: Positive = 60.0
@@ -200,6 +211,7 @@ class AlgorithmConfig(Settings):
                 self._check_outside_teacher(str(name))
             if is_self(teacher):
                 self._check_self()
+            self._check_several(teacher if isinstance(teacher, Mapping) else None)
             return
         least, most = span(self.alpha)
         if most > 0 and self.objective.needs_teacher:
@@ -208,7 +220,7 @@ class AlgorithmConfig(Settings):
         if gate.cost(self.objective.gate.name) != "nothing":
             name = self.objective.gate.name
             raise SettingError("teacher", None, f"the gate {name} reads it: set teacher=..., or gate=none")
-        for field in ("teacher_decay", "teacher_prompt"):
+        for field in ("teacher_decay", "teacher_prompt", "reference_model"):
             if (value := getattr(self.teacher, field)) is not None:
                 raise SettingError(field, value, f"give a teacher; the student itself would do: teacher={SELF}")
         for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
@@ -231,6 +243,47 @@ class AlgorithmConfig(Settings):
         ):  # fmt: skip
             if wrong:
                 raise SettingError(name, getattr(given, name), remedy)
+
+    def _check_several(self, teachers: Mapping[str, object] | None) -> None:
+        """Refuse what does not go with several teachers, and what only they take.
+
+        Raises: SettingError.
+        """
+        given, sampling, plain = self.teacher, self.sampling, TeacherSettings()
+        if teachers is not None and not teachers:
+            raise SettingError("teacher", teachers, "give a mapping of names to models")
+        for name, model in (teachers or {}).items():
+            if not isinstance(name, str) or is_outside(str(model) if isinstance(model, Path) else model):
+                raise SettingError("teacher", {name: model}, "several teachers are models by names; give models")
+            if is_self(model):
+                self._check_self()
+        is_mixture = given.teacher_mix is not None or given.reference_model is not None
+        weights, routed = given.teacher_weights, teachers is not None and given.teacher_mix is None
+        no_one_model = is_mixture or routed
+        for name, wrong, remedy in (
+            ("teacher_column", given.teacher_column != plain.teacher_column and not routed,
+             "there is one teacher for all texts; give teacher a mapping of names to models"),
+            ("teacher_mix", given.teacher_mix is not None and teachers is None,
+             "there is one teacher; give teacher a mapping of names to models"),
+            ("teacher_weights", weights is not None and given.teacher_mix is None, "set teacher_mix to product or sum"),
+            ("teacher_weights", weights is not None and set(weights) != set(teachers or weights),
+             f"give a weight for each of {', '.join(map(str, teachers or ()))}"),
+            ("teacher_weights", given.teacher_mix == "sum" and min((weights or {"": 1.0}).values()) <= 0,
+             "shares of a sum are above 0; with negative ones take a product"),
+            ("reference_model", given.reference_model is not None and teachers is not None,
+             "it stands beside one teacher; write all into teacher, with teacher_mix: product and teacher_weights"),
+            ("extrapolation", given.extrapolation != plain.extrapolation and given.reference_model is None,
+             "set reference_model too"),
+            ("teacher_decay", given.teacher_decay is not None and no_one_model,
+             "no one model follows the student; leave it out"),
+            ("behaviour", sampling.behaviour is not None and no_one_model, "it samples with one model; leave it out"),
+            ("teacher_texts", sampling.teacher_texts is not None and no_one_model,
+             "a file keeps the texts of one model; leave it out"),
+            ("off_policy", sampling.off_policy == "teacher" and is_mixture,
+             "a mixture writes no texts; set it to references"),
+        ):  # fmt: skip
+            if wrong:
+                raise SettingError(name, getattr(self.flat()[name], "name", self.flat()[name]), remedy)
 
     @property
     def known_tokens(self) -> int | None:
@@ -255,6 +308,7 @@ class AlgorithmConfig(Settings):
              f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
             ("teacher_prompt", given.teacher_prompt is not None, f"{needs_model} leave it out"),
+            ("reference_model", given.reference_model is not None, f"{needs_model} leave it out"),
             ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
             ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
             ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),

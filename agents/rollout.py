@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches
 from rlgkd.lm.fused_loss import fused_logp
+from rlgkd.lm.mixture import Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ranks import ALONE, Ranks
-from rlgkd.teachers import Answer, Teacher, has_failed
+from rlgkd.teachers import Answer, ModelTeacher, RoutedTeachers, Teacher, has_failed, in_process
 from rlgkd.types import ON_POLICY, Batch, Trajectory
 
 
@@ -78,23 +79,31 @@ class Rollout:
         untaught_B[list(self.untaught)] = True
         return untaught_B
 
-    def action_values(
-        self, lm: LanguageModel, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
+    def action_values(self, lm: Scorer, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`action_values` of all rows, [B, L], each computed by the process whose row it is."""
         episodes = as_read_by(lm, self.trajectories)
         return self.ranks.sum(action_values(lm, episodes, token_budget, function, self.rows))
 
-    def log_probabilities(self, lm: LanguageModel, token_budget: int) -> Tensor:
-        """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
+    def log_probabilities(self, lm: ModelTeacher, token_budget: int) -> Tensor:
+        """[B, L], the log-probability of each action in nats, 0 past a row's end; of each row by its own teacher."""
+        if isinstance(lm, RoutedTeachers):
+            return self._log_probabilities_of_each(lm, token_budget)
         return self.action_values(lm, token_budget, lambda states_NH, actions_N: fused_logp(lm, states_NH, actions_N))
+
+    def _log_probabilities_of_each(self, teachers: RoutedTeachers, token_budget: int) -> Tensor:
+        logp_BL = torch.zeros(len(self.trajectories), self.longest, dtype=torch.float64, device="cpu")
+        for lm in teachers.distinct:
+            mine = teachers.rows_of(lm, [t.item for t in self.trajectories])
+            kept = mine if self.rows is None else [row for row in self.rows if row in {*mine}]
+            logp_BL += dataclasses.replace(self, rows=kept).log_probabilities(lm, token_budget)
+        return logp_BL
 
     def log_ratios(self, teacher: Teacher, token_budget: int) -> Tensor:
         """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end.
 
         Rows for which the teacher has failed (`failed_B`) or has nothing to say (`untaught`) have 0.
         """
-        if isinstance(teacher, LanguageModel):
+        if in_process(teacher):
             teacher_BL, known_B = self.log_probabilities(teacher, token_budget), ~self.failed_B()
         else:
             teacher_BL, known_B = self._answered_log_probabilities(), ~self.failed_B(wait=True)

@@ -7,22 +7,23 @@ divergence in this update.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlgkd.errors import DataError
-from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.mixture import Scorer
 from rlgkd.lm.own_format import as_read_by
-from rlgkd.types import SIBLING, Trajectory
+from rlgkd.types import SIBLING, Item, Trajectory
 
 
 def with_siblings(
-    trajectories: Sequence[Trajectory], teacher: LanguageModel, *, group_size: int, right_from: float
+    trajectories: Sequence[Trajectory], reader_of: Callable[[Item], Scorer], *, group_size: int, right_from: float
 ) -> tuple[list[Trajectory], tuple[int, ...]]:
     """The texts whose items have their sibling in the column SIBLING, and the rows of those that have none.
 
     Args:
         trajectories: All on-policy, the samples of each prompt after one another.
-        teacher: What it cannot read with the sibling, too long or with a special token's text in it, has none.
+        reader_of: The teacher of an item: what it cannot read with the sibling, since it is too long or has a special
+            token's text in it, has none.
         group_size: Samples of each prompt.
         right_from: The reward from which a text is right; one whose reward failed is not.
     """
@@ -34,14 +35,14 @@ def with_siblings(
         best_first = sorted(right, key=lambda t: -t.score.reward)
         for row, t in enumerate(group, start):
             sibling = next((other for other in best_first if other is not t), None)
-            taught = None if sibling is None else _with_sibling(t, sibling.transcript, teacher)
+            taught = None if sibling is None else _with_sibling(t, sibling.transcript, reader_of(t.item))
             if taught is None:
                 without.append(row)
             found.append(t if taught is None else taught)
     return found, tuple(without)
 
 
-def _with_sibling(t: Trajectory, text: str, teacher: LanguageModel) -> Trajectory | None:
+def _with_sibling(t: Trajectory, text: str, teacher: Scorer) -> Trajectory | None:
     item = dataclasses.replace(t.item, columns={**t.item.columns, SIBLING: text})
     taught = dataclasses.replace(t, item=item)
     try:

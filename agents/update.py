@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
-from rlgkd.teachers import Teacher
+from rlgkd.teachers import RoutedTeachers, Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
 
@@ -36,6 +36,8 @@ class Means:
     """Over each text's tokens, then over texts, whatever the reduction of the loss; NaN if it is known of no text."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
+    divergence_by_teacher: dict[str, float] = field(default_factory=dict)
+    """`divergence` over the texts of each teacher, by its name; empty if all texts have one."""
 
 
 def accumulate_gradient(
@@ -74,6 +76,15 @@ def accumulate_gradient(
         ones_BL if gate_BL is None else gate_BL.float()
         for gate_BL in (credit.policy_gate_BL, credit.divergence_gate_BL)
     ]
+    names = [teacher.name_of(t.item) for t in trajectories] if isinstance(teacher, RoutedTeachers) else []
+    teacher_of_B = {name: torch.tensor([one == name for one in names], device="cpu") for name in sorted(set(names))}
+    mean_by_teacher_B = {
+        name: _reduced(
+            "sequence_mean", _lengths(trajectories, ~own_B if left_out_B is None else ~own_B | left_out_B), None
+        )
+        for name, own_B in teacher_of_B.items()
+    }
+    by_teacher: dict[str, list[Tensor]] = {name: [] for name in mean_by_teacher_B}
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
@@ -112,12 +123,19 @@ def accumulate_gradient(
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies)]
-    loss_sum, divergence, entropy = rollout.ranks.sum_numbers(sums)
+            for name, own_B in mean_by_teacher_B.items():
+                by_teacher[name].append((records["divergence"] * part.per_row(own_B)).sum())
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, *by_teacher.values())]
+    loss_sum, divergence, entropy, *of_each = rollout.ranks.sum_numbers(sums)
     if left_out_B is not None and bool(left_out_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
-    return Means(loss=loss_sum, divergence=divergence, entropy=(sampled_entropy + entropy) / tokens)
+    return Means(
+        loss=loss_sum,
+        divergence=divergence,
+        entropy=(sampled_entropy + entropy) / tokens,
+        divergence_by_teacher=dict(zip(by_teacher, of_each, strict=True)),
+    )
 
 
 def sum_on_host(scalars: Sequence[Tensor]) -> float:

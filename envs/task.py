@@ -72,6 +72,7 @@ class TextTask:
         prompt: str = "prompt",
         reference: str | None = None,
         split_shares: Shares = "auto",
+        shares: Mapping[str, int] | None = None,
         subset: str = "",
         max_rows: int | None = None,
         unusable_rows: str = "refuse",
@@ -123,6 +124,8 @@ class TextTask:
                 column may hold a list of right answers: the best match counts as the reward, and training on references
                 takes the first.
             split_shares: Tenths of a lone file's prompts for train, validation and test; None gives all to each.
+            shares: Of a mapping of names to data, how many items of each follow one another, again and again, such as
+                {math: 2, code: 1}; the column `source` has the name, unless the data has one. None: one kind.
             subset: Configuration of a data set of the Hugging Face hub.
             max_rows: Rows that are read of each split; None reads all. Streaming data sets need it.
             unusable_rows: `refuse`: rows that are too long, malformed, or lack a reference that is needed are named in
@@ -206,6 +209,7 @@ class TextTask:
             prompt=prompt,
             reference=reference,
             split_shares=split_shares,
+            shares=shares,
             subset=subset,
             max_rows=max_rows,
             unusable_rows=unusable_rows,

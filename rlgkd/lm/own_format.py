@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlgkd.errors import DataError, ModelError, SettingError
+from rlgkd.lm.mixture import Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.placement import is_dispatched
 from rlgkd.lm.text_format import warn_of_other_end
@@ -83,7 +84,7 @@ def read_in_own_format(
     _log.warning("the teacher has a format of its own: %s%s", both, ends)
 
 
-def as_read_by(lm: LanguageModel, episodes: Sequence[Episode]) -> Sequence[Episode]:
+def as_read_by(lm: Scorer, episodes: Sequence[Episode]) -> Sequence[Episode]:
     """The episodes with prompts and replies as the model reads them: the same ones unless it has a format of its own.
 
     Raises: DataError for a text that does not fit its context.

@@ -7,8 +7,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
+from typing_extensions import TypeIs
+
+from rlgkd.lm.mixture import ModelMixture
 from rlgkd.lm.model import LanguageModel
 from rlgkd.teachers.known_text import KnownText
+from rlgkd.teachers.routed import RoutedTeachers
 from rlgkd.types import Episode
 
 Answer = Future[KnownText]
@@ -44,8 +48,15 @@ class OutsideTeacher(Protocol):
         ...
 
 
-Teacher = LanguageModel | OutsideTeacher
-"""A model in this process, or a teacher that is elsewhere."""
+ModelTeacher = LanguageModel | ModelMixture | RoutedTeachers
+"""Models in this process: one, several as one, or one for each text."""
+Teacher = ModelTeacher | OutsideTeacher
+"""Models in this process, or a teacher that is elsewhere."""
+
+
+def in_process(teacher: object) -> TypeIs[ModelTeacher]:
+    """Whether it is made of models in this process."""
+    return isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers)
 
 
 def has_failed(answer: Answer) -> bool:
@@ -59,6 +70,6 @@ def cancelled_on_error(teacher: Teacher | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if teacher is not None and not isinstance(teacher, LanguageModel):
+        if teacher is not None and not in_process(teacher):
             teacher.cancel()
         raise

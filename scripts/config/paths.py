@@ -44,9 +44,11 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
-    if key == "teacher" and is_self(value):
+    if key in ("teacher", "reference_model") and is_self(value):
         return value
-    if key in ("student", "teacher", "tokenizer"):
+    if key == "teacher" and isinstance(value, Mapping):
+        return {name: settled(key, one, folders) for name, one in value.items()}
+    if key in ("student", "teacher", "reference_model", "tokenizer"):
         return _model(value, folders)
     if key == "teacher_texts" and isinstance(value, str):
         return _found(value, folders) or os.path.abspath(folders[0] / Path(value).expanduser())  # yet to be written

@@ -71,8 +71,8 @@ class RunConfig(Settings):
     """The algorithm."""
     student: str = ""
     """Model that is trained; by default the environment's own, if it brings one."""
-    teacher: str = ""
-    """Model that the student stays close to; self for its start; null for none; by default the environment's own."""
+    teacher: str | dict[str, str] = ""
+    """Model that the student stays close to, or names and models; self for its start; by default the environment's."""
     tokens: Count = 200_000
     """Tokens to train for: generated ones, or read from data."""
     learning_rate_end: Fraction = 0.1
@@ -167,6 +167,12 @@ class RunConfig(Settings):
             return True
         as_opened = (teacher.teacher_dtype, teacher.teacher_device, teacher.teacher_quantization)
         return self.teacher == self.student and not model.student_layers and as_opened == (model.dtype, None, None)
+
+    @property
+    def shown_teacher(self) -> str:
+        """The teacher in a line, without secrets; of several each with its name."""
+        known = masked(self.teacher)
+        return ", ".join(f"{name}: {one}" for name, one in known.items()) if isinstance(known, dict) else str(known)
 
     @property
     def teacher_writes_as_start(self) -> bool:

@@ -30,6 +30,7 @@ from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tracked import text_row
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
+from rlgkd.teachers import RoutedTeachers
 from rlgkd.types import Trajectory
 
 SLOW_REWARD_SECONDS = 0.1
@@ -235,6 +236,8 @@ class Recorder(BaseCallback):
             "prompt": t.item.prompt,
             "completion": t.text,
         }
+        if isinstance(self.model.teacher, RoutedTeachers):
+            record["teacher"] = self.model.teacher.name_of(t.item)
         if self.settings.algorithm.teacher.teacher_prompt is not None:
             record["teacher_prompt"] = self.model.teacher_prompt_of(t)
         if t.turns:

@@ -73,7 +73,7 @@ def teach(
         )
         raise SettingError("teacher_prompt", more, remedy)
     name = settled("teacher", teacher, [Path()]) or settings.teacher
-    if not name or is_teacher_file(name):
+    if not isinstance(name, str) or not name or is_teacher_file(name):
         raise SettingError("teacher", name, "name the model, or the server, that the file is to be of")
     if texts == "teacher" and is_address(name):
         raise SettingError("texts", texts, "a served teacher writes none; name a model, or score the references")

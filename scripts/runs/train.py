@@ -50,6 +50,7 @@ from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
 from rlgkd.scripts.tracking.trackers import Trackers
 from rlgkd.secret_masks import masked
+from rlgkd.teachers import RoutedTeachers
 from rlgkd.types import Task, reads_sibling
 
 
@@ -241,13 +242,15 @@ def _evaluated_run(
     found = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-    both = isinstance(teacher, LanguageModel) and not settings.teacher_writes_as_start  # any other writes no texts
+    both = (
+        isinstance(teacher, LanguageModel | RoutedTeachers) and not settings.teacher_writes_as_start
+    )  # any other writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
     del student  # a copy, where the run goes on: it would take its memory to the end
     taught = before if settings.teacher_writes_as_start else None
-    if isinstance(teacher, LanguageModel) and taught is None:
+    if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     say(
         console,

@@ -31,8 +31,20 @@ from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EMBEDDED = [name for name in recipe_names() if "smollm2" not in name]
-CAUSAL_ALONE = ("rlsd", "ra-opd", "r2-opd", "sdar", "aopd", "iw-opd", "power-opd", "prefix-opd", "fixed-negative")
-"""Recipes whose T5 students are left out: `srpo` and `tip` stand for gates, of which these are others."""
+CAUSAL_ALONE = (
+    "rlsd",
+    "ra-opd",
+    "r2-opd",
+    "sdar",
+    "aopd",
+    "iw-opd",
+    "power-opd",
+    "prefix-opd",
+    "fixed-negative",
+    "mopd",
+)
+"""Recipes whose T5 students are left out: `srpo` and `tip` stand for gates, of which these are others; `mopd` names its
+teachers, which cannot be replaced by one."""
 SMALL = (
     "tokens=300", "prompts_per_update=2", "eval_prompts=2", "eval_split=validation", "warmup=0", "eval_every_prompts=2",
 )  # fmt: skip
