@@ -59,6 +59,8 @@ class AlgorithmSettings(TypedDict, total=False):
     combination: Literal["in_loss", "in_reward"]
     teacher_dtype: Literal["float32", "bfloat16", "float16", "auto"]
     teacher_quantization: Literal["8bit", "4bit"] | None
+    teacher_tokens: Literal["same", "spans", "map"]
+    teacher_map: str | None
     teacher_device: str | None
     divergence_target: float | None
     alpha_rate: float

@@ -48,7 +48,7 @@ from rlgkd.ranks import join
 from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
-from rlgkd.teachers import RoutedTeachers, in_process
+from rlgkd.teachers import RoutedTeachers, in_process, model_of
 from rlgkd.teachers.names import is_self
 from rlgkd.types import SIBLING, Item, Task, Trajectory
 
@@ -187,8 +187,8 @@ class TextAgent(TokenAlgorithm):
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
-        if in_process(self.teacher):
-            check_teacher_prompts(self.teacher, self.task, self.split, seed)
+        if (models := model_of(self.teacher)) is not None:
+            check_teacher_prompts(models, self.task, self.split, seed)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
@@ -276,8 +276,9 @@ class TextAgent(TokenAlgorithm):
 
         None for one that sees what the student sees, or that has nothing to say of this text.
         """
-        teacher = self.teacher.of(trajectory.item) if isinstance(self.teacher, RoutedTeachers) else self.teacher
-        form = teacher.format if in_process(teacher) and not isinstance(teacher, RoutedTeachers) else None
+        models = model_of(self.teacher)
+        teacher = models.of(trajectory.item) if isinstance(models, RoutedTeachers) else models
+        form = None if teacher is None else teacher.format
         if form is None or not form.template or (form.reads_sibling and SIBLING not in trajectory.item.columns):
             return None
         return str(self.student.tokenizer.decode(form.encode_prompt(trajectory.item), skip_special_tokens=False))
@@ -352,7 +353,7 @@ class TextAgent(TokenAlgorithm):
             return None
         named = isinstance(self._names.get("policy"), str) and not self.config.model.student_layers
         name = self._names.get("teacher")
-        of_the_start = is_saved_teacher(name) or (is_self(name) and not named)
+        of_the_start = (isinstance(name, str) and is_saved_teacher(name)) or (is_self(name) and not named)
         return teacher if self.following_teacher is not None or of_the_start else None
 
     def _write_parts(self, folder: Path) -> None:

@@ -32,7 +32,15 @@ from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
 from rlgkd.errors import TrainingError
 from rlgkd.objective import Objective
-from rlgkd.teachers import OutsideTeacher, RoutedTeachers, Teacher, cancelled_on_error, in_process
+from rlgkd.teachers import (
+    AlignedTeacher,
+    OutsideTeacher,
+    RoutedTeachers,
+    Teacher,
+    cancelled_on_error,
+    in_process,
+    model_of,
+)
 from rlgkd.types import reads_sibling
 
 
@@ -101,15 +109,20 @@ class TextAlgorithm(TextAgent):
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
-        if self.config.optimizer.epochs > 1 and in_process(self.teacher) and self.following_teacher is None:
+        teacher_lm = model_of(self.teacher)
+        if self.config.optimizer.epochs > 1 and teacher_lm is not None and self.following_teacher is None:
             with self.autocast():
-                prefetch_teacher_states(self.teacher, self.rollout.micro_batches)
+                prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
         if self._measures_terms():
             self.measure_terms(self.rollout, credit)
         for _ in range(self.config.optimizer.epochs):
             means = self.gradient_step(self.rollout, credit)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
+        if isinstance(self.teacher, AlignedTeacher):
+            self.logger.record("train/teacher_aligned", self.rollout.aligned_share())
+            if means.unmapped is not None:
+                self.logger.record("train/teacher_unmapped", means.unmapped)
         if self.teacher is not None and self.objective.alpha < 1:
             self._record_beta()
         if reads_sibling(self.config.teacher.teacher_prompt or ""):

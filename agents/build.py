@@ -36,7 +36,8 @@ from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
-from rlgkd.teachers import Teacher, in_process
+from rlgkd.teachers import Teacher, model_of
+from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.names import is_outside, is_self
 from rlgkd.types import Item, Task
 
@@ -161,13 +162,17 @@ def open_models(
     share_end_ids(task, student)
     if isinstance(teacher, Mapping):
         return student, open_several(task, config, teacher, student, device=device, **decoding)
+    given = config.teacher
     own_tokenizer = isinstance(teacher, str) and teacher != policy and not is_self(teacher)
-    teacher_prompt = config.teacher.teacher_prompt
-    if isinstance(frozen, LanguageModel) and (own_tokenizer or teacher_prompt is not None):
+    if isinstance(frozen, LanguageModel) and given.teacher_tokens != "same":
+        name = teacher if isinstance(teacher, str) else frozen.module.config.name_or_path
+        mapped = given.teacher_tokens == "map"
+        frozen = align_teacher(task, frozen, student, name=name, mapped=mapped, map_file=given.teacher_map)
+    elif isinstance(frozen, LanguageModel) and (own_tokenizer or given.teacher_prompt is not None):
         name = teacher if isinstance(teacher, str) else ""
-        read_in_own_format(task, frozen, student, owner="student", name=name, teacher_prompt=teacher_prompt)
+        read_in_own_format(task, frozen, student, owner="student", name=name, teacher_prompt=given.teacher_prompt)
         in_another = frozen.format is not None and frozen.format.encode_reply is not None
-        if in_another and config.teacher.teacher_decay is not None:
+        if in_another and given.teacher_decay is not None:
             remedy = "it has a format of its own, and one that follows the student must have the student's"
             raise ModelError("teacher", teacher, f"{remedy}; leave out teacher_decay, or give another teacher")
     if isinstance(frozen, LanguageModel):
@@ -202,7 +207,7 @@ def check_same_start(
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
     facts = {
         "student": weights_digest(student.module),
-        "teacher": weights_digest(teacher.module) if in_process(teacher) else getattr(teacher, "name", ""),
+        "teacher": weights_digest(lm.module) if (lm := model_of(teacher)) is not None else getattr(teacher, "name", ""),
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
     }
     ranks.check_same(facts)

@@ -23,7 +23,7 @@ from rlgkd.agents.state import TrainingState
 from rlgkd.lm.mixture import Scorer
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
-from rlgkd.teachers import Answer, OutsideTeacher, RoutedTeachers, cancelled_on_error, in_process
+from rlgkd.teachers import Answer, OutsideTeacher, RoutedTeachers, cancelled_on_error, in_process, model_of
 from rlgkd.types import Episode, Item, Score, Trajectory, reads_sibling
 
 
@@ -118,8 +118,8 @@ class Collector:
     @property
     def _readers_of_siblings(self) -> Callable[[Item], Scorer] | None:
         """The teacher of an item, if it reads a right text of the group, which is known once all have their scores."""
-        teacher = self.sources.teacher
-        if not in_process(teacher) or not self.reads_sibling:
+        teacher = model_of(self.sources.teacher)
+        if teacher is None or not self.reads_sibling:
             return None
         return teacher.of if isinstance(teacher, RoutedTeachers) else lambda item: teacher
 
@@ -169,9 +169,10 @@ class Collector:
                 if going:
                     submit(others)
             student, teacher = self.sources.student, self.sources.teacher
-            if going and scoring.pending and in_process(teacher) and not self.reads_sibling:
+            lm = model_of(teacher)
+            if going and scoring.pending and lm is not None and not self.reads_sibling:
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
-                prefetch_teacher_states(teacher, parts, should_continue=lambda: scoring.pending)
+                prefetch_teacher_states(lm, parts, should_continue=lambda: scoring.pending)
             if going:
                 scored = scoring.trajectories()
             else:  # cut texts, from which no update learns: to score them would cost, and delay the stop

@@ -29,6 +29,8 @@ def _advantage(name: str) -> Advantage:
     return ADVANTAGES[name]
 
 
+SPANNED = ("sampled", "k2", "k3")
+"""Estimators that see a teacher by the log-probability of what was written alone."""
 ADVANTAGE = Registered("advantage", ADVANTAGES, _advantage)
 BEHAVIOUR = Registered("behaviour", behaviour_policy.BEHAVIOURS, behaviour_policy.get)
 Count = Annotated[int, Ge(1)]
@@ -85,6 +87,10 @@ class TeacherSettings(Settings):
     """Precision of the teacher's weights; auto leaves that of its files, or of a given module."""
     teacher_quantization: Literal["8bit", "4bit"] | None = None
     """Bits of the weights of a teacher that is opened by name, by bitsandbytes; null is those of teacher_dtype."""
+    teacher_tokens: Literal["same", "spans", "map"] = "same"
+    """The teacher's tokens: the student's, or others, of which bytes (spans) or, mapped, all probabilities are seen."""
+    teacher_map: PathText | None = None
+    """File of the map of teacher_tokens, as rlgkd align writes it; null makes the map at the start."""
     teacher_device: str | None = None
     """Where the teacher is, such as cuda:1 or cpu; auto spreads it over all devices; null is where the student is."""
     divergence_target: Positive | None = None
@@ -253,7 +259,7 @@ class AlgorithmConfig(Settings):
         if teachers is not None and not teachers:
             raise SettingError("teacher", teachers, "give a mapping of names to models")
         for name, model in (teachers or {}).items():
-            if not isinstance(name, str) or is_outside(str(model) if isinstance(model, Path) else model):
+            if is_outside(str(model) if isinstance(model, Path) else model):
                 raise SettingError("teacher", {name: model}, "several teachers are models by names; give models")
             if is_self(model):
                 self._check_self()
@@ -271,9 +277,11 @@ class AlgorithmConfig(Settings):
             ("teacher_weights", given.teacher_mix == "sum" and min((weights or {"": 1.0}).values()) <= 0,
              "shares of a sum are above 0; with negative ones take a product"),
             ("reference_model", given.reference_model is not None and teachers is not None,
-             "it stands beside one teacher; write all into teacher, with teacher_mix: product and teacher_weights"),
+             "it goes with one teacher; write all into teacher, with teacher_mix: product and teacher_weights"),
             ("extrapolation", given.extrapolation != plain.extrapolation and given.reference_model is None,
              "set reference_model too"),
+            ("teacher_tokens", given.teacher_tokens != "same" and teachers is not None,
+             "several teachers have the student's tokens; set it to same"),
             ("teacher_decay", given.teacher_decay is not None and no_one_model,
              "no one model follows the student; leave it out"),
             ("behaviour", sampling.behaviour is not None and no_one_model, "it samples with one model; leave it out"),
@@ -312,6 +320,7 @@ class AlgorithmConfig(Settings):
             ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
             ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
             ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
+            ("teacher_tokens", given.teacher_tokens != "same", f"{needs_model} leave it out"),
             ("estimator", self.objective.estimator == "sampled_centred",
              f"its baseline is the divergence over all tokens: {needs_model} use sampled"),
             ("estimator", self.objective.estimator == "fixed_negative",
@@ -347,6 +356,7 @@ class AlgorithmConfig(Settings):
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
+        tokens, other_tokens = teacher.teacher_tokens, teacher.teacher_tokens != "same"
         sampled = estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
         sampled = sampled and not objective.cross_entropy
         needs_ratios = self.rewarded or objective.horizon > 0 or sampled
@@ -386,6 +396,24 @@ class AlgorithmConfig(Settings):
              "it is held on the student's own batches; set mixture to batch"),
             ("alpha_rate", teacher.alpha_rate != TeacherSettings().alpha_rate and not steered,
              "set divergence_target too"),
+            ("teacher_tokens", tokens == "spans" and (objective.cross_entropy or estimator not in SPANNED),
+             "spans have a log-ratio, not a distribution: set estimator to sampled, or teacher_tokens to map"),
+            ("teacher_tokens", tokens == "map" and estimator != "exact",
+             "a map carries distributions: set estimator to exact, or teacher_tokens to spans"),
+            ("teacher_tokens", tokens == "spans" and objective.horizon > 0,
+             "a horizon sums divergences token by token; set horizon to 0, or teacher_tokens to map"),
+            ("teacher_tokens", other_tokens and gate.cost(objective.gate.name) != "nothing",
+             "the gate reads the teacher at each token; choose another gate"),
+            ("teacher_tokens", other_tokens and mixed,
+             "student and teacher choose no tokens together; leave behaviour out"),
+            ("teacher_tokens", other_tokens and sampling.off_policy == "teacher",
+             "the teacher's texts are in its own tokens; set off_policy to references"),
+            ("teacher_tokens", other_tokens and averaged,
+             "the teacher cannot follow the student; leave teacher_decay out"),
+            ("teacher_tokens", other_tokens and (teacher.teacher_prompt or teacher.reference_model) is not None,
+             "a teacher with other tokens reads what the student reads, and alone; leave teacher_prompt and "
+             "reference_model out"),
+            ("teacher_map", teacher.teacher_map is not None and tokens != "map", "set teacher_tokens to map too"),
             ("lora_alpha", model.lora_alpha is not None and model.lora_rank == 0, "set lora_rank too"),
             ("save_adapter", model.save_adapter and bool(model.student_layers),
              "the adapter would fit the cut model alone, which has no name to be opened by; leave student_layers out"),

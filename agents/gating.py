@@ -19,7 +19,7 @@ from rlgkd.lm.fused_loss import TeacherAt, fused_sum, fused_values
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import gate, policy_loss
-from rlgkd.teachers import ModelTeacher, Teacher, in_process
+from rlgkd.teachers import ModelTeacher, Teacher, model_of
 
 
 def extra_work(name: str) -> str:
@@ -56,8 +56,9 @@ def gated(
     known = _known(credit, rollout, group_size)
     models = set(gate.reads(name)) - known.keys()
     if models:
-        assert in_process(teacher), "check_teacher has refused it"
-        known |= _of_models(models, rollout, objective, student, teacher)
+        teachers = model_of(teacher)
+        assert teachers is not None, "check_teacher has refused it"
+        known |= _of_models(models, rollout, objective, student, teachers)
     asked = {wanted: known[wanted][:rows] for wanted in gate.reads(name)}
     mask_BL = known["mask_BL"][:rows]
     found: dict[str, Tensor] = {}

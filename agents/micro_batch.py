@@ -16,7 +16,7 @@ from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
-from rlgkd.teachers import Answer, ModelTeacher, RoutedTeachers, Teacher, collate, in_process
+from rlgkd.teachers import AlignedTeacher, AlignedText, Answer, ModelTeacher, RoutedTeachers, Teacher, collate
 from rlgkd.types import Batch, Episode, action_rows
 
 
@@ -28,13 +28,15 @@ class MicroBatch:
     """Their numbers in the rollout."""
     batch: Batch
     teacher_batch: Batch | None = None
-    """The same rows as a teacher with a format of its own reads them; None: as the student does."""
+    """The same rows as a teacher with a format or tokens of its own reads them; None: as the student does."""
     teacher_states_NH: Tensor | None = None
-    """The teacher's states at the actions, if they were computed early: one layer's [N, H] in all."""
+    """The teacher's states at its actions, if they were computed early: one layer's [N, H] in all."""
     reader: LanguageModel | None = None
     """The model that reads these rows, of teachers of which each text has one."""
     answers: Sequence[Answer] = ()
     """What a teacher outside of the process was asked for, one for each row."""
+    aligned: Sequence[AlignedText] = ()
+    """The rows as a teacher with other tokens reads them, whose actions are those of `teacher_batch`."""
 
     @cached_property
     def mask_BT(self) -> Tensor:
@@ -73,8 +75,12 @@ class MicroBatch:
 
         A row whose answer has failed is filled, and must have no weight.
         """
-        if in_process(teacher):
+        if isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers):
             return self.reader_of(teacher), self.states_of(teacher)
+        if isinstance(teacher, AlignedTeacher):
+            student_logp_N = self.gather(self.batch.logp_BT)
+            states_MH = self.states_of(teacher.lm)
+            return teacher.outputs(self.aligned, states_MH, self.read_by_teacher, student_logp_N)
         known = [None if answer.exception() else answer.result() for answer in self.answers]
         return collate(known, [len(layout.actions) for layout in self.batch.layouts_B], self.mask_BT.device)
 
@@ -86,7 +92,7 @@ class MicroBatch:
         return self.reader
 
     def states_of(self, teacher: ModelTeacher) -> Tensor:
-        """[N, H], the teacher's states at the actions, by a forward pass if they were not computed early."""
+        """[N, H], the teacher's states at its actions, by a forward pass if they were not computed early."""
         if self.teacher_states_NH is not None:
             return self.teacher_states_NH
         with torch.no_grad():
@@ -108,8 +114,8 @@ def micro_batches(
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
     Samples of one prompt stay together, for the model may run over their prompt once. The rows of a `teacher` with a
-    format of its own are collated as well. `rows` are those to be split, all by default. Where each text has a teacher
-    of its own, rows are split by the model that reads them first.
+    format or tokens of its own are collated as well. `rows` are those to be split, all by default. Where each text has
+    a teacher of its own, rows are split by the model that reads them first.
     """
     rows = range(len(episodes)) if rows is None else rows
     if isinstance(teacher, RoutedTeachers):
@@ -126,6 +132,9 @@ def micro_batches(
         part = MicroBatch([rows[index] for index in group], Batch.collate(chosen, pad=lm.pad, device=lm.device))
         if isinstance(teacher, LanguageModel | ModelMixture) and teacher.format is not None:
             part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
+        if isinstance(teacher, AlignedTeacher):
+            part.aligned, lm = teacher.read(chosen), teacher.lm
+            part.teacher_batch = Batch.collate([text.episode for text in part.aligned], pad=lm.pad, device=lm.device)
         yield part
 
 

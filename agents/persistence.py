@@ -36,9 +36,9 @@ def agent_folder(path: str | Path) -> Path:
     return Path(str(path).removesuffix(".zip"))
 
 
-def is_saved_teacher(name: str | None) -> bool:
+def is_saved_teacher(name: str) -> bool:
     """Whether it is the teacher's folder of a saved agent."""
-    return name is not None and Path(name).name == TEACHER_FOLDER and (Path(name).parent / SETTINGS_FILE).exists()
+    return Path(name).name == TEACHER_FOLDER and (Path(name).parent / SETTINGS_FILE).exists()
 
 
 def write_agent(

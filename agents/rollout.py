@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches
+from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches, prefetch_teacher_states
 from rlgkd.lm.fused_loss import fused_logp
-from rlgkd.lm.mixture import Scorer
+from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
+from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ranks import ALONE, Ranks
-from rlgkd.teachers import Answer, ModelTeacher, RoutedTeachers, Teacher, has_failed, in_process
+from rlgkd.teachers import AlignedTeacher, Answer, ModelTeacher, RoutedTeachers, Teacher, has_failed
 from rlgkd.types import ON_POLICY, Batch, Trajectory
 
 
@@ -101,9 +102,12 @@ class Rollout:
     def log_ratios(self, teacher: Teacher, token_budget: int) -> Tensor:
         """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end.
 
+        Of a teacher with other tokens each token has an equal share of its span's, so that a row's sum is its text's.
         Rows for which the teacher has failed (`failed_B`) or has nothing to say (`untaught`) have 0.
         """
-        if in_process(teacher):
+        if isinstance(teacher, AlignedTeacher):
+            return self._span_log_ratios(teacher)
+        if isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers):
             teacher_BL, known_B = self.log_probabilities(teacher, token_budget), ~self.failed_B()
         else:
             teacher_BL, known_B = self._answered_log_probabilities(), ~self.failed_B(wait=True)
@@ -112,6 +116,24 @@ class Rollout:
             if known_B[row]:
                 ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
         return ratio_BL.masked_fill(self.untaught_B[:, None], 0.0)
+
+    @torch.no_grad()
+    def _span_log_ratios(self, teacher: AlignedTeacher) -> Tensor:
+        """`log_ratios` of a teacher with other tokens, whose states are kept for the gradient."""
+        prefetch_teacher_states(teacher.lm, self.micro_batches)
+        ratio_BL = torch.zeros(len(self.trajectories), self.longest, dtype=torch.float64, device="cpu")
+        for part in self.micro_batches:
+            known = part.outputs_of(teacher)
+            assert isinstance(known, KnownSpans), "through a map no single token is seen"
+            written_N = part.gather(part.batch.logp_BT) + known.other_logp_N
+            part.write(ratio_BL, (written_N - known.token_logp_N) / known.tokens_N)
+        return self.ranks.sum(ratio_BL)
+
+    def aligned_share(self) -> float:
+        """Share of the tokens that a teacher with other tokens writes in one token too, all processes together."""
+        single = sum(text.single for part in self.micro_batches for text in part.aligned)
+        (total,) = self.ranks.sum_numbers([float(single)])
+        return total / sum(t.length for t in self.trajectories)
 
     def _answered_log_probabilities(self) -> Tensor:
         """`log_probabilities` of an outside teacher, each known to the process that has asked for it."""

@@ -56,7 +56,9 @@ def open_teacher(
     """
     with relabelled("teacher"):
         own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-        shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
+        shared = None
+        if config.teacher.teacher_tokens == "same":
+            shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
         dtype = dtype_of(config.teacher.teacher_dtype)
         placed = config.teacher.teacher_device
         module = load(
@@ -86,7 +88,7 @@ def open_several(
     for name, given in teachers.items():
         found = next((lm for other, lm in opened if _same_model(other, given)), None)
         if found is None:
-            found = _open_beside(task, config, given, student, **how)
+            found = _open_one(task, config, given, student, **how)
             opened.append((given, found))
         models[name] = found
     settings = config.teacher
@@ -107,7 +109,7 @@ def with_reference(
     if config.teacher.reference_model is None or beyond == 1:
         return teacher
     with relabelled("reference_model"):
-        reference = _open_beside(task, config, config.teacher.reference_model, student, **how)
+        reference = _open_one(task, config, config.teacher.reference_model, student, **how)
     models = {"teacher": teacher, "reference_model": reference}
     return _mixture(models, {"teacher": beyond, "reference_model": 1 - beyond}, "product")
 
@@ -127,7 +129,7 @@ def _same_model(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
 
 
-def _open_beside(task: Task, config: AlgorithmConfig, given: Any, student: LanguageModel, **how: Any) -> LanguageModel:
+def _open_one(task: Task, config: AlgorithmConfig, given: Any, student: LanguageModel, **how: Any) -> LanguageModel:
     """One of several teachers, by name, as a loaded model, or the student itself, as it reads the task's prompts."""
     if is_self(given):
         lm = open_self(task, config, student.module, student.tokenizer, **how)

@@ -22,6 +22,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.teachers import RoutedTeachers, Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
@@ -38,6 +39,9 @@ class Means:
     """The student's: as it sampled in its own texts, as it is now in others."""
     divergence_by_teacher: dict[str, float] = field(default_factory=dict)
     """`divergence` over the texts of each teacher, by its name; empty if all texts have one."""
+    unmapped: float | None = None
+    """Probability that a teacher with another vocabulary gives to what the student's does not have, where it is known;
+    None of any other teacher."""
 
 
 def accumulate_gradient(
@@ -91,6 +95,8 @@ def accumulate_gradient(
     losses: list[Tensor] = []
     entropies: list[Tensor] = []
     divergences: list[Tensor] = []
+    unmapped: list[Tensor] = []
+    with_map = 0
 
     for part in rollout.micro_batches:
         divergence_weight_N = part.per_row(divergence_B)
@@ -125,8 +131,13 @@ def accumulate_gradient(
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
             for name, own_B in mean_by_teacher_B.items():
                 by_teacher[name].append((records["divergence"] * part.per_row(own_B)).sum())
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, *by_teacher.values())]
-    loss_sum, divergence, entropy, *of_each = rollout.ranks.sum_numbers(sums)
+        if "unmapped" in records:
+            unmapped.append(records["unmapped"].sum())
+            with_map += sum(text.starts for text in part.aligned)
+    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, unmapped, *by_teacher.values())]
+    loss_sum, divergence, entropy, unmapped_sum, known, *of_each = rollout.ranks.sum_numbers(
+        [*sums[:4], float(with_map), *sums[4:]]
+    )
     if left_out_B is not None and bool(left_out_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
@@ -135,6 +146,7 @@ def accumulate_gradient(
         divergence=divergence,
         entropy=(sampled_entropy + entropy) / tokens,
         divergence_by_teacher=dict(zip(by_teacher, of_each, strict=True)),
+        unmapped=unmapped_sum / known if known else None,
     )
 
 
@@ -201,7 +213,10 @@ def _fused_loss(
     """The objective's loss over the actions of a micro-batch, chunk by chunk, and what it records."""
 
     def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        loss, records = objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
+        if isinstance(teacher_n, MappedTokens):
+            records["unmapped"] = teacher_n.unmapped_n
+        return loss, records
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)
 

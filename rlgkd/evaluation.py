@@ -21,12 +21,14 @@ from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
+from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.top_k_bucket import KnownTokens
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
 from rlgkd.statistics import Interval, prompt_interval
-from rlgkd.teachers import RoutedTeachers, Teacher, cancelled_on_error, collate, in_process
+from rlgkd.teachers import AlignedTeacher, RoutedTeachers, Teacher, cancelled_on_error, collate, in_process
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
 
 CHECKABLE = ("truth", "exact", "reward")
@@ -95,7 +97,8 @@ def evaluate(
     - given a teacher, `reverse_kl`: KL(policy || teacher), nats per token, at the policy's own prefixes, and
       `reverse_kl_data`: the same at the references' prefixes, if there are any. The gap between the two is the
       train-inference mismatch. A served teacher gives them over its top k tokens and one bucket, never more than the
-      whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none;
+      whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none.
+      One with other tokens gives `reverse_kl` by the log-ratios of the sampled spans, or both through its map;
     - for a group of two or more, `self_bleu` and `distinct1` to `distinct3` of its completions and, for each measure of
       CHECKABLE that is 0 or 1, `truth@2` and its like: the probability that one of so many completions is correct, for
       powers of two.
@@ -184,7 +187,8 @@ def _measure_batch(
         return _measure_each(several, policy, teacher, task, items, group, seed, greedy, filters)
     assert isinstance(policy, LanguageModel)
     sampled = rollout(policy, task, items, group=group, seed=seed, greedy=greedy, filters=filters)
-    has_references = teacher is not None and all(item.reference for item in items)
+    by_spans = isinstance(teacher, AlignedTeacher) and teacher.map is None  # whose texts the student must have sampled
+    has_references = teacher is not None and not by_spans and all(item.reference for item in items)
     given = reference_episodes(policy, task, items) if has_references else []
     values = {"entropy": [t.entropy_T[t.action_mask_T] for t in sampled]}
     if filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
@@ -267,9 +271,16 @@ def _token_values(
     lengths = [t.length for t in trajectories]
     outputs: TeacherOutputs | None = None
     failed: list[int] = []
+    token_N = policy.actions(batch)
     if isinstance(teacher, LanguageModel | ModelMixture):
         read = batch if policy.format is teacher.format else _batch_of(teacher, trajectories)
         outputs = (teacher, teacher.states(read))
+        states_NH = policy.states(batch)
+    elif isinstance(teacher, AlignedTeacher):
+        aligned = teacher.read(trajectories)
+        read = Batch.collate([text.episode for text in aligned], pad=teacher.lm.pad, device=teacher.lm.device)
+        logp_N = batch.logp_BT[batch.action_index_N]
+        outputs = teacher.outputs(aligned, teacher.lm.states(read), read, logp_N)
         states_NH = policy.states(batch)
     else:
         assert not isinstance(teacher, RoutedTeachers), "each batch has one"
@@ -281,9 +292,17 @@ def _token_values(
             outputs = collate(known, lengths, policy.device)
             failed = [row for row, text in enumerate(known) if text is None]
 
-    def record(logits_NV: torch.Tensor, teacher_n: TeacherAt, _: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def record(
+        logits_NV: torch.Tensor, teacher_n: TeacherAt, chunk: slice
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
-        if isinstance(teacher_n, KnownTokens):
+        if isinstance(teacher_n, KnownSpans):
+            written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
+            records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
+        elif isinstance(teacher_n, MappedTokens):
+            reverse_kl_N = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
+            records["reverse_kl"] = torch.where(teacher_n.known_n, reverse_kl_N, 0.0)
+        elif isinstance(teacher_n, KnownTokens):
             records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
         elif teacher_n is not None:
             records["reverse_kl"] = divergence.reverse_kl(teacher_n, logits_NV)

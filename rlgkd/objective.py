@@ -25,6 +25,8 @@ constant; then beta = alpha / ((1-alpha) L_y).
     k3                exp(-l) - 1 + l, differentiated: its *value* estimates the reverse KL, its gradient is the forward
                       KL's; the agents warn of it
 
+For a teacher with other tokens the log-probabilities in l are those of the bytes of y_n's span (rlgkd.ops.byte_spans).
+
 Their expected gradients are those of the exact D_n if v_n does not depend on y (`sequence_sum`); under `sequence_mean`
 the 1/L_y does, through the stop token. k1, l itself as a loss, has the expected gradient 0 and is refused. (Schulman
 2020, "Approximating KL divergence", names k1 to k3.)
@@ -58,8 +60,10 @@ from torch import Tensor
 
 from rlgkd.errors import SettingError
 from rlgkd.ops import divergence, gap, gate, policy_loss, top_k_bucket
+from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ops.reduction import Reduction
 from rlgkd.ops.top_k_bucket import KnownTokens
+from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.settings import Registered, Settings, Variant
 
 Estimator = Literal["exact", "sampled", "sampled_centred", "asymmetric", "fixed_negative", "k2", "k3"]
@@ -68,6 +72,8 @@ DIVERGENCE = Registered("divergence", divergence.DIVERGENCES, divergence.get)
 POLICY_LOSS = Registered("policy_loss", policy_loss.POLICY_LOSSES, policy_loss.get)
 GATE = Registered("gate", gate.GATES, gate.get)
 GAP = Registered("gap", gap.GAPS, gap.get)
+TeacherLogits = Tensor | KnownTokens | MappedTokens
+"""A teacher's logits [N, V], what is known of one that is elsewhere, or those of one with another vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +178,14 @@ class Objective(Settings):
                 raise SettingError(name, getattr(value, "name", value), remedy)
         return self
 
-    def pointwise(self, teacher: Tensor | KnownTokens, student_logits: Tensor) -> Tensor:
-        """D at each position, in nats: [..., V], [..., V] -> [...]; of a teacher known by some tokens, by these."""
+    def pointwise(self, teacher: TeacherLogits, student_logits: Tensor) -> Tensor:
+        """D at each position, in nats: [..., V], [..., V] -> [...]; of a teacher known by some tokens, by these.
+
+        Of a teacher with another vocabulary it is 0 where that has no distribution.
+        """
+        if isinstance(teacher, MappedTokens):
+            mapped_N = self.pointwise(*teacher.with_bucket(student_logits))
+            return torch.where(teacher.known_n, mapped_N, 0.0)
         if isinstance(teacher, KnownTokens):
             teacher, student_logits = teacher.with_bucket(student_logits, self.teacher_top_k)
         elif self.teacher_top_k is not None:
@@ -219,7 +231,7 @@ class Objective(Settings):
     def loss(
         self,
         student_logits_NV: Tensor,
-        teacher: Tensor | KnownTokens | None,
+        teacher: TeacherLogits | None,
         actions: Actions,
         *,
         recorded: bool = False,
@@ -268,7 +280,7 @@ class Objective(Settings):
     def distillation(
         self,
         student_logits_NV: Tensor,
-        teacher: Tensor | KnownTokens | None,
+        teacher: TeacherLogits | None,
         actions: Actions,
         student_logp_N: Tensor,
     ) -> tuple[Tensor | None, Tensor]:
@@ -292,13 +304,18 @@ class Objective(Settings):
             divergence_N = self.pointwise(teacher, logits_NV)
             return divergence_N, divergence_N
         teacher_logp_N = _teacher_logp(teacher, actions)
-        log_ratio_N = student_logp_N - teacher_logp_N
+        written_logp_N = student_logp_N
+        if isinstance(teacher, KnownSpans):  # a token answers for all of its span
+            written_logp_N = student_logp_N + teacher.other_logp_N
+        log_ratio_N = written_logp_N - teacher_logp_N
         cost_N = log_ratio_N.detach()
+        if isinstance(teacher, KnownSpans):
+            cost_N = cost_N / teacher.tokens_N
         if self.estimator == "k2":
             return cost_N, 0.5 * log_ratio_N.square()
         if self.estimator == "k3":
             return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
-        gap_N: Tensor = self.gap.function(teacher_logp_N, student_logp_N.detach())
+        gap_N: Tensor = self.gap.function(teacher_logp_N, written_logp_N.detach())
         if self.estimator == "sampled":
             return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
         if self.estimator == "asymmetric":
@@ -320,8 +337,9 @@ class Objective(Settings):
         return mean
 
 
-def _teacher_logp(teacher: Tensor | KnownTokens, actions: Actions) -> Tensor:
+def _teacher_logp(teacher: TeacherLogits, actions: Actions) -> Tensor:
     """[N], the teacher's log-probability of each action."""
     if isinstance(teacher, KnownTokens):
         return teacher.token_logp_N
+    assert isinstance(teacher, Tensor), "only the exact divergence goes through a map"
     return policy_loss.log_probability(teacher, actions.token_N)

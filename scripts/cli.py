@@ -323,6 +323,18 @@ def cut(
 
 
 @app.command()
+def align(
+    student: Annotated[str, typer.Argument(help="The student's name or path.")],
+    teacher: Annotated[str, typer.Argument(help="The teacher's, which has another tokenizer.")],
+    out: Annotated[Path, typer.Option(help="File for the map, which teacher_map names.")] = Path("map.safetensors"),
+) -> None:
+    """Write the map from a teacher's tokens to a student's with another tokenizer."""
+    from rlgkd.scripts.runs import align as aligning
+
+    aligning.align(student, teacher, out)
+
+
+@app.command()
 def check(
     environment: Annotated[str, typer.Argument(metavar="ENV|FILE.yaml|RECIPE", help="What to check.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,

@@ -37,6 +37,7 @@ class Mutant:
 
 
 OBJECTIVE, DIVERGENCE, GATES = "tests/test_objective.py", "tests/ops/test_divergence.py", "tests/test_gates.py"
+ALIGNED = "tests/teachers/test_aligned.py"
 
 MUTANTS = (
     Mutant(
@@ -249,6 +250,37 @@ MUTANTS = (
         function="_with_later_tokens",
         changes=(('actions.divergence_gate_N * records["divergence"]', 'records["divergence"]'),),
         tests=GATES,
+    ),
+    Mutant(
+        name="alignment off by one",
+        file="rlgkd/ops/byte_spans.py",
+        function="cut_spans",
+        changes=(("np.searchsorted(cuts, end_L)", 'np.searchsorted(cuts, end_L, side="right")'),),
+        tests=f"tests/ops/test_byte_spans.py {ALIGNED}::test_by_hand",
+    ),
+    Mutant(
+        name="the teacher's distribution one token late",
+        file="rlgkd/teachers/aligned.py",
+        function="_Alignment.add",
+        changes=(("np.searchsorted(other_span_M, span_L)", 'np.searchsorted(other_span_M, span_L, side="right") - 1'),),
+        tests=f"{ALIGNED}::test_by_hand",
+    ),
+    Mutant(
+        name="a teacher map transposed",
+        file="rlgkd/teachers/map_file.py",
+        function="make_map",
+        changes=(
+            ("torch.tensor([id_ for id_, _ in pairs])", "torch.tensor([id_ for _, id_ in pairs])"),
+            ("torch.tensor([id_ for _, id_ in pairs])", "torch.tensor([id_ for id_, _ in pairs])"),
+        ),
+        tests="tests/teachers/test_map_file.py",
+    ),
+    Mutant(
+        name="a span's log-ratio shared out among its tokens",
+        file="rlgkd/objective.py",
+        function="Objective.distillation",
+        changes=(("student_logp_N + teacher.other_logp_N", "student_logp_N"),),
+        tests="tests/ops/test_byte_spans.py",
     ),
 )
 

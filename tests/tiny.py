@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from stable_baselines3.common.logger import KVWriter
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
@@ -47,6 +47,34 @@ def byte_tokenizer(*pieces: bytes) -> PreTrainedTokenizerFast:
     core = Tokenizer(BPE(vocab={"<end>": 0, **vocabulary}, merges=[]))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", clean_up_tokenization_spaces=False)
+
+
+def bpe_tokenizer(*merges: tuple[bytes, bytes], pieces: bool = False, special: str = "<end>"):
+    """A tokenizer of all bytes and these merges, whose token 0 is the end; `pieces` is SentencePiece's kind."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = [chr(byte if byte in plain else next(others)) for byte in range(256)]
+    if pieces:
+        tokens = [f"<0x{byte:02X}>" for byte in range(256)] + [chr(n) for n in range(33, 127)] + ["\u2581"]
+    else:
+        tokens = list(letters)
+
+    def token(piece: bytes) -> str:
+        return piece.decode().replace(" ", "\u2581") if pieces else "".join(letters[byte] for byte in piece)
+
+    pairs = [(token(left), token(right)) for left, right in merges]
+    vocabulary = {special: 0}
+    for name in (*tokens, *(left + right for left, right in pairs)):
+        vocabulary.setdefault(name, len(vocabulary))
+    if pieces:
+        core = Tokenizer(BPE(vocab=vocabulary, merges=pairs, byte_fallback=True, fuse_unk=False))
+        core.normalizer = normalizers.Replace(" ", "\u2581")
+        core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        core = Tokenizer(BPE(vocab=vocabulary, merges=pairs))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special, clean_up_tokenization_spaces=False)
 
 
 def model(

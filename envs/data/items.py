@@ -76,7 +76,7 @@ def read_items(
     Raises: SettingError for a malformed template; DataError for data that cannot be read, with its file and line.
     """
     if shares is not None:
-        each = {"prompt": prompt, "reference": reference, "split_shares": split_shares, "subset": subset}
+        each: dict[str, Any] = {"prompt": prompt, "reference": reference, "split_shares": split_shares, "subset": subset}
         each |= {"max_rows": max_rows, "unusable_rows": unusable_rows, "tools": tools, "check": check}
         return mixed_items(data, shares, lambda one: read_items(one, **each))
     tenths = _split_tenths(split_shares)

@@ -138,6 +138,11 @@ class TextEncoder:
         return [*self.plain("completion", text[:40], text if self.template else f" {text}"), self.answer_end]
 
     @property
+    def system(self) -> str:
+        """The message before each prompt, empty if there is none."""
+        return self._system
+
+    @property
     def answer_end(self) -> int:
         """The token that ends a completion."""
         return self._turn_end if self._turn_end in self.end_ids else self.end
@@ -169,12 +174,15 @@ class TextEncoder:
             _log.warning("%s %r holds characters that the tokenizer does not know, as others may", field, key)
         return ids
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> TextEncoder:
-        """The same of another model, with its chat template and its end ids.
+    def with_tokenizer(
+        self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], *, plain: bool = False
+    ) -> TextEncoder:
+        """The same of another model, with its end ids and its chat template, or without any if `plain`.
 
         Raises: SettingError for a template that has no place for a message.
         """
-        other = TextEncoder(tokenizer, self.template and self.template.of(tokenizer), **self._settings)
+        template = None if plain or self.template is None else self.template.of(tokenizer)
+        other = TextEncoder(tokenizer, template, **self._settings)
         if not self._settings["end_tokens"]:
             other.end_ids = end_ids
         if other._turn_end == self.answer_end:  # its template ends answers so, whatever its configuration names

@@ -11,6 +11,7 @@ Dimensions: N actions, or those of a chunk; n actions of a block, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.ops.top_k_bucket import KnownTokens
+from rlgkd.ops.vocabulary_map import MappedTokens, VocabularyMap
 
 CHUNK_ELEMENTS = 8 * 2**20 - 2**14
 """Logits of a chunk on a CPU: in float32 just below 32 MiB, up to which glibc reuses freed memory (mallopt(3),
@@ -37,12 +39,27 @@ VOCABULARY_SLICE = 4096
 """Tokens of the vocabulary whose logits' gradient goes to states and head at a time: on a CPU it is then in the caches
 for the second of the two products."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class MappedStates:
+    """A second model with another vocabulary, and its states at the student's actions."""
+
+    lm: LanguageModel
+    states_NH: Tensor
+    """Where nothing is known, those of another action."""
+    known_N: Tensor
+    """bool: whether it has a distribution there."""
+    map: VocabularyMap
+    """Of its vocabulary to the student's."""
+
+
 TeacherStates = tuple[Scorer, Tensor]
 """A second model, or several as one, and its states [N, H] at the same actions, if the loss needs its logits."""
-TeacherOutputs = TeacherStates | KnownTokens
+TeacherOutputs = TeacherStates | MappedStates | KnownTokens
 """What a teacher gives at the actions: the states of a model, or what is known of one that is elsewhere."""
-TeacherAt = Tensor | KnownTokens | None
-"""A teacher at n actions: its logits [n, V], what is known of it, or None if the loss needs no teacher."""
+TeacherAt = Tensor | MappedTokens | KnownTokens | None
+"""A teacher at n actions: its logits [n, V], those of another vocabulary with the map, what is known of it, or None if
+the loss needs no teacher."""
 ChunkLoss = Callable[[Tensor, TeacherAt, slice], tuple[Tensor, dict[str, Tensor]]]
 """(logits [n, V], the teacher, which actions) -> (their summed loss, values to record, each [n])."""
 
@@ -150,14 +167,19 @@ class _FusedSum(torch.autograd.Function):
         head = _HeadLogits(student, states_NH)
         # States are some hundred times smaller than logits, so it is they that move from a teacher's device.
         teacher_head: _HeadLogits | _MixtureLogits | KnownTokens | None = None
+        mapped = teacher if isinstance(teacher, MappedStates) else None
         if isinstance(teacher, KnownTokens):
             teacher_head = teacher.to(states_NH.device)
         elif teacher is not None:
-            teacher_head = _head_of(teacher[0], teacher[1].to(states_NH.device))
+            lm, teacher_states_NH = (teacher.lm, teacher.states_NH) if isinstance(teacher, MappedStates) else teacher
+            teacher_head = _head_of(lm, teacher_states_NH.to(states_NH.device))
         grads = {index: torch.zeros_like(inputs[index]) for index, is_wanted in enumerate(wanted) if is_wanted}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
-        for chunk in _chunks(states_NH, student.vocabulary):
-            grad_NV = _logits_gradient(head, teacher_head, loss, chunk, total, recorded, wanted=any(wanted))
+        # A teacher with another vocabulary may have the larger logits.
+        vocabulary = student.vocabulary if mapped is None else max(student.vocabulary, mapped.lm.vocabulary)
+        for chunk in _chunks(states_NH, vocabulary):
+            teacher_at = _teacher_blocks(teacher_head, chunk, mapped)
+            grad_NV = _logits_gradient(head, teacher_at, loss, chunk, total, recorded, wanted=any(wanted))
             if grad_NV is None:
                 continue
             for tokens in _vocabulary_slices(grad_NV):
@@ -182,7 +204,7 @@ class _FusedSum(torch.autograd.Function):
 
 def _logits_gradient(
     student: _HeadLogits,
-    teacher: _HeadLogits | _MixtureLogits | KnownTokens | None,
+    teacher_at: Callable[[slice], TeacherAt],
     loss: ChunkLoss,
     chunk: slice,
     total: Tensor,
@@ -196,7 +218,6 @@ def _logits_gradient(
     would outlive the large ones and lie between them, and the heap would grow with every chunk.
     """
     raw_NV = student(chunk)  # overwritten block by block with the gradient
-    teacher_at = _teacher_blocks(teacher, chunk)
     has_gradient = False
     for block in _blocks(chunk, raw_NV):
         rows = slice(block.start - chunk.start, block.stop - chunk.start)
@@ -216,13 +237,18 @@ def _logits_gradient(
 
 
 def _teacher_blocks(
-    teacher: _HeadLogits | _MixtureLogits | KnownTokens | None, chunk: slice
+    teacher: _HeadLogits | _MixtureLogits | KnownTokens | None, chunk: slice, mapped: MappedStates | None = None
 ) -> Callable[[slice], TeacherAt]:
     """A function of a block of the chunk, given by its actions, that returns the teacher there."""
     if not isinstance(teacher, _HeadLogits | _MixtureLogits):
         return lambda block: None if teacher is None else teacher[block]
     logits_at = teacher.at(chunk)
-    return lambda block: logits_at(slice(block.start - chunk.start, block.stop - chunk.start))
+
+    def at(block: slice) -> TeacherAt:
+        logits_nV = logits_at(slice(block.start - chunk.start, block.stop - chunk.start))
+        return logits_nV if mapped is None else MappedTokens(logits_nV, mapped.known_N[block], mapped.map)
+
+    return at
 
 
 def _chunks(states_NH: Tensor, vocabulary: int) -> Iterator[slice]:

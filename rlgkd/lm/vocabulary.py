@@ -13,6 +13,12 @@ MAX_NAMED = 3
 _log = logging.getLogger(__name__)
 
 
+def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether the other one has all tokens of the first with the same ids, perhaps with more after them."""
+    theirs = other.get_vocab()
+    return all(theirs.get(token) == id_ for token, id_ in tokenizer.get_vocab().items())
+
+
 def check_same_vocabulary(
     tokenizer: PreTrainedTokenizerBase,
     other: PreTrainedTokenizerBase,
@@ -81,4 +87,6 @@ def _differs(
             return ModelError(field, name or other.name_or_path, f"{remedy}); {more_remedy}")
     odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     remedy += f"{len(odd)} differ, first {odd[0]!r}); give a {field} with the {owner}'s tokenizer"
+    if field == "teacher" and owner == "student":
+        remedy += ", or set teacher_tokens to spans or map"
     return ModelError(field, name or other.name_or_path, remedy)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -99,13 +100,13 @@ class KnownTokens:
     token_logp_N: Tensor
     """The log-probability of the token that was written."""
 
-    def __getitem__(self, actions: slice) -> KnownTokens:
+    def __getitem__(self, actions: slice) -> Self:
         """A run of the actions."""
-        return KnownTokens(*(getattr(self, field.name)[actions] for field in fields(self)))
+        return type(self)(*(getattr(self, field.name)[actions] for field in fields(self)))
 
-    def to(self, device: torch.device) -> KnownTokens:
+    def to(self, device: torch.device) -> Self:
         """Return it on a device."""
-        return KnownTokens(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def with_bucket(self, student_logits_NV: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
         """Teacher and student over the teacher's top tokens and the bucket, as `known_top_k_with_bucket`.

@@ -11,6 +11,7 @@ from typing_extensions import TypeIs
 
 from rlgkd.lm.mixture import ModelMixture
 from rlgkd.lm.model import LanguageModel
+from rlgkd.teachers.aligned import AlignedTeacher
 from rlgkd.teachers.known_text import KnownText
 from rlgkd.teachers.routed import RoutedTeachers
 from rlgkd.types import Episode
@@ -49,14 +50,21 @@ class OutsideTeacher(Protocol):
 
 
 ModelTeacher = LanguageModel | ModelMixture | RoutedTeachers
-"""Models in this process: one, several as one, or one for each text."""
-Teacher = ModelTeacher | OutsideTeacher
-"""Models in this process, or a teacher that is elsewhere."""
+"""Models in this process with their student's tokens: one, several as one, or one for each text."""
+Teacher = ModelTeacher | AlignedTeacher | OutsideTeacher
+"""Models in this process, with their student's tokens or with others, or a teacher that is elsewhere."""
 
 
-def in_process(teacher: object) -> TypeIs[ModelTeacher]:
+def in_process(teacher: object) -> TypeIs[ModelTeacher | AlignedTeacher]:
     """Whether it is made of models in this process."""
-    return isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers)
+    return isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers | AlignedTeacher)
+
+
+def model_of(teacher: Teacher | None) -> ModelTeacher | None:
+    """The teacher's model or models, if they are in this process."""
+    if isinstance(teacher, AlignedTeacher):
+        return teacher.lm
+    return teacher if isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers) else None
 
 
 def has_failed(answer: Answer) -> bool:

@@ -131,7 +131,7 @@ def check_same(settings: RunConfig, out: Path) -> None:
 
 
 def measure(
-    policy: LanguageModel, teacher: Teacher | None, task: Task, base: RunConfig, samples: int
+    policy: LanguageModel | RoutedTeachers, teacher: Teacher | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
     """Return the evaluation as plain numbers and texts."""
     evaluation = evaluate(
@@ -200,7 +200,7 @@ def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConf
         return None
     if agent.teacher is not None and agent.following_teacher is None and _models(settings) == _models(base):
         return agent.teacher
-    if is_outside(base.teacher):
+    if isinstance(base.teacher, str) and is_outside(base.teacher):
         return open_outside_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer)
     how = {"device": agent.device}
     if isinstance(base.teacher, dict):

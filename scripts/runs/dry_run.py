@@ -24,7 +24,7 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.formatting import duration
 from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
-from rlgkd.teachers import RoutedTeachers, in_process
+from rlgkd.teachers import RoutedTeachers, model_of
 from rlgkd.types import Item, Task
 
 TRIAL_UPDATES: Final = 3
@@ -47,8 +47,9 @@ def dry_run(settings: RunConfig) -> Iterator[str]:
     yield f"teacher: {settings.shown_teacher or 'none'}{', which is the start' if settings.teacher_is_start else ''}"
     item = agent.task.item("train", settings.seed, 0)
     yield f"the first prompt as the model reads it: {first_prompt(agent.task, item)}"
-    teacher = agent.teacher.of(item) if isinstance(agent.teacher, RoutedTeachers) else agent.teacher
-    form = teacher.format if in_process(teacher) and not isinstance(teacher, RoutedTeachers) else None
+    models_of_teacher = model_of(agent.teacher)
+    teacher = models_of_teacher.of(item) if isinstance(models_of_teacher, RoutedTeachers) else models_of_teacher
+    form = None if teacher is None else teacher.format
     if form is not None and form.template and not form.reads_sibling:
         read = agent.student.tokenizer.decode(form.encode_prompt(item), skip_special_tokens=False)
         yield f"the first prompt as the teacher reads it:\n{read}"

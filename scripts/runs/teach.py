@@ -20,7 +20,7 @@ from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.secret_masks import masked
-from rlgkd.teachers import KnownText, OutsideTeacher
+from rlgkd.teachers import AlignedTeacher, KnownText, OutsideTeacher
 from rlgkd.teachers.file_format import Contents, TextsOf, fingerprint, to_bytes
 from rlgkd.teachers.module import ModuleTeacher
 from rlgkd.teachers.names import FILE_ENDING, is_address, is_teacher_file
@@ -83,7 +83,9 @@ def teach(
     if isinstance(agent.teacher, LanguageModel):
         asked = ModuleTeacher(agent.teacher, top_k, name)
     else:
-        assert agent.teacher is not None
+        assert agent.teacher is not None and not isinstance(agent.teacher, AlignedTeacher), (
+            "its tokens are the student's"
+        )
         asked = agent.teacher
     console = Console(stderr=True)
     say(console, f"{number} texts of the {texts} on {agent.task.name}, the top {asked.top_k} tokens of {masked(name)}")

@@ -15,10 +15,8 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.dialogue import task_end_ids
 from rlgkd.envs.registry import takes_setting
 from rlgkd.errors import CheckpointError
-from rlgkd.lm.mixture import ModelMixture
-from rlgkd.lm.model import LanguageModel
 from rlgkd.scripts.config.run import RunConfig
-from rlgkd.teachers import RoutedTeachers
+from rlgkd.teachers import AlignedTeacher, RoutedTeachers
 from rlgkd.types import Task
 
 DAY = "chat_template_date"
@@ -70,7 +68,7 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
         FIRST_PROMPTS: _digest([task.encode_prompt(item) for item in items]),
     }
     readers = [teacher.of(item) if isinstance(teacher, RoutedTeachers) else teacher for item in items]
-    formats = [reader.format if isinstance(reader, LanguageModel | ModelMixture) else None for reader in readers]
+    formats = [one.form if isinstance(one, AlignedTeacher) else getattr(one, "format", None) for one in readers]
     if known := [(form, item) for form, item in zip(formats, items, strict=True) if form is not None]:
         read = [form.encode_prompt(item) for form, item in known]
         own_reply = known[0][0].encode_reply

@@ -105,7 +105,7 @@ def test_each_text_has_the_log_probabilities_of_its_own_teacher() -> None:
         assert metrics[f"teacher/{name}/texts"] == len(values) / len(agent.trajectories)
         texts = [t.score.reward for t in agent.trajectories if (t.item.columns["subject"] or "default") == name]
         assert metrics[f"teacher/{name}/reward"] == pytest.approx(np.mean(texts))
-    assert metrics["train/divergence"] == pytest.approx(np.mean(sum(kls.values(), [])), abs=1e-5)
+    assert metrics["train/divergence"] == pytest.approx(np.mean([kl for own in kls.values() for kl in own]), abs=1e-5)
 
 
 def test_an_evaluation_measures_each_prompt_by_its_own_teacher() -> None:
@@ -178,10 +178,10 @@ def test_beyond_a_reference_model_the_gradient_is_that_of_exopd() -> None:
     """sum_v p_S(v) (log p_S - log p_ref - l (log p_T - log p_ref)) grad log p_S, whose sum over v of its mean is 0."""
     torch.manual_seed(0)
     student, teacher, reference = torch.randn(3, 5, dtype=torch.float64)
-    l, student = 1.25, student.requires_grad_()
-    divergence.reverse_kl(mixed([teacher, reference], (l, 1 - l), "product"), student).backward()
+    beyond, student = 1.25, student.requires_grad_()
+    divergence.reverse_kl(mixed([teacher, reference], (beyond, 1 - beyond), "product"), student).backward()
     logp, log_t, log_r = (one.log_softmax(-1) for one in (student.detach(), teacher, reference))
-    cost_V = logp - log_r - l * (log_t - log_r)
+    cost_V = logp - log_r - beyond * (log_t - log_r)
     p = logp.exp()
     wanted = p * (cost_V - (p * cost_V).sum())
     assert student.grad.tolist() == pytest.approx(wanted.tolist(), abs=1e-12)
@@ -217,7 +217,7 @@ def test_what_does_not_work_is_refused_before_the_first_update() -> None:
         ({"teacher_mix": "sum", "teacher_weights": {"math": 1.0, "code": -1.0}}, "shares of a sum are above 0"),
         ({"teacher_mix": "sum", "off_policy": "teacher", "student_fraction": 0.5}, "a mixture writes no texts"),
         ({"teacher_weights": {"math": 1.0, "code": 1.0}}, "set teacher_mix to product or sum"),
-        ({"reference_model": "self"}, "it stands beside one teacher"),
+        ({"reference_model": "self"}, "it goes with one teacher"),
         ({"extrapolation": 2.0}, "set reference_model too"),
         ({"teacher": lm(1), "teacher_column": "subject"}, "there is one teacher for all texts"),
         ({"teacher": lm(1), "teacher_mix": "sum"}, "there is one teacher"),

@@ -226,7 +226,7 @@ def test_a_sibling_is_the_best_other_right_text_of_the_group() -> None:
         return [replace(plain, text=letter * times, score=replace(t.score, reward=r)) for r, letter in letters]
 
     def siblings(given: list[Trajectory], group_size: int) -> list[object]:
-        found, without = with_siblings(given, agent.teacher, group_size=group_size, right_from=0.5)
+        found, without = with_siblings(given, lambda item: agent.teacher, group_size=group_size, right_from=0.5)
         assert without == tuple(row for row, one in enumerate(found) if "sibling" not in one.item.columns)
         return [one.item.columns.get("sibling") for one in found]
 
