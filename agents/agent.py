@@ -167,7 +167,8 @@ class TextAgent(TokenAlgorithm):
         self.task: Task = self.env.get_attr("task")[0]
         self.split: str = self.env.get_attr("split")[0]
         self._check_task(config)
-        self.config = config = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
+        config, opened = with_chosen_layers(self.task, config, policy, tokenizer, self.device)
+        self.config = config
         self.student, self.teacher = open_models(
             self.task,
             config,
@@ -176,6 +177,7 @@ class TextAgent(TokenAlgorithm):
             tokenizer=tokenizer,
             seed=seed,
             device=self.device,
+            opened=opened,
         )
         self.trained_parts: dict[str, torch.nn.Module] = {"student": trainable_state(self.student.module)}
         decay = config.teacher.teacher_decay

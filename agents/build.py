@@ -52,14 +52,16 @@ def with_chosen_layers(
     policy: str | Any,
     tokenizer: PreTrainedTokenizerBase | None,
     device: torch.device,
-) -> AlgorithmConfig:
+) -> tuple[AlgorithmConfig, PreTrainedModel | None]:
     """Where `student_layers` is a number, the settings with the layers that `rlgkd.cutting` chooses.
+
+    Returns also the student, whole, if it had to be opened for that.
 
     Raises: SettingError for a number that the student cannot be cut to; what opening the student raises.
     """
     number = config.model.student_layers
     if not isinstance(number, int):
-        return config
+        return config, None
     with relabelled("student"):
         if tokenizer is None:
             tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
@@ -73,7 +75,7 @@ def with_chosen_layers(
         number, whole.module.config.name_or_path or "the student", cut.left_out[0], cut.left_out[-1], cut.reverse_kl,
     )  # fmt: skip
     model = config.model.model_copy(update={"student_layers": cut.kept})
-    return config.model_copy(update={"model": model})
+    return config.model_copy(update={"model": model}), whole.module
 
 
 def open_models(
@@ -85,8 +87,9 @@ def open_models(
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     device: torch.device,
+    opened: PreTrainedModel | None = None,
 ) -> tuple[LanguageModel, Teacher | None]:
-    """Open the student, to be trained, and the teacher, frozen.
+    """Open the student, to be trained, and the teacher, frozen; `opened` is the student's module, if it is open.
 
     Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train; a
     teacher may be a server, a file, or a mapping of names to models too. What a loaded student has frozen stays frozen.
@@ -118,7 +121,8 @@ def open_models(
             # The student is saved with the template that it is trained in.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = template.as_saved
-        opened = load(policy, dtype=dtype_of(model.dtype), device=device)
+        if opened is None:
+            opened = load(policy, dtype=dtype_of(model.dtype), device=device)
         if is_fixed(opened):
             remedy = "it is quantised or spread over devices, and cannot be trained; only a teacher may be so"
             raise ModelError("model", opened.config.name_or_path or opened.config.model_type, remedy)
@@ -184,8 +188,13 @@ def build_optimizer(
     module: nn.Module, config: AlgorithmConfig, schedule: Callable[[float], float], device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW over what the module trains: matrices with weight decay, biases and norms without."""
-    if not (math.isfinite(rate := schedule(1.0)) and rate >= 0):
-        raise SettingError("learning_rate", rate, "give a function that returns finite numbers of 0 or more")
+    remedy = "give a function that returns finite numbers of 0 or more"
+    try:
+        rate = schedule(1.0)
+    except Exception as error:  # of the user's own function
+        raise SettingError("learning_rate", f"{type(error).__name__}: {error}", remedy) from error
+    if not (math.isfinite(rate) and rate >= 0):
+        raise SettingError("learning_rate", rate, remedy)
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},

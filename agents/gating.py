@@ -19,6 +19,7 @@ from rlgkd.lm.fused_loss import TeacherAt, fused_sum, fused_values
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import gate, policy_loss
+from rlgkd.ops.gates_by_outcome import outcome
 from rlgkd.teachers import ModelTeacher, Teacher, model_of
 
 
@@ -39,6 +40,8 @@ def gated(
     group_size: int,
 ) -> tuple[Credit, dict[str, float]]:
     """The credit with the weights of the objective's gate, and what to log: their means over the student's actions.
+
+    Of a gate by outcome also `train/gate_right`, the share of the texts with a reward that count as right.
 
     Args:
         credit: Of the rollout.
@@ -62,8 +65,10 @@ def gated(
     asked = {wanted: known[wanted][:rows] for wanted in gate.reads(name)}
     mask_BL = known["mask_BL"][:rows]
     found: dict[str, Tensor] = {}
-    metrics: dict[str, float] = {}
-    for term, weight_BL in zip(("policy", "divergence"), objective.gate.function(**asked), strict=True):
+    metrics = _share_right(objective, known["reward_B1"][:rows])
+    for term, weight_BL in zip(
+        ("policy", "divergence"), gate.weights_of(name, objective.gate.function, asked), strict=True
+    ):
         if weight_BL is None:
             continue
         own_BL = _checked(name, weight_BL, mask_BL)
@@ -72,6 +77,15 @@ def gated(
         metrics[f"train/gate_{term}"] = own_BL[mask_BL].mean().item()
     policy_BL, divergence_BL = found.get("policy"), found.get("divergence")
     return dataclasses.replace(credit, policy_gate_BL=policy_BL, divergence_gate_BL=divergence_BL), metrics
+
+
+def _share_right(objective: Objective, reward_B1: Tensor) -> dict[str, float]:
+    """How many of the texts with a verdict are right; NaN if none has one, and nothing of a gate without verdicts."""
+    verified_from = dict(objective.gate.parameters).get("verified_from")
+    if verified_from is None:
+        return {}
+    outcome_B1 = outcome(reward_B1, verified_from)
+    return {"train/gate_right": ((outcome_B1 > 0).sum() / (outcome_B1 != 0).sum()).item()}
 
 
 def _known(credit: Credit, rollout: Rollout, group_size: int) -> dict[str, Tensor]:

@@ -55,6 +55,15 @@ def _no_gradient(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
     return _value(now, "train/grad_norm") == 0.0
 
 
+def _none_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    return _value(now, "train/gate_right") == 0.0
+
+
+def _all_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    # From the first update on: of a task that has been learnt all texts are right too.
+    return _value(first, "train/gate_right") == _value(now, "train/gate_right") == 1.0
+
+
 GUARDS: Final = (
     Guard(
         name="collapsed",
@@ -90,6 +99,20 @@ GUARDS: Final = (
         updates=6,
         unless="reward",
         message="gradient: it was 0 for 6 updates: nothing is learnt; rewards may be equal within each group",
+    ),
+    Guard(
+        name="gate_none_right",
+        fires=_none_right,
+        updates=5,
+        message="gate: no text of 5 updates counted as right, so it treats all of them as wrong; set verified_from to "
+        "the reward from which a text is right (their mean reward is {ep_rew_mean:.3g})",
+    ),
+    Guard(
+        name="gate_all_right",
+        fires=_all_right,
+        updates=5,
+        message="gate: every text of the first 5 updates counted as right, so it treats none as wrong; set "
+        "verified_from to the reward from which a text is right (their mean reward is {ep_rew_mean:.3g})",
     ),
 )
 

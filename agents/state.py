@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -40,13 +41,15 @@ class TrainingState:
         """
         renamed = {"cursor": "next_prompt", "rewards_seen": "rewards"}
         given = {renamed.get(name, name): value for name, value in values.items()}
-        if not isinstance(given.get("rewards", ()), list | tuple):
+        if not isinstance(given.get("rewards", ()), list | tuple) or len(given.get("rewards", ())) not in (0, 3):
             raise TypeError(f"its rewards are {given['rewards']!r}")
         state = cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})
         counts = (state.timesteps, state.updates, state.next_prompt, state.rewards.count)
         numbers = (0 if state.alpha is None else state.alpha, state.rewards.mean, state.rewards.squared_deviations)
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"its counts are {counts}")
-        if any(type(number) not in (int, float) for number in numbers):
+        if any(type(number) not in (int, float) or not math.isfinite(number) for number in numbers):
             raise ValueError(f"its numbers are {numbers}")
+        if not 0 <= numbers[0] <= 1:
+            raise ValueError(f"its alpha is {state.alpha}")
         return state

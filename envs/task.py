@@ -19,6 +19,7 @@ from rlgkd.envs.data.items import Shares, read_items
 from rlgkd.envs.data.sources import ListItems
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.registry import Quality, quality_from, reward_from
+from rlgkd.envs.rewards.returned import measures_of
 from rlgkd.envs.rewards.user_errors import callable_name, callable_names
 from rlgkd.envs.text.chat_template import read_template
 from rlgkd.envs.text.encoder import TextEncoder
@@ -386,11 +387,17 @@ class TextTask:
     def quality(self, items: Sequence[Item], completions: Sequence[str]) -> list[dict[str, float]]:
         """See `Task.quality`; empty if the task has no measures.
 
-        Raises: SettingError if the user's `quality` raised.
+        Raises: SettingError if the user's `quality` raised, or returned anything but numbers by name for each text.
         """
         if self.quality_of is None:
             return [{} for _ in items]
-        return call_user("quality", callable_name(self.quality_of), self.quality_of, items, completions)
+        name = callable_name(self.quality_of)
+        returned: Any = call_user("quality", name, self.quality_of, items, completions)
+        try:
+            return measures_of(returned, len(items))
+        except (TypeError, ValueError) as error:
+            remedy = "return a list with a mapping of numbers for each text, without names that do not apply to it"
+            raise SettingError("quality", name, f"{error}; {remedy}") from error
 
     def _check_item(self, item: Item) -> None:
         """Raise DataError for an item that cannot be used."""

@@ -16,6 +16,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 """Control characters, and those that change the direction of a text."""
 MAX_KEYS = 5
 """Rows that one message names."""
+MAX_LISTED = 60
+"""Known names that one message lists."""
 MAX_VALUE = 500
 """Characters of a value that a message shows."""
 
@@ -112,8 +114,17 @@ def one_line(text: object, longest: int | None = None) -> str:
 
 
 def unknown_remedy(name: object, known: Iterable[str]) -> str:
-    """Return the advice for an unknown name: the nearest known name, if one is near, and all known names."""
+    """Return the advice for an unknown name: the nearest known name, if one is near, and all known names.
+
+    Of more than MAX_LISTED names only those that are near.
+    """
     choices = sorted(known)
-    listed = f"known: {', '.join(choices)}" if choices else "none is taken here"
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)
+    wanted = str(name).lower().replace("-", "_")
+    near = difflib.get_close_matches(wanted, choices, n=1)
+    if len(choices) > MAX_LISTED:
+        some = difflib.get_close_matches(wanted, choices, n=MAX_KEYS, cutoff=0.3)
+        listed = f"of {len(choices)} known ones the nearest: {', '.join(some)}" if some else f"{len(choices)} are known"
+        listed += "; rlgkd list has all"
+    else:
+        listed = f"known: {', '.join(choices)}" if choices else "none is taken here"
     return f"did you mean {near[0]!r}? {listed}" if near else listed

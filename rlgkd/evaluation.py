@@ -57,6 +57,11 @@ class Evaluation:
         """Return the mean of each measure with its interval."""
         return {name: prompt_interval(values) for name, values in self.measures.items()}
 
+    def unknown_prompts(self) -> dict[str, tuple[int, ...]]:
+        """Return the measures that are not known at some prompts, such as where a reward failed, with their numbers."""
+        found = {name: tuple(np.flatnonzero(~np.isfinite(values)).tolist()) for name, values in self.measures.items()}
+        return {name: prompts for name, prompts in found.items() if prompts}
+
     def change_from(self, before: Evaluation) -> dict[str, Interval]:
         """Return the change since `before`, paired by prompt, for the measures that both have.
 

@@ -33,7 +33,9 @@ def import_object(field: str, path: str) -> Any:
         raise SettingError(field, path, f"importing it ended Python (SystemExit: {error.code})") from error
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise SettingError(field, path, f"it could not be imported: {error}") from error
-    except Exception as error:  # of the module's own code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the module's own code
         frame = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{type(error).__name__}: {one_line(error, 200)} ({frame.filename}:{frame.lineno})"
         raise SettingError(field, path, f"it could not be imported: {failure}") from error

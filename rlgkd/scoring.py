@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Complex, Real
 from typing import Any, NamedTuple
@@ -99,6 +99,9 @@ def with_floats(score: Score) -> Score:
     Raises: TypeError or ValueError, as `as_float`.
     """
     reward: Any = score.reward
+    parts: Any = score.parts
+    if not isinstance(parts, Mapping) or not all(isinstance(name, str) for name in parts):
+        raise TypeError(f"its parts are {_shown(parts)}; give a mapping of names to numbers")
     numbers = [reward, *score.parts.values(), *(() if score.steps is None else score.steps)]
     if all(type(number) is float for number in numbers):
         return score

@@ -7,7 +7,7 @@ import tiny
 import torch
 import yaml
 
-from rlgkd.agents import GRPO
+from rlgkd.agents import GRPO, build
 from rlgkd.cutting import best_cut, cuts, jeffreys
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError, ModelError, SettingError
@@ -81,6 +81,14 @@ def test_an_agent_that_is_given_a_number_is_the_agent_that_is_given_the_layers()
     named = GRPO(TEACHER, ENV, teacher=TEACHER, student_layers=chosen.config.model.student_layers, seed=1)
     assert chosen.config == named.config and len(chosen.config.model.student_layers) == 2
     assert weights_digest(chosen.student.module) == weights_digest(named.student.module)
+
+
+def test_a_student_is_opened_once_to_be_cut(monkeypatch):
+    opened = []
+    load_model = build.load
+    monkeypatch.setattr(build, "load", lambda name, **more: (opened.append(name), load_model(name, **more))[1])
+    GRPO(TEACHER, ENV, alpha=0.0, student_layers=2)
+    assert opened.count(TEACHER) == 1
 
 
 def test_a_run_keeps_the_layers_that_it_began_with(tmp_path):

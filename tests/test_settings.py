@@ -13,7 +13,7 @@ from rlgkd.agents import Distill, Reinforce
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.envs import TextTask
 from rlgkd.envs.rewards.registry import reward_from
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.objective import Objective
 from rlgkd.ops import divergence
 from rlgkd.ops.schedule import Schedule
@@ -143,3 +143,34 @@ def test_settings_of_a_task_are_checked(given: dict[str, Any]) -> None:
 
 def test_a_value_of_megabytes_is_cut_in_its_error() -> None:
     assert len(str(SettingError("prompt", "x" * 10**6, "shorten it"))) < 600
+
+
+@pytest.mark.parametrize("setting", ["alpha", "group_size", "learning_rate", "entropy_bonus", "teacher_decay"])
+def test_true_is_no_number(setting: str) -> None:
+    with pytest.raises(SettingError, match=f"{setting}: True does not work; give a"):
+        AlgorithmConfig(**{setting: True})
+
+
+def test_true_is_no_number_for_a_parameter_either() -> None:
+    with pytest.raises(SettingError, match="beta: True does not work"):
+        AlgorithmConfig(divergence="jsd", beta=True)
+    assert dict(AlgorithmConfig(divergence="jsd", beta=0.5, normalized=True).objective.divergence.parameters)[
+        "normalized"
+    ]
+
+
+@pytest.mark.parametrize("schedule", [lambda remaining: 1 / remaining, lambda remaining: "x", lambda remaining: 2.0])
+def test_a_schedule_that_does_not_work_is_refused_at_the_door(schedule: Callable[[float], Any]) -> None:
+    with pytest.raises(SettingError, match=r"alpha: .*give a number in \[0, 1\]"):
+        AlgorithmConfig(alpha=schedule)
+    if schedule(1.0) != 1.0:
+        return
+    assert AlgorithmConfig(alpha=lambda remaining: remaining).alpha(0.5) == 0.5
+
+
+def test_of_very_many_known_names_only_the_nearest_are_listed() -> None:
+    known = [f"setting_{number}" for number in range(200)]
+    said = unknown_remedy("seting_7", known)
+    assert said.startswith("did you mean 'setting_7'?") and "of 200 known ones the nearest: " in said
+    assert len(said) < 200
+    assert unknown_remedy("x", known) == "200 are known; rlgkd list has all"

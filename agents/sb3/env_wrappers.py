@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from rlgkd.errors import SettingError
+from rlgkd.errors import SettingError, one_line
 
 SEEN_THROUGH = ("Monitor", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor")
 """Wrappers that change nothing the agent reads; others would be passed by unseen, so they are refused."""
@@ -19,7 +19,14 @@ TEACHER_REWARDS = ("TeacherReward", "TeacherRewardVector", "TeacherRewardVecEnv"
 def as_sb3(env: Any) -> Any:
     """A registered id as its environment, a vector environment of Gymnasium's as SB3's; others as they are."""
     if isinstance(env, str):  # SB3 would ask for a render mode that text does not have
-        return gym.make(env)
+        try:
+            return gym.make(env)
+        except gym.error.Error as error:
+            raise SettingError(
+                "env", env, f"it could not be made ({one_line(error, 200)}); see rlgkd list envs"
+            ) from error
+    if not isinstance(env, gym.Env | VecEnv | gym.vector.VectorEnv):
+        raise SettingError("env", type(env).__name__, "give an environment of rlgkd.envs, or a registered id")
     if not isinstance(env, gym.vector.VectorEnv):
         return env
     if type(env).__name__ in TEACHER_REWARDS:

@@ -9,6 +9,7 @@ memory is whole in each.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +77,12 @@ def read_items(
     Raises: SettingError for a malformed template; DataError for data that cannot be read, with its file and line.
     """
     if shares is not None:
-        each: dict[str, Any] = {"prompt": prompt, "reference": reference, "split_shares": split_shares, "subset": subset}
+        each: dict[str, Any] = {
+            "prompt": prompt,
+            "reference": reference,
+            "split_shares": split_shares,
+            "subset": subset,
+        }
         each |= {"max_rows": max_rows, "unusable_rows": unusable_rows, "tools": tools, "check": check}
         return mixed_items(data, shares, lambda one: read_items(one, **each))
     tenths = _split_tenths(split_shares)
@@ -87,12 +93,14 @@ def read_items(
         if (prompt, reference, split_shares) != ("prompt", None, "auto"):
             raise SettingError("prompt", prompt, "a source of items has prompts and splits of its own; leave it out")
         return _checked(data, check, unusable) if isinstance(data, ListItems) and check else data
-    if isinstance(data, str) and is_import_path(data) and not Path(data).exists():
+    if isinstance(data, str) and is_import_path(data) and not os.path.exists(data):
         data = import_object("data", data)
         if isinstance(data, Items) and callable(data.size):
             return read_items(data, unusable_rows=unusable_rows, check=check)
     row_items = RowItems(prompt, reference, tools=tools, check=check, unusable=unusable)
     if callable(data):
+        if subset:
+            raise _no_subsets(subset)
         if max_rows is not None:
             raise SettingError("max_rows", max_rows, "a function draws rows without end; leave it out")
         return ProceduralItems("data", _draw_item(data, row_items), tenths)
@@ -175,10 +183,12 @@ def _read_rows(data: Any, subset: str, max_rows: int | None) -> tuple[Rows | dic
 
 
 def _read_all_rows(data: Any, subset: str, max_rows: int | None) -> tuple[Rows | dict[str, Rows], bool]:
-    if isinstance(data, Mapping):
-        return _read_splits(data, max_rows), False
     if isinstance(data, str | Path):
         return _read_path(data, subset, max_rows), False
+    if subset:
+        raise _no_subsets(subset)
+    if isinstance(data, Mapping):
+        return _read_splits(data, max_rows), False
     if hasattr(data, "column_names") and hasattr(data, "with_format"):
         if hasattr(data, "__len__"):
             return dataset_rows(data, "row"), False
@@ -205,16 +215,21 @@ def _read_splits(data: Mapping[Any, Any], max_rows: int | None) -> dict[str, Row
 
 def _read_path(data: str | Path, subset: str, max_rows: int | None) -> Rows | dict[str, Rows]:
     path = Path(data).expanduser()
-    if not path.exists() and HUB_NAME.fullmatch(str(data)) and format_of(path) not in READERS:
+    exists = os.path.exists(path)  # which is False for a name that no file can have, where Path.exists raises
+    if not exists and HUB_NAME.fullmatch(str(data)) and format_of(path) not in READERS:
         return read_hub(str(data), subset, max_rows)
     if subset:
-        raise SettingError("subset", subset, "only a data set of the hub, owner/name, has subsets; leave it out")
-    if path.is_dir():
+        raise _no_subsets(subset)
+    if os.path.isdir(path):
         return read_folder(path)
-    if not path.exists():
+    if not exists:
         remedy = "no such file or folder; give one, a data set of the hub (owner/name), or a list of strings"
         raise DataError("data", str(data), remedy)
     return read_file(path)
+
+
+def _no_subsets(subset: str) -> SettingError:
+    return SettingError("subset", subset, "only a data set of the hub, owner/name, has subsets; leave it out")
 
 
 def _split_tenths(given: Any) -> Mapping[str, range]:

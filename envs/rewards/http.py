@@ -103,7 +103,7 @@ def judge(
     *,
     template: str = JUDGE_TEMPLATE,
     pattern: str = SCORE_LINE,
-    scale: tuple[float, float] = (0, 10),
+    scale: Sequence[float] = (0, 10),
     api_key_env: str = "OPENAI_API_KEY",
     options: Mapping[str, object] = MappingProxyType({"temperature": 0}),
     timeout: float = 60.0,
@@ -132,7 +132,7 @@ def judge(
 
     Raises: SettingError.
     """
-    worst, best = scale
+    worst, best = scale if len(scale) == 2 else (0.0, 0.0)
     if not (math.isfinite(worst) and math.isfinite(best) and worst < best):
         raise SettingError("scale", scale, "give the worst and the best grade, in this order")
     try:

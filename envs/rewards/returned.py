@@ -52,6 +52,19 @@ def scores_or_errors(returned: Any, size: int, *, single: bool = False) -> list[
     return [_score_or_error(value) for value in values]
 
 
+def measures_of(returned: Any, size: int) -> list[dict[str, float]]:
+    """Return what measures of quality returned for `size` texts, as mappings of names to floats.
+
+    Raises: TypeError or ValueError for anything but a mapping of numbers for each text.
+    """
+    rows = returned if isinstance(returned, list | tuple) else None
+    if rows is None or not all(isinstance(row, Mapping) and all(isinstance(name, str) for name in row) for row in rows):
+        raise TypeError("it returned no list of mappings")
+    if len(rows) != size:
+        raise ValueError(f"it returned {len(rows)} mappings for {size} texts")
+    return [{name: as_float(value) for name, value in row.items()} for row in rows]
+
+
 def steps_error(score: Score, actions: int | None) -> ValueError | None:
     """Return why the steps of a score do not fit its number of actions (None: not known); None if they do."""
     if score.steps is None or len(score.steps) == actions:
@@ -73,7 +86,9 @@ def _score_or_error(value: Any) -> Score | BaseException:
         return Abstained()
     try:
         score = with_floats(value) if isinstance(value, Score) else _as_score(value)
-    except (TypeError, ValueError) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an object's own __float__ or __repr__ may raise anything
         return error
     if abs(score.reward) > LARGEST:
         kind = "an infinite reward" if math.isinf(score.reward) else f"a reward of {score.reward:g}"

@@ -162,8 +162,13 @@ class TextEncoder:
     def plain(self, field: str, key: str, text: str) -> list[int]:
         """Return the ids of a text without anything around it.
 
-        Raises: DataError if the tokenizer has no other way to write a special token's text than by that token.
+        Raises: DataError if the tokenizer has no other way to write a special token's text than by that token, and for
+            half of a surrogate pair.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # which no tokenizer takes
+            raise DataError(field, key, f"it holds half of a surrogate pair ({error.reason}); leave it out") from error
         ids = cast(list[int], self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         for id_ in self._special.keys() & set(ids):
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -28,10 +29,11 @@ def weighs(*terms: Term, mean: str = "") -> Callable[[G], G]:
 
 
 def check_range(field: str, value: float, least: float, most: float = float("inf")) -> None:
-    """Refuse a value outside [least, most].
+    """Refuse a value outside [least, most], and one that is not finite.
 
     Raises: SettingError.
     """
-    if not least <= value <= most:  # refuses NaN too
+    if not (least <= value <= most and math.isfinite(value)):
         remedy = f"give {least:g} or more" if most == float("inf") else f"give a number in [{least:g}, {most:g}]"
+        remedy = "give a finite number" if least == -float("inf") else remedy
         raise SettingError(field, value, remedy)

@@ -34,13 +34,14 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
+from torch import Tensor
 
-from rlgkd.errors import SettingError, one_line, unknown_remedy
+from rlgkd.errors import RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.ops._gate import Gate, Term, Weights, weighs
 from rlgkd.ops._registry import check_name
 from rlgkd.ops.gates_by_outcome import aopd, r2_opd, ra_opd, rg_opd, rlsd, sg_opd, srpo
@@ -62,6 +63,7 @@ __all__ = [
     "reads",
     "terms",
     "weighs",
+    "weights_of",
 ]
 
 _log = logging.getLogger(__name__)
@@ -110,8 +112,27 @@ def get(name: str, **settings: float | bool) -> Gate:
     bound = functools.partial(function, **settings)
     one = torch.zeros(1, 1, dtype=torch.float64)
     kinds = {"mask_BL": one == 0, "group_B1": one.long()}
-    bound(**{wanted: kinds.get(wanted, one) for wanted in reads(name)})  # checks the settings' values now
+    inputs = {wanted: kinds.get(wanted, one) for wanted in reads(name)}
+    weights_of(name, bound, inputs)  # checks the settings' values now
     return bound
+
+
+def weights_of(name: str, function: Gate, inputs: Mapping[str, Tensor]) -> Weights:
+    """Call a gate.
+
+    Raises: SettingError for an exception of it, or anything but two weights.
+    """
+    try:
+        found: Any = function(**inputs)
+    except RlgkdError:
+        raise
+    except Exception as error:  # of a package's own function
+        raise SettingError("gate", name, f"it raised {one_line(f'{type(error).__name__}: {error}', 200)}") from error
+    if not isinstance(found, tuple) or [isinstance(weight, Tensor | None) for weight in found] != [True, True]:
+        remedy = f"it gave a {type(found).__name__}; return the weights of both terms, each a tensor or None"
+        raise SettingError("gate", name, remedy)
+    policy, divergence = found
+    return policy, divergence
 
 
 def reads(name: str) -> tuple[str, ...]:

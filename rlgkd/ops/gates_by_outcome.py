@@ -79,7 +79,7 @@ def srpo(
         [[0.0, 0.0], [1.762, 0.238]]
     """
     check_range("entropy_decay", entropy_decay, 0.0)
-    outcome_B1 = _outcome(reward_B1, verified_from)
+    outcome_B1 = outcome(reward_B1, verified_from)
     wrong_B1 = outcome_B1 < 0
     if needs_sibling:
         same_BB = group_B1 == group_B1.T
@@ -112,7 +112,7 @@ def ra_opd(reward_B1: Tensor, gap_BL: Tensor, mask_BL: Tensor, *, verified_from:
         [[1.0], [0.0]]
     """
     total_B1 = (gap_BL * mask_BL).sum(1, keepdim=True)
-    return None, (_outcome(reward_B1, verified_from) * total_B1 >= 0).double()
+    return None, (outcome(reward_B1, verified_from) * total_B1 >= 0).double()
 
 
 @weighs("divergence")
@@ -139,7 +139,7 @@ def rg_opd(
     """
     check_range("margin", margin, 0.0)
     total_B1 = (gap_BL * mask_BL).sum(1, keepdim=True)
-    outcome_B1 = _outcome(reward_B1, verified_from)
+    outcome_B1 = outcome(reward_B1, verified_from)
     return None, ((outcome_B1 * total_B1 > margin) | (outcome_B1 == 0)).double()
 
 
@@ -173,7 +173,7 @@ def sg_opd(
     """
     check_range("agree_weight", agree_weight, 0.0)
     check_range("disagree_weight", disagree_weight, 0.0)
-    outcome_B1 = _outcome(reward_B1, verified_from)
+    outcome_B1 = outcome(reward_B1, verified_from)
     agree, disagree = (torch.tensor(weight, dtype=torch.float64) for weight in (agree_weight, disagree_weight))
     weight_BL = torch.where(outcome_B1 * gap_BL > 0, agree, disagree)
     return None, torch.where(outcome_B1 == 0, 1.0, weight_BL)
@@ -205,7 +205,7 @@ def r2_opd(
     check_range("alignment", alignment, 0.0)
     size_BL = gap_BL.abs() * mask_BL
     median_B1 = gap_BL.abs().masked_fill(~mask_BL, float("nan")).nanmedian(dim=1, keepdim=True).values
-    signed_BL = _outcome(reward_B1, verified_from) * gap_BL / median_B1.clamp(min=SMALLEST_MEDIAN)
+    signed_BL = outcome(reward_B1, verified_from) * gap_BL / median_B1.clamp(min=SMALLEST_MEDIAN)
     gate_BL = (alignment * signed_BL).sigmoid()
     gated_B1 = (gate_BL * size_BL).sum(1, keepdim=True)
     scale_B1 = torch.where(gated_B1 > 0, size_BL.sum(1, keepdim=True) / gated_B1, 2.0)
@@ -232,7 +232,8 @@ def aopd(advantage_BL: Tensor) -> Weights:
     return worked_BL.double(), (~worked_BL).double()
 
 
-def _outcome(reward_B1: Tensor, verified_from: float) -> Tensor:
-    """Z [B, 1]: +1 right, -1 wrong, 0 unknown."""
+def outcome(reward_B1: Tensor, verified_from: float) -> Tensor:
+    """The verdicts z of texts, [B, 1]: +1 right, -1 wrong, 0 unknown."""
+    check_range("verified_from", verified_from, -float("inf"))
     sign_B1 = torch.where(reward_B1 >= verified_from, 1.0, -1.0).double()
     return sign_B1.masked_fill(reward_B1.isnan(), 0.0)

@@ -13,7 +13,7 @@ from rlgkd.errors import SettingError
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ops.schedule import Schedule, Shape
 from rlgkd.settings.fields import Declared, Moving, Registered, Scheduled, Variant, mark_of, parameters_of
-from rlgkd.settings.remedies import remedy_for, takes_none
+from rlgkd.settings.remedies import refuses_bool, remedy_for, takes_none
 
 
 class Settings(BaseModel):
@@ -151,6 +151,8 @@ def _nested(cls: type[Settings], defaults: Settings | None, rest: dict[str, Any]
             values[name] = _schedule(mark, name, own, rest)
         else:
             given = rest.pop(name, own)
+            if isinstance(given, bool) and refuses_bool(info.annotation):
+                raise SettingError(name, given, remedy_for(info.annotation, info.metadata))
             values[name] = own if given is None and not takes_none(info.annotation) else given
     for name, own in groups.items():  # last: a name that both have is the outer one's, and moves from there
         given = rest.pop(name, None)

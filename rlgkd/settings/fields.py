@@ -15,7 +15,7 @@ from pydantic_core import core_schema
 
 from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.ops.schedule import Schedule, Shape
-from rlgkd.settings.remedies import remedy_for, takes_none
+from rlgkd.settings.remedies import refuses_bool, remedy_for, takes_none
 
 Moving = Callable[[float], float]
 """A function of the remaining progress: 1 when training starts, 0 when it ends. `Schedule` is the one with names."""
@@ -146,6 +146,12 @@ class Scheduled:
         if isinstance(start, Schedule):
             start, end, shape = start.start, start.end, start.shape
         elif callable(start):
+            for remaining in (1.0, 0.0):
+                try:
+                    value = start(remaining)
+                except Exception as error:  # of the user's own function
+                    value = f"{type(error).__name__}: {error}"
+                self._number(name, "", value)
             return cast(Moving, start)
         if shape not in (None, *get_args(Shape)):
             raise SettingError(f"{name}_shape", shape, f"choose one of {', '.join(get_args(Shape))}")
@@ -158,7 +164,7 @@ class Scheduled:
 
     def _number(self, name: str, ending: str, value: Any) -> float:
         try:
-            number = float(value)
+            number = float("nan" if isinstance(value, bool) else value)
         except (TypeError, ValueError):
             number = float("nan")
         if not 0 <= number <= 1:
@@ -204,6 +210,8 @@ def mark_of(info: FieldInfo) -> Registered | Scheduled | None:
 
 
 def _typed(parameter: Declared, value: Any) -> Any:
+    if isinstance(value, bool) and refuses_bool(parameter.type):
+        raise SettingError(parameter.name, value, remedy_for(parameter.type, []))
     try:
         return TypeAdapter(parameter.type).validate_python(value)
     except ValidationError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -32,6 +33,27 @@ def remedy_for(annotation: Any, metadata: list[Any]) -> str:
     if isinstance(low, Ge):
         return f"give {kind} of {low.ge} or more"
     return f"give {kind} above {low.gt}" if isinstance(low, Gt) else f"give {kind}"
+
+
+def refuses_bool(annotation: Any) -> bool:
+    """Whether this is a type of numbers, of which true and false are none, though Python's own bool is an int.
+
+    Examples:
+        >>> refuses_bool(Annotated[int, Ge(0)] | None), refuses_bool(float), refuses_bool(bool | int), refuses_bool(str)
+        (True, True, False, False)
+    """
+    kinds = {*_kinds(annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for option in get_args(annotation):
+            yield from _kinds(option)
+    else:
+        yield annotation
 
 
 def takes_none(annotation: Any) -> bool:

@@ -11,6 +11,7 @@ N actions of S texts, T tokens of all texts together:
     rest            float16 [N]     the log-probability of all other tokens together
     token_logp      float16 [N]     the log-probability of the token that was written
     offsets         int64 [S + 1]   where a text begins in `logp`
+    checks          uint8 [S, 16]   hash of what is said of a text; files of older versions have none
 
 Half precision holds a log-probability to one part in 2,000. The mass of the other tokens is kept by itself, since one
 less the sum of rounded probabilities would be off by more than it often is. What the file is of, and which tokenizer
@@ -21,9 +22,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from itertools import pairwise
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from safetensors.numpy import save
@@ -34,6 +36,9 @@ from rlgkd.types import Episode
 
 FORMAT = "rlgkd-teacher-1"
 TENSORS = ("keys", "tokens", "actions", "token_offsets", "logp", "ids", "rest", "token_logp", "offsets")
+CHECKS = "checks"
+SAID: Final = ("logp", "ids", "rest", "token_logp")
+"""The tensors that say something of each action."""
 TextsOf = Literal["references", "teacher"]
 
 
@@ -82,6 +87,14 @@ def key_of(tokens_T: np.ndarray, action_mask_T: np.ndarray) -> bytes:
     return digest.digest()
 
 
+def check_of(said: Mapping[str, np.ndarray]) -> bytes:
+    """A hash of 16 bytes of what a file says of one text: the rows of `SAID`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in SAID:
+        digest.update(np.ascontiguousarray(said[name]).tobytes())
+    return digest.digest()
+
+
 def to_bytes(texts: Iterable[tuple[Episode, KnownText]], contents: Contents) -> bytes:
     """The content of a file of these texts, one or more; of equal ones the first is kept."""
     kept: dict[bytes, tuple[Episode, KnownText]] = {}
@@ -103,6 +116,9 @@ def to_bytes(texts: Iterable[tuple[Episode, KnownText]], contents: Contents) -> 
         "token_logp": half([known.token_logp_L for known in all_known]),
         "offsets": _offsets([episode.length for episode in episodes]),
     }
+    rows = pairwise(tensors["offsets"].tolist())
+    checks = [check_of({name: tensors[name][start:end] for name in SAID}) for start, end in rows]
+    tensors[CHECKS] = np.frombuffer(b"".join(checks), dtype=np.uint8).reshape(-1, 16)
     return save(tensors, contents.to_metadata())
 
 

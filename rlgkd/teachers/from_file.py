@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlgkd.errors import DataError, SettingError, one_line
 from rlgkd.file_kinds import check_file
-from rlgkd.teachers.file_format import TENSORS, Contents, fingerprint, key_of
+from rlgkd.teachers.file_format import CHECKS, SAID, TENSORS, Contents, check_of, fingerprint, key_of
 from rlgkd.teachers.known_text import KnownText
 from rlgkd.teachers.outside import Answer
 from rlgkd.types import Episode
@@ -47,6 +47,7 @@ class FileTeacher:
                 self._file.get_tensor(name) for name in ("keys", "offsets", "token_offsets")
             )
             self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
+            self._checks = self._file.get_tensor(CHECKS) if CHECKS in self._file.keys() else None  # noqa: SIM118
             self._check_shapes()
         except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
             raise DataError("teacher", path, f"it could not be read ({one_line(error, 200)}); {AGAIN}") from error
@@ -110,10 +111,11 @@ class FileTeacher:
 
     def _known_text(self, row: int, length: int) -> KnownText:
         start, end = self._offsets[row : row + 2].tolist()
-        part = {name: self._slices[name][start:end] for name in ("logp", "ids", "rest", "token_logp")}
+        part = {name: self._slices[name][start:end] for name in SAID}
+        whole = self._checks is None or self._checks[row].tobytes() == check_of(part)
         ids_LK = part.pop("ids")
         numbers = all(bool((values <= 0).all()) for values in part.values())  # NaN is not
-        if end - start != length or not numbers or not ((ids_LK >= 0) & (ids_LK < self._vocabulary)).all():
+        if end - start != length or not whole or not numbers or not ((ids_LK >= 0) & (ids_LK < self._vocabulary)).all():
             raise DataError("teacher", self.name, f"its log-probabilities are damaged; {AGAIN}")
         return KnownText(
             logp_LK=part["logp"].astype(np.float32),
@@ -132,5 +134,7 @@ class FileTeacher:
             "logp": [actions, k], "ids": [actions, k], "rest": [actions], "token_logp": [actions],
             "offsets": [texts + 1],
         }  # fmt: skip
+        if self._checks is not None and self._checks.shape != (texts, 16):
+            raise ValueError(f"its {CHECKS} has the shape {list(self._checks.shape)}, not {[texts, 16]}")
         if wrong := [name for name in TENSORS if shapes[name] != expected[name]]:
             raise ValueError(f"its {wrong[0]} has the shape {shapes[wrong[0]]}, not {expected[wrong[0]]}")

@@ -125,6 +125,10 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
     return key, values
 
 
+MAX_SEEDS = 10_000
+"""Of a comparison, each of which is a run."""
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds: `3` is 0, 1, 2; `4,7` is these two; `4,` is 4 alone.
 
@@ -137,6 +141,8 @@ def parse_seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 20 for part in parts if part) or not parts[0]:
         raise SettingError("seeds", text, "give a number of seeds, or seeds with commas between them")
+    if len(parts) == 1 and int(text) > MAX_SEEDS:
+        raise SettingError("seeds", text, f"give a number of at most {MAX_SEEDS:,}, or a seed with a comma after it")
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts if part]
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlgkd.lm.loading import EMBEDDED, SMOLLM2
 from rlgkd.teachers.names import is_self
 
+OF_PATHS = ("student", "teacher", "tokenizer", "teacher_texts", "data", "reward", "quality", "tools", "trackers")
+"""Settings that hold paths, those of the environment among them."""
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems take 255."""
 
@@ -59,6 +61,23 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     if key in ("tools", "trackers") and isinstance(value, list):
         return [_code(tool, folders) if isinstance(tool, str) else tool for tool in value]
     return _reward(value, folders) if key in ("reward", "quality") else value
+
+
+def absolute_paths(value: Any, key: str = "") -> Iterator[str]:
+    """Yield the absolute paths in a setting, or in all settings by name: files and folders, without `:name` of code.
+
+    Of settings other than `OF_PATHS`, such as those of an environment of one's own, what there is on this machine.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from absolute_paths(inner, key if key in OF_PATHS else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from absolute_paths(inner, key)
+    elif isinstance(value, str) and value.startswith("/"):
+        path = re.sub(r"\.py:[\w.]+$", ".py", value)
+        if len(Path(path).parts) > 1 and (key in OF_PATHS or os.path.exists(path)):
+            yield path
 
 
 def _model(value: Any, folders: Sequence[Path]) -> Any:

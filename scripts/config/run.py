@@ -5,6 +5,7 @@ Outside, all are one flat list of names. Unknown ones are refused with the neare
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -257,7 +258,7 @@ def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
     is_recipe = path.suffix not in (".yaml", ".yml")
     if is_recipe:
         path = RECIPES / f"{source}.yaml"
-        if not path.is_file():
+        if not os.path.isfile(path):
             remedy = f"{unknown_remedy(str(source), recipe_names())}, or a .yaml file"
             raise SettingError("recipe", str(source), remedy)
     try:

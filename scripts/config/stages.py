@@ -85,7 +85,8 @@ def check_heard(stages: Any, given: Mapping[str, Any]) -> None:
 
     Raises: SettingError.
     """
-    named = [stage for stage in stages or () if isinstance(stage, Mapping)]
+    listed = stages if isinstance(stages, list | tuple) else ()  # anything else is refused where it is read
+    named = [stage for stage in listed if isinstance(stage, Mapping)]
     for name, value in given.items():
         if named and all(name in stage for stage in named):
             raise SettingError(name, value, "each stage of the run sets it, so it had no effect; give stages")

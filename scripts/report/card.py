@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import rlgkd
 from rlgkd import checkpoint
-from rlgkd.errors import one_line
+from rlgkd.errors import one_line, shown
 from rlgkd.scripts._yaml import dump_yaml
 from rlgkd.scripts.report.formatting import compact
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
@@ -42,7 +42,7 @@ def write_card(run: Path) -> Path:
     """
     path = run / "model" / CARD
     encoder_decoder = '"is_encoder_decoder": true' in _text(run / "model" / "config.json")
-    card = model_card(read_run(run), encoder_decoder=encoder_decoder)
+    card = shown(model_card(read_run(run), encoder_decoder=encoder_decoder))
     checkpoint.atomic_write(path, card.encode("utf-8", errors="replace"))
     return path
 

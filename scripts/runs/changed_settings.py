@@ -6,6 +6,7 @@ Which settings may change, and how a change reads, is in rlgkd.scripts.config.ch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,22 @@ from rlgkd.scripts.config.changes import Change, changes, course_of_schedules
 from rlgkd.scripts.config.run import RunConfig, check
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChangedSettings:
+    """What differs between the settings of a checkpoint and those with which a run goes on."""
+
+    new: Sequence[Change] = ()
+    """What changed since the checkpoint."""
+    earlier: Sequence[Change] = ()
+    """What changed before it."""
+    alpha: bool = False
+    """Whether the alpha at which steering begins, the present stage's own, is another one."""
+
+
 def changed_settings(
-    folder: Path, state: Mapping[str, Any], now: RunConfig, tokens: int, console: Console
-) -> tuple[list[Change], list[Change]]:
-    """Return what changed since the checkpoint `folder`, and before it; say the former.
+    folder: Path, state: Mapping[str, Any], now: RunConfig, tokens: int, stage: int, console: Console
+) -> ChangedSettings:
+    """Find what changed since the checkpoint `folder`, written in a stage counted from 0, and say it.
 
     Raises: SettingError for a change that needs a new run; CheckpointError if the state has no such settings.
     """
@@ -37,19 +50,20 @@ def changed_settings(
         before = None if saved is None else check(upgraded(saved, saved["agent"]))
     except SettingError as error:  # of a version that took other settings
         say(console, f"{folder.name} was trained with settings that are not known here: {error}")
-        return [], earlier
+        return ChangedSettings(earlier=earlier)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError("checkpoint", str(folder), f"its state.json is not a run's ({error!r})") from error
     if before is None:  # a checkpoint of before the first release may have none
-        return [], earlier
+        return ChangedSettings(earlier=earlier)
     new = changes(before, now, tokens)
     for line in [*(f"changed: {change}" for change in new), course_of_schedules(before, now, tokens)]:
         if line:
             say(console, line)
-    return new, earlier
+    alphas = [run.in_stage(stage if run.stages else 0).algorithm.alpha for run in (before, now)]
+    return ChangedSettings(new=new, earlier=earlier, alpha=alphas[0] != alphas[1])
 
 
-def restore(folder: Path, agent: TextAlgorithm, training: TrainingState, new: Sequence[Change]) -> None:
+def restore(folder: Path, agent: TextAlgorithm, training: TrainingState, changed: ChangedSettings) -> None:
     """Bring the agent to a whole checkpoint; what its own settings say and a checkpoint holds too is the settings'.
 
     Raises: CheckpointError if the checkpoint is another model's or optimizer's.
@@ -60,5 +74,5 @@ def restore(folder: Path, agent: TextAlgorithm, training: TrainingState, new: Se
     for group, decay in zip(optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
     agent.state = training
-    if agent.steering is None or any(change.setting == "alpha" for change in new):
+    if agent.steering is None or changed.alpha:
         training.alpha = None

@@ -12,7 +12,7 @@ part, since an evaluation is a collective call, and all come to the same state; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rlgkd.scripts.runs.folder import EVALUATIONS
 from rlgkd.scripts.runs.goal import Goal
 from rlgkd.scripts.runs.model_folders import publish, save_better
 from rlgkd.scripts.runs.recorder import ProgressCsv
-from rlgkd.scripts.runs.run_state import RunState
+from rlgkd.scripts.runs.run_state import NONE_UNKNOWN, RunState
 from rlgkd.scripts.runs.stages import check_goals, ended_early, follow, goals, why_over
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.statistics import Interval
@@ -62,6 +62,8 @@ class Course(BaseCallback):
         self.goal, self.stage_goals = goals(settings)
         self.scores: Mapping[str, Interval] = {}
         """Those of the newest evaluation since the run was started or resumed."""
+        self.unknown: Mapping[str, Sequence[int]] = NONE_UNKNOWN
+        """Measures of it that are not known at some prompts, with the prompts' numbers."""
         self.model: TextAlgorithm
         self._whole = True
         """Whether the update that was begun last was finished."""
@@ -133,17 +135,23 @@ class Course(BaseCallback):
             seed=settings.eval_seed,
             ranks=model.ranks,
         )
-        self.scores = evaluation.scores()
+        self.scores, self.unknown = evaluation.scores(), evaluation.unknown_prompts()
         check_goals(settings, self.scores)
         self.state = self.state.after_evaluation(
-            self.scores, keep_best=self.goal, stage=self._stage_goal, updates=model.state.updates, tokens=tokens
+            self.scores,
+            keep_best=self.goal,
+            stage=self._stage_goal,
+            unknown=self.unknown,
+            updates=model.state.updates,
+            tokens=tokens,
         )
         model.ranks.from_main(self._write)
 
     def _enter(self, scores: Mapping[str, Interval], why: str = "") -> None:
         """Go on with the next stage; `scores` are those of the model that it begins with, if it was evaluated."""
         model, tokens, number = self.model, self.model.num_timesteps, len(self.state.stages)
-        self.state = self.state.entered(scores, self.stage_goals[number], updates=model.state.updates, tokens=tokens)
+        goal, updates = self.stage_goals[number], model.state.updates
+        self.state = self.state.entered(scores, goal, unknown=self.unknown, updates=updates, tokens=tokens)
         follow(self.settings, model, self.state)
         model.state.alpha = None  # where a stage before has steered it to
         name = self.settings.parts[number].name
@@ -174,9 +182,14 @@ class Course(BaseCallback):
         if bounds := metric.bounds(score.low, score.high, between=" to "):
             text += f" ({bounds})"
         text += f" on {prompts} {split} prompts"
+        lacks = self.unknown.get(shown, ())
+        if lacks:
+            text += f", of which it is not known for {len(lacks)}"
         if (best := self.state.watched.best) is None:
             return text
         if self.state.watched.since == 0:
             return f"{text}, the best so far"
         ends = "; training ends" if ended_early(self.settings, self.state, self.model.num_timesteps) else ""
+        if not {*lacks} <= {*self.state.watched.unknown}:
+            text += " that the best has, so it cannot be the best"
         return f"{text}; the best is {metric.value(best.value)} at {best.tokens:,} tokens{ends}"

@@ -14,6 +14,7 @@ from typing import Any, Final
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.file_kinds import other_kind
+from rlgkd.scripts.tracking.protocol import FOLDER as TRACKERS
 
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 """None on Windows."""
@@ -44,11 +45,13 @@ def check_names(out: Path) -> None:
     A link is refused in the place of what is cut, appended to or replaced: its target is not the run's. Checkpoints and
     events may lie on another disk.
     """
-    for name in (*GROWING, EVALUATIONS, LOCK, MODEL, BEST):
+    logs = (f"{TRACKERS}/{path.name}" for path in (out / TRACKERS).glob("*.log"))
+    of_trackers = [TRACKERS, f"{TRACKERS}/id", *logs]
+    for name in (*GROWING, EVALUATIONS, LOCK, MODEL, BEST, *of_trackers):
         if (out / name).is_symlink():
             raise CheckpointError("resume", str(out / name), "it is a link; put the run's own in its place")
-    check_files(out, (CONFIG, SUMMARY, REPORT, *GROWING, EVALUATIONS, LOCK))
-    for name in (CHECKPOINTS, MODEL, BEST, TENSORBOARD):
+    check_files(out, (CONFIG, SUMMARY, REPORT, *GROWING, EVALUATIONS, LOCK, *of_trackers[1:]))
+    for name in (CHECKPOINTS, MODEL, BEST, TENSORBOARD, TRACKERS):
         if (out / name).exists() and not (out / name).is_dir():
             raise CheckpointError("resume", str(out / name), "it is no folder; put the run's own in its place")
 

@@ -21,7 +21,7 @@ from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import AROUND_TRAINING, Change
 from rlgkd.scripts.config.run import RunConfig
-from rlgkd.scripts.runs.changed_settings import changed_settings, restore
+from rlgkd.scripts.runs.changed_settings import ChangedSettings, changed_settings, restore
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, EVALUATIONS, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
 from rlgkd.scripts.runs.model_folders import settle
 from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
@@ -45,7 +45,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
             settle(out, None)
         return Rewound()
     follow(settings, agent, found.state)  # before the state comes back, an alpha of which is the stage's
-    agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.new))
+    agent.ranks.together(lambda: restore(found.folder, agent, found.training, found.changed))
     if agent.ranks.main:
         _cut(out, found.training.updates, found.size, found.state.evaluations)
         if damaged := damaged_lines(out / ROLLOUTS):
@@ -53,10 +53,10 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
                 f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
             )
             say(console, lost)
-    state = found.state.after_changes([change.setting for change in found.new])
+    state = found.state.after_changes([change.setting for change in found.changed.new])
     if agent.ranks.main and (other := settle(out, state.watched.best)):
         say(console, other)
-    return Rewound(history=[*found.earlier, *found.new], state=state)
+    return Rewound(history=[*found.changed.earlier, *found.changed.new], state=state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,7 @@ class _Found:
     size: int
     """Bytes of rollouts.jsonl that it counts on."""
     state: RunState
-    earlier: list[Change]
-    new: list[Change]
-    """Settings that changed before it was written, and since."""
+    changed: ChangedSettings
 
 
 def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> _Found | None:
@@ -79,6 +77,7 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
         training, size, run, state = _position(folder)
+        stage = run.stage
         if not settings.stages:
             run = dataclasses.replace(run, stages=())
         if lack := _lack(out, training, size, run):
@@ -86,12 +85,13 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
-        new, earlier = changed_settings(folder, state, settings, training.timesteps, console)
+        changed = changed_settings(folder, state, settings, training.timesteps, stage, console)
+        new = changed.new
         check_text_ids(state.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
         _check_goes_on(settings, run, new, training.timesteps)
         if all(change.setting != "teacher" for change in new) and isinstance(agent.outside_teacher, ServedTeacher):
             agent.outside_teacher.check_same(state.get("served_teacher", ()))
-        return _Found(folder=folder, training=training, size=size, state=run, earlier=earlier, new=new)
+        return _Found(folder=folder, training=training, size=size, state=run, changed=changed)
     _check_nothing_lost(settings, out, skipped)
     return None
 

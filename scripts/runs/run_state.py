@@ -7,8 +7,9 @@ and a resumed run goes on from them; nothing else remembers an evaluation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 from rlgkd.scripts.config.changes import Change
@@ -33,6 +34,8 @@ OF_THE_MEASURE: Final = (
     "temperature",
 )
 """Settings without which a value of before cannot be compared with one of today; with those of the environment."""
+NONE_UNKNOWN: Final[Mapping[str, Sequence[int]]] = MappingProxyType({})
+"""That every measure is known at every prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +54,29 @@ class Watched:
     best: Best | None = None
     since: int = 0
     """Evaluations since the best one."""
+    unknown: tuple[int, ...] = ()
+    """Numbers of the prompts at which the best value is not known, such as those whose reward failed."""
 
-    def then(self, value: float, goal: Goal, *, updates: int, tokens: int) -> Self:
-        """After one more evaluation. A value that is not finite is no better."""
-        if goal.better(value, None if self.best is None else self.best.value):
-            return dataclasses.replace(self, best=Best(value=value, updates=updates, tokens=tokens), since=0)
+    def then(self, value: float, goal: Goal, *, unknown: Sequence[int] = (), updates: int, tokens: int) -> Self:
+        """After one more evaluation, whose value is not known at some prompts.
+
+        Values are compared over the same prompts. One over more prompts takes the place of one over some of them,
+        whatever both are; one that lacks a prompt of the best one's, or is not finite, is no better.
+        """
+        ours, best_lacks = set(unknown), set(self.unknown)
+        before = None if self.best is None or ours < best_lacks else self.best.value
+        if goal.better(value, before) and (self.best is None or ours <= best_lacks):
+            best = Best(value=value, updates=updates, tokens=tokens)
+            return dataclasses.replace(self, best=best, since=0, unknown=tuple(unknown))
         return dataclasses.replace(self, since=self.since + 1)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """What JSON values say; `RunState.from_json` checks them."""
         best = values.get("best")
-        return cls(**{**values, "best": None if best is None else Best(**best)})
+        return cls(
+            **{**values, "best": None if best is None else Best(**best), "unknown": tuple(values.get("unknown", ()))}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +121,41 @@ class RunState:
         *,
         keep_best: Goal | None,
         stage: Goal | None,
+        unknown: Mapping[str, Sequence[int]] = NONE_UNKNOWN,
         updates: int,
         tokens: int,
     ) -> Self:
-        """After an evaluation with these scores; the goals are those of `keep_best` and of the present stage."""
-        at = {"updates": updates, "tokens": tokens}
+        """After an evaluation with these scores; the goals are those of `keep_best` and of the present stage.
+
+        `unknown` has for each measure the prompts at which it is not known.
+        """
+
+        def then(watched: Watched, goal: Goal) -> Watched:
+            lacks = unknown.get(goal.measure, ())
+            return watched.then(goal.value(scores), goal, unknown=lacks, updates=updates, tokens=tokens)
+
         return dataclasses.replace(
             self,
             evaluations=self.evaluations + 1,
             evaluated=tokens,
-            watched=self.watched if keep_best is None else self.watched.then(keep_best.value(scores), keep_best, **at),
-            stage_watched=Watched() if stage is None else self.stage_watched.then(stage.value(scores), stage, **at),
+            watched=self.watched if keep_best is None else then(self.watched, keep_best),
+            stage_watched=Watched() if stage is None else then(self.stage_watched, stage),
         )
 
-    def entered(self, scores: Mapping[str, Interval], goal: Goal | None, *, updates: int, tokens: int) -> Self:
+    def entered(
+        self,
+        scores: Mapping[str, Interval],
+        goal: Goal | None,
+        *,
+        unknown: Mapping[str, Sequence[int]] = NONE_UNKNOWN,
+        updates: int,
+        tokens: int,
+    ) -> Self:
         """In the next stage, or the first, whose goal begins at these scores, if any were measured here."""
         watched = Watched()
         if goal is not None and scores:
-            watched = watched.then(goal.value(scores), goal, updates=updates, tokens=tokens)
+            lacks = unknown.get(goal.measure, ())
+            watched = watched.then(goal.value(scores), goal, unknown=lacks, updates=updates, tokens=tokens)
         here = Entered(updates=updates, tokens=tokens)
         return dataclasses.replace(self, stages=(*self.stages, here), stage_watched=watched)
 
@@ -155,7 +186,7 @@ class RunState:
         counts = [state.evaluations, 0 if state.evaluated is None else state.evaluated]
         counts += [count for entered in state.stages for count in (entered.updates, entered.tokens)]
         for watched in (state.watched, state.stage_watched):
-            counts.append(watched.since)
+            counts += [watched.since, *watched.unknown]
             if watched.best is not None:
                 counts += [watched.best.updates, watched.best.tokens]
                 if type(watched.best.value) not in (int, float):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +22,7 @@ from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.secret_masks import masked
-from rlgkd.teachers import AlignedTeacher, KnownText, OutsideTeacher
+from rlgkd.teachers import KnownText, OutsideTeacher, in_process
 from rlgkd.teachers.file_format import Contents, TextsOf, fingerprint, to_bytes
 from rlgkd.teachers.module import ModuleTeacher
 from rlgkd.teachers.names import FILE_ENDING, is_address, is_teacher_file
@@ -83,10 +85,12 @@ def teach(
     if isinstance(agent.teacher, LanguageModel):
         asked = ModuleTeacher(agent.teacher, top_k, name)
     else:
-        assert agent.teacher is not None and not isinstance(agent.teacher, AlignedTeacher), (
-            "its tokens are the student's"
-        )
+        assert agent.teacher is not None and not in_process(agent.teacher), "one model, with the student's tokens"
         asked = agent.teacher
+    with checkpoint.writing(out):  # known before the teacher has worked for hours
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     console = Console(stderr=True)
     say(console, f"{number} texts of the {texts} on {agent.task.name}, the top {asked.top_k} tokens of {masked(name)}")
     found: list[tuple[Episode, KnownText]] = []
@@ -105,8 +109,6 @@ def teach(
         end_ids=tuple(sorted(ends)),
     )
     content = to_bytes(found, contents)
-    with checkpoint.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.atomic_write(out, content)
     tokens = sum(episode.length for episode, _ in found)
     say(console, f"{out}: {tokens:,} tokens, {len(content) / 2**20:.1f} MiB")

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+FOLDER = "trackers"
+"""In a run's folder: the id, and what each tracker's library has printed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:

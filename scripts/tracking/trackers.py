@@ -10,6 +10,7 @@ import json
 import math
 import os
 import queue
+import re
 import secrets
 import signal
 import subprocess
@@ -25,11 +26,11 @@ import numpy as np
 from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
-from rlgkd.scripts.tracking.protocol import TrackedRun
+from rlgkd.errors import CheckpointError
+from rlgkd.scripts.tracking.protocol import FOLDER, TrackedRun
 
-FOLDER = "trackers"
-"""In a run's folder: the id, and what each tracker's library has printed."""
 ID_FILE = "id"
+ID = re.compile(r"[0-9a-f]{8}")
 WAITING = 10_000
 """Calls that may wait for a tracker; later ones are lost."""
 SECONDS_TO_END = 60.0
@@ -139,7 +140,7 @@ class Trackers(KVWriter):
     ) -> None:
         """Start the processes, if there are any trackers.
 
-        Raises: CheckpointError if the run's folder takes no file.
+        Raises: CheckpointError if the run's folder takes no file, or holds another id than was written there.
         """
         self._processes: list[TrackerProcess] = []
         if not names:
@@ -151,7 +152,7 @@ class Trackers(KVWriter):
         if not resumed:
             checkpoint.atomic_write(id_file, secrets.token_hex(4) + "\n")
         run = TrackedRun(
-            id=id_file.read_text(encoding="utf-8").strip(),
+            id=_read_id(id_file),
             name=name,
             project=project,
             folder=out.resolve(),
@@ -213,6 +214,15 @@ class Trackers(KVWriter):
 
 
 NO_TRACKERS = Trackers((), Path(), name="", project="", settings={})
+
+
+def _read_id(file: Path) -> str:
+    with file.open("rb") as content:
+        found = content.read(100).decode(errors="replace").strip()
+    if not ID.fullmatch(found):  # libraries take it for a part of their requests
+        remedy = f"it holds {found!r:.40}, which is no id; delete it to begin a new tracked run"
+        raise CheckpointError("trackers", str(file), remedy)
+    return found
 
 
 def _cell(value: Any) -> Any:

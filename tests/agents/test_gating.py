@@ -53,6 +53,33 @@ def test_a_neutral_gate_trains_to_the_same_bits(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_a_gate_by_outcome_logs_how_many_texts_are_right_and_says_so_if_none_ever_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def rows_of(verified_from: float) -> list[dict[str, Any]]:
+        agent = learner(Reinforce, gate="ra_opd", verified_from=verified_from)
+        rows = trained(agent)[0]
+        while agent.state.updates < 5:
+            agent.learn(1, reset_num_timesteps=False)
+        return rows
+
+    with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
+        shares = [row["train/gate_right"] for row in rows_of(0.5)]
+        assert all(0 < share < 1 for share in shares) and not caplog.records
+        assert [row["train/gate_right"] for row in rows_of(1e6)] == [0.0] * 5
+    (said,) = [record.message for record in caplog.records]
+    assert "no text of 5 updates counted as right" in said and "set verified_from" in said
+    assert "train/gate_right" not in trained(learner(Reinforce, gate="iw_opd"))[0][0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gates_settings_are_finite(value: float) -> None:
+    with pytest.raises(SettingError, match=r"verified_from: .*give a finite number"):
+        gate.get("ra_opd", verified_from=value)
+    with pytest.raises(SettingError, match="agree_weight: "):
+        gate.get("sg_opd", agree_weight=value)
+
+
 @pytest.mark.parametrize("kind", [GRPO, PPO, RLOO, Reinforce])
 def test_the_mean_weights_are_logged_and_the_gate_changes_what_is_learnt(kind: type[TextAlgorithm]) -> None:
     rows, weights = trained(learner(kind, gate="iw_opd"))
@@ -126,3 +153,21 @@ def test_a_gate_that_asks_for_what_there_is_not_is_refused(monkeypatch: pytest.M
     monkeypatch.setitem(gate.GATES, "curious", lambda weather_BL: (None, weather_BL))
     with pytest.raises(SettingError, match="it reads weather_BL; known: advantage_BL"):
         gate.get("curious")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda mask_BL: torch.ones(mask_BL.shape),
+        lambda mask_BL: None,
+        lambda mask_BL: (None, None, None),
+        lambda mask_BL: (1.0, None),
+        lambda mask_BL: 1 / 0,
+    ],
+)
+def test_a_gate_that_gives_no_two_weights_is_refused_when_it_is_named(wrong: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(gate.GATES, "wrong", wrong)
+    with pytest.raises(
+        SettingError, match=r"gate: 'wrong' does not work; it (gave a .*; return the weights|raised Zero)"
+    ):
+        gate.get("wrong")

@@ -13,7 +13,14 @@ from rlgkd.agents.guards import GUARDS, Watch
 from rlgkd.envs.sb3 import TextVecEnv
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
-FINE = {"train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "rollout/ended": 0.5}
+FINE = {
+    "train/entropy": 1.0,
+    "train/divergence": 0.5,
+    "train/grad_norm": 1.0,
+    "train/gate_right": 0.5,
+    "rollout/ended": 0.5,
+    "rollout/ep_rew_mean": 0.1,
+}
 LOG_VOCABULARY = math.log(1000)
 
 
@@ -39,6 +46,7 @@ def said(caplog):
         ({"train/divergence": 13.0}, 3, "divergence"),
         ({"rollout/ended": 0.0}, 20, "max_new_tokens"),
         ({"train/grad_norm": 0.0}, 6, "gradient"),
+        ({"train/gate_right": 0.0}, 5, "gate"),
     ],
 )
 def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, name):
@@ -46,8 +54,14 @@ def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, nam
     assert said({}, *[metrics] * 50) == [name]
 
 
+def test_a_gate_for_which_all_texts_are_right_is_reported_only_if_they_were_from_the_beginning(said):
+    all_right = {"train/gate_right": 1.0}
+    assert said(*[all_right] * 5) == ["gate"] and said(*[all_right] * 4) == []
+    assert said({}, *[all_right] * 50) == [], "a task that has been learnt"
+
+
 def test_every_guard_is_among_them():
-    assert len(GUARDS) == 5
+    assert len(GUARDS) == 7
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,10 @@ def test_partners_that_do_not_fit_are_refused():
         (lambda env: Reinforce(STUDENT, env, alpha=0.0, seed="x"), "seed"),
         (lambda env: Reinforce(STUDENT, env, alpha=0.0, tokenizer=3), "tokenizer"),
         (lambda env: Reinforce(STUDENT, None, alpha=0.0), "env"),
+        (lambda env: Reinforce(STUDENT, 3, alpha=0.0), "env"),
+        (lambda env: Reinforce(STUDENT, "no/Such-v0", alpha=0.0), "env"),
+        (lambda env: Reinforce(STUDENT, env, alpha=0.0, learning_rate=lambda remaining: 1 / 0), "learning_rate"),
+        (lambda env: Reinforce(STUDENT, env, alpha=0.0, learning_rate=lambda remaining: "x"), "learning_rate"),
         (lambda env: Reinforce(STUDENT, env, alpha=0.0, learning_rate=lambda remaining: math.nan), "learning_rate"),
     ],
 )

@@ -97,3 +97,18 @@ def test_quality_is_empty_where_there_is_none_and_else_what_its_function_says(ma
     assert make_task().quality([item], ["dog"]) == [{}]
     measured = make_task(quality=lambda items, texts: [{"length": float(len(text))} for text in texts])
     assert measured.quality([item], ["dog"]) == [{"length": 3.0}]
+
+
+@pytest.mark.parametrize(
+    "returned", [[], [{"a": 1.0}], None, [1.0, 2.0], [{"a": "x"}] * 2, [{"a": {"b": 1}}] * 2, [{1: 1.0}] * 2]
+)
+def test_measures_of_quality_are_numbers_by_name_for_each_text(make_task: MakeTask, returned: Any) -> None:
+    task = make_task(quality=lambda items, completions: returned)
+    items = [task.item("test", 0, 0)] * 2
+    with pytest.raises(SettingError, match=r"quality: '<lambda>' does not work; it returned .*return a list with"):
+        task.quality(items, ["a", "b"])
+
+
+def test_half_of_a_surrogate_pair_is_refused_wherever_a_prompt_comes_from(make_task: MakeTask) -> None:
+    with pytest.raises(DataError, match="half of a surrogate pair"):
+        make_task().encode_prompt(Item(key="a", prompt="see \ud800"))

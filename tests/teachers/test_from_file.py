@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from teacher_server import serving
 
 from rlgkd.agents import Distill, Reinforce
-from rlgkd.errors import DataError, RlgkdError, SettingError, TeacherError
+from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, TeacherError
 from rlgkd.lm import load, load_tokenizer
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import evaluate, train
@@ -204,6 +204,32 @@ def test_files_that_are_damaged_or_of_something_else_are_refused_in_one_line(fol
     assert metadata(source)["format"] == FORMAT
     with pytest.raises(DataError, match="another tokenizer than the student's"):
         FileTeacher(str(source), load_tokenizer("embedded:translate-student"))
+
+
+@pytest.mark.parametrize("name", ["logp", "ids", "rest", "token_logp", "checks"])
+def test_a_bit_that_flipped_on_the_disk_is_found(folder, tmp_path, name) -> None:
+    source = folder / "references.safetensors"
+    values = load_file(source)[name].copy()
+    values.view(np.uint8).reshape(-1)[0] ^= 1
+    teacher = FileTeacher(damaged(source, tmp_path / "x.safetensors", **{name: values}), load_tokenizer(STUDENT))
+    agent = agent_of(TEACHER)
+    items = [agent.task.item("train", 0, n) for n in range(PROMPTS)]
+    with pytest.raises(DataError, match="are damaged; write it again with rlgkd teach"):
+        teacher.submit(agent.sources.off_policy(items, range(PROMPTS)))
+
+
+def test_a_file_of_before_the_hashes_opens_too(folder, tmp_path) -> None:
+    source = folder / "references.safetensors"
+    older = {name: values for name, values in load_file(source).items() if name != "checks"}
+    save_file(older, tmp_path / "older.safetensors", metadata(source))
+    assert losses(agent_of(tmp_path / "older.safetensors")) == losses(agent_of(source))
+
+
+def test_that_the_file_cannot_be_written_is_known_before_the_teacher_works(tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="it was not written"):
+        teach("quickstart", teacher=TEACHER, top_k=4, out=tmp_path / "file" / "x.safetensors", prompts=2)
+    assert "texts of the references" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

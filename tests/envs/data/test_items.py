@@ -263,3 +263,14 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_name_unless_a_folder_has_it(
     with pytest.raises(DataError, match="no such file or folder"):
         read_items("some/sums.csv", **ASKED)
     assert not asked
+
+
+def test_a_name_that_no_file_can_have_is_refused_as_a_missing_one() -> None:
+    with pytest.raises(DataError, match=r"data: .*no such file or folder"):
+        read_items("x" * 5000 + ".jsonl")
+
+
+@pytest.mark.parametrize("data", [["a"], {"train": ["a"]}, lambda rng: "a"])
+def test_a_subset_of_what_has_none_is_refused(data: Any) -> None:
+    with pytest.raises(SettingError, match=r"subset: 'x' .*leave it out"):
+        read_items(data, subset="x")

@@ -673,3 +673,24 @@ def test_arguments_without_names_are_refused() -> None:
 def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
     with pytest.raises(SettingError, match="finite"):
         Weighted({"a": (weight, lambda completions: [1.0, 1.0])})
+
+
+class Exits:
+    """An object whose own methods raise what is no Exception."""
+
+    def __float__(self) -> float:
+        raise SystemExit(0)
+
+
+class WithoutText:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Exits(), WithoutText(), Score(reward=1.0, parts={1: 1.0}), Score(reward=1.0, parts=[1.0])],  # type: ignore[dict-item,arg-type]
+)
+def test_a_value_whose_own_methods_raise_or_whose_parts_have_no_names_costs_its_sample(value: object) -> None:
+    scores = graded(lambda completions: [value, 1.0])
+    assert math.isnan(scores[0].reward) and scores[0].failure and scores[1].reward == 1.0

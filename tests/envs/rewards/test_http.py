@@ -23,6 +23,7 @@ import pytest
 from rlgkd import json_server
 from rlgkd.envs import rewards
 from rlgkd.envs.rewards.grader import Grader
+from rlgkd.envs.rewards.registry import reward_from
 from rlgkd.errors import RewardError, SettingError
 from rlgkd.failures import MIN_SAMPLES
 from rlgkd.types import Item
@@ -322,6 +323,14 @@ def test_settings_out_of_range_are_refused_by_name(make: Any, settings: dict[str
     with pytest.raises(SettingError) as error:
         make(**{**needed, **settings})
     assert error.value.field == field
+
+
+def test_a_judges_scale_is_a_list_in_yaml(server: Server) -> None:
+    given = {"name": "judge", "url": server.url, "model": "m", "retries": 0}
+    assert callable(reward_from({**given, "scale": [1, 5]}))
+    for wrong in ([1], [1, 2, 3], [5, 1], "15"):
+        with pytest.raises(SettingError, match="scale: "):
+            reward_from({**given, "scale": wrong})
 
 
 def test_secrets_come_from_environment_variables(server: Server, monkeypatch: Any) -> None:

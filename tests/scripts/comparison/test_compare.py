@@ -119,10 +119,12 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, capsy
         (["--alphas", "0,1", "--vary", "alpha=0.5"], ["alpha", "each setting once"]),
         (["--seeds", "0"], ["seeds", "number of seeds"]),
         (["--seeds", "two"], ["seeds", "two"]),
+        (["--seeds", "99999999999"], ["seeds", "at most 10,000"]),
         (["--seeds", "1,1"], ["seeds", "different"]),
         (["--baseline", "alpha=0.3"], ["baseline", "'alpha=0.5'"]),
         (["eval_prompts=1"], ["eval_prompts", "at least 2"]),
         (["alhpa=1"], ["alhpa", "'alpha'"]),
+        (["stages=3", "alpha=1"], ["stages: 3", "give a list of stages"]),
         (["teacher="], ["teacher", "alpha"]),
     ],
 )

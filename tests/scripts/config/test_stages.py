@@ -101,3 +101,9 @@ def test_what_no_stage_would_hear_is_refused() -> None:
 def test_the_settings_that_a_stage_may_have_exist() -> None:
     """A setting that is renamed must not fall out of the table."""
     assert {*AlgorithmConfig.declared()} >= CHANGEABLE
+
+
+@pytest.mark.parametrize("written", ["3", "x", "true", "{alpha: 1}"])
+def test_stages_that_are_no_list_are_refused(written: str) -> None:
+    with pytest.raises(SettingError, match=r"stages: .*give a list of stages"):
+        read("quickstart", [f"stages={written}", "seed=3"])

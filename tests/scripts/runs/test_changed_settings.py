@@ -7,12 +7,14 @@ the weights does not win over a setting; what cannot change is refused in one li
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.errors import SettingError
@@ -21,6 +23,7 @@ from rlgkd.scripts.config.run import RunConfig, check, read
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs.changed_settings import changed_settings
 from rlgkd.scripts.runs.recorder import read_rows
 
 SMALL = [
@@ -143,3 +146,31 @@ def test_what_does_not_train_may_change_after_the_last_token(change: dict[str, o
 def test_the_precision_of_the_saved_model_may_change_after_the_last_token(run: Path) -> None:
     train.resume(run, ["saved_dtype=bfloat16"], quiet=True)
     assert json.loads((run / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+STEERED = {"agent": "Reinforce", "tokens": 1000, "divergence_target": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "stage", "again"),
+    [
+        ({"alpha": 0.5}, {"alpha": 0.5}, 0, False),
+        ({"alpha": 0.5}, {"alpha": 0.7}, 0, True),
+        ({"alpha": 0.5}, {"alpha": 0.5, "divergence_target": 0.2}, 0, False),
+        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
+         {"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.7}]}, 1, True),
+        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
+         {"stages": [{"alpha": 0.9, "until": 0.4}, {"alpha": 0.2}]}, 1, False),
+        ({"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]},
+         {"alpha": 0.9, "stages": [{"until": 0.5}, {"alpha": 0.2}]}, 1, False),
+        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
+         {"stages": [{"alpha": 0.5, "until": 0.4}, {"alpha": 0.6, "until": 0.8}, {"alpha": 0.2}]}, 1, True),
+        ({"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]}, {"alpha": 0.5, "stages": []}, 1, True),
+    ],
+)  # fmt: skip
+def test_a_steered_alpha_begins_again_if_the_present_stages_own_is_another(
+    before: dict[str, object], now: dict[str, object], stage: int, again: bool, tmp_path: Path
+) -> None:
+    state = {"settings": json.loads(json.dumps(check({**STEERED, **before}).flat()))}
+    changed = changed_settings(tmp_path, state, check({**STEERED, **now}), 10, stage, Console(file=io.StringIO()))
+    assert changed.alpha is again and bool(changed.new) == (before != now)

@@ -247,6 +247,56 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
             RunState.from_json(bad)
 
 
+def test_a_mean_over_fewer_prompts_is_not_the_best() -> None:
+    goal, state = Goal("reward"), RunState()
+
+    def after(state: RunState, value: float, *unknown: int) -> RunState:
+        lacks = {"reward": unknown} if unknown else {}
+        scores = {"reward": Interval(value)}
+        tokens = 10 * state.evaluations
+        return state.after_evaluation(scores, keep_best=goal, stage=goal, unknown=lacks, updates=0, tokens=tokens)
+
+    def best(state: RunState) -> float:
+        assert state.watched == state.stage_watched and state.watched.best is not None
+        assert RunState.from_json(json.loads(json.dumps(state.to_json()))) == state
+        return state.watched.best.value
+
+    first = after(state, 0.5, 3)
+    assert best(first) == 0.5 and first.watched.unknown == (3,)
+    assert best(after(first, 0.6, 3)) == 0.6, "over the same prompts"
+    assert best(after(first, 0.9, 2)) == 0.5 and best(after(first, 0.9, 2, 3)) == 0.5
+    whole = after(first, 0.4)
+    assert best(whole) == 0.4, "over all prompts: the value over fewer cannot be compared with it"
+    later = after(after(whole, 0.9, 1), math.nan, 0, 1, 2, 3)
+    assert best(later) == 0.4 and later.watched.since == 2 and later.watched.unknown == ()
+    with pytest.raises(ValueError, match="counts"):
+        RunState.from_json({"watched": {"unknown": "x"}})
+
+
+def test_a_reward_that_fails_at_the_hard_prompt_makes_no_model_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fails_later.py").write_text(
+        "calls = 0\n\n\ndef reward(completions, prompts):\n    global calls\n    calls += 1\n"
+        "    hard = [prompt == max(PROMPTS) for prompt in prompts]\n"
+        "    return [(float('nan') if calls > 3 else 0.0) if one else 1.0 for one in hard]\n\n\n"
+        "PROMPTS = [f' Say {n}.' for n in range(4)]\n"
+    )
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": f" Say {n}."}) + "\n" for n in range(4)))
+    settings = [
+        "env=rlgkd/Dataset-v0", f"env_settings.data={tmp_path / 'data.jsonl'}", "env_settings.split_shares=null",
+        f"env_settings.reward={tmp_path / 'fails_later.py'}:reward", "env_settings.max_failed_rewards=1",
+        "env_settings.max_prompt_tokens=16", "student=embedded:grounded-student", "teacher=", "alpha=0",
+        *WATCHED, "learning_rate=1e-12", "tokens=120",
+    ]  # fmt: skip
+    out = run(tmp_path / "run", *settings)
+    rows = evaluations(out)
+    assert rows[0]["reward"] == 0.75 and rows[-1]["reward"] == 1.0
+    assert json.loads((out / "best" / "best.json").read_text()) == {"value": 0.75, "updates": 0, "tokens": 0}
+    said = capsys.readouterr().err
+    assert "of which it is not known for 1 that the best has, so it cannot be the best; the best is 0.750" in said
+
+
 def test_a_run_of_other_settings_reads_them_from_yaml() -> None:
     settings = check({"agent": "Reinforce", "eval_every": 100, "keep_best": "reward", "patience": 3})
     assert (settings.eval_every, settings.keep_best, settings.patience) == (100, "reward", 3)

@@ -6,6 +6,7 @@ import errno
 import gzip
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -67,6 +68,21 @@ def test_checkpoints_may_lie_on_another_disk_and_a_model_may_not(tmp_path: Path)
     (tmp_path / "run" / folder.MODEL).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="model' does not work; it is a link"):
         folder.check_names(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["trackers", "trackers/id", "trackers/wandb.log"])
+def test_what_trackers_write_to_is_the_runs_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    if "/" in name:
+        (tmp_path / "trackers").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=f"{name}' does not work; it is a link"):
+        folder.check_names(tmp_path)
+    (tmp_path / name).unlink()
+    if "/" in name:
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name}' does not work; it is a named pipe"):
+            folder.check_names(tmp_path)
 
 
 def test_a_file_system_without_locks_is_not_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +166,8 @@ def test_other_files_that_are_named_are_refused_by_their_kind(tmp_path: Path) ->
     [
         [], 3, None, {}, {"agent": "Reinforce", "settings": 3, "state": {}}, {"agent": "Reinforce", "settings": {}},
         *({"agent": "Reinforce", "settings": {}, "state": state}
-          for state in ([], {"timesteps": "x"}, {"updates": -1}, {"rewards": [1, "x"]}, {"alpha": "x"}, {"more": 1})),
+          for state in ([], {"timesteps": "x"}, {"updates": -1}, {"rewards": [1, "x"]}, {"alpha": "x"}, {"more": 1},
+                        {"alpha": 7.0}, {"alpha": math.nan}, {"rewards": [1, 2]}, {"rewards": [1, math.nan, 0.0]})),
     ],
 )  # fmt: skip
 def test_a_foreign_agent_file_is_one_line(saved: object, tmp_path: Path) -> None:

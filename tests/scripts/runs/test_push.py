@@ -14,6 +14,8 @@ import pytest
 from sample_run import make_run
 
 from rlgkd.errors import CheckpointError, DataError
+from rlgkd.scripts._yaml import dump_yaml, load_yaml
+from rlgkd.scripts.report.html import write_report
 from rlgkd.scripts.runs.push import push
 
 
@@ -60,6 +62,46 @@ def test_a_link_in_a_run_is_not_followed(run: Path, tmp_path: Path, name: str) -
     with pytest.raises(CheckpointError, match="it is a link"):
         push(run, str(tmp_path / "hub"))
     assert not (tmp_path / "hub").exists()
+
+
+def test_no_path_of_this_machine_is_sent(run: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    settings = {
+        "name": "mine",
+        "student": f"{models}/small",
+        "teacher": f"{models}/runs/a/model",
+        "tokens": 300,
+        "env_settings": {
+            "data": {"train": f"{tmp_path}/a/data.jsonl", "test": f"{tmp_path}/b/data.jsonl"},
+            "reward": {"near": {"name": f"{tmp_path}/r\xe4ward <1>.py:near"}, "exact": {"name": "exact"}},
+            "prompt": "/no_think {question}",
+            "own": str(tmp_path),
+        },
+    }
+    (run / "config.yaml").write_text(dump_yaml(settings))
+    old = {"setting": "data", "old": f"{tmp_path}/old.jsonl", "new": 1, "tokens": 3}
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"changes": [old], "first": f"raised ({tmp_path}/r\xe4ward <1>.py:3, in near)"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "model" / "rlgkd_agent.json").write_text(json.dumps({"settings": {"policy": f"{models}/small"}}))
+    write_report(run)
+    (tmp_path / "hub").mkdir()
+    push(run, str(tmp_path / "hub"))
+    sent = {path.name: path.read_text() for path in (tmp_path / "hub").iterdir() if path.suffix != ".safetensors"}
+    assert {"README.md", "report.html", "summary.json", "config.yaml", "rlgkd_agent.json"} <= sent.keys()
+    assert not [name for name, text in sent.items() if str(tmp_path) in text]
+    config = load_yaml(sent["config.yaml"])
+    assert (config["student"], config["teacher"]) == ("./small", "./a/model")
+    assert config["env_settings"] == {
+        "data": {"train": "./a/data.jsonl", "test": "./b/data.jsonl"},
+        "reward": {"near": {"name": "./r\xe4ward <1>.py:near"}, "exact": {"name": "exact"}},
+        "prompt": "/no_think {question}",
+        "own": f"./{tmp_path.name}",
+    }
+    assert json.loads(sent["summary.json"])["first"] == "raised (./r\xe4ward <1>.py:3, in near)"
+    assert str(tmp_path) in (run / "config.yaml").read_text(), "the run's own files stay"
+    with pytest.raises(DataError, match="repository: '' does not work; give owner/name"):
+        push(run, "")
 
 
 class Hub(BaseHTTPRequestHandler):

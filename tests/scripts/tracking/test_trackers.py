@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgkd.errors import DependencyError, SettingError
+from rlgkd.errors import CheckpointError, DependencyError, SettingError
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.tracking import trackers
@@ -113,3 +113,11 @@ def test_a_folder_of_a_librarys_name_is_not_the_library(tmp_path: Path, monkeypa
         check_trackers(["wandb"])
     (tmp_path / "mlflow.py").touch()
     check_trackers(["mlflow", "mine.py:Tracker"])
+
+
+@pytest.mark.parametrize("content", [b"", b"' OR 1=1 --", b"\xff", b"0123456789abcdef", b"../../../x\n", b"a\nb"])
+def test_an_id_that_no_run_has_written_reaches_no_library(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / trackers.FOLDER).mkdir()
+    (tmp_path / trackers.FOLDER / "id").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"trackers: .*id' does not work; it holds .*, which is no id; delete it"):
+        trackers.Trackers([f"{FAULTY}:Records"], tmp_path, name="x", project="x", settings={})
