@@ -53,7 +53,9 @@ class AlgorithmSettings(TypedDict, total=False):
     policy_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
     divergence_reduction: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] | None
     advantage: str
-    drop_even_groups: bool
+    drop_even_groups: bool | Literal["resample"]
+    resample_rounds: int
+    distil_even_groups: bool
     overlong_buffer: int
     normalise_rewards: bool
     combination: Literal["in_loss", "in_reward"]
@@ -72,6 +74,7 @@ class AlgorithmSettings(TypedDict, total=False):
     reference_model: str | None
     extrapolation: float
     sibling_from: float
+    agreement_every: int
     teacher_timeout: float
     teacher_retries: int
     teacher_requests: int
@@ -88,7 +91,21 @@ class AlgorithmSettings(TypedDict, total=False):
     teacher_share: float | None
     kept_top_k: int | None
     rows_at_once: int | None
+    replay_size: int
+    replay_prompts: int
+    replay_terms: Literal["divergence", "both"]
     compile_decoding: bool
+    sampler: Sequence[str]
+    sampler_weights: Literal["path", "gloo", "nccl"]
+    sampler_folder: str | None
+    sampler_timeout: float
+    sampler_retries: int
+    sampler_requests: int
+    max_failed_sampler: float
+    importance: Literal["none", "truncate", "mask"]
+    importance_cap: float
+    max_mismatch: float
+    staleness: int
     learning_rate: float | Callable[[float], float]
     weight_decay: float
     max_grad_norm: float

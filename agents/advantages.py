@@ -111,7 +111,7 @@ def credit_of(
         return_PG = return_PG - costs_BL.sum(1).view(return_PG.shape)
     advantage_PG: Tensor = settings.advantage.function(return_PG, valid_PG)
     if settings.drop_even_groups:
-        valid_PG = valid_PG & ~_even(on_policy, valid_PG)[:, None]
+        valid_PG = valid_PG & ~even_groups(on_policy, valid_PG)[:, None]
     advantages_BL = advantage_PG.flatten()[:, None]
     if settings.advantage.name in UNSCALED and any(t.score.steps for t in on_policy):
         before_BL = rewards.values_BL.cumsum(1) - rewards.values_BL
@@ -128,7 +128,7 @@ def no_credit(trajectories: Sequence[Trajectory]) -> Credit:
     return Credit(zeros_B1, torch.ones(len(trajectories), dtype=torch.bool, device="cpu"))
 
 
-def _even(trajectories: Sequence[Trajectory], valid_PG: Tensor) -> Tensor:
+def even_groups(trajectories: Sequence[Trajectory], valid_PG: Tensor) -> Tensor:
     """bool [P]: groups whose valid rewards, the task's own, are all the same; a group without any is one."""
     rewards = [t.score.reward for t in trajectories]
     reward_PG = torch.tensor(rewards, dtype=torch.float64, device="cpu").view(valid_PG.shape)

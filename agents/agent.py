@@ -8,6 +8,7 @@ Nothing random is global: see `TrainingState`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,13 @@ from rlgkd.agents.build import (
     build_optimizer,
     check_same_start,
     open_models,
+    open_served_texts,
     trainable_state,
     with_chosen_layers,
 )
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
+from rlgkd.agents.defaults import choices, with_choices
 from rlgkd.agents.guards import Watch
 from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
@@ -56,6 +59,9 @@ from rlgkd.types import SIBLING, Item, Task, Trajectory
 def _is_named(model: object) -> bool:
     """Whether a model, or each of several, is given by a name, which can be saved."""
     return all(map(_is_named, model.values())) if isinstance(model, Mapping) else isinstance(model, str | None)
+
+
+_log = logging.getLogger(__name__)
 
 
 class TextAgent(TokenAlgorithm):
@@ -110,7 +116,11 @@ class TextAgent(TokenAlgorithm):
         if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
             raise ModelError("tokenizer", type(tokenizer).__name__, "give a loaded tokenizer of transformers")
         given: dict[str, Any] = dict(settings)
-        self.config = self.Config(**given)
+        named = {name for name, value in given.items() if value is not None and value != "auto"}
+        chosen = choices(policy, self.Config(**with_choices(given, ())), named, str(device))
+        for choice in chosen:
+            _log.warning("chosen: %s", choice)
+        self.config = self.Config(**with_choices(given, chosen))
         self.config.check_teacher(teacher)
         self.objective = self.config.objective_at(1.0)
         self.objective_schedules = (1.0, 0.0)
@@ -186,11 +196,12 @@ class TextAgent(TokenAlgorithm):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
             if self.teacher.module is not self.student.module:
                 self.trained_parts["teacher"] = self.teacher.module
+        self.served_texts = open_served_texts(self.task, config, self.student, seed=seed, ranks=self.ranks)
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
-        if (models := model_of(self.teacher)) is not None:
-            check_teacher_prompts(models, self.task, self.split, seed)
+        if (teachers := model_of(self.teacher)) is not None:
+            check_teacher_prompts(teachers, self.task, self.split, seed)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
@@ -215,7 +226,9 @@ class TextAgent(TokenAlgorithm):
         self.sources = Sources(
             self.student, self.teacher, self.task, seed=seed, sampling=config.sampling, ranks=self.ranks
         )
-        self.collector = Collector(self.sources, config, split=self.split, seed=seed, ranks=self.ranks)
+        self.collector = Collector(
+            self.sources, config, split=self.split, seed=seed, ranks=self.ranks, served=self.served_texts
+        )
 
     def reconfigure(self, config: AlgorithmConfig, *, schedules: tuple[float, float] = (1.0, 0.0)) -> None:
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.
@@ -264,8 +277,8 @@ class TextAgent(TokenAlgorithm):
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """The latest rollout's."""
-        return self.rollout.trajectories
+        """Those of the latest update; without what was replayed."""
+        return self.rollout.fresh
 
     @property
     def modules(self) -> torch.nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewards_of
 from rlgkd.agents.agent import TextAgent
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.gating import gated
 from rlgkd.agents.metrics import (
     CONSTANT_UPDATES,
@@ -28,8 +30,12 @@ from rlgkd.agents.metrics import (
     teacher_metrics,
 )
 from rlgkd.agents.micro_batch import prefetch_teacher_states
+from rlgkd.agents.mismatch import corrected
+from rlgkd.agents.replay import drawn, kept, replayed
+from rlgkd.agents.resample import resampled
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
 from rlgkd.objective import Objective
 from rlgkd.teachers import (
@@ -41,7 +47,7 @@ from rlgkd.teachers import (
     in_process,
     model_of,
 )
-from rlgkd.types import reads_sibling
+from rlgkd.types import Item, reads_sibling
 
 
 class TextAlgorithm(TextAgent):
@@ -70,29 +76,97 @@ class TextAlgorithm(TextAgent):
             ended = 0
             return callback.on_step()
 
+        index_of: dict[str, int] = {}
+
+        def collect(
+            items: Sequence[Item], indices: Sequence[int], fraction: float, waiting: WaitingTexts | None = None
+        ) -> Rollout:
+            index_of.update((item.key, index) for item, index in zip(items, indices, strict=True))
+            rollout = self.collector.collect(
+                items,
+                indices,
+                update=self._n_updates,
+                student_fraction=fraction,
+                on_step=on_step,
+                waiting=waiting,
+            )
+            self.state.next_prompt += len(items)
+            return rollout
+
         fraction = self.config.student_fraction(self._objective_progress)
         with self.autocast():
-            self.rollout = self.collector.collect(
-                items, indices, update=self._n_updates, student_fraction=fraction, on_step=on_step
-            )
+            self.rollout = collect(items, indices, fraction, self._waiting_texts())
+            if self.config.reward.drop_even_groups == "resample":
+                self.rollout = resampled(
+                    self.rollout,
+                    lambda number: collect(*self.collector.next_items(self.state, number), 1.0),
+                    rounds=self.config.reward.resample_rounds,
+                    group_size=self.config.sampling.group_size,
+                    keeps_even=self.config.reward.distil_even_groups,
+                )
+            self.rollout = self._corrected(self.rollout)
+        self.state.waiting = None
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
-        self.state.next_prompt += len(items)
         if going:
-            rewards = [t.score.reward for t in self.rollout.on_policy]
+            rewards = [t.score.reward for t in [*self.rollout.on_policy, *self.rollout.discarded]]
             self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
             assert self.ep_info_buffer is not None
             self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
+            if self.config.sampling.replay_size:
+                self._replay(index_of)
         self.logger.record("time/sampling", time.perf_counter() - self._began, exclude="csv")
         self.logger.record("time/reward", self.collector.seconds_of_reward - reward_began, exclude="csv")
         callback.update_locals(locals())
         callback.on_rollout_end()
         return going
 
+    def _replay(self, index_of: Mapping[str, int]) -> None:
+        """Let texts of earlier updates join the rollout, and keep its own for later ones."""
+        sampling, seed = self.config.sampling, self.seed or 0
+        groups = drawn(self.state.replay, sampling.replay_prompts, seed=seed, update=self._n_updates)
+        self.state.replay = kept(
+            self.state.replay, self.rollout, index_of, sampling.group_size, size=sampling.replay_size
+        )
+        in_policy_term = sampling.replay_terms == "both"
+        self.rollout = replayed(self.rollout, groups, self.collector.item, in_policy_term=in_policy_term)
+
+    def _waiting_texts(self) -> WaitingTexts | None:
+        """The texts of this update, if servers have sampled them while the last one trained."""
+        served, own = self.collector.served, self.config
+        if served is None or not own.served.staleness:
+            return None
+        return served.waiting(self.state, own.sampling.group_size)
+
+    def _corrected(self, rollout: Rollout) -> Rollout:
+        """A rollout that servers have sampled, compared with the student (rlgkd.agents.mismatch)."""
+        if self.collector.served is None or rollout.stopped or not rollout.on_policy:
+            return rollout
+        rollout, metrics = corrected(
+            rollout, self.student, self.teacher, self.config.served, token_budget=self.config.optimizer.token_budget
+        )
+        for name, value in metrics.items():
+            self.logger.record(name, value)
+        return rollout
+
+    def _begin_next_texts(self) -> None:
+        """With staleness, let servers sample the next texts by the weights from before this update trains."""
+        served = self.collector.served
+        if served is not None and self.config.served.staleness and self.num_timesteps < self._total_timesteps:
+            with self.autocast():
+                items, indices = self.collector.next_items(self.state)
+                served.begin_next(self._n_updates + 1, items, indices, self.config.sampling.group_size)
+
     def train(self) -> None:
         """Descend the loss of Eq. 5 over the rollout: its credit, then `epochs` steps of the optimizer."""
-        with cancelled_on_error(self.teacher):
-            self._train()
+        try:
+            with cancelled_on_error(self.teacher):
+                self._begin_next_texts()
+                self._train()
+        except BaseException:
+            if self.collector.served is not None:
+                self.collector.served.cancel()
+            raise
 
     def _train(self) -> None:
         began = time.perf_counter()
@@ -103,10 +177,12 @@ class TextAlgorithm(TextAgent):
         self.objective = self.config.objective_at(
             self._objective_progress, alpha=self.state.alpha, student_fraction=self.rollout.student_fraction
         )
+        mismatch = math.nan
         with self.autocast():
             self.rollout = self.rollout.split(self.student, self.config.optimizer.token_budget, self.teacher)
             if self.config.recomputes_log_probabilities:
                 logp_BL = self.rollout.log_probabilities(self.student, self.config.optimizer.token_budget)
+                mismatch = self.rollout.mismatch(logp_BL)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
         teacher_lm = model_of(self.teacher)
@@ -115,8 +191,15 @@ class TextAlgorithm(TextAgent):
                 prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
         if self._measures_terms():
             self.measure_terms(self.rollout, credit)
-        for _ in range(self.config.optimizer.epochs):
-            means = self.gradient_step(self.rollout, credit)
+        rollout = self._measured(self.rollout)
+        for epoch in range(self.config.optimizer.epochs):
+            means = self.gradient_step(rollout, credit)
+            if epoch == 0:  # the student that sampled is measured, not a later one
+                self._record_agreement(rollout)
+                mismatch = means.mismatch if math.isnan(mismatch) else mismatch
+                rollout = self.rollout
+        if not math.isnan(mismatch):
+            self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
         if isinstance(self.teacher, AlignedTeacher):
@@ -145,7 +228,9 @@ class TextAlgorithm(TextAgent):
         return None if in_process(self.teacher) else self.teacher
 
     def after_update(self) -> None:
-        """Warn once of a reward that never differs."""
+        """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""
+        if self.collector.served is not None:
+            self.collector.served.settle_next(self.state)
         if self.state.updates >= CONSTANT_UPDATES and self.constant_reward is not None:
             self.watch.warn_once("reward", of_constant_reward(self.constant_reward, self.state.rewards.count))
 
@@ -266,6 +351,24 @@ class TextAlgorithm(TextAgent):
         mixes = self.config.reward.combination == "in_loss" and 0 < self.objective.alpha < 1
         return mixes and every > 0 and self._n_updates % every == 0 and bool(self.rollout.on_policy)
 
+    def _measured(self, rollout: Rollout) -> Rollout:
+        """The rollout, of which the agreement with the teacher is measured if it is time to."""
+        every = self.config.teacher.agreement_every
+        if self.teacher is None or every == 0 or self._n_updates % every:
+            return rollout
+        return dataclasses.replace(rollout, agreement=Agreement(self.student.end_ids))
+
+    def _record_agreement(self, rollout: Rollout) -> None:
+        """Record what was measured of the agreement with the teacher (docs/runs.md), if anything."""
+        if rollout.agreement is None:
+            return
+        group_size = self.config.sampling.group_size
+        found = rollout.agreement.metrics(
+            rollout.trajectories, rollout.failed_B() | rollout.untaught_B, group_size=group_size, ranks=self.ranks
+        )
+        for name, value in found.items():
+            self.logger.record(name, value)
+
     def _record_beta(self) -> None:
         """Record beta, and warn once if it changes with the length of texts."""
         alpha, ratio = self.objective.alpha, 1.0
@@ -286,13 +389,15 @@ class TextAlgorithm(TextAgent):
         self.logger.record("time/iterations", iteration, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         seconds = time.perf_counter() - self._began
-        tokens = sum(t.length for t in self.trajectories)
+        tokens = sum(t.length for t in [*self.trajectories, *self.rollout.discarded])
         self.logger.record("time/tokens_per_second", tokens / seconds, exclude="csv")
-        for name, value in rollout_metrics(self.trajectories).items():
+        for name, value in rollout_metrics([*self.trajectories, *self.rollout.discarded]).items():
             self.logger.record(name, value)
         if isinstance(self.teacher, RoutedTeachers):
             for name, value in teacher_metrics(self.trajectories, self.teacher.name_of).items():
                 self.logger.record(name, value)
+        if self.config.reward.drop_even_groups == "resample":
+            self.logger.record("rollout/discarded", sum(t.length for t in self.rollout.discarded) / tokens)
         self.last_metrics = dict(self.logger.name_to_value)
         self.watch.see(self.last_metrics)
         self.logger.dump(step=self.num_timesteps)

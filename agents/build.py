@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.agents.teachers import (
     check_context,
     open_outside_teacher,
@@ -36,6 +37,7 @@ from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
+from rlgkd.samplers.opening import open_sampler, open_weights
 from rlgkd.teachers import Teacher, model_of
 from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.names import is_outside, is_self
@@ -182,6 +184,41 @@ def open_models(
     if isinstance(frozen, LanguageModel):
         frozen = with_reference(task, config, frozen, student, device=device, **decoding)
     return student, frozen
+
+
+def open_served_texts(
+    task: Task, config: AlgorithmConfig, student: LanguageModel, *, seed: int, ranks: Ranks
+) -> ServedTexts | None:
+    """Open the servers that sample the student's texts; None if it samples in this process.
+
+    Raises: SettingError for a student that such servers cannot have; ModelError as `open_sampler`.
+    """
+    settings = config.served
+    if not settings.sampler:
+        return None
+    if student.module.config.is_encoder_decoder:
+        remedy = "vLLM has no encoder-decoder models; leave it out"
+        raise SettingError("sampler", settings.sampler[0], remedy)
+    longest = task.max_prompt_tokens + task.max_new_tokens
+    sampler = open_sampler(
+        settings.sampler,
+        student,
+        longest=longest,
+        group=config.sampling.group_size,
+        timeout=settings.sampler_timeout,
+        retries=settings.sampler_retries,
+        concurrency=settings.sampler_requests,
+        max_failed=settings.max_failed_sampler,
+    )
+    weights = open_weights(
+        student,
+        sampler,
+        by=settings.sampler_weights,
+        folder=settings.sampler_folder,
+        longest=longest,
+        timeout=settings.sampler_timeout,
+    )
+    return ServedTexts(sampler, weights, student, task, seed=seed, ranks=ranks)
 
 
 def build_optimizer(

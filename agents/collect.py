@@ -16,13 +16,16 @@ import numpy as np
 from rlgkd.agents.async_scoring import Scoring
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
-from rlgkd.agents.rollout import Rollout
+from rlgkd.agents.rollout import Rollout, rows_by_tokens
+from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.agents.siblings import with_siblings
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.lm.mixture import Scorer
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
+from rlgkd.samplers.texts import count_steps
 from rlgkd.teachers import Answer, OutsideTeacher, RoutedTeachers, cancelled_on_error, in_process, model_of
 from rlgkd.types import Episode, Item, Score, Trajectory, reads_sibling
 
@@ -31,19 +34,30 @@ class Collector:
     """Draws items, has texts sampled and scored, and uses the time while a reward is pending."""
 
     def __init__(
-        self, sources: Sources, config: AlgorithmConfig, *, split: str, seed: int, ranks: Ranks = ALONE
+        self,
+        sources: Sources,
+        config: AlgorithmConfig,
+        *,
+        split: str,
+        seed: int,
+        ranks: Ranks = ALONE,
+        served: ServedTexts | None = None,
     ) -> None:
-        self.sources, self.split, self.seed, self.ranks = sources, split, seed, ranks
+        self.sources, self.split, self.seed, self.ranks, self.served = sources, split, seed, ranks, served
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
         self.right_from = config.teacher.sibling_from
         self.reads_sibling = reads_sibling(config.teacher.teacher_prompt or "")
 
-    def next_items(self, state: TrainingState) -> tuple[list[Item], list[int]]:
-        """The items of the next update, and their indices in the stream of items."""
-        indices = list(range(state.next_prompt, state.next_prompt + self.sampling.prompts_per_update))
+    def next_items(self, state: TrainingState, number: int | None = None) -> tuple[list[Item], list[int]]:
+        """The next items, by default those of an update, and their indices in the stream of items."""
+        number = self.sampling.prompts_per_update if number is None else number
+        indices = list(range(state.next_prompt, state.next_prompt + number))
+        return [self.item(index) for index in indices], indices
+
+    def item(self, index: int) -> Item:
+        """The item at an index of the stream."""
         few = self.sampling.train_prompts
-        task = self.sources.task
-        return [task.item(self.split, self.seed, index % few if few else index) for index in indices], indices
+        return self.sources.task.item(self.split, self.seed, index % few if few else index)
 
     def collect(
         self,
@@ -53,6 +67,7 @@ class Collector:
         update: int,
         student_fraction: float,
         on_step: Callable[[int], bool],
+        waiting: WaitingTexts | None = None,
     ) -> Rollout:
         """Sample a text for each item, from the student with probability `student_fraction`, and score all.
 
@@ -63,15 +78,20 @@ class Collector:
             student_fraction: The paper's lambda.
             on_step: Called with the number of tokens of each lockstep of this process; False stops before off-policy
                 texts, and what is there is not scored.
+            waiting: The on-policy texts of all processes, if servers have sampled them already.
 
-        Raises: what a reward or a model raises; on the other processes ProcessError.
+        Raises: what a reward or a model raises; on the other processes ProcessError. SamplerError if servers have given
+            no text.
         """
         on_policy_P = self._coins(update, len(items)) < student_fraction
         parts: list[MicroBatch] = []
         answers: list[Answer] = []
 
+        if self.served is not None and waiting is None and on_policy_P.any():
+            self.served.push()
+
         def share() -> _Share:
-            own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step)
+            own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step, waiting)
             return own if self.ranks.size == 1 else own.with_texts(without_items)
 
         with cancelled_on_error(self.sources.teacher):
@@ -89,13 +109,17 @@ class Collector:
             trajectories, untaught = with_siblings(
                 trajectories, readers, group_size=self.sampling.group_size, right_from=self.right_from
             )
+        failed = sum(one.failed for one in shares) + (0 if waiting is None else waiting.failed)
+        if self.served is not None and failed and not trajectories and not stopped:
+            remedy = "look after the server, and --resume"
+            raise self.served.sampler.error(f"all {failed} texts of an update failed", remedy)
         rows = None
         if self.ranks.size > 1:
             if self._outside is not None or any(one.prefetched for one in shares):  # each has begun with its own
                 rows = _sampled_rows(shares, self.ranks.rank)
                 parts = [dataclasses.replace(part, rows=[rows[row] for row in part.rows]) for part in parts]
             else:
-                rows = _rows_by_tokens(trajectories, self.ranks)
+                rows = rows_by_tokens(trajectories, self.ranks)
         own_rows = range(len(answers)) if rows is None else rows
         return Rollout(
             trajectories=trajectories,
@@ -107,6 +131,7 @@ class Collector:
             rows=rows,
             answers=None if self._outside is None or stopped else dict(zip(own_rows, answers, strict=True)),
             untaught=untaught,
+            sampler_failed=failed / max(1, failed + sum(len(one.on_policy) for one in shares)),
         )
 
     @property
@@ -134,6 +159,7 @@ class Collector:
         items: Sequence[Item],
         indices: Sequence[int],
         on_step: Callable[[int], bool],
+        waiting: WaitingTexts | None,
     ) -> tuple[_Share, list[MicroBatch], list[Answer]]:
         """This process's texts, their micro-batches if the teacher ran while scores were pending, and its answers."""
         tokens, going = 0, True
@@ -156,8 +182,16 @@ class Collector:
         on_policy, off_policy = (self._own(chosen_P, items, indices) for chosen_P in (on_policy_P, ~on_policy_P))
         with Scoring(self.sources.task) as scoring:
             episodes: list[Episode] = []
+            failed = 0
             if on_policy[0]:
-                episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
+                if waiting is not None:
+                    episodes = waiting.episodes(items, self.ranks.share(len(items)))
+                    going = count_steps([episode.length for episode in episodes], step)
+                elif self.served is not None:
+                    texts = self.served.sample(*on_policy, self.sampling.group_size, step)
+                    episodes, failed = list(texts.episodes), texts.failed
+                else:
+                    episodes = self.sources.on_policy(*on_policy, self.sampling.group_size, step)
                 if going:
                     submit(episodes)
             number = len(episodes)
@@ -184,6 +218,7 @@ class Collector:
             stopped=not going,
             prefetched=bool(parts),
             drawn=self.sources.take_drawn(),
+            failed=failed,
         )
         return share, parts, answers
 
@@ -213,6 +248,8 @@ class _Share:
     """Whether it has micro-batches of these texts already."""
     drawn: dict[str, list[int]]
     """Texts of the teacher that the others do not know."""
+    failed: int
+    """Texts that servers failed to sample now."""
 
     def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _Share:
         return dataclasses.replace(self, on_policy=change(self.on_policy), off_policy=change(self.off_policy))
@@ -228,14 +265,3 @@ def _sampled_rows(shares: Sequence[_Share], rank: int) -> list[int]:
         *range(first, first + len(own.on_policy)),
         *range(first_off_policy, first_off_policy + len(own.off_policy)),
     ]
-
-
-def _rows_by_tokens(trajectories: Sequence[Trajectory], ranks: Ranks) -> list[int]:
-    """This rank's rows, if all ranks are to have about the same number of tokens; a prompt's samples stay together."""
-    groups: list[list[int]] = []
-    for row, t in enumerate(trajectories):
-        if not groups or t.sample == 0 or t.item.key != trajectories[row - 1].item.key:
-            groups.append([])
-        groups[-1].append(row)
-    costs = [sum(len(trajectories[row].tokens_T) for row in group) for group in groups]
-    return [row for number in ranks.deal(costs) for row in groups[number]]

@@ -14,6 +14,7 @@ from warnings import warn
 from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator, model_validator
 
+from rlgkd.agents.sampler_settings import SamplerSettings
 from rlgkd.errors import SettingError
 from rlgkd.objective import Fraction, Objective
 from rlgkd.ops import behaviour_policy, gate
@@ -44,7 +45,7 @@ class SamplingSettings(Settings):
     prompts_per_update: Count = 16
     """Prompts of one update."""
     group_size: Count = 4
-    """Samples of each prompt."""
+    """Samples of each prompt; for larger models chosen by the job, if not given (docs/defaults.md)."""
     train_prompts: Count | None = None
     """Train on this many prompts alone, again and again; null takes as many as come."""
     temperature: Positive = 1.0
@@ -61,6 +62,12 @@ class SamplingSettings(Settings):
     """Who samples together with the student (rlgkd list behaviours); null is the student alone."""
     rows_at_once: Count | None = None
     """Texts that are decoded at a time: bounds the KV cache and changes nothing else; null is all of an update."""
+    replay_size: Annotated[int, Ge(0)] = 0
+    """Prompts whose texts are kept, the newest ones, to be learned from again; 0 keeps none."""
+    replay_prompts: Count = 4
+    """How many of them join each update."""
+    replay_terms: Literal["divergence", "both"] = "divergence"
+    """What is learned from their texts: the divergence, or the policy term too, by importance ratios (both)."""
     compile_decoding: bool = False
     """Compile the decode step of the Llama family's models with torch.compile, on CUDA as a graph."""
 
@@ -70,8 +77,12 @@ class RewardSettings(Settings):
 
     advantage: Annotated[Variant, ADVANTAGE] = ADVANTAGE("leave_one_out")
     """What rewards become (rlgkd list advantages)."""
-    drop_even_groups: bool = False
-    """Leave a prompt whose samples all earned the same out of the policy term's mean."""
+    drop_even_groups: bool | Literal["resample"] = False
+    """Leave a prompt whose samples all earned the same out of the policy term's mean; resample draws another one."""
+    resample_rounds: Count = 4
+    """How often at most an update draws other prompts for those that resample discards."""
+    distil_even_groups: bool = False
+    """Whether the texts that resample discards are distilled still."""
     overlong_buffer: Annotated[int, Ge(0)] = 0
     """Last tokens before the length limit, over which a penalty grows to 1; 0 is none."""
     normalise_rewards: bool = False
@@ -113,6 +124,8 @@ class TeacherSettings(Settings):
     """How far the teacher is followed away from reference_model: 1 is the teacher itself, more goes beyond it."""
     sibling_from: float = 0.5
     """The reward from which a text is right, and teacher_prompt shows it to the teacher of its group's other texts."""
+    agreement_every: Annotated[int, Ge(0)] = 10
+    """Updates between two looks at where student and teacher agree (docs/runs.md); 0 is never."""
     teacher_timeout: Positive = 60.0
     """Seconds for a served teacher's answer for one text, in each try."""
     teacher_retries: Annotated[int, Ge(0)] = 3
@@ -127,7 +140,7 @@ class OptimizerSettings(Settings):
     """The steps of AdamW."""
 
     learning_rate: Positive | Callable[[float], float] = 1e-4
-    """The learning rate of AdamW; in Python also a function of the remaining progress."""
+    """Of AdamW; for larger models chosen if not given (docs/defaults.md). In Python also a function of the progress."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Weight decay of matrices; biases and norms have none."""
     max_grad_norm: Positive = 1.0
@@ -135,9 +148,9 @@ class OptimizerSettings(Settings):
     epochs: Count = 1
     """Steps of the optimizer on each rollout."""
     token_budget: Count = 16384
-    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else."""
+    """Tokens of one micro-batch, padding included: bounds the memory and changes nothing else (docs/defaults.md)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is mixed precision."""
+    """bfloat16 is mixed precision, which larger models take on accelerators if it is not given (docs/defaults.md)."""
     gradient_norms_every: Annotated[int, Ge(0)] = 50
     """Updates between two measurements of both terms' gradient norms, at the cost of two passes; 0 is never."""
 
@@ -174,6 +187,7 @@ class AlgorithmConfig(Settings):
     reward: RewardSettings = RewardSettings()
     teacher: TeacherSettings = TeacherSettings()
     sampling: SamplingSettings = SamplingSettings()
+    served: SamplerSettings = SamplerSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     model: ModelSettings = ModelSettings()
 
@@ -199,13 +213,20 @@ class AlgorithmConfig(Settings):
         In bfloat16 those of sampling differ by its rounding, which a tight clip range would mistake for a policy that
         has moved.
         """
-        mixed = self.optimizer.precision == "bfloat16"
+        mixed = self.optimizer.precision == "bfloat16" and not self.served.sampler  # whose own are looked at anyway
         return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
 
     @property
     def rewarded(self) -> bool:
         """Whether the task's reward counts at any time."""
         return span(self.alpha)[0] < 1 or self.reward.combination == "in_reward"
+
+    @property
+    def needs_ratios(self) -> bool:
+        """Whether a term weighs what was sampled, so that it must know by which policy."""
+        objective = self.objective
+        sampled = objective.estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
+        return self.rewarded or objective.horizon > 0 or (sampled and not objective.cross_entropy)
 
     def check_teacher(self, teacher: object) -> None:
         """Refuse None for a teacher where these settings need one, and a server or file where they need a model.
@@ -312,6 +333,7 @@ class AlgorithmConfig(Settings):
             ("teacher_temperature", sampling.teacher_temperature != 1,
              f"{teacher} is a {kind}, whose log-probabilities are those of temperature 1; set it to 1"),
             ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
+            ("replay_size", sampling.replay_size > 0, f"{needs_model} set it to 0"),
             ("gate", gate.cost(self.objective.gate.name) != "nothing",
              f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
@@ -355,11 +377,10 @@ class AlgorithmConfig(Settings):
         mixed = sampling.behaviour is not None
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
+        resamples = reward.drop_even_groups == "resample"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
         tokens, other_tokens = teacher.teacher_tokens, teacher.teacher_tokens != "same"
-        sampled = estimator in ("sampled", "sampled_centred", "asymmetric", "fixed_negative")
-        sampled = sampled and not objective.cross_entropy
-        needs_ratios = self.rewarded or objective.horizon > 0 or sampled
+        needs_ratios = self.needs_ratios
         ignored = "alpha is 1, so no reward counts"
         least_alpha, most_alpha = span(self.alpha)
         sees_sibling = reads_sibling(teacher.teacher_prompt or "")
@@ -428,22 +449,67 @@ class AlgorithmConfig(Settings):
             ("teacher_prompt", sees_sibling and sampling.group_size < 2,
              "a right text is another one of the same group: set group_size to 2 or more"),
             ("teacher_prompt", sees_sibling and mixed, "there is no right text yet to sample by; leave behaviour out"),
+            ("teacher_prompt", sees_sibling and reward.drop_even_groups == "resample",
+             "groups are put together again, without their right texts: set drop_even_groups to true or false"),
+            ("teacher_prompt", sees_sibling and sampling.replay_size > 0,
+             "texts of earlier updates have no group: set replay_size to 0"),
+            ("teacher_prompt", sees_sibling and bool(self.served.sampler),
+             "a sampler elsewhere may lack texts of a group: leave it out"),
             ("sibling_from", teacher.sibling_from != TeacherSettings().sibling_from and not sees_sibling,
              "no text is shown to a teacher: set teacher_prompt to sibling"),
             ("teacher_decay", averaged and sampling.teacher_texts is not None,
              "the file would keep texts of teachers that are gone; leave one of them out"),
             ("off_policy", sampling.off_policy != "references" and on_policy_only, "set student_fraction below 1"),
             ("mixture", sampling.mixture != "batch" and on_policy_only, "set student_fraction below 1"),
-            ("drop_even_groups", reward.drop_even_groups and not self.rewarded, ignored),
+            ("drop_even_groups", bool(reward.drop_even_groups) and not self.rewarded, ignored),
+            ("drop_even_groups", resamples and sampling.group_size == 1,
+             "a group of one is always even; set group_size above 1"),
+            *self._replay_contradictions(),
+            ("resample_rounds", reward.resample_rounds != RewardSettings().resample_rounds and not resamples,
+             "set drop_even_groups to resample"),
+            ("distil_even_groups", reward.distil_even_groups and not resamples, "set drop_even_groups to resample"),
+            ("distil_even_groups", reward.distil_even_groups and most_alpha == 0,
+             "alpha is 0, so nothing is distilled; leave it out"),
             ("overlong_buffer", reward.overlong_buffer and not self.rewarded, ignored),
             ("normalise_rewards", reward.normalise_rewards and not self.rewarded, ignored),
         ):  # fmt: skip
             if wrong:
                 value = self.flat()[name]
                 raise SettingError(name, value, remedy)
+        self.served.check(
+            fractions=(lowest_fraction, highest_fraction),
+            mixed=mixed,
+            needs_ratios=needs_ratios,
+            policy_loss=policy_loss,
+        )
         if estimator == "k3":
             warn("estimator k3 as a loss descends the forward KL, not the reverse; use k2", stacklevel=2)
         return self
+
+    def _replay_contradictions(self) -> list[tuple[str, bool, str]]:
+        """(setting, whether it is wrong, what to do) of `replay_size` and what goes with it."""
+        sampling, given = self.sampling, SamplingSettings()
+        replays, both = sampling.replay_size > 0, sampling.replay_terms == "both"
+        return [
+            ("replay_prompts", not replays and sampling.replay_prompts != given.replay_prompts, "set replay_size too"),
+            ("replay_terms", not replays and sampling.replay_terms != given.replay_terms, "set replay_size too"),
+            ("replay_size", replays and span(self.student_fraction)[1] == 0,
+             "the student samples nothing that could be kept; set it to 0"),
+            ("replay_size", replays and bool(self.served.sampler),
+             "texts of earlier updates have no importance weights of a sampler elsewhere: set it to 0"),
+            ("replay_size", replays and self.reward.combination == "in_reward",
+             "the divergence is in the reward; set combination to in_loss"),
+            ("replay_size", replays and sampling.behaviour is not None,
+             "it keeps texts that the student sampled alone; leave behaviour out"),
+            ("replay_terms", replays and not both and span(self.alpha)[1] == 0,
+             "alpha is 0, so nothing is distilled; set it to both"),
+            ("replay_terms", replays and not both and self.objective.estimator != "exact",
+             "the sampled token of another policy is no sample of this one's: set estimator to exact, or this to both"),
+            ("replay_terms", replays and both and self.objective.policy_loss.name == "reinforce",
+             "the texts are an earlier policy's, and need ratios: set policy_loss to clipped"),
+            ("replay_terms", replays and both and self.recomputes_log_probabilities,
+             "in bfloat16 the log-probabilities of sampling are replaced; set precision to float32"),
+        ]  # fmt: skip
 
     def _constant_between_0_and_1(self) -> bool:
         return isinstance(self.alpha, Schedule) and self.alpha.end is None and 0 < self.alpha.start < 1
@@ -455,7 +521,7 @@ CHANGEABLE: Final = frozenset(
         *Objective.declared(),
         *RewardSettings.declared(),
         *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
-        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every"),
+        *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every", "agreement_every"),
     }
 )
 """Settings that may change while an agent trains (`reconfigure`), as the stages of a run do: no model, no optimizer and

@@ -13,17 +13,29 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
+OTHER_LENGTH: Final = 1.5
+"""The factor in the length of texts from which on a reward that rises may rise by length alone."""
+HEAVY_TAIL: Final = 25.0
+"""Nats of log-ratio from which on one token in a hundred decides a sampled estimate. On GroundedSummary, whose teacher
+is nearly certain, it is 10 to 14."""
+TERMS_APART: Final = 50.0
+"""Where one term's gradient is so many times as long as the other's, the other says nothing."""
+MISMATCH: Final = 0.1
+"""Nats a token, three times what bfloat16 rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """A fault that shows in the metrics of an update; a comparison with a metric that is not logged is false."""
+    """A fault that shows in the metrics of an update."""
 
     name: str
+    reads: tuple[str, ...]
+    """Metrics without which an update says nothing of it: those of some updates alone are compared at these."""
     fires: Callable[[Metrics, Metrics, float], bool]
-    """(the first update's metrics, this one's, the logarithm of the vocabulary's size in nats) -> whether it shows."""
+    """(the first update's metrics, this one's, the logarithm of the vocabulary's size in nats) -> whether it shows; a
+    comparison with a metric that the first update lacks is false."""
     updates: int
-    """For so many updates in a row, before it is reported."""
+    """For so many updates in a row that say something of it, before it is reported."""
     unless: str = ""
     """Not if this other warning has been given, which says why."""
     message: str
@@ -64,9 +76,42 @@ def _all_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
     return _value(first, "train/gate_right") == _value(now, "train/gate_right") == 1.0
 
 
+def _unsettled(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    entropy, divergence = _value(first, "train/entropy"), _value(first, "train/divergence")
+    leaves = _value(now, "train/divergence") > 1.5 * max(divergence, 0.1)
+    return leaves and _value(now, "train/entropy") > max(1.3 * entropy, 0.1)
+
+
+def _reward_by_length(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    factor = _value(now, "rollout/ep_len_mean") / _value(first, "rollout/ep_len_mean")
+    rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
+    return _value(now, "train/alpha") < 1 and rises and max(factor, 1 / factor) > OTHER_LENGTH
+
+
+def _reward_by_repetition(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    repeats = _value(now, "rollout/repeated") > 0.2 + _value(first, "rollout/repeated")
+    rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
+    return _value(now, "train/alpha") < 1 and rises and repeats
+
+
+def _heavy_tail(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    return _value(now, "agreement/gap_p99") > HEAVY_TAIL
+
+
+def _one_term(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    policy, divergence = _value(now, "train/policy_grad_norm"), _value(now, "train/divergence_grad_norm")
+    is_start = not _value(now, "train/divergence") > 1e-3  # a teacher that is the student's start says nothing yet
+    return not is_start and max(policy, divergence) > TERMS_APART * min(policy, divergence)
+
+
+def _mismatch(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+    return _value(now, "train/mismatch") > MISMATCH
+
+
 GUARDS: Final = (
     Guard(
         name="collapsed",
+        reads=("train/entropy",),
         fires=_collapsed,
         updates=3,
         message="entropy: it fell from {first_entropy:.3g} to {entropy:.3g} nats a token: the texts collapse into one; "
@@ -74,6 +119,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="random",
+        reads=("train/entropy",),
         fires=_random,
         updates=3,
         message="entropy: it rose from {first_entropy:.3g} to {entropy:.3g} nats a token, near that of random tokens; "
@@ -81,6 +127,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="divergence",
+        reads=("train/divergence",),
         fires=_left_teacher,
         updates=3,
         message="divergence: it rose from {first_divergence:.3g} to {divergence:.3g} nats a token: the student leaves "
@@ -88,6 +135,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="ended",
+        reads=("rollout/ended",),
         fires=_never_ended,
         updates=20,
         message="max_new_tokens: no text of 20 updates ended by itself; raise it, give a stop string, or first teach "
@@ -95,6 +143,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="grad_norm",
+        reads=("train/grad_norm",),
         fires=_no_gradient,
         updates=6,
         unless="reward",
@@ -102,6 +151,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="gate_none_right",
+        reads=("train/gate_right",),
         fires=_none_right,
         updates=5,
         message="gate: no text of 5 updates counted as right, so it treats all of them as wrong; set verified_from to "
@@ -109,10 +159,65 @@ GUARDS: Final = (
     ),
     Guard(
         name="gate_all_right",
+        reads=("train/gate_right",),
         fires=_all_right,
         updates=5,
         message="gate: every text of the first 5 updates counted as right, so it treats none as wrong; set "
         "verified_from to the reward from which a text is right (their mean reward is {ep_rew_mean:.3g})",
+    ),
+    Guard(
+        name="learning_rate",
+        reads=("train/entropy", "train/divergence"),
+        fires=_unsettled,
+        updates=5,
+        unless="random",
+        message="learning_rate: the student becomes less certain (entropy {first_entropy:.3g} to {entropy:.3g} nats) "
+        "and leaves its teacher (divergence {first_divergence:.3g} to {divergence:.3g}); divide it by ten, or raise "
+        "alpha",
+    ),
+    Guard(
+        name="length",
+        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha"),
+        fires=_reward_by_length,
+        updates=10,
+        message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts went from "
+        "{first_ep_len_mean:.0f} to {ep_len_mean:.0f} tokens: read them; if length alone raises it, change the reward "
+        "or raise alpha",
+    ),
+    Guard(
+        name="repetition",
+        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha"),
+        fires=_reward_by_repetition,
+        updates=5,
+        message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts repeat themselves "
+        "({first_repeated:.0%} to {repeated:.0%} of their triples of tokens): read them; change the reward, or raise "
+        "alpha",
+    ),
+    Guard(
+        name="tail",
+        reads=("agreement/gap_p99",),
+        fires=_heavy_tail,
+        updates=2,
+        message="gap: of one token in a hundred log p differs by {gap_p99:.3g} nats or more between student and "
+        "teacher: few tokens decide; set estimator to exact, gap to power or clip, or first distil on the teacher's "
+        "texts",
+    ),
+    Guard(
+        name="terms",
+        reads=("train/policy_grad_norm", "train/divergence_grad_norm", "train/divergence"),
+        fires=_one_term,
+        updates=2,
+        message="alpha: the gradient of the policy term is {policy_grad_norm:.2g} long, that of the divergence "
+        "{divergence_grad_norm:.2g}: one of them says nothing; choose alpha so that both do (docs/choosing-alpha.md)",
+    ),
+    Guard(
+        name="mismatch",
+        reads=("train/mismatch",),
+        fires=_mismatch,
+        updates=3,
+        message="mismatch: log-probabilities of sampling and of training differ by {mismatch:.2g} nats a token: the "
+        "policy that is trained did not write these texts; use precision=float32, and look for dropout or a changed "
+        "model",
     ),
 )
 
@@ -127,6 +232,8 @@ class Watch:
     """Whether warnings are logged: of several processes by one."""
     first: Metrics = field(default_factory=dict)
     """Those of the first update since the agent was built."""
+    messages: list[str] = field(default_factory=list)
+    """What has been reported."""
     _streaks: dict[str, int] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
 
@@ -134,6 +241,8 @@ class Watch:
         """Warn of what this update shows."""
         self.first = self.first or dict(metrics)
         for guard in GUARDS:
+            if any(math.isnan(_value(metrics, name)) for name in guard.reads):
+                continue
             fires = guard.fires(self.first, metrics, self.log_vocabulary)
             streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
             if streak >= guard.updates and guard.unless not in self._reported:
@@ -141,9 +250,12 @@ class Watch:
 
     def warn_once(self, name: str, message: str) -> None:
         """Log a warning, unless one of this name has been."""
-        if name not in self._reported and self.speaks:
-            _log.warning("%s", message)
+        if name in self._reported:
+            return
         self._reported.add(name)
+        self.messages.append(message)
+        if self.speaks:
+            _log.warning("%s", message)
 
 
 def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:

@@ -26,6 +26,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "rollout/reward_failed": float((np.isnan(rewards) & ~cut).mean()),
         "rollout/truncated": float(cut.mean()),
         "rollout/ep_len_mean": float(np.mean([t.length for t in trajectories])),
+        "rollout/repeated": float(np.mean([repeated(t.tokens_T[t.action_mask_T]) for t in trajectories])),
         "rollout/ended": float(np.mean([t.stop == "end" for t in trajectories])),
         "rollout/student": float(np.mean([t.source in ON_POLICY for t in trajectories])),
     }
@@ -44,6 +45,19 @@ def teacher_metrics(trajectories: Sequence[Trajectory], name_of: Callable[[Item]
         metrics[f"teacher/{name}/reward"] = _mean_of_known(rewards[names == name])
         metrics[f"teacher/{name}/texts"] = float((names == name).mean())
     return metrics
+
+
+def repeated(token_L: np.ndarray) -> float:
+    """The share of a text's triples of tokens that it has had before, in [0, 1).
+
+    Examples:
+        >>> repeated(np.array([1, 2, 3, 4])), repeated(np.array([7, 7, 7, 7, 7, 7]))
+        (0.0, 0.75)
+    """
+    if len(token_L) < 3:
+        return 0.0
+    triples = np.lib.stride_tricks.sliding_window_view(token_L, 3)
+    return 1 - len(np.unique(triples, axis=0)) / len(triples)
 
 
 def constant_reward(seen: RunningMeanStd, rollout: Rollout, objective: Objective) -> float | None:

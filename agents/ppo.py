@@ -40,7 +40,7 @@ class PPOConfig(AlgorithmConfig):
     """What makes PPO of Reinforce: clipped ratios, a mean over tokens, advantages from a value head."""
 
     owner = "PPO"
-    fixed = frozenset({"advantage", "drop_even_groups"})
+    fixed = frozenset({"advantage", "drop_even_groups", "resample_rounds", "distil_even_groups", "replay_terms"})
 
     reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("raw"))
     objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), reduction="token_mean")

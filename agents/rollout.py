@@ -6,12 +6,15 @@ Every process of a job has all trajectories and the micro-batches of its own row
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches, prefetch_teacher_states
 from rlgkd.lm.fused_loss import fused_logp
 from rlgkd.lm.mixture import ModelMixture, Scorer
@@ -20,7 +23,7 @@ from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.teachers import AlignedTeacher, Answer, ModelTeacher, RoutedTeachers, Teacher, has_failed
-from rlgkd.types import ON_POLICY, Batch, Trajectory
+from rlgkd.types import ON_POLICY, Batch, Source, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,10 @@ class Rollout:
     micro_batches: list[MicroBatch] = field(default_factory=list)
     student_fraction: float = 1.0
     """The probability with which its batches, or prompts, were drawn on-policy."""
+    replayed: range = range(0)
+    """The rows of texts that were sampled in earlier updates."""
+    discarded: list[Trajectory] = field(default_factory=list)
+    """On-policy texts that were sampled and scored, and from which nothing is learned."""
     tokens: int = 0
     """Tokens that were generated, or read from data, as callbacks counted them on all ranks."""
     stopped: bool = False
@@ -42,11 +49,22 @@ class Rollout:
     """Rows that a teacher has nothing to say of: it reads a right text of their group, and there is none."""
     answers: Mapping[int, Answer] | None = None
     """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
+    agreement: Agreement | None = None
+    """What is measured of student and teacher while the loss reads them; None is nothing."""
+    importance_BL: Tensor | None = None
+    """Weights of actions in what was sampled elsewhere (rlgkd.agents.mismatch); None is 1 everywhere."""
+    sampler_failed: float = 0.0
+    """Share of the texts that servers failed to sample, and that are left out."""
 
     @property
     def on_policy(self) -> list[Trajectory]:
         """The trajectories that were sampled with the student."""
         return [t for t in self.trajectories if t.source in ON_POLICY]
+
+    @property
+    def fresh(self) -> list[Trajectory]:
+        """The trajectories of this update, without those of earlier ones."""
+        return [t for row, t in enumerate(self.trajectories) if row not in self.replayed]
 
     @property
     def longest(self) -> int:
@@ -143,13 +161,35 @@ class Rollout:
                 logp_BL[row, : self.trajectories[row].length] = torch.from_numpy(answer.result().token_logp_L)
         return self.ranks.sum(logp_BL)
 
-    def with_log_probabilities(self, logp_BL: Tensor, lm: LanguageModel) -> Rollout:
-        """With other log-probabilities of its actions, in nats; the teacher's states stay."""
-        trajectories = []
-        for row, t in enumerate(self.trajectories):
-            logp_T = t.logp_T.copy()
-            logp_T[t.action_mask_T] = logp_BL[row, : t.length].numpy()
-            trajectories.append(dataclasses.replace(t, logp_T=logp_T))
+    def mismatch(self, logp_BL: Tensor) -> float:
+        """The mean |log p - log p as it sampled|, in nats, over the tokens of the student's own texts; NaN of none."""
+        apart = [
+            np.abs(logp_BL[row, : t.length].numpy() - t.logp_T[t.action_mask_T])
+            for row, t in enumerate(self.trajectories)
+            if t.source is Source.STUDENT
+        ]
+        return float(np.concatenate(apart).mean()) if apart else math.nan
+
+    def with_log_probabilities(
+        self,
+        logp_BL: Tensor | None,
+        lm: LanguageModel,
+        *,
+        entropy_BL: Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Rollout:
+        """With other log-probabilities, and entropies, of the actions of `rows`, all by default.
+
+        In nats; None leaves what is there. The teacher's states stay.
+        """
+        given = [(name, new) for name, new in (("logp_T", logp_BL), ("entropy_T", entropy_BL)) if new is not None]
+        trajectories = list(self.trajectories)
+        for row in range(len(trajectories)) if rows is None else rows:
+            t = trajectories[row]
+            changed = {name: getattr(t, name).copy() for name, _ in given}
+            for name, new_BL in given:
+                changed[name][t.action_mask_T] = new_BL[row, : t.length].numpy()
+            trajectories[row] = dataclasses.replace(t, **changed)
         parts = [_recollated(part, trajectories, lm) for part in self.micro_batches]
         return dataclasses.replace(self, trajectories=trajectories, micro_batches=parts)
 
@@ -157,6 +197,17 @@ class Rollout:
         """Drop the teacher's states: the teacher has moved, or the update is over."""
         for part in self.micro_batches:
             part.teacher_states_NH = None
+
+
+def rows_by_tokens(trajectories: Sequence[Trajectory], ranks: Ranks) -> list[int]:
+    """This rank's rows, if all ranks are to have about the same number of tokens; a prompt's samples stay together."""
+    groups: list[list[int]] = []
+    for row, t in enumerate(trajectories):
+        if not groups or t.sample == 0 or t.item.key != trajectories[row - 1].item.key:
+            groups.append([])
+        groups[-1].append(row)
+    costs = [sum(len(trajectories[row].tokens_T) for row in group) for group in groups]
+    return [row for number in ranks.deal(costs) for row in groups[number]]
 
 
 def _recollated(part: MicroBatch, trajectories: Sequence[Trajectory], lm: LanguageModel) -> MicroBatch:

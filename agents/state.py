@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.ops.running_mean_std import RunningMeanStd
 
 
@@ -28,21 +29,33 @@ class TrainingState:
     """Alpha where `divergence_target` has steered it; None while it is the setting's."""
     rewards: RunningMeanStd = field(default_factory=RunningMeanStd)
     """Mean and deviation of all rewards of on-policy texts."""
+    replay: list[Any] = field(default_factory=list)
+    """Texts of earlier updates as JSON values, a list for each prompt, the newest last (rlgkd.agents.replay)."""
+
+    waiting: WaitingTexts | None = None
+    """Texts that servers have sampled for the next update already; None where there are none."""
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON values; `from_json` takes them back."""
-        return dataclasses.asdict(self) | {"rewards": dataclasses.astuple(self.rewards)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["rewards"] = dataclasses.astuple(self.rewards)
+        values["waiting"] = None if self.waiting is None else self.waiting.to_json()
+        return {name: value for name, value in values.items() if value or name not in ("replay", "waiting")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The state that `to_json` gave, also under the names of before the first release.
 
-        Raises: TypeError, ValueError or AttributeError for values that `to_json` does not give.
+        Raises: TypeError, ValueError, KeyError or AttributeError for values that `to_json` does not give.
         """
         renamed = {"cursor": "next_prompt", "rewards_seen": "rewards"}
         given = {renamed.get(name, name): value for name, value in values.items()}
         if not isinstance(given.get("rewards", ()), list | tuple) or len(given.get("rewards", ())) not in (0, 3):
             raise TypeError(f"its rewards are {given['rewards']!r}")
+        if not isinstance(given.get("replay", []), list):
+            raise TypeError(f"its replay is {given['replay']!r:.60}")
+        waiting = given.get("waiting")
+        given |= {"waiting": None if waiting is None else WaitingTexts.from_json(waiting)}
         state = cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})
         counts = (state.timesteps, state.updates, state.next_prompt, state.rewards.count)
         numbers = (0 if state.alpha is None else state.alpha, state.rewards.mean, state.rewards.squared_deviations)

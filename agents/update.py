@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.agents.advantages import Credit
+from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.rollout import Rollout
 from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
@@ -39,6 +40,8 @@ class Means:
     """The student's: as it sampled in its own texts, as it is now in others."""
     divergence_by_teacher: dict[str, float] = field(default_factory=dict)
     """`divergence` over the texts of each teacher, by its name; empty if all texts have one."""
+    mismatch: float = math.nan
+    """|log p_S now - log p_S as it sampled| over the tokens of its own texts; NaN where the loss does not need it."""
     unmapped: float | None = None
     """Probability that a teacher with another vocabulary gives to what the student's does not have, where it is known;
     None of any other teacher."""
@@ -92,9 +95,13 @@ def accumulate_gradient(
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
+    agreement = rollout.agreement
+    if agreement is not None:
+        agreement.begin()
     losses: list[Tensor] = []
     entropies: list[Tensor] = []
     divergences: list[Tensor] = []
+    mismatches: list[Tensor] = []
     unmapped: list[Tensor] = []
     with_map = 0
 
@@ -109,6 +116,7 @@ def accumulate_gradient(
             future_N=torch.zeros_like(divergence_weight_N),
             policy_gate_N=part.per_action(gates_BL[0]),
             divergence_gate_N=part.per_action(gates_BL[1]),
+            importance_N=None if rollout.importance_BL is None else part.per_action(rollout.importance_BL.float()),
         )
         recorded = bool(recorded_B[part.rows].all())
         states_NH, head_VH = student.states_and_head(part.batch)
@@ -119,7 +127,14 @@ def accumulate_gradient(
                 _, records = _fused_loss(student, states_NH, objective, actions, pair, recorded=False)
             actions = _with_later_tokens(actions, objective, part, records, part.per_row(on_policy_B))
         loss, records = _fused_loss(
-            student, states_NH, objective, actions, pair, head_VH, recorded=recorded and not objective.looks_ahead
+            student,
+            states_NH,
+            objective,
+            actions,
+            pair,
+            head_VH,
+            recorded=recorded and not objective.looks_ahead,
+            agreement=agreement,
         )
         if credit.auxiliary is not None:
             loss = loss + credit.auxiliary(states_NH, actions.policy_weight_N, part)
@@ -131,21 +146,30 @@ def accumulate_gradient(
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
             for name, own_B in mean_by_teacher_B.items():
                 by_teacher[name].append((records["divergence"] * part.per_row(own_B)).sum())
+        if "logp" in records:
+            moved_N = (records["logp"] - part.gather(part.batch.logp_BT)).abs()
+            mismatches.append((moved_N * part.per_row(recorded_B)).sum())
+        if agreement is not None:
+            agreement.keep(part, records)
         if "unmapped" in records:
             unmapped.append(records["unmapped"].sum())
             with_map += sum(text.starts for text in part.aligned)
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, unmapped, *by_teacher.values())]
-    loss_sum, divergence, entropy, unmapped_sum, known, *of_each = rollout.ranks.sum_numbers(
-        [*sums[:4], float(with_map), *sums[4:]]
+    sums = [
+        sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches, unmapped, *by_teacher.values())
+    ]
+    loss_sum, divergence, entropy, mismatch, unmapped_sum, known, *of_each = rollout.ranks.sum_numbers(
+        [*sums[:5], float(with_map), *sums[5:]]
     )
     if left_out_B is not None and bool(left_out_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
+    own = sum(t.length for t in trajectories if t.source is Source.STUDENT)
     return Means(
         loss=loss_sum,
         divergence=divergence,
         entropy=(sampled_entropy + entropy) / tokens,
         divergence_by_teacher=dict(zip(by_teacher, of_each, strict=True)),
+        mismatch=mismatch / own if objective.weighs_actions and own > 0 else math.nan,
         unmapped=unmapped_sum / known if known else None,
     )
 
@@ -209,14 +233,16 @@ def _fused_loss(
     head_VH: Tensor | None = None,
     *,
     recorded: bool,
+    agreement: Agreement | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective's loss over the actions of a micro-batch, chunk by chunk, and what it records."""
 
     def chunk_loss(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        measured = {} if agreement is None else agreement.records(teacher_n, student_NV, actions.token_N[chunk])
         loss, records = objective.loss(student_NV, teacher_n, actions[chunk], recorded=recorded)
         if isinstance(teacher_n, MappedTokens):
             records["unmapped"] = teacher_n.unmapped_n
-        return loss, records
+        return loss, records | measured
 
     return fused_sum(student, states_NH, chunk_loss, teacher, head_VH)
 

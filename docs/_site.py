@@ -19,7 +19,8 @@ import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.envs.sb3 import make_sb3_vec_env
 from rlgkd.errors import RlgkdError
 from rlgkd.scripts.config import catalogue
-from rlgkd.scripts.config.run import RECIPES, RunConfig, read, recipe_names
+from rlgkd.scripts.config.recipes import RECIPES, recipe_names
+from rlgkd.scripts.config.run import RunConfig, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT_PAGES = {

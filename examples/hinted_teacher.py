@@ -6,8 +6,8 @@
    with the reference in front. What comes out, saved in OUT, is the student of what follows.
 2. With `teacher: self` and `teacher_prompt` it is distilled into itself on its own texts, without a reward.
 
-Printed: what the hint gains the teacher, then reward and truth on held-out prompts before and after, with 95% intervals,
-paired by prompt. Without the hint the divergence is 0 from the start, and nothing is learned.
+Printed: what the hint gains the teacher, then reward and truth on held-out prompts before and after, with 95%
+intervals, paired by prompt. Without the hint the divergence is 0 from the start, and nothing is learned.
 """
 
 from __future__ import annotations

@@ -16,6 +16,14 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it multiplies bfloat16 natively.
+
+    Processors with such units are left out: what the rounding does to a run was not measured on one.
+    """
+    return is_cuda(device) and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def is_cuda(device: torch.device) -> bool:
     """Whether it has CUDA's streams, graphs and pinned memory."""
     return device.type == "cuda"

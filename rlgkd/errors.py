@@ -75,6 +75,10 @@ class TeacherError(RlgkdError, RuntimeError):
     """A served teacher that fails for too many texts; `__cause__` is the first failure."""
 
 
+class SamplerError(RlgkdError, RuntimeError):
+    """A served sampler that fails for too many texts, or samples from another policy than the student's."""
+
+
 class TrainingError(RlgkdError, RuntimeError):
     """A step of training that cannot be taken, such as a gradient that is not finite."""
 

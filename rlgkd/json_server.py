@@ -47,6 +47,8 @@ class JsonServer:
     """Requests at once."""
     most_bytes: int | None = None
     """Size of an answer beyond which it has failed; None is `MAX_ANSWER_BYTES`."""
+    may_be_empty: bool = False
+    """Whether an answer without content is one, None; else it has failed."""
 
     def __post_init__(self) -> None:
         try:
@@ -123,6 +125,8 @@ class JsonServer:
         return sorted((word for word in found if len(word) >= MIN_SECRET), key=len, reverse=True)
 
     def _parsed(self, content: bytes, said: str) -> Any:
+        if self.may_be_empty and not content:
+            return None
         try:
             return json.loads(content, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:

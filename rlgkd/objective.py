@@ -46,6 +46,10 @@ normalisation by length). Texts that the student did not sample have no such par
 
 `gate` weighs single tokens of the student's texts: g_n the policy term, h_n the divergence (rlgkd.ops.gate), so that
 the loss is (1-alpha) sum_n w_n g_n (-A_n log p_S(y_n)) + alpha sum_n v_n h_n D_n, and F_n sums h_m D_m.
+
+Where another engine has sampled, or older weights, importance weights i_n stand before all that is estimated from the
+token that was written: the policy term, the sampled estimators, k2, k3 and the horizon's part. D_n itself needs none:
+at the prefixes that there are it is exact.
 """
 
 from __future__ import annotations
@@ -96,10 +100,13 @@ class Actions:
     """g_n, 1 without a gate."""
     divergence_gate_N: Tensor
     """h_n, 1 without a gate."""
+    importance_N: Tensor | None = None
+    """i_n, by which what is estimated from the written token is weighed where another policy wrote it; None is 1."""
 
     def __getitem__(self, chunk: slice) -> Actions:
         """A run of the actions."""
-        return Actions(**{field.name: getattr(self, field.name)[chunk] for field in fields(self)})
+        there = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return Actions(**{name: value[chunk] for name, value in there.items()})
 
 
 class Objective(Settings):
@@ -223,10 +230,10 @@ class Objective(Settings):
         """Whether the loss has a gradient through the log-probability of what was written, not of what might be."""
         return self.alpha < 1 or self.estimator != "exact" or self.horizon > 0
 
-    def surrogate(self, logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor) -> Tensor:
-        """[N], the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
-        loss_N: Tensor = self.policy_loss.function(logp_N, old_logp_N, advantages_N)
-        return loss_N
+    def surrogate(self, logp_N: Tensor, actions: Actions, advantages_N: Tensor) -> Tensor:
+        """[N], i_n times the policy term: -A_n log p_S(y_n), or what stands for it once the policy has moved."""
+        loss_N: Tensor = self.policy_loss.function(logp_N, actions.old_logp_N, advantages_N)
+        return _weighed(loss_N, actions)
 
     def loss(
         self,
@@ -262,16 +269,14 @@ class Objective(Settings):
         if self.entropy_bonus:
             loss = loss - self.entropy_bonus * (actions.policy_weight_N * record["entropy"]).sum()
         if self.alpha < 1:
-            policy_N = self.surrogate(student_logp_N, actions.old_logp_N, actions.advantage_N)
+            policy_N = self.surrogate(student_logp_N, actions, actions.advantage_N)
             loss = loss + (1 - self.alpha) * (actions.policy_weight_N * actions.policy_gate_N * policy_N).sum()
         if teacher is not None or not self.needs_teacher:
             divergence_N, distillation_N = self.distillation(student_logits_NV, teacher, actions, student_logp_N)
             if self.alpha > 0:
                 distillation_N = actions.divergence_gate_N * distillation_N
                 if self.horizon > 0:
-                    distillation_N = distillation_N + self.surrogate(
-                        student_logp_N, actions.old_logp_N, -actions.future_N
-                    )
+                    distillation_N = distillation_N + self.surrogate(student_logp_N, actions, -actions.future_N)
                 loss = loss + self.alpha * (actions.divergence_weight_N * distillation_N).sum()
             if divergence_N is not None:
                 record["divergence"] = divergence_N
@@ -296,7 +301,7 @@ class Objective(Settings):
         if self.estimator == "fixed_negative":
             known_N = None if teacher is None else self.pointwise(teacher, student_logits_NV.detach())
             against_N = -torch.ones_like(actions.advantage_N)
-            return known_N, self.surrogate(student_logp_N, actions.old_logp_N, against_N)
+            return known_N, self.surrogate(student_logp_N, actions, against_N)
         assert teacher is not None
         if self.estimator == "exact":
             # At alpha 0 the divergence is watched, not descended: an infinite one must not spoil the gradient.
@@ -312,22 +317,22 @@ class Objective(Settings):
         if isinstance(teacher, KnownSpans):
             cost_N = cost_N / teacher.tokens_N
         if self.estimator == "k2":
-            return cost_N, 0.5 * log_ratio_N.square()
+            return cost_N, _weighed(0.5 * log_ratio_N.square(), actions)
         if self.estimator == "k3":
-            return cost_N, torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N
+            return cost_N, _weighed(torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N, actions)
         gap_N: Tensor = self.gap.function(teacher_logp_N, written_logp_N.detach())
         if self.estimator == "sampled":
-            return cost_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
+            return cost_N, self.surrogate(student_logp_N, actions, gap_N)
         if self.estimator == "asymmetric":
             divergence_N = self.pointwise(teacher, student_logits_NV)
-            sampled_N = self.surrogate(student_logp_N, actions.old_logp_N, gap_N)
+            sampled_N = self.surrogate(student_logp_N, actions, gap_N)
             return divergence_N, torch.where(gap_N > 0, sampled_N, divergence_N)
         divergence_N = self.pointwise(teacher, student_logits_NV.detach())
         mean_N = -divergence_N
         if self.gap.name != "log":
             assert isinstance(teacher, Tensor), "a baseline over all tokens is refused without them"
             mean_N = self.mean_gap(teacher, student_logits_NV)
-        return divergence_N, self.surrogate(student_logp_N, actions.old_logp_N, gap_N - mean_N)
+        return divergence_N, self.surrogate(student_logp_N, actions, gap_N - mean_N)
 
     @torch.no_grad()
     def mean_gap(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -335,6 +340,11 @@ class Objective(Settings):
         log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
         mean: Tensor = (log_q.exp() * self.gap.function(log_p, log_q)).nan_to_num(nan=0.0).sum(-1)
         return mean
+
+
+def _weighed(loss_N: Tensor, actions: Actions) -> Tensor:
+    """[N], a loss by the written tokens times their importance weights."""
+    return loss_N if actions.importance_N is None else actions.importance_N * loss_N
 
 
 def _teacher_logp(teacher: TeacherLogits, actions: Actions) -> Tensor:

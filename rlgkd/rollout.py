@@ -120,7 +120,7 @@ def sample_episodes(
         end_ids=end_ids,
     )
     rows = [
-        _Row(prompt, Dialogue(task, item, single_turn=single_turn, end_ids=end_ids), g)
+        Row(prompt, Dialogue(task, item, single_turn=single_turn, end_ids=end_ids), g)
         for item, prompt in zip(items, written, strict=True)
         for g in range(group)
     ]
@@ -194,7 +194,7 @@ def replay_episodes(
     task = ending_with(task, end_ids)
     for item in items:
         encode_within(lm, task, item)
-    rows = [_Row(task.encode_prompt(item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]
+    rows = [Row(task.encode_prompt(item), Dialogue(task, item, end_ids=end_ids), 0) for item in items]
     for row, actions in zip(rows, ids, strict=True):
         rest = list(actions)
         while rest and row.dialogue.stop is None:
@@ -208,7 +208,7 @@ def replay_episodes(
     return [row.episode(source) for row in rows]
 
 
-class _Row:
+class Row:
     """One episode in the making."""
 
     def __init__(self, prompt: list[int], dialogue: Dialogue, sample: int) -> None:
@@ -248,6 +248,7 @@ class _Row:
         self.entropy += [*completion.entropy, *[0.0] * len(reply)]
 
     def episode(self, source: Source) -> Episode:
+        """The whole, once it has ended or is to end."""
         return Episode(
             item=self.dialogue.item,
             tokens_T=np.array(self.tokens, dtype=np.int64),

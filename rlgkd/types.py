@@ -50,6 +50,8 @@ class Source(StrEnum):
     TEACHER = "teacher"
     MIXED = "mixed"
     """Sampled by student and teacher together (rlgkd.ops.behaviour_policy)."""
+    REPLAY = "replay"
+    """Sampled by the student in an earlier update, and distilled again (rlgkd.agents.replay)."""
 
 
 ON_POLICY = (Source.STUDENT, Source.MIXED)

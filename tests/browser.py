@@ -77,8 +77,8 @@ def assert_valid_and_self_contained(page: str) -> None:
     assert not any(re.search(r"\bnan\b", plot) for plot in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
 
 
-def browse(page: Path, profile: Path, fragment: str = "", width: int = 1280) -> tuple[str, list[str]]:
-    """Return the document after the scripts ran, and what was written to the console."""
+def browse(page: Path | str, profile: Path, fragment: str = "", width: int = 1280) -> tuple[str, list[str]]:
+    """Return the document of a file or an address after the scripts ran, and what was written to the console."""
     assert BROWSER is not None
     command = [
         BROWSER,
@@ -95,7 +95,7 @@ def browse(page: Path, profile: Path, fragment: str = "", width: int = 1280) -> 
         "--enable-logging=stderr",
         "--virtual-time-budget=3000",
         "--dump-dom",
-        f"{page.as_uri()}{fragment}",
+        f"{page if isinstance(page, str) else page.as_uri()}{fragment}",
     ]
     done = subprocess.run(command, capture_output=True, check=True, timeout=250, encoding="utf-8", errors="replace")
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

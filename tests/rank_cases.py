@@ -19,6 +19,7 @@ from typing import Any
 import tiny
 import torch
 from safetensors.torch import save_file
+from sampler_server import SamplerServer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from teacher_server import TeacherServer
@@ -86,6 +87,20 @@ def taught_by_a_server(kind: type[TextAlgorithm] = Reinforce, **settings: Any) -
     return learner(kind, teacher=url, teacher_retries=0, max_failed_teacher=1.0, **settings)
 
 
+@cache
+def sampler_url() -> str:
+    """The address of a sampler that fails for some prompts, which one process of the job serves until it ends."""
+    server = SamplerServer(tiny.model(vocabulary=len(WORDS) + 1), TOKENIZER, max_model_len=tiny.CONTEXT)
+    server.fails = lambda tokens: sum(tokens) % 5 == 0
+    Thread(target=server.serve_forever, daemon=True).start()
+    return server.url
+
+
+def sampled_by_a_server(**settings: Any) -> TextAlgorithm:
+    url = ranks.join().from_main(sampler_url)
+    return learner(GRPO, sampler=url, sampler_retries=0, max_failed_sampler=1.0, max_mismatch=5.0, **settings)
+
+
 CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "reinforce": lambda _: learner(),
     "grpo, 2 epochs": lambda _: learner(GRPO, epochs=2, normalise_rewards=True, drop_even_groups=True),
@@ -122,6 +137,10 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     ),
     "a served teacher in the reward of ppo": lambda _: taught_by_a_server(
         PPO, combination="in_reward", divergence="reverse_kl", estimator="sampled", epochs=2
+    ),
+    "a served sampler that fails": lambda _: sampled_by_a_server(mixture="prompt", student_fraction=0.6),
+    "a served sampler one update ahead": lambda _: sampled_by_a_server(
+        staleness=1, policy_loss="clipped", sampler_weights="gloo", task={"reply": answer, "max_new_tokens": 16}
     ),
     "a gate of ranks in the batch": lambda _: learner(gate="tip", student_fraction=0.6, mixture="prompt"),
     "student and teacher together": lambda _: learner(

@@ -41,8 +41,9 @@ class TeacherServer(ThreadingHTTPServer):
         max_model_len: int = 256,
         max_logprobs: int = 1024,
         extra: int = 0,
+        handler: type[BaseHTTPRequestHandler] | None = None,
     ) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(("127.0.0.1", port), handler or Handler)
         self.module, self.tokenizer, self.name = module, tokenizer, name
         self.max_model_len, self.max_logprobs, self.extra = max_model_len, max_logprobs, extra
         self.lock, self.over, self.release = threading.Lock(), threading.Event(), threading.Event()
@@ -90,7 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, {"object": "list", "data": [card]} if self.path == "/v1/models" else {"error": self.path})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def answer(self, asked: dict[str, Any]) -> None:
         if asked["model"] != self.server.name:
             return self.reply(404, {"error": {"message": f"The model {asked['model']} does not exist."}})
         if self.path == "/detokenize":

@@ -406,6 +406,34 @@ def test_the_kl_over_texts_is_the_sum_of_the_expected_kls_at_their_prefixes():
     assert total == pytest.approx(sequence_kl(student, teacher).item(), abs=1e-9)
 
 
+def test_on_texts_of_an_older_student_the_exact_divergence_needs_no_ratio_and_the_sampled_one_is_another():
+    student, teacher, old = policy(0), policy(1), policy(2)
+
+    def over_old_texts(source: Source, **estimator: str) -> Tensor:
+        objective = equation_5(alpha=1.0, divergence_reduction="sequence_sum", **estimator)
+        total = torch.zeros(())
+        for y in ALL:
+            with torch.no_grad():
+                probability = log_likelihood(old, y).exp()
+            one = gradient(objective, student, teacher, [trajectory(PROMPT, y, source)], torch.zeros(1, 1))
+            total = total + probability * one
+        return total
+
+    found, sampled = over_old_texts(Source.REPLAY), over_old_texts(Source.STUDENT, estimator="sampled")
+    # E_{y ~ old} sum_n KL(p_S || p_T) at y's prefixes, by autograd: a sum over given prefixes, in which p_S(y) is not.
+    student.module.zero_grad()
+    for y in ALL:
+        ids = torch.tensor([[*PROMPT, *y]])
+        with torch.no_grad():
+            probability, log_p_TV = log_likelihood(old, y).exp(), teacher.module(ids).logits[0].log_softmax(-1)
+        log_q_TV = student.module(ids).logits[0].log_softmax(-1)
+        places = range(len(PROMPT) - 1, len(PROMPT) - 1 + len(y))
+        (probability * sum(reverse_kl(log_p_TV[n], log_q_TV[n]) for n in places)).backward()
+    exact = torch.cat([p.grad.flatten() for p in student.module.parameters()])
+    torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-6)
+    assert (sampled - exact).norm() > 0.1 * exact.norm()
+
+
 def test_the_entropy_bonus_has_the_gradient_of_the_entropy():
     student, with_bonus = policy(0, temperature=1.3), equation_5(alpha=0.0, entropy_bonus=0.7)
     given = gradient(with_bonus, student, None) - gradient(equation_5(alpha=0.0), student, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from on_request import minutes
 
-from rlgkd.scripts.config.run import recipe_names
+from rlgkd.scripts.config.recipes import recipe_names
 
 ROOT = Path(__file__).parent.parent
 LOADED = re.compile(r'<(?:script|img)[^>]* src="([^"]+)"|<link rel="stylesheet" href="([^"]+)"')

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -27,9 +26,8 @@ from rlgkd.teachers.known_text import KnownText
 from rlgkd.teachers.outside import Answer
 from rlgkd.teachers.vllm import known_text, request
 from rlgkd.types import Episode
+from rlgkd.vllm_server import headers
 
-KEY = "VLLM_API_KEY"
-"""Environment variable of the server's key, which vLLM itself reads; sent as a bearer token if it is set."""
 BYTES_OF_TOKEN = 128
 """Of JSON, at most, for one token of the top k (85 are usual)."""
 MOVED = 0.25
@@ -111,15 +109,10 @@ class ServedTeacher:
         if len(logp_T) == len(self.fixed_logp_T):
             self._check_moved(self.fixed_logp_T, np.array(logp_T))
 
-    def headers(self) -> dict[str, str]:
-        """What is sent with each request."""
-        key = os.environ.get(KEY, "").strip()
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
     async def _ask_all(self, texts: Sequence[tuple[list[int], list[int]]], answers: Sequence[Answer]) -> None:
         """Ask for each text, and leave what comes of it in its answer."""
         try:
-            async with self.server.open(self.headers()) as post:
+            async with self.server.open(headers()) as post:
                 await asyncio.gather(
                     *(self._ask(post, *text, answer) for text, answer in zip(texts, answers, strict=False))
                 )

@@ -15,8 +15,13 @@ from rlgkd.scripts.report.html import template_environment
 
 def write_report(out: Path) -> Path:
     """Write `report.html` into the folder of a comparison and return its path."""
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    timing = json.loads((out / "timing.json").read_text(encoding="utf-8"))
-    page = template_environment().get_template("comparison.html").render(**comparison_view(results, timing))
+    page = comparison_page(out)
     checkpoint.atomic_write(out / "report.html", page.encode("utf-8", errors="replace"))
     return out / "report.html"
+
+
+def comparison_page(out: Path, **more: object) -> str:
+    """Return the page of a comparison that has results; `more` is what its templates take besides."""
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    timing = json.loads((out / "timing.json").read_text(encoding="utf-8"))
+    return template_environment().get_template("comparison.html").render(**comparison_view(results, timing), **more)

@@ -21,7 +21,7 @@ from rlgkd.scripts.comparison.run_cell import MEASURED, block_means, rounded
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.folder import TIMES
-from rlgkd.scripts.runs.recorder import read_rows
+from rlgkd.scripts.runs.tables import read_rows
 from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
 from rlgkd.teachers.names import is_outside

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import gymnasium as gym
 
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.scripts.config.run import RECIPES, AgentName, RunConfig, config_of, read, recipe_names
+from rlgkd.scripts.config.recipes import RECIPES, recipe_names
+from rlgkd.scripts.config.run import AgentName, RunConfig, config_of, read
 from rlgkd.settings import REQUIRED, Declared, arguments_of
 
 METHOD_COORDINATES = (

@@ -40,9 +40,9 @@ def folder_name(name: str) -> str:
 def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """The setting with its paths made absolute, each from the first of the folders that holds it.
 
-    Paths are the models, `teacher_texts`, `teacher_map`, `trackers`, and of the environment's settings `tokenizer`,
-    `data`, `reward`, `quality`, `tools`. The last four and `trackers` may be Python: `module:name`, where the module is
-    a file of a folder, becomes `/folder/module.py:name`.
+    Paths are the models, `teacher_texts`, `teacher_map`, `sampler_folder`, `trackers`, and of the environment's
+    settings `tokenizer`, `data`, `reward`, `quality`, `tools`. The last four and `trackers` may be Python:
+    `module:name`, where the module is a file of a folder, becomes `/folder/module.py:name`.
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
@@ -52,7 +52,7 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
         return {name: settled(key, one, folders) for name, one in value.items()}
     if key in ("student", "teacher", "reference_model", "tokenizer"):
         return _model(value, folders)
-    if key in ("teacher_texts", "teacher_map") and isinstance(value, str):
+    if key in ("teacher_texts", "teacher_map", "sampler_folder") and isinstance(value, str):
         return _found(value, folders) or os.path.abspath(folders[0] / Path(value).expanduser())  # yet to be written
     if key == "data":
         return _data(value, folders)

@@ -5,8 +5,7 @@ Outside, all are one flat list of names. Unknown ones are refused with the neare
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -17,20 +16,19 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import AlgorithmConfig, Count, Positive
-from rlgkd.agents.old_settings import upgraded
+from rlgkd.agents.defaults import CHOSEN as CHOSEN_BY_AGENTS
 from rlgkd.envs.registry import text_env_ids
-from rlgkd.errors import SettingError, one_line, unknown_remedy
-from rlgkd.file_kinds import check_file
+from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.other_names import OTHERS
 from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.recipes import values_of
 from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
 from rlgkd.teachers.names import is_self
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 BRINGS_MODELS = {
     "rlgkd/GroundedSummary-v0": "embedded:grounded",
     "rlgkd/Arithmetic-v0": "embedded:arithmetic",
@@ -39,6 +37,8 @@ BRINGS_MODELS = {
 """Environments with a student and a teacher of their own, which are the default there."""
 OF_THE_ENVIRONMENT = ("env_settings", "student", "student_layers", "teacher")
 """Settings of a recipe that mean nothing on another environment."""
+CHOSEN = (*CHOSEN_BY_AGENTS, "eval_prompts", "eval_every_prompts")
+"""Settings that are chosen by the model and the job where they are not given, or `auto` (docs/defaults.md)."""
 MAX_QUOTED = 100
 """Characters of a value that an error shows in quotes."""
 AgentName = Literal["Reinforce", "RLOO", "GRPO", "PPO", "Distill"]
@@ -89,7 +89,7 @@ class RunConfig(Settings):
     eval_split: str = "test"
     """Split of the evaluation before and after."""
     eval_prompts: Count = 256
-    """Prompts of the evaluation."""
+    """Prompts of the evaluation; for larger models on a CPU fewer, if not given (docs/defaults.md)."""
     eval_seed: Annotated[int, Ge(0)] = 0
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
     eval_every: Annotated[int, Ge(0)] = 0
@@ -224,12 +224,13 @@ def setting_names() -> list[str]:
     return list(dict.fromkeys([*own, *of_agents]))
 
 
-def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def read(source: str | Path, overrides: Sequence[str] = (), *, recipe: str = "") -> RunConfig:
+def read(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    recipe: str = "",
+    choose: Callable[[RunConfig, frozenset[str]], Mapping[str, Any]] | None = None,
+) -> RunConfig:
     """Settings from a recipe's name or a YAML file, with `key=value` overrides (values in YAML).
 
     Paths in a file are looked up from its folder, then from the current one; those of overrides from the current one.
@@ -239,40 +240,23 @@ def read(source: str | Path, overrides: Sequence[str] = (), *, recipe: str = "")
         source: The recipe or file.
         overrides: Put over it.
         recipe: What `source` is put over, if given: a method's recipe under the file of a task.
+        choose: Returns values for settings that are not given, by the whole and the names of those that are
+            (rlgkd.scripts.config.choices).
 
     Raises: SettingError for an unknown recipe, a missing or malformed file, an unknown key or a value out of range.
     """
-    values, of_recipe = _values_of(recipe or source)
-    over = _values_of(source)[0] if recipe else {}
+    default_agent, default = (RunConfig.model_fields[name].default for name in ("agent", "env"))
+    values, of_recipe = values_of(recipe or source, default_agent)
+    over = values_of(source, default_agent)[0] if recipe else {}
     chosen = override(put_over(values, over), overrides)
-    default = RunConfig.model_fields["env"].default
     if of_recipe and chosen.get("env", default) != values.get("env", default):
         values = {key: value for key, value in values.items() if key not in OF_THE_ENVIRONMENT}
         chosen = override(put_over(values, over), overrides)
-    return check(chosen)
-
-
-def _values_of(source: str | Path) -> tuple[dict[str, Any], bool]:
-    """A file's values with its paths settled, and whether it is a recipe's."""
-    path = Path(source)
-    is_recipe = path.suffix not in (".yaml", ".yml")
-    if is_recipe:
-        path = RECIPES / f"{source}.yaml"
-        if not os.path.isfile(path):
-            remedy = f"{unknown_remedy(str(source), recipe_names())}, or a .yaml file"
-            raise SettingError("recipe", str(source), remedy)
-    try:
-        check_file(path)
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError("settings", str(source), f"it could not be read: {one_line(error, 200)}") from error
-    if not isinstance(values, dict):
-        raise SettingError("settings", str(source), "write `key: value` lines")
-    for key in values:
-        if not isinstance(key, str):
-            raise SettingError("setting", key, f"a setting's name is a text; see {source}")
-    values = {key: settled(key, value, [path.parent, Path()]) for key, value in values.items()}
-    return upgraded(values, values.get("agent") or RunConfig.model_fields["agent"].default), is_recipe
+    config = check(chosen)
+    if choose is None:
+        return config
+    given = frozenset(name for name, value in chosen.items() if value is not None and not _is_left(name, value))
+    return check({**chosen, **choose(config, given)})
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -322,12 +306,18 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     Raises: SettingError.
     """
     known = setting_names()
+    values = {key: value for key, value in values.items() if not _is_left(key, value)}
     for key in values:
         if key not in known:
             ours = OTHERS.get(str(key))
             remedy = f"here it is {ours}" if ours else unknown_remedy(str(key), known)
             raise SettingError("setting", key, remedy)
     return RunConfig(**values)
+
+
+def _is_left(name: str, value: object) -> bool:
+    """Whether a setting says that it is to be chosen by the model."""
+    return value == "auto" and name in CHOSEN
 
 
 def dump(config: RunConfig) -> str:

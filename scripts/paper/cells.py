@@ -11,7 +11,8 @@ from typing import Any
 
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import Cell, Grid
-from rlgkd.scripts.config.run import RECIPES, check
+from rlgkd.scripts.config.recipes import RECIPES
+from rlgkd.scripts.config.run import check
 
 METHOD_SETTINGS = (
     "agent",

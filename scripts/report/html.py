@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError, shown
 from rlgkd.scripts.report.formatting import compact
-from rlgkd.scripts.report.run_files import read_run
+from rlgkd.scripts.report.run_files import RunFiles, read_run
 from rlgkd.scripts.report.view import run_view
 
 
@@ -31,11 +31,16 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise CheckpointError("run", str(run), "name the folder that a training wrote")
-    page = shown(template_environment().get_template("report.html").render(**run_view(read_run(run))))
+    page = run_page(read_run(run))
     path = run / "report.html"
     # A reader may have the page open while it is written again. A model's text may hold a lone surrogate.
     checkpoint.atomic_write(path, page.encode("utf-8", errors="replace"))
     return path
+
+
+def run_page(files: RunFiles, **more: object) -> str:
+    """Return the page of a run; `more` is what its templates take besides, such as what makes it live."""
+    return shown(template_environment().get_template("report.html").render(**run_view(files), **more))
 
 
 def template_environment() -> Environment:

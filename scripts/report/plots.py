@@ -24,6 +24,7 @@ _CURVES: Final = (
     ("rollout/ep_len_mean", "Length", "tokens per text"),
     ("train/entropy", "Entropy", "nats"),
     ("train/alpha", "Alpha", "weight of the divergence"),
+    ("train/mismatch", "Mismatch of the sampler", "nats/token"),
 )
 """Column of progress.csv, label, unit."""
 OFF_POLICY_REWARD: Final = "Reward of the texts it learned from"
@@ -42,7 +43,7 @@ def training_curves(
         stages: Tokens at which each stage began; none for a run without stages.
         off_policy: Whether all texts came from data or the teacher, so that their reward is not the student's.
     """
-    axis, x = _x_axis(progress)
+    axis, x = x_axis(progress)
     panels: list[Panel] = []
     for column, usual_label, unit in (*_CURVES, *_curves_of_teachers(progress)):
         label = OFF_POLICY_REWARD if off_policy and column == "rollout/ep_rew_mean" else usual_label
@@ -87,7 +88,7 @@ def held_out_curves(
 
     The evaluation at `best` tokens is marked in the panel of the measure that is watched.
     """
-    axis, x = _x_axis(evaluations)
+    axis, x = x_axis(evaluations)
     panels: list[Panel] = []
     for name in dict.fromkeys(measures):
         metric, unknown = metric_of(name), np.full(len(x), math.nan)
@@ -111,7 +112,7 @@ def held_out_curves(
     return panels
 
 
-def _x_axis(progress: Mapping[str, Floats]) -> tuple[str, Floats]:
+def x_axis(progress: Mapping[str, Floats]) -> tuple[str, Floats]:
     """Return the unit and the values of the horizontal axis: generated tokens, else updates."""
     for name, column in (("tokens", "time/total_timesteps"), ("updates", "time/iterations")):
         values = progress.get(column, np.empty(0))
@@ -122,6 +123,17 @@ def _x_axis(progress: Mapping[str, Floats]) -> tuple[str, Floats]:
 
 
 def _curve_figure(x: Floats, y: Floats, smooth: Floats, axis: str, stages: Sequence[float] = ()) -> Figure:
+    axes = curve_axes(x[-1], axis, stages)
+    axes.plot(x, y, color=COLOURS["after"], alpha=0.3, linewidth=0.9)
+    axes.plot(x, smooth, color=COLOURS["after"], linewidth=2.2)
+    axes.plot(x[-1:], smooth[-1:], "o", color=COLOURS["after"], markersize=5)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def curve_axes(end: float, axis: str, stages: Sequence[float] = ()) -> Axes:
+    """Return the axes of a new figure for curves over training up to `end`, with bands for the stages."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -129,16 +141,13 @@ def _curve_figure(x: Floats, y: Floats, smooth: Floats, axis: str, stages: Seque
     axes = figure.add_axes((0.115, 0.19, 0.865, 0.77))
     strip_frame(axes)
     axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
-    axes.plot(x, y, color=COLOURS["after"], alpha=0.3, linewidth=0.9)
-    axes.plot(x, smooth, color=COLOURS["after"], linewidth=2.2)
-    axes.plot(x[-1:], smooth[-1:], "o", color=COLOURS["after"], markersize=5)
-    _draw_stages(axes, stages, x[-1])
+    _draw_stages(axes, stages, end)
     axes.set_xlabel(axis, color=COLOURS["muted"], labelpad=3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    return figure
+    return axes
 
 
 def _draw_stages(axes: Axes, stages: Sequence[float], end: float) -> None:

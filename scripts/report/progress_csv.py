@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-GROUPS = ("rollout/", "time/", "train/")
+GROUPS = ("rollout/", "time/", "train/", "agreement/")
 """What the name of a column begins with."""
 PART = "rollout/reward/"
 """What the column of a reward's part begins with; the rest is the user's own name."""

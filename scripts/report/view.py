@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from rlgkd.scripts.report.agreement import agreement_panels
 from rlgkd.scripts.report.examples import Example, read_example
 from rlgkd.scripts.report.formatting import duration, whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
@@ -35,8 +36,10 @@ def run_view(files: RunFiles) -> dict[str, Any]:
         "headlines": headlines(rows, summary),
         "exploited": exploited(rows),
         "remarks": remarks(summary),
+        "warnings": warnings(summary),
         "marks": MARKS,
         "curves": training_curves(files.progress, stage_beginnings(summary), off_policy=off_policy(files.config)),
+        "agreement": agreement_panels(files.progress, stage_beginnings(summary)),
         "held_out": held_out(files),
         "stages": stages(summary),
         "dumbbells": dumbbells(rows),
@@ -45,6 +48,11 @@ def run_view(files: RunFiles) -> dict[str, Any]:
         "config": files.config_text,
         "problems": files.problems,
     }
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """Return what guards said while the run trained (docs/guards.md)."""
+    return [message for message in to_list(summary.get("warnings")) if isinstance(message, str)]
 
 
 def stage_beginnings(summary: Mapping[str, Any]) -> list[float]:

@@ -12,6 +12,7 @@ part, since an evaluation is a collective call, and all come to the same state; 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from rlgkd.scripts.report.metrics import metric_of
 from rlgkd.scripts.runs.folder import EVALUATIONS
 from rlgkd.scripts.runs.goal import Goal
 from rlgkd.scripts.runs.model_folders import publish, save_better
-from rlgkd.scripts.runs.recorder import ProgressCsv
+from rlgkd.scripts.runs.overfitting import RecentRewards, warn
 from rlgkd.scripts.runs.run_state import NONE_UNKNOWN, RunState
 from rlgkd.scripts.runs.stages import check_goals, ended_early, follow, goals, why_over
 from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.tables import ProgressCsv
 from rlgkd.statistics import Interval
 from rlgkd.teachers import Teacher
 from rlgkd.teachers.served import ServedTeacher
@@ -65,6 +67,7 @@ class Course(BaseCallback):
         self.unknown: Mapping[str, Sequence[int]] = NONE_UNKNOWN
         """Measures of it that are not known at some prompts, with the prompts' numbers."""
         self.model: TextAlgorithm
+        self._rewards = RecentRewards()
         self._whole = True
         """Whether the update that was begun last was finished."""
 
@@ -113,6 +116,8 @@ class Course(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self._whole = self.locals["going"]
+        if self._whole:
+            self._rewards.add(self.model.trajectories)
 
     def _on_training_end(self) -> None:
         tokens = self.model.num_timesteps
@@ -126,6 +131,7 @@ class Course(BaseCallback):
 
     def _evaluate(self) -> None:
         model, settings, tokens = self.model, self.settings, self.model.num_timesteps
+        began = time.perf_counter()
         evaluation = evaluate(
             model.student,
             self.teacher,
@@ -135,7 +141,12 @@ class Course(BaseCallback):
             seed=settings.eval_seed,
             ranks=model.ranks,
         )
+        # In the row of the update that follows it in times.csv.
+        self.logger.record("time/evaluation", time.perf_counter() - began, exclude="csv")
         self.scores, self.unknown = evaluation.scores(), evaluation.unknown_prompts()
+        prompts = f"{settings.eval_every_prompts} {settings.eval_every_split} prompts"
+        if settings.eval_every_split != model.split:
+            warn(model.watch, self._rewards.interval, self.scores["reward"], prompts)
         check_goals(settings, self.scores)
         self.state = self.state.after_evaluation(
             self.scores,

@@ -17,10 +17,11 @@ from rlgkd.scripts.runs.course import Course
 from rlgkd.scripts.runs.events import events_if_installed
 from rlgkd.scripts.runs.folder import CHECKPOINTS, MODEL, PROGRESS, ROLLOUTS, TENSORBOARD, TIMES
 from rlgkd.scripts.runs.model_folders import save_model
-from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, TimesCsv
+from rlgkd.scripts.runs.recorder import Recorder
 from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.stages import ended_early
 from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.tables import ProgressCsv, TimesCsv
 from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.teachers import Teacher

@@ -1,77 +1,33 @@
-"""The files that a run writes while it trains, its checkpoints, and its live line."""
+"""What a run writes while it trains besides its tables: checkpoints and texts; and its live line."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
-from rlgkd.scripts.report.lenient import to_float
-from rlgkd.scripts.report.progress_csv import read_table, write_rows, write_table
 from rlgkd.scripts.runs.events import Events
 from rlgkd.scripts.runs.folder import CHECKPOINTS, EVALUATIONS, GROWING, ROLLOUTS
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
+from rlgkd.scripts.runs.speed import memory, spent
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tracked import text_row
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
 from rlgkd.teachers import RoutedTeachers
 from rlgkd.types import Trajectory
-
-SLOW_REWARD_SECONDS = 0.1
-"""The live line shows the time that an update's reward takes if it is longer than this."""
-
-
-class ProgressCsv(KVWriter):
-    """Appends a row for each update; a column that comes later is empty in the rows before it.
-
-    Unlike SB3's, it goes on with the file of a run that was stopped.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        checkpoint.GrowingFile(path).close()
-        self.names, _ = read_rows(path)
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Append one row."""
-        row = {name: str(value) for name, value in key_values.items() if self.wants(name, key_excluded[name] or ())}
-        if new := sorted(row.keys() - {*self.names}):
-            _, rows = read_rows(self.path)
-            self.names += new
-            checkpoint.atomic_write(self.path, write_table(self.names, [[*old, *[""] * len(new)] for old in rows]))
-        with checkpoint.GrowingFile(self.path) as file:
-            file.write(write_rows([[row.get(name, "") for name in self.names]]))
-
-    def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
-        """Return whether a value belongs into this file."""
-        return "csv" not in excluded
-
-    def close(self) -> None:
-        """Nothing stays open between two rows."""
-
-
-class TimesCsv(ProgressCsv):
-    """The seconds of each update, in a file of their own: they differ from run to run, progress.csv does not."""
-
-    def wants(self, name: str, excluded: tuple[str, ...]) -> bool:
-        """Keep the names that begin with time/."""
-        return name.startswith("time/")
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
@@ -90,39 +46,6 @@ def strict_json(value: Any, indent: int | None = None) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(known(value), indent=indent, allow_nan=False)
-
-
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of progress.csv or times.csv, without a last row that was not written to its end."""
-    text = path.read_bytes().decode(errors="replace")
-    return read_table(text[: text.rfind("\n") + 1])
-
-
-def number_of_rows(path: Path) -> int:
-    """Return how many updates progress.csv or times.csv has; a file that is missing or not CSV has none."""
-    try:
-        return len(read_rows(path)[1])
-    except (FileNotFoundError, csv.Error):
-        return 0
-
-
-def tokens_of_row(path: Path, row: int) -> float:
-    """Return the tokens that a row of progress.csv has, counted from 1; NaN if it has none."""
-    names, rows = read_rows(path)
-    return to_float(dict(zip(names, rows[row - 1], strict=True)).get("time/total_timesteps"))
-
-
-def cut_rows(path: Path, rows: int) -> None:
-    """Shorten progress.csv or times.csv to this number of rows, if it has more."""
-    if not path.exists():
-        return
-    text = ""
-    if rows:
-        with suppress(csv.Error):  # damaged times: `number_of_rows` has seen that progress.csv is whole
-            names, have = read_rows(path)
-            text = write_table(names, have[:rows])
-    if text.encode() != path.read_bytes():
-        checkpoint.atomic_write(path, text)
 
 
 class BetweenUpdates(Protocol):
@@ -176,6 +99,8 @@ class Recorder(BaseCallback):
         self.quiet = quiet
         self.console = console
         self.model: TextAlgorithm
+        self._shared = math.nan
+        """The share of the teacher's top 20 tokens that are the student's too, where it was measured last."""
         self._saved_at = time.monotonic()
         self._saved_update = -1
         """The update of the newest checkpoint, which a resumed run must not write again."""
@@ -210,6 +135,8 @@ class Recorder(BaseCallback):
         self._goes_on = self.locals["going"]
         if not self._goes_on:
             return  # texts that were cut off, which no update learns from
+        for name, value in memory(self.model.device).items():
+            self.logger.record(name, value, exclude="csv")
         records = [self._record(trajectory) for trajectory in self.model.trajectories]
         for record in records:
             self.rollouts.write(strict_json(record) + "\n")
@@ -266,9 +193,10 @@ class Recorder(BaseCallback):
         ]
         if self.course is not None:
             pieces[1:1] = self.course.shown()
-        reward_seconds = metrics.get("time/reward", 0.0)
-        if reward_seconds > SLOW_REWARD_SECONDS:
-            pieces.append(f"scoring {reward_seconds:.1f} s")
+        self._shared = metrics.get("agreement/top20_shared", self._shared)
+        if math.isfinite(self._shared):
+            pieces.append(f"top 20 shared {self._shared:.0%}")
+        pieces += spent(metrics)
         self._line.update(self._task, description=cut_to_width(pieces, self.console))
         if self.quiet and updates % 10 == 0:
             say(self.console, "  ".join(pieces))

@@ -24,10 +24,10 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.changed_settings import ChangedSettings, changed_settings, restore
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, EVALUATIONS, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
 from rlgkd.scripts.runs.model_folders import settle
-from rlgkd.scripts.runs.recorder import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.rollouts import damaged_lines
 from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.stages import ended_early, follow
+from rlgkd.scripts.runs.tables import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.text_ids import check_text_ids
 from rlgkd.teachers.served import ServedTeacher
 

@@ -19,6 +19,7 @@ from rlgkd.rollout import MAX_CHECKED
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config import run as run_config
 from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.recipes import recipe_names
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.secret_masks import masked
@@ -116,7 +117,7 @@ def teach(
 
 def _settings(data: str, overrides: Sequence[str], teacher: str) -> RunConfig:
     """The settings of the run: a recipe's, a YAML file's, or those of a data file."""
-    is_settings = data.endswith((".yaml", ".yml")) or data in run_config.recipe_names()
+    is_settings = data.endswith((".yaml", ".yml")) or data in recipe_names()
     if is_settings:
         return run_config.read(data, overrides)
     values: Mapping[str, Any] = {"env": "rlgkd/Dataset-v0", "env_settings": {"data": data}, "teacher": teacher}

@@ -42,6 +42,7 @@ from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, ch
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.sources import sources
+from rlgkd.scripts.runs.speed import speed
 from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import held_out, rewards_of, stages, summarise
@@ -252,10 +253,8 @@ def _evaluated_run(
     taught = before if settings.teacher_writes_as_start else None
     if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
-    say(
-        console,
-        f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {time.perf_counter() - began:.0f} s",
-    )
+    evaluating = time.perf_counter() - began
+    say(console, f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {evaluating:.0f} s")
     more = settings.algorithm.teacher.teacher_prompt
     if taught is not None and more is not None and not reads_sibling(more):
         say(console, what_more_gains(before, taught))
@@ -264,19 +263,23 @@ def _evaluated_run(
     if taught is not None:
         send_evaluation(trackers, taught, 0, part="teacher")
     state = fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=quiet, console=console)
+    trained = time.perf_counter()
     after = evaluate(agent.student, teacher, agent.task, **scored)
+    evaluating += time.perf_counter() - trained
     send_evaluation(trackers, after, agent.num_timesteps)
     if not ranks.main:
         return None
     summary = summarise(settings, agent, before, after, taught)
     summary["rewards"] = rewards_of(out, agent)
     summary["sources"] = made_from
+    summary["warnings"] = agent.watch.messages
     if found.history:
         summary["changes"] = [asdict(change) for change in found.history]
     if settings.eval_every:
         summary["held_out"] = held_out(settings, state)
     if settings.stages:
         summary["stages"] = stages(settings, state, agent.num_timesteps)
+    summary["speed"] = speed(out, agent.num_timesteps, evaluating, agent.device)
     summary["seconds"] = round(time.perf_counter() - began, 1)
     checkpoint.atomic_write(out / SUMMARY, strict_json(summary, indent=1) + "\n")
     page = html.write_report(out)

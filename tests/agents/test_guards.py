@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd.agents import Distill, Reinforce
 from rlgkd.agents.guards import GUARDS, Watch
 from rlgkd.envs.sb3 import TextVecEnv
+from rlgkd.scripts.runs.overfitting import RecentRewards, warn
+from rlgkd.statistics import Interval
+from rlgkd.types import Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 FINE = {
-    "train/entropy": 1.0,
-    "train/divergence": 0.5,
-    "train/grad_norm": 1.0,
+    "train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "train/alpha": 0.5, "train/mismatch": 1e-6,
+    "train/policy_grad_norm": 1.0, "train/divergence_grad_norm": 0.5, "agreement/gap_p99": 3.0,
+    "rollout/ended": 0.5, "rollout/ep_rew_mean": 0.5, "rollout/ep_len_mean": 16.0, "rollout/repeated": 0.05,
     "train/gate_right": 0.5,
-    "rollout/ended": 0.5,
-    "rollout/ep_rew_mean": 0.1,
-}
+}  # fmt: skip
 LOG_VOCABULARY = math.log(1000)
 
 
@@ -47,6 +51,14 @@ def said(caplog):
         ({"rollout/ended": 0.0}, 20, "max_new_tokens"),
         ({"train/grad_norm": 0.0}, 6, "gradient"),
         ({"train/gate_right": 0.0}, 5, "gate"),
+        ({"train/entropy": 1.4, "train/divergence": 0.8}, 5, "learning_rate"),
+        ({"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 8.0}, 10, "reward"),
+        ({"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 40.0}, 10, "reward"),
+        ({"rollout/ep_rew_mean": 0.8, "rollout/repeated": 0.5}, 5, "reward"),
+        ({"agreement/gap_p99": 30.0}, 2, "gap"),
+        ({"train/policy_grad_norm": 99.0}, 2, "alpha"),
+        ({"train/divergence_grad_norm": 99.0}, 2, "alpha"),
+        ({"train/mismatch": 0.3}, 3, "mismatch"),
     ],
 )
 def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, name):
@@ -61,7 +73,7 @@ def test_a_gate_for_which_all_texts_are_right_is_reported_only_if_they_were_from
 
 
 def test_every_guard_is_among_them():
-    assert len(GUARDS) == 7
+    assert len(GUARDS) == 13 == len({guard.name for guard in GUARDS})
 
 
 @pytest.mark.parametrize(
@@ -69,12 +81,23 @@ def test_every_guard_is_among_them():
     [
         {},
         {"train/entropy": 0.2, "train/divergence": 4.0},
+        {"rollout/ep_rew_mean": 0.4, "rollout/ep_len_mean": 8.0, "rollout/repeated": 0.6},  # no reward pays for it
+        {"rollout/ep_rew_mean": 0.9, "rollout/ep_len_mean": 8.0, "train/alpha": 1.0},  # nor is it trained on
+        {"train/policy_grad_norm": 99.0, "train/divergence": 0.0},  # the teacher is the start
         {"train/entropy": math.nan, "train/divergence": math.nan, "rollout/ended": math.nan},
     ],
 )
 def test_other_updates_are_fine(said, metrics):
     assert said({}, *[metrics] * 50) == []
     assert said(*[metrics] * 50, fine={}) == []
+
+
+def test_what_is_measured_at_some_updates_is_compared_at_these(said):
+    """An update between two measurements says nothing, and does not end a streak."""
+    heavy, unmeasured = {"agreement/gap_p99": 30.0}, {"agreement/gap_p99": math.nan}
+    assert said(heavy, unmeasured, unmeasured) == []
+    assert said(heavy, unmeasured, unmeasured, heavy) == ["gap"]
+    assert said(heavy, {}, unmeasured, heavy) == []
 
 
 def test_of_several_processes_one_speaks(caplog):
@@ -84,21 +107,83 @@ def test_of_several_processes_one_speaks(caplog):
     assert not caplog.records
 
 
-def trained(kind, *, updates: int, max_new_tokens: int = 6, **settings) -> None:
-    task = tiny.WordTask(TOKENIZER, lambda text: float(text.count("B")), max_new_tokens=max_new_tokens)
+def trained(kind, reward=lambda text: float(text.count("B")), *, updates: int, max_new_tokens: int = 6, **settings):
+    """Train a small student, with a callback if one is among the settings."""
+    callback = settings.pop("callback", None)
+    task = tiny.WordTask(TOKENIZER, reward, max_new_tokens=max_new_tokens)
     student, teacher = (tiny.model(vocabulary=4, seed=seed) for seed in (0, 1))
     agent = kind(student, TextVecEnv(task), teacher=teacher, prompts_per_update=8, group_size=4, **settings)
     for _ in range(updates):
-        agent.learn(1, reset_num_timesteps=False)
+        agent.learn(1, callback, reset_num_timesteps=False)
+    return agent.watch.messages
 
 
-def test_a_training_with_a_far_too_high_learning_rate_is_told_to_collapse(caplog):
-    with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
-        trained(Reinforce, updates=30, alpha=0.0, learning_rate=0.3)
-    assert any("the texts collapse into one" in record.message for record in caplog.records)
+class ChangesTheModel(BaseCallback):
+    """Puts noise on the weights after texts were sampled."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        generator = torch.Generator().manual_seed(self.model.state.updates)
+        with torch.no_grad():
+            for parameter in self.model.student.module.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("message", "given"),
+    [
+        ("the texts collapse into one", {"updates": 30, "alpha": 0.0, "learning_rate": 0.3}),
+        (
+            "while texts went from",
+            {"reward": lambda text: float(len(text.split())), "updates": 30, "alpha": 0.0, "learning_rate": 0.03,
+             "max_new_tokens": 16},
+        ),
+        (
+            "while texts repeat themselves",
+            {"reward": lambda text: float(text.count("B")), "updates": 30, "alpha": 0.0, "learning_rate": 0.03,
+             "max_new_tokens": 16},
+        ),
+        (
+            "no text of 20 updates ended by itself",
+            {"reward": lambda text: float(len(text.split()) == 3), "updates": 40, "alpha": 0.0, "learning_rate": 0.1,
+             "max_new_tokens": 3},
+        ),
+        ("few tokens decide", {"updates": 2, "teacher_temperature": 0.01, "agreement_every": 1}),
+        ("one of them says nothing", {"updates": 2, "alpha": 1e-4, "gradient_norms_every": 1}),
+        ("did not write these texts", {"updates": 3, "callback": ChangesTheModel()}),
+        ("nothing is learnt", {"reward": lambda text: float("Z" in text), "updates": 6, "alpha": 0.0}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_training_that_is_made_to_fail_hears_of_it(message, given):
+    said = trained(Reinforce, **given)
+    assert any(message in one for one in said) or (
+        message == "nothing is learnt" and "nothing to learn from" in said[0]
+    )
 
 
 def test_a_distillation_that_works_hears_nothing(caplog):
     with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
-        trained(Distill, updates=30, learning_rate=0.003)
+        assert trained(Distill, updates=30, learning_rate=0.003, agreement_every=1) == []
     assert not caplog.records
+
+
+def test_a_mixture_that_works_hears_nothing():
+    given = {"alpha": 0.5, "learning_rate": 0.003, "agreement_every": 1, "gradient_norms_every": 5}
+    assert trained(Reinforce, lambda text: float(text.startswith("B")), updates=30, **given) == []
+
+
+def test_prompts_that_are_learnt_by_heart_are_told_by_held_out_ones():
+    """The reward of held-out prompts a fifth below that of the texts of training, their intervals apart."""
+    agent_texts, watch = RecentRewards(), Watch(LOG_VOCABULARY)
+    for reward in (1.0, 0.8) * 32:
+        agent_texts.add([SimpleNamespace(score=SimpleNamespace(reward=reward), source=Source.STUDENT)])
+        agent_texts.add([SimpleNamespace(score=SimpleNamespace(reward=0.0), source=Source.DATA)])
+    assert agent_texts.interval.mean == pytest.approx(0.9)
+    for held_out in (Interval(0.8, 0.75, 0.85), Interval(0.6, 0.3, 0.9), Interval()):
+        warn(watch, agent_texts.interval, held_out, "64 validation prompts")
+    assert watch.messages == []
+    warn(watch, agent_texts.interval, Interval(0.6, 0.5, 0.7), "64 validation prompts")
+    assert watch.messages[0].startswith("held-out: the reward is 0.6 (0.5 to 0.7) on 64 validation prompts")

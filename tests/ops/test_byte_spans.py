@@ -100,3 +100,31 @@ def test_spans_of_one_token_are_the_plain_signal_to_the_bit(gap) -> None:
         loss, records = objective.loss(logits_NV, teacher, written)
         found.append([torch.autograd.grad(loss, logits_NV)[0], records["divergence"], loss])
     assert all(torch.equal(plain, by_spans) for plain, by_spans in zip(*found, strict=True))
+
+
+def test_over_all_texts_of_a_span_the_expected_gradient_is_that_of_the_kl_of_its_bytes() -> None:
+    """Texts of two of the student's tokens that are one span: KL(p_S || p_T) over texts, none of it left out."""
+    generator = torch.Generator().manual_seed(0)
+    first_V = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_()
+    second_VV = torch.randn(3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    teacher_VV = torch.randn(9, generator=generator, dtype=torch.float64).log_softmax(0).view(3, 3)
+    parameters = [first_V, second_VV]
+    logp_VV = first_V.log_softmax(0)[:, None] + second_VV.log_softmax(1)
+    exact = torch.autograd.grad((logp_VV.exp() * (logp_VV - teacher_VV)).sum(), parameters)
+    expected = [torch.zeros_like(p) for p in parameters]
+    mean = 0.0
+    for one, other in itertools.product(range(3), repeat=2):
+        logits_NV = torch.stack([first_V, second_VV[one]])
+        token_N = torch.tensor([one, other])
+        logp_N = policy_loss.log_probability(logits_NV, token_N).detach()
+        span_N = torch.zeros(2, dtype=torch.int64)
+        known = known_spans(teacher_VV[one, other][None], span_N[:1], logp_N, span_N, 1)
+        written = dataclasses.replace(actions(logp_N), token_N=token_N)
+        loss, records = Objective(alpha=1.0, estimator="sampled").loss(logits_NV, known, written)
+        probability = logp_N.sum().exp()
+        mean += probability * records["divergence"].sum()
+        for total, slope in zip(expected, torch.autograd.grad(loss, parameters), strict=True):
+            total += probability * slope
+    for found, wanted in zip(expected, exact, strict=True):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(mean, (logp_VV.exp() * (logp_VV - teacher_VV)).sum().detach())

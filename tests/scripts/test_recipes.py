@@ -26,7 +26,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from rlgkd.lm import load_tokenizer, save
-from rlgkd.scripts.config.run import RECIPES, read, recipe_names
+from rlgkd.scripts.config.recipes import RECIPES, recipe_names
+from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -24,7 +24,7 @@ from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.changed_settings import changed_settings
-from rlgkd.scripts.runs.recorder import read_rows
+from rlgkd.scripts.runs.tables import read_rows
 
 SMALL = [
     "alpha=0.5", "tokens=300", "prompts_per_update=4", "group_size=2", "eval_prompts=2", "checkpoint_every=2",

@@ -19,8 +19,8 @@ from rlgkd.checkpoint import GrowingFile, atomic_write
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.report.html import write_report
 from rlgkd.scripts.runs import events, train
-from rlgkd.scripts.runs.recorder import ProgressCsv
 from rlgkd.scripts.runs.rollouts import damaged_lines, records
+from rlgkd.scripts.runs.tables import ProgressCsv
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from rlgkd import checkpoint
 from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
-from rlgkd.scripts.runs.recorder import ProgressCsv, Recorder, cut_rows, strict_json
+from rlgkd.scripts.runs.recorder import Recorder, strict_json
 from rlgkd.scripts.runs.stopping import StopRequest
+from rlgkd.scripts.runs.tables import ProgressCsv, cut_rows
 
 NAME = 'rollout/reward/right, "exact"'
 

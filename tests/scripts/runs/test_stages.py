@@ -26,7 +26,7 @@ from rlgkd.scripts.config.run import read
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.report.view import stage_beginnings
 from rlgkd.scripts.runs import train
-from rlgkd.scripts.runs.recorder import number_of_rows
+from rlgkd.scripts.runs.tables import number_of_rows
 
 STAGES = (
     "stages=[{alpha: 1, divergence: forward_kl, until: 'plateau(+length, 1)'}, "

@@ -1,0 +1,114 @@
+"""The page docs/frontier/results.md and its figures: each method's quality, its differences, and its paper's claim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlgkd import checkpoint
+from rlgkd.scripts.frontier.cells import CONTROL, DISTILLATION, EQ_5, OPD, RL, methods
+from rlgkd.scripts.frontier.findings import COLUMNS, Results, best_alpha, differences, speeds, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MEASURES = ("reward", "truth", "coverage", "rouge2", "exact", "chrf", "steps", "self_bleu", "reverse_kl", "length")
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
+
+
+def write_page(found: Mapping[str, Results], docs: Path) -> Path:
+    """Write results.md, a figure for each task, and the figures' numbers; return the page's path."""
+    docs.mkdir(parents=True, exist_ok=True)
+    lines = ["<!-- written by scripts/reproduce_frontier.py -->", ""]
+    numbers: dict[str, Any] = {}
+    for task, results in found.items():
+        picture = f"{_file_name(task)}.png"
+        draw(results, docs / picture)
+        lines += [f"## {task}", "", *_head(results), f"![Quality of each method]({picture})", ""]
+        lines += [*_difference_table(results), "", *_claim_table(results), "", *_score_table(results), ""]
+        numbers[task] = {cell["name"]: cell["scores"] for cell in results["cells"]}
+    checkpoint.atomic_write(docs / "means.json", json.dumps(numbers, indent=1) + "\n")
+    checkpoint.atomic_write(docs / "results.md", "\n".join(lines).rstrip() + "\n")
+    return docs / "results.md"
+
+
+def draw(results: Results, picture: Path) -> None:
+    """Draw each method's quality with its interval, and the two untrained models as lines."""
+    from matplotlib.figure import Figure
+
+    names = list(methods())
+    figure = Figure(figsize=(5.6, 0.24 * len(names) + 0.9), layout="constrained")
+    axes: Axes = figure.subplots()
+    scores = {cell["name"]: cell["scores"][results["quality"]] for cell in results["cells"]}
+    for line, name in enumerate(names):
+        score = scores[name]
+        errors = [[score["mean"] - score["low"]], [score["high"] - score["mean"]]]
+        colour = {CONTROL: ORANGE, RL: GREEN, DISTILLATION: GREEN, OPD: GREEN}.get(name, BLUE)
+        axes.errorbar(score["mean"], line, xerr=errors, color=colour, marker="o", ms=4, capsize=2, lw=1.2)
+    for name, dash in (("start", ":"), ("teacher", "--")):
+        mean = results["references"][name]["scores"][results["quality"]]["mean"]
+        axes.axvline(mean, color=GREY, ls=dash, lw=1)
+        axes.annotate(name, (mean, -0.7), ha="center", fontsize=7, color=GREY)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -1.2)
+    axes.set_xlabel(f"{results['quality']}, which no training sees", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=110, metadata={"Software": None})
+
+
+def _head(results: Results) -> list[str]:
+    cell = results["cells"][0]
+    return [
+        f"{len(cell['runs'])} seeds, {results['tokens']:,} tokens each, {results['prompts']} test prompts with two "
+        f"texts each; the measure that decides is {results['quality']}. Eq. 5 is at its best alpha on the validation "
+        f"prompts: {best_alpha(results)}.",
+        "",
+    ]
+
+
+def _difference_table(results: Results) -> list[str]:
+    """Return the lines of the differences, and of the tokens that each method needs."""
+    by_method, faster = differences(results), speeds(results)
+    columns = [f"less {column}" if column != EQ_5 else f"less {EQ_5} at its best" for column in COLUMNS]
+    lines = _table_head("method", [*columns, "fewer tokens, times"])
+    for name, by_column in by_method.items():
+        cells = [by_column[column].text if column in by_column else "" for column in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {f'{faster[name]:.2f}' if faster[name] else 'never'} |")
+    return lines
+
+
+def _claim_table(results: Results) -> list[str]:
+    lines = _table_head("method", ["what its paper says", "supported here"])
+    for name in methods():
+        claim, found = verdict(results, name)
+        if claim:
+            lines.append(f"| {name} | {claim} | {found} |")
+    return lines
+
+
+def _score_table(results: Results) -> list[str]:
+    measures = [name for name in MEASURES if name in results["cells"][0]["scores"]]
+    rows = {"start": results["references"]["start"]["scores"]}
+    rows |= {cell["name"]: cell["scores"] for cell in results["cells"]}
+    rows["teacher"] = results["references"]["teacher"]["scores"]
+    lines = _table_head("run", measures)
+    for name, scores in rows.items():
+        lines.append(f"| {name} | {' | '.join(_score_text(scores.get(measure)) for measure in measures)} |")
+    return lines
+
+
+def _table_head(first: str, columns: Sequence[str]) -> list[str]:
+    return [f"| {first} | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+
+
+def _score_text(score: Mapping[str, Any] | None) -> str:
+    if score is None or score["mean"] is None:
+        return ""
+    return f"{score['mean']:.3f} ± {(score['high'] - score['low']) / 2:.3f}"
+
+
+def _file_name(task: str) -> str:
+    return task.lower().replace(", ", "-").replace(" ", "-")
