@@ -270,6 +270,10 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         if not equals:
             raise SettingError("argument", given, "write overrides as key=value")
         try:
+            given.encode()
+        except UnicodeEncodeError as error:  # what Python makes of bytes that its locale cannot read
+            raise SettingError(key, text, "its letters are no text in this locale; set LC_ALL=C.UTF-8") from error
+        try:
             value = load_yaml(text) if text else ""
         except yaml.YAMLError as error:
             quoted = text.replace('"', r"\"")

@@ -282,7 +282,7 @@ def test_opening_refuses_what_is_no_teacher_for_this_student(server, teacher, mo
         refused("is it running there", f"http://127.0.0.1:{free.getsockname()[1]}")
     refused("give an address", "http://", error=SettingError)
     refused("no model 'other'; choose one of teacher", f"{server.url}#other")
-    refused("context of 256 tokens is shorter than the environment's 300 and one more", longest=300)
+    refused("context of 256 tokens is shorter than the 301 that are needed", longest=300)
     refused("at most 1024: 64 are usual", top_k=2000, error=SettingError)
     server.max_logprobs = 5
     refused("--max-logprobs 8, or lower teacher_top_k")

@@ -56,6 +56,7 @@ def test_a_number_with_an_exponent_alone_is_a_number_wherever_settings_are_read(
         ("divergence=jds(0.1)", "write a name alone, or jsd(BETA)"),
         ("num_generations=8", "setting: 'num_generations' does not work; here it is group_size"),
         ("report_to=wandb", "here it is trackers"),
+        ("name=\udcc3\udca9", "set LC_ALL=C.UTF-8"),
         ("env_settings.prompt={q}\\nAnswer:", """write 'env_settings.prompt="{q}\\nAnswer:"'"""),
     ],
 )
