@@ -67,6 +67,13 @@ class AlgorithmSettings(TypedDict, total=False):
     divergence_target: float | None
     alpha_rate: float
     teacher_decay: float | None
+    teacher_prompt: str | None
+    teacher_column: str
+    teacher_mix: Literal["product", "sum"] | None
+    teacher_weights: Callable[[float], float] | None
+    reference_model: str | None
+    extrapolation: float
+    sibling_from: float
     agreement_every: int
     teacher_timeout: float
     teacher_retries: int

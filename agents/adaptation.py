@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import ModelError
+from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.schedule import steered
 
@@ -28,9 +30,20 @@ class FollowingTeacher:
             remedy = "its shape is not the student's; give the student's start as teacher"
             raise ModelError("teacher_decay", "teacher", remedy)
 
+    def as_it_is(self) -> LanguageModel:
+        """A copy of the teacher that stays where it is now."""
+        return copy_sharing_frozen(self.teacher) if self._shared else copy.deepcopy(self.teacher)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the teacher is the student itself, which reads more perhaps."""
+        return self.teacher.module is self.student.module
+
     @torch.no_grad()
     def step(self) -> None:
         """Move the teacher towards the student, after a step of the optimizer."""
+        if self._shared:
+            return
         for old, new in zip(self.teacher.module.parameters(), self.student.module.parameters(), strict=True):
             old.lerp_(new, 1.0 - self.decay)
 

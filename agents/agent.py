@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -25,7 +25,6 @@ from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
 from rlgkd.agents.build import (
     build_optimizer,
     check_same_start,
-    check_texts,
     open_models,
     open_served_texts,
     trainable_state,
@@ -35,24 +34,32 @@ from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.defaults import choices, with_choices
 from rlgkd.agents.guards import Watch
-from rlgkd.agents.persistence import read_agent, write_agent
+from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sb3.env_wrappers import as_sb3, check_wrappers
 from rlgkd.agents.sb3.policy import LanguageModelPolicy
 from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
+from rlgkd.agents.teachers import check_texts
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
-from rlgkd.rollout import check_references, sample_episodes
+from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
-from rlgkd.teachers import AlignedTeacher
-from rlgkd.types import Item, Task, Trajectory
+from rlgkd.teachers import RoutedTeachers, in_process, model_of
+from rlgkd.teachers.names import is_self
+from rlgkd.types import SIBLING, Item, Task, Trajectory
+
+
+def _is_named(model: object) -> bool:
+    """Whether a model, or each of several, is given by a name, which can be saved."""
+    return all(map(_is_named, model.values())) if isinstance(model, Mapping) else isinstance(model, str | None)
+
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +79,7 @@ class TextAgent(TokenAlgorithm):
         policy: str | Path | PreTrainedModel,
         env: GymEnv | str,
         *,
-        teacher: str | Path | PreTrainedModel | None = None,
+        teacher: str | Path | PreTrainedModel | Mapping[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         device: str = "auto",
         seed: int = 0,
@@ -88,8 +95,9 @@ class TextAgent(TokenAlgorithm):
                 trained in place.
             env: A registered id, an environment of `rlgkd.envs` (scalar or vector) or an SB3 VecEnv of them. The agent
                 takes its task (prompts, tokenizer, limits, reward) and decodes whole texts itself.
-            teacher: As `policy`, or a server's address or a file of log-probabilities (docs/scale.md); may be left out
-                only if alpha is 0.
+            teacher: As `policy`; `self`, the student as training finds it; a mapping of names to models, one for
+                each text or all as one (docs/teachers.md); a server's address or a file of log-probabilities
+                (docs/scale.md). May be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
             seed: Of everything random.
@@ -151,14 +159,17 @@ class TextAgent(TokenAlgorithm):
     def _build(
         self,
         policy: str | Path | PreTrainedModel,
-        teacher: str | Path | PreTrainedModel | None,
+        teacher: str | Path | PreTrainedModel | Mapping[str, Any] | None,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         """Open the models and build sources and optimizer."""
         policy = str(policy) if isinstance(policy, Path) else policy
+        if isinstance(teacher, Mapping):
+            teacher = {name: str(one) if isinstance(one, Path) else one for name, one in teacher.items()}
         teacher = str(teacher) if isinstance(teacher, Path) else teacher
+        self._given_teacher = teacher
         models = {"policy": policy, "teacher": teacher}
-        self._names = {role: model for role, model in models.items() if isinstance(model, str | None)}
+        self._names = {role: model for role, model in models.items() if _is_named(model)}
         self._setup_lr_schedule()
         assert self.env is not None
         check_wrappers(self.env)
@@ -183,11 +194,14 @@ class TextAgent(TokenAlgorithm):
         self.following_teacher = None
         if decay is not None and isinstance(self.teacher, LanguageModel):
             self.following_teacher = FollowingTeacher(self.student, self.teacher, decay)
-            self.trained_parts["teacher"] = self.teacher.module
+            if self.teacher.module is not self.student.module:
+                self.trained_parts["teacher"] = self.teacher.module
         self.served_texts = open_served_texts(self.task, config, self.student, seed=seed, ranks=self.ranks)
         self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
+        if (teachers := model_of(self.teacher)) is not None:
+            check_teacher_prompts(teachers, self.task, self.split, seed)
         self.policy: LanguageModelPolicy = LanguageModelPolicy(  # type: ignore[assignment]  # no actor-critic
             self.observation_space, self.action_space, self.student, seed=seed
         )
@@ -245,9 +259,12 @@ class TextAgent(TokenAlgorithm):
         for name in {**old, **new}:
             if name not in CHANGEABLE and old.get(name) != new.get(name):
                 raise SettingError(name, new.get(name), f"what was built by it is kept; leave it at {old.get(name)!r}")
-        config.check_teacher(self._names.get("teacher", self.teacher))
-        outside = not isinstance(self.teacher, LanguageModel | AlignedTeacher | None)
-        if outside and config.known_tokens != self.config.known_tokens:
+        config.check_teacher(self._given_teacher)
+        if (
+            self.teacher is not None
+            and not in_process(self.teacher)
+            and config.known_tokens != self.config.known_tokens
+        ):
             known = self.config.known_tokens
             remedy = f"the teacher is asked for {'all' if known is None else known} of its tokens; leave that as it is"
             raise SettingError("teacher_top_k", config.known_tokens, remedy)
@@ -268,6 +285,18 @@ class TextAgent(TokenAlgorithm):
         """The models that training changes, which a checkpoint holds with the optimizer and the state."""
         parts = self.trained_parts
         return parts["student"] if len(parts) == 1 else torch.nn.ModuleDict(parts)
+
+    def teacher_prompt_of(self, trajectory: Trajectory) -> str | None:
+        """What a teacher that sees more reads before the text's first action, special tokens and all.
+
+        None for one that sees what the student sees, or that has nothing to say of this text.
+        """
+        models = model_of(self.teacher)
+        teacher = models.of(trajectory.item) if isinstance(models, RoutedTeachers) else models
+        form = None if teacher is None else teacher.format
+        if form is None or not form.template or (form.reads_sibling and SIBLING not in trajectory.item.columns):
+            return None
+        return str(self.student.tokenizer.decode(form.encode_prompt(trajectory.item), skip_special_tokens=False))
 
     def autocast(self) -> torch.autocast:
         """The precision of sampling and scoring, the same in both."""
@@ -326,9 +355,21 @@ class TextAgent(TokenAlgorithm):
         """
         if not self.ranks.main:
             return
-        following = self.following_teacher.teacher if self.following_teacher is not None else None
         settings = {**masked(self._names), "seed": self.seed, **self.config.flat()}
-        write_agent(path, type(self).__name__, self.student, following, settings, self.state, self._write_parts)
+        write_agent(
+            path, type(self).__name__, self.student, self._unnamed_teacher, settings, self.state, self._write_parts
+        )
+
+    @property
+    def _unnamed_teacher(self) -> LanguageModel | None:
+        """A teacher that no name opens again: one that moved, or the start of a student that was cut or given."""
+        teacher = self.teacher
+        if not isinstance(teacher, LanguageModel) or teacher.module is self.student.module:
+            return None
+        named = isinstance(self._names.get("policy"), str) and not self.config.model.student_layers
+        name = self._names.get("teacher")
+        of_the_start = (isinstance(name, str) and is_saved_teacher(name)) or (is_self(name) and not named)
+        return teacher if self.following_teacher is not None or of_the_start else None
 
     def _write_parts(self, folder: Path) -> None:
         """Write what an agent has besides models and settings into the folder that `save` makes."""

@@ -27,6 +27,7 @@ from rlgkd.agents.metrics import (
     of_constant_reward,
     of_reductions,
     rollout_metrics,
+    teacher_metrics,
 )
 from rlgkd.agents.micro_batch import prefetch_teacher_states
 from rlgkd.agents.mismatch import corrected
@@ -36,10 +37,17 @@ from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
 from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
-from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
-from rlgkd.teachers import AlignedTeacher, OutsideTeacher, Teacher, cancelled_on_error, model_of
-from rlgkd.types import Item
+from rlgkd.teachers import (
+    AlignedTeacher,
+    OutsideTeacher,
+    RoutedTeachers,
+    Teacher,
+    cancelled_on_error,
+    in_process,
+    model_of,
+)
+from rlgkd.types import Item, reads_sibling
 
 
 class TextAlgorithm(TextAgent):
@@ -190,7 +198,7 @@ class TextAlgorithm(TextAgent):
                 self._record_agreement(rollout)
                 mismatch = means.mismatch if math.isnan(mismatch) else mismatch
                 rollout = self.rollout
-        if not math.isnan(mismatch):
+        if not math.isnan(mismatch) and self.collector.served is None:  # else known since the texts came
             self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
         self.logger.record("train/alpha", self.objective.alpha)
@@ -200,6 +208,8 @@ class TextAlgorithm(TextAgent):
                 self.logger.record("train/teacher_unmapped", means.unmapped)
         if self.teacher is not None and self.objective.alpha < 1:
             self._record_beta()
+        if reads_sibling(self.config.teacher.teacher_prompt or ""):
+            self.logger.record("train/no_sibling", self.rollout.untaught_B.float().mean().item())
         if self.outside_teacher is not None:
             self.logger.record("train/teacher_failed", self.rollout.failed_B().float().mean().item())
         if self.steering is not None and self.rollout.on_policy and math.isfinite(means.divergence):
@@ -215,7 +225,7 @@ class TextAlgorithm(TextAgent):
     @property
     def outside_teacher(self) -> OutsideTeacher | None:
         """The teacher, if it is not a model in this process."""
-        return None if isinstance(self.teacher, LanguageModel | AlignedTeacher) else self.teacher
+        return None if in_process(self.teacher) else self.teacher
 
     def after_update(self) -> None:
         """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""
@@ -270,6 +280,8 @@ class TextAlgorithm(TextAgent):
         self.logger.record("train/grad_norm", norm.item())
         if self.teacher is not None or self.objective.cross_entropy:
             self.logger.record("train/divergence", means.divergence)
+        for name, value in means.divergence_by_teacher.items():
+            self.logger.record(f"teacher/{name}/divergence", value)
         for name, value in credit.auxiliary.metrics().items() if credit.auxiliary else ():
             self.logger.record(name, value)
         return means
@@ -286,6 +298,7 @@ class TextAlgorithm(TextAgent):
         """The gradient over the whole rollout, in parameters that had none."""
         while True:
             failed_B = rollout.failed_B()
+            left_out_B = failed_B | rollout.untaught_B
             with self.autocast():
                 means = accumulate_gradient(
                     self.student,
@@ -295,7 +308,7 @@ class TextAlgorithm(TextAgent):
                     credit,
                     max_new_tokens=self.task.max_new_tokens,
                     with_policy_term=with_policy_term,
-                    failed_B=failed_B if rollout.answers is not None else None,
+                    left_out_B=left_out_B if rollout.answers is not None or rollout.untaught else None,
                 )
             if teacher is None or torch.equal(failed_B, rollout.failed_B()):
                 break
@@ -351,7 +364,7 @@ class TextAlgorithm(TextAgent):
             return
         group_size = self.config.sampling.group_size
         found = rollout.agreement.metrics(
-            rollout.trajectories, rollout.failed_B(), group_size=group_size, ranks=self.ranks
+            rollout.trajectories, rollout.failed_B() | rollout.untaught_B, group_size=group_size, ranks=self.ranks
         )
         for name, value in found.items():
             self.logger.record(name, value)
@@ -380,6 +393,9 @@ class TextAlgorithm(TextAgent):
         self.logger.record("time/tokens_per_second", tokens / seconds, exclude="csv")
         for name, value in rollout_metrics([*self.trajectories, *self.rollout.discarded]).items():
             self.logger.record(name, value)
+        if isinstance(self.teacher, RoutedTeachers):
+            for name, value in teacher_metrics(self.trajectories, self.teacher.name_of).items():
+                self.logger.record(name, value)
         if self.config.reward.drop_even_groups == "resample":
             self.logger.record("rollout/discarded", sum(t.length for t in self.rollout.discarded) / tokens)
         self.last_metrics = dict(self.logger.name_to_value)

@@ -6,8 +6,7 @@ import copy
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,25 +15,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.served_texts import ServedTexts
+from rlgkd.agents.teachers import (
+    check_context,
+    open_outside_teacher,
+    open_self,
+    open_several,
+    open_teacher,
+    relabelled,
+    with_reference,
+)
 from rlgkd.cutting import best_cut
-from rlgkd.errors import DependencyError, ModelError, SettingError
+from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, frozen_view, load, load_tokenizer, weights_digest
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
-from rlgkd.lm.placement import checked_device, is_fixed
+from rlgkd.lm.placement import is_fixed
 from rlgkd.lm.text_format import end_token
-from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
+from rlgkd.lm.vocabulary import check_same_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
 from rlgkd.samplers.opening import open_sampler, open_weights
-from rlgkd.teachers import OutsideTeacher, Teacher, model_of
+from rlgkd.teachers import Teacher, model_of
 from rlgkd.teachers.aligning import align_teacher
-from rlgkd.teachers.from_file import FileTeacher
-from rlgkd.teachers.names import is_outside, is_teacher_file
-from rlgkd.teachers.opening import Chat, open_served
+from rlgkd.teachers.names import is_outside, is_self
 from rlgkd.types import Item, Task
 
 _log = logging.getLogger(__name__)
@@ -58,7 +64,7 @@ def with_chosen_layers(
     number = config.model.student_layers
     if not isinstance(number, int):
         return config, None
-    with _relabel_errors("student"):
+    with relabelled("student"):
         if tokenizer is None:
             tokenizer = load_tokenizer(policy) if isinstance(policy, str) else task.tokenizer
         named = policy if isinstance(policy, str) else ""
@@ -88,22 +94,22 @@ def open_models(
     """Open the student, to be trained, and the teacher, frozen; `opened` is the student's module, if it is open.
 
     Each is a name, a transformers model, or a PeftModel around one, whose adapters the student goes on to train; a
-    teacher may be a server or a file too. What a loaded student has frozen stays frozen. If the teacher is the
-    student's start, the two share what is frozen: with LoRA all weights but the adapters. `seed` is that of the
-    adapters.
+    teacher may be a server, a file, or a mapping of names to models too. What a loaded student has frozen stays frozen.
+    If the teacher is the student's start, the two share what is frozen: with LoRA all weights but the adapters. With
+    `self` and a `teacher_decay` of 0 they share everything. `seed` is that of the adapters.
 
     Raises: ModelError for a missing, damaged or wholly frozen model, other vocabularies, or a context too short for the
-    task; SettingError for a task with a mask, or for LoRA on a model with adapters; DependencyError for LoRA without
-    peft.
+    task; SettingError for a task with a mask, a `teacher_prompt` that cannot be made, or for LoRA on a model with
+    adapters; DependencyError for LoRA without peft.
     """
     if getattr(task, "mask", None) is not None:
         raise SettingError("mask", "of the task", "this agent samples without it; use SB3's PPO, or leave it out")
     model, sampling = config.model, config.sampling
     decoding: dict[str, Any] = {"rows_at_once": sampling.rows_at_once, "compile_decoding": sampling.compile_decoding}
-    with _relabel_errors("teacher"):
-        if not isinstance(teacher, str | None):
+    with relabelled("teacher"):
+        if not isinstance(teacher, str | Mapping | None):
             teacher = unwrapped(teacher)
-    with _relabel_errors("student"):
+    with relabelled("student"):
         if not isinstance(policy, str):
             policy = unwrapped(policy)
         if tokenizer is None:
@@ -129,9 +135,11 @@ def open_models(
     assert not isinstance(model.student_layers, int)  # `with_chosen_layers` comes first
     module = load(opened, layers=model.student_layers, dtype=None, device=device)  # a copy where layers are cut
     frozen: Teacher | None = None
-    if is_outside(teacher):
+    if isinstance(teacher, Mapping):
+        pass  # opened with the student, which they may be
+    elif is_outside(teacher):
         frozen = open_outside_teacher(task, config, str(teacher), tokenizer)
-    elif teacher is not None:
+    elif teacher is not None and not is_self(teacher):
         start = None
         elsewhere = config.teacher.teacher_device is not None or config.teacher.teacher_quantization is not None
         if teacher == policy and elsewhere and not isinstance(policy, str):
@@ -142,10 +150,12 @@ def open_models(
         elif config.teacher.teacher_decay is not None and isinstance(teacher, PreTrainedModel):
             teacher = copy.deepcopy(teacher)  # it will move; the caller's stays
         frozen = open_teacher(task, config, teacher, tokenizer, device=device, opened=start, **decoding)
-    with _relabel_errors("student"):
+    with relabelled("student"):
         if model.lora_rank:
             add_adapters(module, model.lora_rank, alpha=model.lora_alpha, seed=seed)
         check_adapters(module)
+        if is_self(teacher):  # with the adapters, which add nothing yet, so that both compute the same to the bit
+            frozen = open_self(task, config, module, tokenizer, device=device, **decoding)
         if model.save_adapter:
             adapter_name(module)
         if model.gradient_checkpointing:
@@ -154,97 +164,26 @@ def open_models(
     if not any(p.requires_grad for p in module.parameters()):
         name = module.config.name_or_path
         raise ModelError("student", name, "all its parameters are frozen; let some require a gradient")
-    _check_context(task, "student", student)
+    check_context(task, "student", student)
     share_end_ids(task, student)
+    if isinstance(teacher, Mapping):
+        return student, open_several(task, config, teacher, student, device=device, **decoding)
     given = config.teacher
+    own_tokenizer = isinstance(teacher, str) and teacher != policy and not is_self(teacher)
     if isinstance(frozen, LanguageModel) and given.teacher_tokens != "same":
         name = teacher if isinstance(teacher, str) else frozen.module.config.name_or_path
         mapped = given.teacher_tokens == "map"
         frozen = align_teacher(task, frozen, student, name=name, mapped=mapped, map_file=given.teacher_map)
-    elif isinstance(frozen, LanguageModel) and isinstance(teacher, str) and teacher != policy:
-        read_in_own_format(task, frozen, student, owner="student", name=teacher)
-        if frozen.format is not None and config.teacher.teacher_decay is not None:
+    elif isinstance(frozen, LanguageModel) and (own_tokenizer or given.teacher_prompt is not None):
+        name = teacher if isinstance(teacher, str) else ""
+        read_in_own_format(task, frozen, student, owner="student", name=name, teacher_prompt=given.teacher_prompt)
+        in_another = frozen.format is not None and frozen.format.encode_reply is not None
+        if in_another and given.teacher_decay is not None:
             remedy = "it has a format of its own, and one that follows the student must have the student's"
             raise ModelError("teacher", teacher, f"{remedy}; leave out teacher_decay, or give another teacher")
+    if isinstance(frozen, LanguageModel):
+        frozen = with_reference(task, config, frozen, student, device=device, **decoding)
     return student, frozen
-
-
-def open_teacher(
-    task: Task,
-    config: AlgorithmConfig,
-    teacher: str | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    device: torch.device,
-    opened: PreTrainedModel | None = None,
-    **decoding: Any,
-) -> LanguageModel:
-    """Open a teacher, frozen, for a student with this tokenizer; `opened` is its module, if that is open already.
-
-    Raises: ModelError as `open_models` does.
-    """
-    with _relabel_errors("teacher"):
-        own = load_tokenizer(teacher) if isinstance(teacher, str) else tokenizer
-        shared = None
-        if config.teacher.teacher_tokens == "same":
-            shared = shared_vocabulary(tokenizer, own, name=teacher if isinstance(teacher, str) else "")
-        dtype = dtype_of(config.teacher.teacher_dtype)
-        placed = config.teacher.teacher_device
-        module = load(
-            teacher if opened is None else opened,
-            dtype=dtype,
-            device=device if placed is None else checked_device(placed),
-            merge_adapters=True,
-            quantization=config.teacher.teacher_quantization,
-        )
-        temperature = config.sampling.teacher_temperature
-        frozen = language_model(
-            module.requires_grad_(False), own, temperature=temperature, vocabulary=shared, **decoding
-        )
-    _check_context(task, "teacher", frozen)
-    return frozen
-
-
-def open_outside_teacher(
-    task: Task,
-    config: AlgorithmConfig,
-    teacher: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    known_tokens: int | None = None,
-) -> OutsideTeacher:
-    """Open a teacher that is a server or a file, for a student with this tokenizer.
-
-    Args:
-        task: Its texts must fit the server's context.
-        config: How the teacher is asked.
-        teacher: Its address, or the file's name.
-        tokenizer: The student's.
-        known_tokens: How many tokens to ask for; None is what the objective of the settings needs.
-
-    Raises: SettingError for settings that need a model; ModelError as `rlgkd.teachers.opening.open_served` does;
-        DataError as `FileTeacher` does, and for texts of others than `off_policy` says.
-    """
-    if known_tokens is None:
-        config.check_teacher(teacher)
-        known_tokens = config.known_tokens
-    if is_teacher_file(teacher):
-        from_file = FileTeacher(teacher, tokenizer, top_k=known_tokens)
-        check_texts(from_file, config)
-        return from_file
-    assert known_tokens is not None, "a served teacher with all tokens was refused"
-    settings = config.teacher
-    return open_served(
-        teacher,
-        tokenizer,
-        top_k=min(known_tokens, len(tokenizer)),
-        longest=task.max_prompt_tokens + task.max_new_tokens,
-        timeout=settings.teacher_timeout,
-        retries=settings.teacher_retries,
-        concurrency=settings.teacher_requests,
-        max_failed=settings.max_failed_teacher,
-        chat=_short_chat(task),
-    )
 
 
 def open_served_texts(
@@ -280,22 +219,6 @@ def open_served_texts(
         timeout=settings.sampler_timeout,
     )
     return ServedTexts(sampler, weights, student, task, seed=seed, ranks=ranks)
-
-
-def _short_chat(task: Task) -> Chat | None:
-    """A conversation as the task writes it; None if it has none, or one that changes with the day."""
-    template = getattr(task, "chat_template", None)
-    if template is None or template.shows_the_day:
-        return None
-    messages = [{"role": "user", "content": "Hello"}]
-    return Chat(messages=messages, variables=template.variables, ids=template.ids(messages))
-
-
-def check_texts(teacher: Teacher | None, config: AlgorithmConfig) -> None:
-    """Raise SettingError if a teacher's file is of the texts of others than `off_policy` says."""
-    if isinstance(teacher, FileTeacher) and (whose := teacher.contents.texts) != config.sampling.off_policy:
-        remedy = f"{teacher.name} has log-probabilities of the texts of the {whose}; set it to {whose}"
-        raise SettingError("off_policy", config.sampling.off_policy, remedy)
 
 
 def build_optimizer(
@@ -349,24 +272,3 @@ def trainable_state(module: nn.Module) -> nn.Module:
         return module
     trained = {name.replace(".", "/"): p for name, p in module.named_parameters() if p.requires_grad}
     return nn.ParameterDict(trained)
-
-
-@contextmanager
-def _relabel_errors(role: str) -> Iterator[None]:
-    """Let an error of a model name the setting that named the model."""
-    try:
-        yield
-    except (ModelError, DependencyError) as error:
-        if error.field != "model":
-            raise
-        raise type(error)(role, error.value, error.remedy) from error
-
-
-def _check_context(task: Task, field: str, lm: LanguageModel) -> None:
-    needed = task.max_prompt_tokens + task.max_new_tokens
-    if lm.context < needed:
-        remedy = (
-            f"its context of {lm.context} tokens is shorter than the environment's {needed}; "
-            "lower max_prompt_tokens or max_new_tokens"
-        )
-        raise ModelError(field, lm.module.config.name_or_path, remedy)

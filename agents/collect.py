@@ -18,15 +18,16 @@ from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout, rows_by_tokens
 from rlgkd.agents.served_texts import ServedTexts
+from rlgkd.agents.siblings import with_siblings
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.state import TrainingState
 from rlgkd.agents.waiting import WaitingTexts
-from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.mixture import Scorer
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.samplers.texts import count_steps
-from rlgkd.teachers import AlignedTeacher, Answer, OutsideTeacher, cancelled_on_error, model_of
-from rlgkd.types import Episode, Item, Score, Trajectory
+from rlgkd.teachers import Answer, OutsideTeacher, RoutedTeachers, cancelled_on_error, in_process, model_of
+from rlgkd.types import Episode, Item, Score, Trajectory, reads_sibling
 
 
 class Collector:
@@ -44,6 +45,8 @@ class Collector:
     ) -> None:
         self.sources, self.split, self.seed, self.ranks, self.served = sources, split, seed, ranks, served
         self.sampling, self.token_budget = config.sampling, config.optimizer.token_budget
+        self.right_from = config.teacher.sibling_from
+        self.reads_sibling = reads_sibling(config.teacher.teacher_prompt or "")
 
     def next_items(self, state: TrainingState, number: int | None = None) -> tuple[list[Item], list[int]]:
         """The next items, by default those of an update, and their indices in the stream of items."""
@@ -101,10 +104,14 @@ class Collector:
         if stopped and self._outside is not None:
             self._outside.cancel()
         trajectories = [t for one in shares for t in one.on_policy] + [t for one in shares for t in one.off_policy]
+        untaught: tuple[int, ...] = ()
+        if (readers := self._readers_of_siblings) is not None and not stopped:
+            trajectories, untaught = with_siblings(
+                trajectories, readers, group_size=self.sampling.group_size, right_from=self.right_from
+            )
         failed = sum(one.failed for one in shares) + (0 if waiting is None else waiting.failed)
         if self.served is not None and failed and not trajectories and not stopped:
-            remedy = "look after the server, and --resume"
-            raise self.served.sampler.error(f"all {failed} texts of an update failed", remedy)
+            raise self.served.nothing_left(failed)
         rows = None
         if self.ranks.size > 1:
             if self._outside is not None or any(one.prefetched for one in shares):  # each has begun with its own
@@ -122,6 +129,7 @@ class Collector:
             ranks=self.ranks,
             rows=rows,
             answers=None if self._outside is None or stopped else dict(zip(own_rows, answers, strict=True)),
+            untaught=untaught,
             sampler_failed=failed / max(1, failed + sum(len(one.on_policy) for one in shares)),
         )
 
@@ -129,7 +137,15 @@ class Collector:
     def _outside(self) -> OutsideTeacher | None:
         """The teacher, if it is asked for texts; a model in this process is run on them."""
         teacher = self.sources.teacher
-        return None if isinstance(teacher, LanguageModel | AlignedTeacher) else teacher
+        return None if in_process(teacher) else teacher
+
+    @property
+    def _readers_of_siblings(self) -> Callable[[Item], Scorer] | None:
+        """The teacher of an item, if it reads a right text of the group, which is known once all have their scores."""
+        teacher = model_of(self.sources.teacher)
+        if teacher is None or not self.reads_sibling:
+            return None
+        return teacher.of if isinstance(teacher, RoutedTeachers) else lambda item: teacher
 
     @property
     def seconds_of_reward(self) -> float:
@@ -187,7 +203,7 @@ class Collector:
                     submit(others)
             student, teacher = self.sources.student, self.sources.teacher
             lm = model_of(teacher)
-            if going and scoring.pending and lm is not None:
+            if going and scoring.pending and lm is not None and not self.reads_sibling:
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(lm, parts, should_continue=lambda: scoring.pending)
             if going:

@@ -6,12 +6,12 @@ YAML file and the command line take. An algorithm's own defaults are in its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator, model_validator
 
 from rlgkd.agents.sampler_settings import SamplerSettings
@@ -20,8 +20,10 @@ from rlgkd.objective import Fraction, Objective
 from rlgkd.ops import behaviour_policy, gate
 from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
+from rlgkd.ops.teacher_mixture import Mix
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
-from rlgkd.teachers.names import is_address, is_outside, is_teacher_file
+from rlgkd.teachers.names import SELF, is_address, is_outside, is_self, is_teacher_file
+from rlgkd.types import reads_sibling
 
 
 def _advantage(name: str) -> Advantage:
@@ -108,6 +110,20 @@ class TeacherSettings(Settings):
     """The most that the log-odds of a steered alpha move at an update."""
     teacher_decay: Fraction | None = None
     """Share of the teacher that stays at each step, the rest becomes the student's; null leaves the teacher alone."""
+    teacher_prompt: Annotated[str, MinLen(1)] | None = None
+    """Prompt of a teacher that sees more, a column or "{prompt} {hint}"; sibling: with a right text of the group."""
+    teacher_column: Annotated[str, MinLen(1)] = "source"
+    """The column of an item that names its teacher, where teacher is a mapping of names to models."""
+    teacher_mix: Mix | None = None
+    """Make one teacher of all in the mapping, for every text: a product or a sum of theirs; null: each text has one."""
+    teacher_weights: dict[str, float] | None = None
+    """Exponents in the product, or shares in the sum, by name; null: all count alike."""
+    reference_model: str | None = None
+    """A third model R: the teacher is then p_T^l p_R^(1-l), normalised, with l the extrapolation; self is the start."""
+    extrapolation: Positive = 1.25
+    """How far the teacher is followed away from reference_model: 1 is the teacher itself, more goes beyond it."""
+    sibling_from: float = 0.5
+    """The reward from which a text is right, and teacher_prompt shows it to the teacher of its group's other texts."""
     agreement_every: Annotated[int, Ge(0)] = 10
     """Updates between two looks at where student and teacher agree (docs/runs.md); 0 is never."""
     teacher_timeout: Positive = 60.0
@@ -220,6 +236,9 @@ class AlgorithmConfig(Settings):
         if teacher is not None:
             if is_outside(name := str(teacher) if isinstance(teacher, Path) else teacher):
                 self._check_outside_teacher(str(name))
+            if is_self(teacher):
+                self._check_self()
+            self._check_several(teacher if isinstance(teacher, Mapping) else None)
             return
         least, most = span(self.alpha)
         if most > 0 and self.objective.needs_teacher:
@@ -228,12 +247,72 @@ class AlgorithmConfig(Settings):
         if gate.cost(self.objective.gate.name) != "nothing":
             name = self.objective.gate.name
             raise SettingError("teacher", None, f"the gate {name} reads it: set teacher=..., or gate=none")
-        if self.teacher.teacher_decay is not None:
-            remedy = "give a teacher; the student itself would do"
-            raise SettingError("teacher_decay", self.teacher.teacher_decay, remedy)
+        for field in ("teacher_decay", "teacher_prompt", "reference_model"):
+            if (value := getattr(self.teacher, field)) is not None:
+                raise SettingError(field, value, f"give a teacher; the student itself would do: teacher={SELF}")
         for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
             if wanted not in ("references", None):
                 raise SettingError(name, getattr(wanted, "name", wanted), "give a teacher, who generates these texts")
+
+    def _check_self(self) -> None:
+        """Refuse settings of a model of its own for the student itself.
+
+        Raises: SettingError.
+        """
+        given, model = self.teacher, self.model
+        for name, wrong, remedy in (
+            ("teacher_dtype", given.teacher_dtype != model.dtype,
+             f"teacher={SELF} has the student's precision: set it to {model.dtype}"),
+            ("teacher_quantization", given.teacher_quantization is not None,
+             f"teacher={SELF} is the student as it is: leave it out, or name the model"),
+            ("teacher_decay", given.teacher_decay not in (None, 0) and model.lora_rank > 0,
+             "an average of adapters is not kept; set it to 0, the student as it is, or leave one of them out"),
+        ):  # fmt: skip
+            if wrong:
+                raise SettingError(name, getattr(given, name), remedy)
+
+    def _check_several(self, teachers: Mapping[str, object] | None) -> None:
+        """Refuse what does not go with several teachers, and what only they take.
+
+        Raises: SettingError.
+        """
+        given, sampling, plain = self.teacher, self.sampling, TeacherSettings()
+        if teachers is not None and not teachers:
+            raise SettingError("teacher", teachers, "give a mapping of names to models")
+        for name, model in (teachers or {}).items():
+            if is_outside(str(model) if isinstance(model, Path) else model):
+                raise SettingError("teacher", {name: model}, "several teachers are models by names; give models")
+            if is_self(model):
+                self._check_self()
+        is_mixture = given.teacher_mix is not None or given.reference_model is not None
+        weights, routed = given.teacher_weights, teachers is not None and given.teacher_mix is None
+        no_one_model = is_mixture or routed
+        for name, wrong, remedy in (
+            ("teacher_column", given.teacher_column != plain.teacher_column and not routed,
+             "there is one teacher for all texts; give teacher a mapping of names to models"),
+            ("teacher_mix", given.teacher_mix is not None and teachers is None,
+             "there is one teacher; give teacher a mapping of names to models"),
+            ("teacher_weights", weights is not None and given.teacher_mix is None, "set teacher_mix to product or sum"),
+            ("teacher_weights", weights is not None and set(weights) != set(teachers or weights),
+             f"give a weight for each of {', '.join(map(str, teachers or ()))}"),
+            ("teacher_weights", given.teacher_mix == "sum" and min((weights or {"": 1.0}).values()) <= 0,
+             "shares of a sum are above 0; with negative ones take a product"),
+            ("reference_model", given.reference_model is not None and teachers is not None,
+             "it goes with one teacher; write all into teacher, with teacher_mix: product and teacher_weights"),
+            ("extrapolation", given.extrapolation != plain.extrapolation and given.reference_model is None,
+             "set reference_model too"),
+            ("teacher_tokens", given.teacher_tokens != "same" and teachers is not None,
+             "several teachers have the student's tokens; set it to same"),
+            ("teacher_decay", given.teacher_decay is not None and no_one_model,
+             "no one model follows the student; leave it out"),
+            ("behaviour", sampling.behaviour is not None and no_one_model, "it samples with one model; leave it out"),
+            ("teacher_texts", sampling.teacher_texts is not None and no_one_model,
+             "a file keeps the texts of one model; leave it out"),
+            ("off_policy", sampling.off_policy == "teacher" and is_mixture,
+             "a mixture writes no texts; set it to references"),
+        ):  # fmt: skip
+            if wrong:
+                raise SettingError(name, getattr(self.flat()[name], "name", self.flat()[name]), remedy)
 
     @property
     def known_tokens(self) -> int | None:
@@ -258,6 +337,8 @@ class AlgorithmConfig(Settings):
             ("gate", gate.cost(self.objective.gate.name) != "nothing",
              f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
+            ("teacher_prompt", given.teacher_prompt is not None, f"{needs_model} leave it out"),
+            ("reference_model", given.reference_model is not None, f"{needs_model} leave it out"),
             ("teacher_device", given.teacher_device is not None, f"{needs_model} leave it out"),
             ("teacher_quantization", given.teacher_quantization is not None, f"{needs_model} leave it out"),
             ("teacher_dtype", given.teacher_dtype != TeacherSettings().teacher_dtype, f"{needs_model} leave it out"),
@@ -302,6 +383,7 @@ class AlgorithmConfig(Settings):
         needs_ratios = self.needs_ratios
         ignored = "alpha is 1, so no reward counts"
         least_alpha, most_alpha = span(self.alpha)
+        sees_sibling = reads_sibling(teacher.teacher_prompt or "")
         has_gate, weighed = objective.gate.name != "none", gate.terms(objective.gate.name)
         for name, wrong, remedy in (
             ("teacher_texts", sampling.teacher_texts is not None and sampling.off_policy != "teacher",
@@ -349,6 +431,9 @@ class AlgorithmConfig(Settings):
              "the teacher's texts are in its own tokens; set off_policy to references"),
             ("teacher_tokens", other_tokens and averaged,
              "the teacher cannot follow the student; leave teacher_decay out"),
+            ("teacher_tokens", other_tokens and (teacher.teacher_prompt or teacher.reference_model) is not None,
+             "a teacher with other tokens reads what the student reads, and alone; leave teacher_prompt and "
+             "reference_model out"),
             ("teacher_map", teacher.teacher_map is not None and tokens != "map", "set teacher_tokens to map too"),
             ("lora_alpha", model.lora_alpha is not None and model.lora_rank == 0, "set lora_rank too"),
             ("save_adapter", model.save_adapter and bool(model.student_layers),
@@ -357,8 +442,21 @@ class AlgorithmConfig(Settings):
              "an average of the student is kept as the student is; leave teacher_quantization and teacher_device out"),
             ("teacher_decay", averaged and teacher.teacher_dtype != model.dtype,
              "an average of the student has its precision; set teacher_dtype to that of dtype"),
-            ("teacher_decay", averaged and model.lora_rank > 0,
+            ("teacher_decay", averaged and teacher.teacher_decay != 0 and model.lora_rank > 0,
              "the student has adapters and the teacher none, so there is nothing to average; leave one of them out"),
+            ("teacher_prompt", sees_sibling and lowest_fraction < 1,
+             "a right text is one of the student's group: set student_fraction to 1"),
+            ("teacher_prompt", sees_sibling and sampling.group_size < 2,
+             "a right text is another one of the same group: set group_size to 2 or more"),
+            ("teacher_prompt", sees_sibling and mixed, "there is no right text yet to sample by; leave behaviour out"),
+            ("teacher_prompt", sees_sibling and reward.drop_even_groups == "resample",
+             "groups are put together again, without their right texts: set drop_even_groups to true or false"),
+            ("teacher_prompt", sees_sibling and sampling.replay_size > 0,
+             "texts of earlier updates have no group: set replay_size to 0"),
+            ("teacher_prompt", sees_sibling and bool(self.served.sampler),
+             "a sampler elsewhere may lack texts of a group: leave it out"),
+            ("sibling_from", teacher.sibling_from != TeacherSettings().sibling_from and not sees_sibling,
+             "no text is shown to a teacher: set teacher_prompt to sibling"),
             ("teacher_decay", averaged and sampling.teacher_texts is not None,
              "the file would keep texts of teachers that are gone; leave one of them out"),
             ("off_policy", sampling.off_policy != "references" and on_policy_only, "set student_fraction below 1"),

@@ -15,12 +15,12 @@ from rlgkd.agents.advantages import Credit
 from rlgkd.agents.micro_batch import MicroBatch, prefetch_teacher_states
 from rlgkd.agents.rollout import Rollout
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused_loss import TeacherAt, fused_sum
+from rlgkd.lm.fused_loss import TeacherAt, fused_sum, fused_values
 from rlgkd.lm.model import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import gate, policy_loss
 from rlgkd.ops.gates_by_outcome import outcome
-from rlgkd.teachers import Teacher
+from rlgkd.teachers import ModelTeacher, Teacher, model_of
 
 
 def extra_work(name: str) -> str:
@@ -59,8 +59,9 @@ def gated(
     known = _known(credit, rollout, group_size)
     models = set(gate.reads(name)) - known.keys()
     if models:
-        assert isinstance(teacher, LanguageModel), "check_teacher has refused it"
-        known |= _of_models(models, rollout, objective, student, teacher)
+        teachers = model_of(teacher)
+        assert teachers is not None, "check_teacher has refused it"
+        known |= _of_models(models, rollout, objective, student, teachers)
     asked = {wanted: known[wanted][:rows] for wanted in gate.reads(name)}
     mask_BL = known["mask_BL"][:rows]
     found: dict[str, Tensor] = {}
@@ -108,7 +109,7 @@ def _known(credit: Credit, rollout: Rollout, group_size: int) -> dict[str, Tenso
 
 
 def _of_models(
-    wanted: set[str], rollout: Rollout, objective: Objective, student: LanguageModel, teacher: LanguageModel
+    wanted: set[str], rollout: Rollout, objective: Objective, student: LanguageModel, teacher: ModelTeacher
 ) -> dict[str, Tensor]:
     """[B, L] of each that is wanted, on the host: what needs logits, 0 past a row's end."""
     parts, found = rollout.micro_batches, {}
@@ -122,31 +123,34 @@ def _of_models(
             values = torch.cat(own).cpu().split([len(values_N) for values_N in own])  # waits for the device once
             for part, values_N in zip(parts, values, strict=True):
                 part.write(values_BL, values_N)
-        found[name] = rollout.ranks.sum(values_BL)
+        values_BL = rollout.ranks.sum(values_BL)
+        if name in ("gap_BL", "divergence_BL"):  # what the teacher has nothing to say of
+            values_BL = values_BL.masked_fill(rollout.untaught_B[:, None], 0.0)
+        found[name] = values_BL
     return found
 
 
 @torch.no_grad()
 def _records(
-    part: MicroBatch, objective: Objective, student: LanguageModel, teacher: LanguageModel, *, with_student: bool
+    part: MicroBatch, objective: Objective, student: LanguageModel, teacher: ModelTeacher, *, with_student: bool
 ) -> dict[str, Tensor]:
     """What the gate may ask for, [N] of a micro-batch, chunk by chunk."""
-    teacher_NH = part.states_of(teacher)
+    reader, teacher_NH = part.reader_of(teacher), part.states_of(teacher)
     token_N = student.actions(part.batch).to(teacher_NH.device)
 
-    def of_teacher(teacher_NV: Tensor, _: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        logp_N, entropy_N = policy_loss.log_probability_and_entropy(teacher_NV, token_N[chunk])
-        return teacher_NV.new_zeros(()), {"logp": logp_N, "teacher_entropy_BL": entropy_N}
+    def of_teacher(teacher_NV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+        return policy_loss.log_probability_and_entropy(teacher_NV, token_N[chunk])
 
     def of_both(student_NV: Tensor, teacher_n: TeacherAt, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
         assert teacher_n is not None
         return student_NV.new_zeros(()), {"divergence_BL": objective.pointwise(teacher_n, student_NV)}
 
-    _, records = fused_sum(teacher, teacher_NH, of_teacher)
-    gap_N = records["logp"].double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()
+    logp_N, entropy_N = fused_values(reader, teacher_NH, of_teacher)
+    records = {"teacher_entropy_BL": entropy_N}
+    gap_N = logp_N.double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()
     records["gap_BL"] = gap_N.clamp(-gate.LARGEST_GAP, gate.LARGEST_GAP)
     if with_student:
-        _, both = fused_sum(student, student.states(part.batch), of_both, (teacher, teacher_NH))
+        _, both = fused_sum(student, student.states(part.batch), of_both, (reader, teacher_NH))
         records |= both
     return records
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rlgkd.agents.rollout import Rollout
 from rlgkd.objective import Objective
 from rlgkd.ops.running_mean_std import RunningMeanStd
-from rlgkd.types import ON_POLICY, StopReason, Trajectory
+from rlgkd.types import ON_POLICY, Item, StopReason, Trajectory
 
 CONSTANT_UPDATES = 5
 """Updates with a constant reward before the warning."""
@@ -33,6 +33,17 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     for part in sorted({name for t in trajectories for name in t.score.parts}):
         values = [t.score.parts[part] for t in trajectories if part in t.score.parts]
         metrics[f"rollout/reward/{part}"] = _mean_of_known(np.array(values))
+    return metrics
+
+
+def teacher_metrics(trajectories: Sequence[Trajectory], name_of: Callable[[Item], str]) -> dict[str, float]:
+    """The mean reward of each teacher's texts, and their share of all, by their names in the log."""
+    names = np.array([name_of(t.item) for t in trajectories])
+    rewards = np.array([t.score.reward for t in trajectories])
+    metrics: dict[str, float] = {}
+    for name in sorted({*names.tolist()}):
+        metrics[f"teacher/{name}/reward"] = _mean_of_known(rewards[names == name])
+        metrics[f"teacher/{name}/texts"] = float((names == name).mean())
     return metrics
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from rlgkd.devices import to_device
 from rlgkd.lm.fused_loss import TeacherOutputs
+from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
-from rlgkd.teachers import AlignedTeacher, AlignedText, Answer, Teacher, collate
+from rlgkd.teachers import AlignedTeacher, AlignedText, Answer, ModelTeacher, RoutedTeachers, Teacher, collate
 from rlgkd.types import Batch, Episode, action_rows
 
 
@@ -30,6 +31,8 @@ class MicroBatch:
     """The same rows as a teacher with a format or tokens of its own reads them; None: as the student does."""
     teacher_states_NH: Tensor | None = None
     """The teacher's states at its actions, if they were computed early: one layer's [N, H] in all."""
+    reader: LanguageModel | None = None
+    """The model that reads these rows, of teachers of which each text has one."""
     answers: Sequence[Answer] = ()
     """What a teacher outside of the process was asked for, one for each row."""
     aligned: Sequence[AlignedText] = ()
@@ -72,8 +75,8 @@ class MicroBatch:
 
         A row whose answer has failed is filled, and must have no weight.
         """
-        if isinstance(teacher, LanguageModel):
-            return teacher, self.states_of(teacher)
+        if isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers):
+            return self.reader_of(teacher), self.states_of(teacher)
         if isinstance(teacher, AlignedTeacher):
             student_logp_N = self.gather(self.batch.logp_BT)
             states_MH = self.states_of(teacher.lm)
@@ -81,12 +84,19 @@ class MicroBatch:
         known = [None if answer.exception() else answer.result() for answer in self.answers]
         return collate(known, [len(layout.actions) for layout in self.batch.layouts_B], self.mask_BT.device)
 
-    def states_of(self, teacher: LanguageModel) -> Tensor:
+    def reader_of(self, teacher: ModelTeacher) -> Scorer:
+        """The model, or several as one, that reads these rows."""
+        if not isinstance(teacher, RoutedTeachers):
+            return teacher
+        assert self.reader is not None, "these micro-batches were made without their teachers"
+        return self.reader
+
+    def states_of(self, teacher: ModelTeacher) -> Tensor:
         """[N, H], the teacher's states at its actions, by a forward pass if they were not computed early."""
         if self.teacher_states_NH is not None:
             return self.teacher_states_NH
         with torch.no_grad():
-            return teacher.states(self.read_by_teacher)
+            return self.reader_of(teacher).states(self.read_by_teacher)
 
     @property
     def read_by_teacher(self) -> Batch:
@@ -95,7 +105,7 @@ class MicroBatch:
 
 
 def micro_batches(
-    lm: LanguageModel,
+    lm: Scorer,
     episodes: Sequence[Episode],
     token_budget: int,
     teacher: Teacher | None = None,
@@ -104,15 +114,23 @@ def micro_batches(
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
     Samples of one prompt stay together, for the model may run over their prompt once. The rows of a `teacher` with a
-    format or tokens of its own are collated as well. `rows` are those to be split, all by default.
+    format or tokens of its own are collated as well. `rows` are those to be split, all by default. Where each text has
+    a teacher of its own, rows are split by the model that reads them first.
     """
     rows = range(len(episodes)) if rows is None else rows
+    if isinstance(teacher, RoutedTeachers):
+        for reader in teacher.distinct:
+            own = [row for row in rows if teacher.of(episodes[row].item) is reader]
+            for part in micro_batches(lm, episodes, token_budget, reader, own):
+                part.reader = reader
+                yield part
+        return
     lengths = [len(episodes[row].tokens_T) for row in rows]
     keys = [episodes[row].item.key if lm.shares_prompts else "" for row in rows]
     for group in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
         chosen = [episodes[rows[index]] for index in group]
         part = MicroBatch([rows[index] for index in group], Batch.collate(chosen, pad=lm.pad, device=lm.device))
-        if isinstance(teacher, LanguageModel) and teacher.format is not None:
+        if isinstance(teacher, LanguageModel | ModelMixture) and teacher.format is not None:
             part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
         if isinstance(teacher, AlignedTeacher):
             part.aligned, lm = teacher.read(chosen), teacher.lm
@@ -122,17 +140,17 @@ def micro_batches(
 
 @torch.no_grad()
 def prefetch_teacher_states(
-    teacher: LanguageModel, batches: Sequence[MicroBatch], *, should_continue: Callable[[], bool] = lambda: True
+    teacher: ModelTeacher, batches: Sequence[MicroBatch], *, should_continue: Callable[[], bool] = lambda: True
 ) -> None:
     """Compute the teacher's states of the micro-batches that lack them, as long as `should_continue` says so."""
     for batch in batches:
         if batch.teacher_states_NH is None and should_continue():
-            batch.teacher_states_NH = teacher.states(batch.read_by_teacher)
+            batch.teacher_states_NH = batch.reader_of(teacher).states(batch.read_by_teacher)
 
 
 @torch.no_grad()
 def action_values(
-    lm: LanguageModel,
+    lm: Scorer,
     episodes: Sequence[Episode],
     token_budget: int,
     function: Callable[[Tensor, Tensor], Tensor],

@@ -21,10 +21,11 @@ from rlgkd.lm.lora import has_adapters
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.saving import ADAPTER_FOLDER, check_not_base, remove_older_adapters, save
 from rlgkd.settings import Settings, layered
+from rlgkd.teachers.names import is_self
 
 SETTINGS_FILE = "rlgkd_agent.json"
 TEACHER_FOLDER = "teacher"
-"""Folder in it for a teacher that training has moved."""
+"""Folder in it for a teacher that no name opens again, such as one that training has moved."""
 OF_THE_START = ("student_layers",)
 """Settings that have done their work once a model is opened: what is saved is what they made of it."""
 _log = logging.getLogger(__name__)
@@ -33,6 +34,11 @@ _log = logging.getLogger(__name__)
 def agent_folder(path: str | Path) -> Path:
     """The folder of an agent of this path: SB3's callbacks append `.zip`, which is dropped."""
     return Path(str(path).removesuffix(".zip"))
+
+
+def is_saved_teacher(name: str) -> bool:
+    """Whether it is the teacher's folder of a saved agent."""
+    return Path(name).name == TEACHER_FOLDER and (Path(name).parent / SETTINGS_FILE).exists()
 
 
 def write_agent(
@@ -44,7 +50,7 @@ def write_agent(
     state: TrainingState,
     write_more: Callable[[Path], None],
 ) -> None:
-    """Write the student, a teacher that training has moved, and what can be written of the settings as JSON.
+    """Write the student, a teacher that no name opens, and what can be written of the settings as JSON.
 
     Models and schedules that were given as functions are left out. If the student came with an adapter, which is merged
     here, the file says so, and `save_adapter` is left out.
@@ -128,8 +134,12 @@ def read_agent(
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error
     if name != agent:
         raise CheckpointError("path", str(folder), f"it holds a {name}; use {name}.load")
-    if settings.get("teacher_decay") is not None and "teacher" not in given:
-        settings["teacher"] = str(folder / TEACHER_FOLDER)
+    if "teacher" not in given:
+        decay, was_self = settings.get("teacher_decay"), is_self(settings.get("teacher"))
+        if decay not in (None, 0) or (folder / TEACHER_FOLDER).is_dir():
+            settings["teacher"] = str(folder / TEACHER_FOLDER)
+        elif was_self and decay is None:  # the start, not what training has made of it
+            settings["teacher"] = settings["policy"]
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")

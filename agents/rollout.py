@@ -17,11 +17,12 @@ from torch import Tensor
 from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.micro_batch import MicroBatch, action_values, micro_batches, prefetch_teacher_states
 from rlgkd.lm.fused_loss import fused_logp
+from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ranks import ALONE, Ranks
-from rlgkd.teachers import AlignedTeacher, Answer, Teacher, has_failed
+from rlgkd.teachers import AlignedTeacher, Answer, ModelTeacher, RoutedTeachers, Teacher, has_failed
 from rlgkd.types import ON_POLICY, Batch, Source, Trajectory
 
 
@@ -44,6 +45,8 @@ class Rollout:
     ranks: Ranks = ALONE
     rows: Sequence[int] | None = None
     """The rows whose passes this process runs; None is all."""
+    untaught: Sequence[int] = ()
+    """Rows that a teacher has nothing to say of: it reads a right text of their group, and there is none."""
     answers: Mapping[int, Answer] | None = None
     """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
     agreement: Agreement | None = None
@@ -88,26 +91,41 @@ class Rollout:
             failed_B[row] = answer.exception() is not None if wait else has_failed(answer)
         return self.ranks.sum(failed_B).bool()
 
-    def action_values(
-        self, lm: LanguageModel, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
+    @property
+    def untaught_B(self) -> Tensor:
+        """[B], bool: the rows of `untaught`, which have no divergence."""
+        untaught_B = torch.zeros(len(self.trajectories), dtype=torch.bool, device="cpu")
+        untaught_B[list(self.untaught)] = True
+        return untaught_B
+
+    def action_values(self, lm: Scorer, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`action_values` of all rows, [B, L], each computed by the process whose row it is."""
         episodes = as_read_by(lm, self.trajectories)
         return self.ranks.sum(action_values(lm, episodes, token_budget, function, self.rows))
 
-    def log_probabilities(self, lm: LanguageModel, token_budget: int) -> Tensor:
-        """[B, L], the model's log-probability of each action in nats, 0 past a row's end."""
+    def log_probabilities(self, lm: ModelTeacher, token_budget: int) -> Tensor:
+        """[B, L], the log-probability of each action in nats, 0 past a row's end; of each row by its own teacher."""
+        if isinstance(lm, RoutedTeachers):
+            return self._log_probabilities_of_each(lm, token_budget)
         return self.action_values(lm, token_budget, lambda states_NH, actions_N: fused_logp(lm, states_NH, actions_N))
+
+    def _log_probabilities_of_each(self, teachers: RoutedTeachers, token_budget: int) -> Tensor:
+        logp_BL = torch.zeros(len(self.trajectories), self.longest, dtype=torch.float64, device="cpu")
+        for lm in teachers.distinct:
+            mine = teachers.rows_of(lm, [t.item for t in self.trajectories])
+            kept = mine if self.rows is None else [row for row in self.rows if row in {*mine}]
+            logp_BL += dataclasses.replace(self, rows=kept).log_probabilities(lm, token_budget)
+        return logp_BL
 
     def log_ratios(self, teacher: Teacher, token_budget: int) -> Tensor:
         """[B, L], log p_S(y_n) - log p_T(y_n) in nats, p_S as it sampled; 0 past a row's end.
 
         Of a teacher with other tokens each token has an equal share of its span's, so that a row's sum is its text's.
-        Rows for which the teacher has failed (`failed_B`) have 0.
+        Rows for which the teacher has failed (`failed_B`) or has nothing to say (`untaught`) have 0.
         """
         if isinstance(teacher, AlignedTeacher):
             return self._span_log_ratios(teacher)
-        if isinstance(teacher, LanguageModel):
+        if isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers):
             teacher_BL, known_B = self.log_probabilities(teacher, token_budget), ~self.failed_B()
         else:
             teacher_BL, known_B = self._answered_log_probabilities(), ~self.failed_B(wait=True)
@@ -115,7 +133,7 @@ class Rollout:
         for row, t in enumerate(self.trajectories):
             if known_B[row]:
                 ratio_BL[row, : t.length] += torch.from_numpy(t.logp_T[t.action_mask_T])
-        return ratio_BL
+        return ratio_BL.masked_fill(self.untaught_B[:, None], 0.0)
 
     @torch.no_grad()
     def _span_log_ratios(self, teacher: AlignedTeacher) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from rlgkd.agents.state import TrainingState
 from rlgkd.agents.waiting import WaitingTexts, to_json
+from rlgkd.errors import SamplerError
 from rlgkd.lm.generate import OnStep
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ranks import Ranks
@@ -64,7 +65,7 @@ class ServedTexts:
     def settle_next(self, state: TrainingState) -> None:
         """Wait for the texts of the next update, if they were asked for, and put them into the state; collective.
 
-        Raises: SamplerError as `PendingTexts.finish`; ProcessError on the other processes.
+        Raises: SamplerError as `PendingTexts.finish`, or if there are none; ProcessError on the other processes.
         """
         if self._ahead is None:
             return
@@ -75,14 +76,19 @@ class ServedTexts:
             pending.cancel()
             raise
         texts = tuple(text for some, _ in shares for text in some)
-        state.waiting = WaitingTexts(
-            update=update, group=group, failed=sum(failed for _, failed in shares), texts=texts
-        )
+        failed = sum(number for _, number in shares)
+        if failed and not texts:
+            raise self.nothing_left(failed)
+        state.waiting = WaitingTexts(update=update, group=group, failed=failed, texts=texts)
 
     def waiting(self, state: TrainingState, group: int) -> WaitingTexts | None:
         """What the state has for its next update; texts of another one, or other groups, are none."""
         found = state.waiting
         return found if found is not None and (found.update, found.group) == (state.updates, group) else None
+
+    def nothing_left(self, failed: int) -> SamplerError:
+        """The error of an update that has no text, since servers have failed for all."""
+        return self.sampler.error(f"all {failed} texts of an update failed", "look after the server, and --resume")
 
     def cancel(self) -> None:
         """Abandon texts that are sampled ahead."""

@@ -17,7 +17,7 @@ from rlgkd.lm.loading import weights_digest
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.rollout import MAX_CHECKED, reference_episodes, replay_episodes, sample_episodes
-from rlgkd.teachers import Teacher
+from rlgkd.teachers import RoutedTeachers, Teacher
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.types import Episode, Item, Source, Task
 
@@ -83,6 +83,8 @@ class Sources:
                 stream_indices=stream_indices,
                 source=Source.TEACHER,
             )
+        if self.off_policy_source == "teacher" and isinstance(teacher, RoutedTeachers):
+            return self._from_each(teacher, items, stream_indices, copies)
         items = [item for item in items for _ in range(copies)]
         if self.off_policy_source == "teacher" and isinstance(teacher, FileTeacher):
             given = [teacher.ids_after(self.task.encode_prompt(item)) for item in items]
@@ -95,6 +97,27 @@ class Sources:
         )
         assert isinstance(teacher, LanguageModel)
         return replay_episodes(self.student, self.task, items, ids, source=Source.TEACHER, end_ids=teacher.end_ids)
+
+    def _from_each(
+        self, teachers: RoutedTeachers, items: Sequence[Item], stream_indices: Sequence[int], copies: int
+    ) -> list[Episode]:
+        """Texts that each item's own teacher generates, in the order of the items."""
+        found: dict[int, list[Episode]] = {}
+        for lm in teachers.distinct:
+            rows = teachers.rows_of(lm, items)
+            if not rows:
+                continue
+            texts = sample_episodes(
+                lm,
+                self.task,
+                [items[row] for row in rows],
+                group=copies,
+                seed=self.seed,
+                stream_indices=[stream_indices[row] for row in rows],
+                source=Source.TEACHER,
+            )
+            found |= {row: texts[n * copies : (n + 1) * copies] for n, row in enumerate(rows)}
+        return [text for row in range(len(items)) for text in found[row]]
 
     def check_file(self, split: str, train_prompts: int | None) -> None:
         """Check before training that a teacher's file has all texts that will be asked for.
@@ -129,6 +152,7 @@ class Sources:
         assert isinstance(self.teacher, LanguageModel)
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
+        template = "" if self.teacher.format is None else self.teacher.format.template
         return {
             "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,
@@ -141,6 +165,7 @@ class Sources:
             "seed": self.seed,
             **({"stop": list(stops.strings)} if stops else {}),
             **({"format": self.teacher.format.own_example} if self.teacher.format else {}),
+            **({"teacher_prompt": template} if template else {}),
             **({"end_ids": sorted(end_ids)} if len(end_ids) > 1 else {}),
         }
 

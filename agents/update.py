@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from rlgkd.objective import Actions, Objective
 from rlgkd.ops import reduction
 from rlgkd.ops.returns import discounted_returns
 from rlgkd.ops.vocabulary_map import MappedTokens
-from rlgkd.teachers import Teacher
+from rlgkd.teachers import RoutedTeachers, Teacher
 from rlgkd.types import ON_POLICY, Source, Trajectory
 
 
@@ -38,6 +38,8 @@ class Means:
     """Over each text's tokens, then over texts, whatever the reduction of the loss; NaN if it is known of no text."""
     entropy: float = 0.0
     """The student's: as it sampled in its own texts, as it is now in others."""
+    divergence_by_teacher: dict[str, float] = field(default_factory=dict)
+    """`divergence` over the texts of each teacher, by its name; empty if all texts have one."""
     mismatch: float = math.nan
     """|log p_S now - log p_S as it sampled| over the tokens of its own texts; NaN where the loss does not need it."""
     unmapped: float | None = None
@@ -54,7 +56,7 @@ def accumulate_gradient(
     *,
     max_new_tokens: int | None = None,
     with_policy_term: bool = True,
-    failed_B: Tensor | None = None,
+    left_out_B: Tensor | None = None,
 ) -> Means:
     """Add the loss's gradient to the parameters', micro-batch by micro-batch, without waiting for the device.
 
@@ -69,18 +71,27 @@ def accumulate_gradient(
         credit: Their advantages, and the weights of a gate.
         max_new_tokens: The length that the reduction `constant` divides by.
         with_policy_term: False leaves the divergence alone.
-        failed_B: bool [B]: rows without a divergence, since an outside teacher has failed for them; None is none.
+        left_out_B: bool [B]: rows without a divergence, of which the teacher says nothing; None is none.
     """
     trajectories = rollout.trajectories
-    policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens, failed_B)
+    policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens, left_out_B)
     policy_B = policy_B * with_policy_term
-    mean_B = _reduced("sequence_mean", _lengths(trajectories, failed_B), None)
+    mean_B = _reduced("sequence_mean", _lengths(trajectories, left_out_B), None)
     advantages_BL = credit.advantages_BL.float().expand(-1, rollout.longest)
     ones_BL = torch.ones(len(trajectories), rollout.longest, device="cpu")
     gates_BL = [
         ones_BL if gate_BL is None else gate_BL.float()
         for gate_BL in (credit.policy_gate_BL, credit.divergence_gate_BL)
     ]
+    names = [teacher.name_of(t.item) for t in trajectories] if isinstance(teacher, RoutedTeachers) else []
+    teacher_of_B = {name: torch.tensor([one == name for one in names], device="cpu") for name in sorted(set(names))}
+    mean_by_teacher_B = {
+        name: _reduced(
+            "sequence_mean", _lengths(trajectories, ~own_B if left_out_B is None else ~own_B | left_out_B), None
+        )
+        for name, own_B in teacher_of_B.items()
+    }
+    by_teacher: dict[str, list[Tensor]] = {name: [] for name in mean_by_teacher_B}
     on_policy_B = torch.tensor([t.source in ON_POLICY for t in trajectories], device="cpu")
     recorded_B = torch.tensor([t.source is Source.STUDENT for t in trajectories], device="cpu")
     tokens = max(1, sum(t.length for t in trajectories))
@@ -133,6 +144,8 @@ def accumulate_gradient(
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
         if "divergence" in records:
             divergences.append((records["divergence"] * part.per_row(mean_B)).sum())
+            for name, own_B in mean_by_teacher_B.items():
+                by_teacher[name].append((records["divergence"] * part.per_row(own_B)).sum())
         if "logp" in records:
             moved_N = (records["logp"] - part.gather(part.batch.logp_BT)).abs()
             mismatches.append((moved_N * part.per_row(recorded_B)).sum())
@@ -141,9 +154,13 @@ def accumulate_gradient(
         if "unmapped" in records:
             unmapped.append(records["unmapped"].sum())
             with_map += sum(text.starts for text in part.aligned)
-    sums = [sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches, unmapped)]
-    loss_sum, divergence, entropy, mismatch, unmapped_sum, known = rollout.ranks.sum_numbers([*sums, float(with_map)])
-    if failed_B is not None and bool(failed_B.all()):
+    sums = [
+        sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches, unmapped, *by_teacher.values())
+    ]
+    loss_sum, divergence, entropy, mismatch, unmapped_sum, known, *of_each = rollout.ranks.sum_numbers(
+        [*sums[:5], float(with_map), *sums[5:]]
+    )
+    if left_out_B is not None and bool(left_out_B.all()):
         divergence = math.nan
     sampled_entropy = sum(float(t.entropy_T.sum()) for t in trajectories if t.source is Source.STUDENT)
     own = sum(t.length for t in trajectories if t.source is Source.STUDENT)
@@ -151,6 +168,7 @@ def accumulate_gradient(
         loss=loss_sum,
         divergence=divergence,
         entropy=(sampled_entropy + entropy) / tokens,
+        divergence_by_teacher=dict(zip(by_teacher, of_each, strict=True)),
         mismatch=mismatch / own if objective.weighs_actions and own > 0 else math.nan,
         unmapped=unmapped_sum / known if known else None,
     )
@@ -166,12 +184,11 @@ def term_weights(
     trajectories: Sequence[Trajectory],
     valid_B: Tensor,
     max_new_tokens: int | None,
-    failed_B: Tensor | None = None,
+    left_out_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two [B]: the weight of each row's actions in the policy term and in the divergence, by their reductions.
 
-    The policy term has on-policy rows that are valid, the divergence has all rows but those for which an outside
-    teacher has failed.
+    The policy term has on-policy rows that are valid, the divergence has all rows but those that are left out.
     """
     of_policy, of_divergence = objective.reductions
     lengths_B = _lengths(trajectories)
@@ -181,7 +198,7 @@ def term_weights(
     if on_policy_B.any():
         # One batch in 1 / lambda is on-policy: with this weight its policy term has Eq. 5's expectation.
         policy_B = policy_B / objective.student_fraction
-    return policy_B, _reduced(of_divergence, _lengths(trajectories, failed_B), max_new_tokens)
+    return policy_B, _reduced(of_divergence, _lengths(trajectories, left_out_B), max_new_tokens)
 
 
 def divergence_per_reward(objective: Objective, trajectories: Sequence[Trajectory], max_new_tokens: int) -> float:

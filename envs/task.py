@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlgkd.envs.data.hints import hinted_by
 from rlgkd.envs.data.items import Shares, read_items
 from rlgkd.envs.data.sources import ListItems
 from rlgkd.envs.rewards.grader import Grader
@@ -73,6 +74,7 @@ class TextTask:
         prompt: str = "prompt",
         reference: str | None = None,
         split_shares: Shares = "auto",
+        shares: Mapping[str, int] | None = None,
         subset: str = "",
         max_rows: int | None = None,
         unusable_rows: str = "refuse",
@@ -125,6 +127,8 @@ class TextTask:
                 column may hold a list of right answers: the best match counts as the reward, and training on references
                 takes the first.
             split_shares: Tenths of a lone file's prompts for train, validation and test; None gives all to each.
+            shares: Of a mapping of names to data, how many items of each follow one another, again and again, such as
+                {math: 2, code: 1}; the column `source` has the name, unless the data has one. None: one kind.
             subset: Configuration of a data set of the Hugging Face hub.
             max_rows: Rows that are read of each split; None reads all. Streaming data sets need it.
             unusable_rows: `refuse`: rows that are too long, malformed, or lack a reference that is needed are named in
@@ -208,6 +212,7 @@ class TextTask:
             prompt=prompt,
             reference=reference,
             split_shares=split_shares,
+            shares=shares,
             subset=subset,
             max_rows=max_rows,
             unusable_rows=unusable_rows,
@@ -273,15 +278,30 @@ class TextTask:
         messages = item.messages or [{"role": "user", "content": item.prompt}]
         return encoder.conversation(item.key, messages, tools)
 
-    def format_of(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> PromptFormat | None:
+    def format_of(
+        self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], *, teacher_prompt: str | None = None
+    ) -> PromptFormat | None:
         """How a teacher with this tokenizer and these end ids reads prompts; None if as its student does.
 
-        Raises: SettingError if its chat template has no place for one of the task's messages.
+        `teacher_prompt` is the template of a prompt that it reads in the student's place (rlgkd.envs.data.hints). Such
+        a prompt may be longer than `max_prompt_tokens`.
+
+        Raises: SettingError if its chat template has no place for one of the task's messages, or for a template with a
+            brace that holds no name.
         """
+        encode = self._prompt_ids
+        if teacher_prompt is not None:
+            hinted = hinted_by(teacher_prompt)
+
+            def encode(encoder: TextEncoder, item: Item) -> list[int]:
+                return self._prompt_ids(encoder, hinted(item))
+
         ends = self.end_ids if self.names_end_ids else end_ids
         shortest = max(1, self._encoder.around_replies - 1) + 1  # a reply, and a turn of one token before it
         most_replies = self.max_new_tokens // shortest if self._several_turns else 0
-        return teacher_format(self._encoder, tokenizer, ends, self._prompt_ids, most_replies=most_replies)
+        return teacher_format(
+            self._encoder, tokenizer, ends, encode, most_replies=most_replies, template=teacher_prompt or ""
+        )
 
     def encode_completion(self, text: str) -> list[int]:
         """See `Task.encode_completion`; after a plain prompt, the completion begins with a space."""

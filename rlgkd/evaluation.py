@@ -17,6 +17,7 @@ import torch
 from rlgkd.diversity import distinct, pass_at, self_bleu
 from rlgkd.errors import SettingError
 from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
+from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops import divergence, policy_loss
@@ -27,7 +28,7 @@ from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
 from rlgkd.statistics import Interval, prompt_interval
-from rlgkd.teachers import AlignedTeacher, Teacher, cancelled_on_error, collate
+from rlgkd.teachers import AlignedTeacher, RoutedTeachers, Teacher, cancelled_on_error, collate, in_process
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
 
 CHECKABLE = ("truth", "exact", "reward")
@@ -77,7 +78,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: LanguageModel,
+    policy: LanguageModel | RoutedTeachers,
     teacher: Teacher | None,
     task: Task,
     *,
@@ -110,7 +111,8 @@ def evaluate(
     With `top_k`, `top_p` or `min_p` (rlgkd.ops.logit_filters) completions are sampled from the likelier tokens alone.
     Entropy and divergences stay those of the whole tempered distributions, at the prefixes sampled in this way.
 
-    A text ends with the end tokens of task and policy; neither is changed.
+    A text ends with the end tokens of task and policy; neither is changed. Of teachers of which each text has one, the
+    item's own writes and measures.
 
     The `ranks` of a job share the batches of `batch_size` prompts; the numbers are those of one process to the bit. All
     of them have to call this, and all get the whole.
@@ -121,9 +123,7 @@ def evaluate(
     counts: Any = (prompts, group)
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
-    if not isinstance(teacher, LanguageModel | AlignedTeacher | None) and not (
-        teacher.takes_any_text and teacher.top_k
-    ):
+    if teacher is not None and not in_process(teacher) and not (teacher.takes_any_text and teacher.top_k):
         teacher = None
     prompts = min(prompts, task.size(split))
     items = [task.item(split, seed, index) for index in range(prompts)]
@@ -177,7 +177,7 @@ class _BatchMeasures:
 
 
 def _measure_batch(
-    policy: LanguageModel,
+    policy: LanguageModel | RoutedTeachers,
     teacher: Teacher | None,
     task: Task,
     items: Sequence[Item],
@@ -187,6 +187,10 @@ def _measure_batch(
     filters: Filters,
 ) -> _BatchMeasures:
     """Sample the completions of some items, and measure their tokens and those of the references."""
+    several = next((one for one in (teacher, policy) if isinstance(one, RoutedTeachers)), None)
+    if several is not None:
+        return _measure_each(several, policy, teacher, task, items, group, seed, greedy, filters)
+    assert isinstance(policy, LanguageModel)
     sampled = rollout(policy, task, items, group=group, seed=seed, greedy=greedy, filters=filters)
     by_spans = isinstance(teacher, AlignedTeacher) and teacher.map is None  # whose texts the student must have sampled
     has_references = teacher is not None and not by_spans and all(item.reference for item in items)
@@ -200,6 +204,42 @@ def _measure_batch(
     if has_references:
         measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
     return _BatchMeasures(sampled, measures)
+
+
+def _measure_each(
+    several: RoutedTeachers,
+    policy: LanguageModel | RoutedTeachers,
+    teacher: Teacher | None,
+    task: Task,
+    items: Sequence[Item],
+    group: int,
+    seed: int,
+    greedy: bool,
+    filters: Filters,
+) -> _BatchMeasures:
+    """`_measure_batch` of the items of each teacher, put back in their order."""
+    trajectories: dict[int, list[Trajectory]] = {}
+    values: dict[str, dict[int, list[np.ndarray]]] = {}
+    for lm in several.distinct:
+        rows = several.rows_of(lm, items)
+        if not rows:
+            continue
+        writes, reads = (lm if isinstance(one, RoutedTeachers) else one for one in (policy, teacher))
+        assert isinstance(writes, LanguageModel)
+        part = _measure_batch(writes, reads, task, [items[row] for row in rows], group, seed, greedy, filters)
+        for n, row in enumerate(rows):
+            trajectories[row] = part.trajectories[n * group : (n + 1) * group]
+            for name, found in part.token_values.items():
+                each = len(found) // len(rows)
+                values.setdefault(name, {})[row] = found[n * each : (n + 1) * each]
+    return _BatchMeasures(
+        [t for row in range(len(items)) for t in trajectories[row]],
+        {
+            name: [one for row in range(len(items)) for one in found[row]]
+            for name, found in values.items()
+            if len(found) == len(items)
+        },
+    )
 
 
 def _group_measures(measures_PG: dict[str, np.ndarray], groups: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
@@ -237,7 +277,7 @@ def _token_values(
     outputs: TeacherOutputs | None = None
     failed: list[int] = []
     token_N = policy.actions(batch)
-    if isinstance(teacher, LanguageModel):
+    if isinstance(teacher, LanguageModel | ModelMixture):
         read = batch if policy.format is teacher.format else _batch_of(teacher, trajectories)
         outputs = (teacher, teacher.states(read))
         states_NH = policy.states(batch)
@@ -248,6 +288,7 @@ def _token_values(
         outputs = teacher.outputs(aligned, teacher.lm.states(read), read, logp_N)
         states_NH = policy.states(batch)
     else:
+        assert not isinstance(teacher, RoutedTeachers), "each batch has one"
         answers = [] if teacher is None else teacher.submit(trajectories)
         states_NH = policy.states(batch)
         if teacher is not None:
@@ -281,6 +322,6 @@ def _token_values(
     return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
 
 
-def _batch_of(lm: LanguageModel, episodes: Sequence[Episode]) -> Batch:
+def _batch_of(lm: Scorer, episodes: Sequence[Episode]) -> Batch:
     """The episodes as the model reads them, on its device."""
     return Batch.collate(as_read_by(lm, episodes), pad=lm.pad, device=lm.device)

@@ -13,6 +13,7 @@ environment may insert tokens of its own, which the mask leaves out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -79,14 +80,28 @@ class Item:
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
+SIBLING = "sibling"
+"""The column of an item that has a right text of the same group, for a teacher that reads one."""
+
+
+def reads_sibling(template: str) -> bool:
+    """Whether a teacher's prompt has the text of a sibling in it: it is that column, or has its name in braces.
+
+    Examples:
+        >>> reads_sibling("sibling"), reads_sibling("{sibling} {prompt}"), reads_sibling("{{sibling}}")
+        (True, True, False)
+    """
+    return template == SIBLING or f"{{{SIBLING}}}" in re.sub(r"\{\{|\}\}", "", template)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
     """How a teacher reads prompts and replies that are written otherwise for its student (rlgkd.lm.own_format)."""
 
     encode_prompt: Callable[[Item], list[int]]
     """The token ids of an item's prompt in the teacher's own chat template."""
-    encode_reply: Callable[[str, bool], list[int]]
-    """Those of a reply, by its text and whether an end token has closed the turn before it."""
+    encode_reply: Callable[[str, bool], list[int]] | None
+    """Those of a reply, by its text and whether an end token has closed the turn before it; None: the student's ids."""
     end: int
     """The token with which the student's answer ends."""
     own_end: int
@@ -101,6 +116,13 @@ class PromptFormat:
     """Whether replies may follow the prompt."""
     end_ids: frozenset[int] = frozenset()
     """The tokens that close a turn, of either model."""
+    template: str = ""
+    """Of the prompt, where the teacher sees more than the student; empty if it does not."""
+
+    @property
+    def reads_sibling(self) -> bool:
+        """Whether an item must have a right text of its group in the column SIBLING; without it, it is read plain."""
+        return reads_sibling(self.template)
 
 
 REWARD_ARGUMENTS: Mapping[str, str] = {

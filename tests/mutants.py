@@ -58,6 +58,13 @@ MUTANTS = (
         tests=DIVERGENCE,
     ),
     Mutant(
+        name="the teacher's prompt under the student's mask",
+        file="rlgkd/lm/own_format.py",
+        function="_read",
+        changes=(("np.array(actions)", "np.isin(np.arange(len(tokens)), np.flatnonzero(episode.action_mask_T))"),),
+        tests="tests/agents/test_teacher_prompt.py -k llama",
+    ),
+    Mutant(
         name="forward and reverse KL under each other's name",
         file="rlgkd/ops/divergence.py",
         function="DIVERGENCES",

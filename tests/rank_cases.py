@@ -118,6 +118,9 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     ),
     "teacher that generates": lambda _: learner(student_fraction=0.3, off_policy="teacher"),
     "teacher that follows": lambda _: learner(teacher_decay=0.9),
+    "teacher that reads a right text of the group": lambda _: learner(
+        GRPO, teacher="self", teacher_decay=0.9, teacher_prompt="{sibling} {prompt}", prompts_per_update=5
+    ),
     "lora": lambda _: learner(lora_rank=4),
     "ratio of a sequence": lambda _: learner(
         GRPO, reduction="token_mean", ratio="sequence", epochs=2, clip_low=3e-3, clip_high=4e-3

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rlgkd.envs.data.mixed import mixed_items
 from rlgkd.envs.data.procedural import MAX_DRAWS, SHARES, ProceduralItems, prompt_tenth
 from rlgkd.envs.data.readers import (
     READERS,
@@ -50,6 +51,7 @@ def read_items(
     unusable_rows: str = "refuse",
     tools: bool = False,
     check: Callable[[Item], None] | None = None,
+    shares: Mapping[str, int] | None = None,
 ) -> Items:
     """Return the items that the data holds.
 
@@ -69,10 +71,21 @@ def read_items(
             `check` refuses); `drop` leaves them out and logs how many.
         tools: Whether a column `tools` holds the schemas of tools.
         check: Raises a DataError for an item that cannot be used.
+        shares: The data is then a mapping of names to any of these, and of each so many items follow one another, again
+            and again: {math: 2, code: 1}. The column `source` has the name, unless the data has one.
 
     Raises: SettingError for a malformed template; DataError for data that cannot be read, with its file and line.
     """
-    shares = _split_tenths(split_shares)
+    if shares is not None:
+        each: dict[str, Any] = {
+            "prompt": prompt,
+            "reference": reference,
+            "split_shares": split_shares,
+            "subset": subset,
+        }
+        each |= {"max_rows": max_rows, "unusable_rows": unusable_rows, "tools": tools, "check": check}
+        return mixed_items(data, shares, lambda one: read_items(one, **each))
+    tenths = _split_tenths(split_shares)
     if max_rows is not None and (type(max_rows) is not int or max_rows < 1):
         raise SettingError("max_rows", max_rows, "give 1 or more, or null: all rows")
     unusable = UnusableRows(unusable_rows)
@@ -90,8 +103,8 @@ def read_items(
             raise _no_subsets(subset)
         if max_rows is not None:
             raise SettingError("max_rows", max_rows, "a function draws rows without end; leave it out")
-        return ProceduralItems("data", _draw_item(data, row_items), shares)
-    items = _split_items(data, row_items, shares, split_shares, subset=subset, max_rows=max_rows)
+        return ProceduralItems("data", _draw_item(data, row_items), tenths)
+    items = _split_items(data, row_items, tenths, split_shares, subset=subset, max_rows=max_rows)
     unusable.settle()
     return items
 

@@ -22,6 +22,7 @@ def teacher_format(
     encode: Callable[[TextEncoder, Item], list[int]],
     *,
     most_replies: int,
+    template: str = "",
 ) -> PromptFormat | None:
     """Return the format of a teacher; None if it reads prompts and replies as its student does, in the same tokens.
 
@@ -34,6 +35,7 @@ def teacher_format(
         end_ids: The teacher's.
         encode: Encodes an item's prompt with an encoder.
         most_replies: How many replies there can be after a prompt.
+        template: Of its prompts, which `encode` fills; empty if it sees what the student sees.
 
     Raises: SettingError if the teacher's chat template has no place for one of the task's messages.
     """
@@ -48,19 +50,21 @@ def teacher_format(
         _log.warning("the teacher has no chat template: it reads chats as the student does, %r", own.example())
         if own_end not in end_ids:
             own_end = end_token(tokenizer)
-    if same_tokens and own.writes_as(other) and own_end == own.answer_end:
+    as_the_student = same_tokens and own.writes_as(other) and own_end == own.answer_end
+    if as_the_student and not template:
         return None
     # An end that stands in front of replies is left out where it closes the turn before: by one model perhaps.
     longer_by_reply = max(0, other.around_replies - own.around_replies + 1)
     return PromptFormat(
         encode_prompt=lambda item: encode(other, item),
-        encode_reply=lambda text, closed: other.reply(text, closed=closed),
+        encode_reply=None if as_the_student else lambda text, closed: other.reply(text, closed=closed),
         end=own.answer_end,
         own_end=own_end,
         example=own.example(),
         own_example=other.example(),
-        longer=other.around_prompts - own.around_prompts + most_replies * longer_by_reply,
+        longer=0 if as_the_student else other.around_prompts - own.around_prompts + most_replies * longer_by_reply,
         replies=most_replies > 0,
+        template=template,
     )
 
 

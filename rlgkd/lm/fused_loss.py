@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlgkd.lm._autograd import apply_function
 from rlgkd.lm.linear import add_weight_gradient, autocast_weights, onednn_linear
+from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.ops.top_k_bucket import KnownTokens
@@ -52,8 +53,8 @@ class MappedStates:
     """Of its vocabulary to the student's."""
 
 
-TeacherStates = tuple[LanguageModel, Tensor]
-"""A second model and its states [N, H] at the same actions, if the loss needs its logits."""
+TeacherStates = tuple[Scorer, Tensor]
+"""A second model, or several as one, and its states [N, H] at the same actions, if the loss needs its logits."""
 TeacherOutputs = TeacherStates | MappedStates | KnownTokens
 """What a teacher gives at the actions: the states of a model, or what is known of one that is elsewhere."""
 TeacherAt = Tensor | MappedTokens | KnownTokens | None
@@ -93,11 +94,25 @@ def fused_sum(
 
 
 @torch.no_grad()
-def fused_logp(lm: LanguageModel, states_NH: Tensor, actions_N: Tensor) -> Tensor:
+def fused_logp(lm: Scorer, states_NH: Tensor, actions_N: Tensor) -> Tensor:
     """[N]: log-probabilities of the chosen tokens in nats, chunk by chunk."""
-    head = _HeadLogits(lm, states_NH)
-    logp = [log_probability(lm.tempered(head(chunk)), actions_N[chunk]) for chunk in _chunks(states_NH, lm.vocabulary)]
-    return torch.cat(logp)
+    head = _head_of(lm, states_NH)
+    chunks = _chunks(states_NH, lm.vocabulary)
+    return torch.cat([log_probability(head.at(chunk)(slice(None)), actions_N[chunk]) for chunk in chunks])
+
+
+@torch.no_grad()
+def fused_values(
+    lm: Scorer, states_NH: Tensor, function: Callable[[Tensor, slice], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """[N] of each value that `function` of (logits [n, V], which actions) returns, [n] each, chunk by chunk."""
+    head, found = _head_of(lm, states_NH), []
+    for chunk in _chunks(states_NH, lm.vocabulary):
+        logits_at = head.at(chunk)
+        rows = BLOCK_ELEMENTS // lm.vocabulary if states_NH.device.type == "cpu" else chunk.stop - chunk.start
+        for block in _even_slices(chunk, rows):
+            found.append(function(logits_at(slice(block.start - chunk.start, block.stop - chunk.start)), block))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 class _HeadLogits:
@@ -110,6 +125,29 @@ class _HeadLogits:
 
     def __call__(self, chunk: slice) -> Tensor:
         return onednn_linear(self.states_NH[chunk], self.weight_VH, self.bias_V)
+
+    def at(self, chunk: slice) -> Callable[[slice], Tensor]:
+        """A function of rows of the chunk that returns their tempered logits."""
+        raw_NV = self(chunk)
+        return lambda rows: self.lm.tempered(raw_NV[rows])
+
+
+class _MixtureLogits:
+    """The log-probabilities of several models as one."""
+
+    def __init__(self, mixture: ModelMixture, states_NH: Tensor) -> None:
+        self.mixture = mixture
+        parts = mixture.split(states_NH)
+        self.heads = [_HeadLogits(lm, part) for lm, part in zip(mixture.members, parts, strict=True)]
+
+    def at(self, chunk: slice) -> Callable[[slice], Tensor]:
+        """See `_HeadLogits.at`."""
+        logits_at = [head.at(chunk) for head in self.heads]
+        return lambda rows: self.mixture.logp([one(rows) for one in logits_at])
+
+
+def _head_of(lm: Scorer, states_NH: Tensor) -> _HeadLogits | _MixtureLogits:
+    return _MixtureLogits(lm, states_NH) if isinstance(lm, ModelMixture) else _HeadLogits(lm, states_NH)
 
 
 class _FusedSum(torch.autograd.Function):
@@ -128,13 +166,13 @@ class _FusedSum(torch.autograd.Function):
         states_NH = inputs[0]
         head = _HeadLogits(student, states_NH)
         # States are some hundred times smaller than logits, so it is they that move from a teacher's device.
-        teacher_head: _HeadLogits | KnownTokens | None = None
+        teacher_head: _HeadLogits | _MixtureLogits | KnownTokens | None = None
         mapped = teacher if isinstance(teacher, MappedStates) else None
         if isinstance(teacher, KnownTokens):
             teacher_head = teacher.to(states_NH.device)
         elif teacher is not None:
             lm, teacher_states_NH = (teacher.lm, teacher.states_NH) if isinstance(teacher, MappedStates) else teacher
-            teacher_head = _HeadLogits(lm, teacher_states_NH.to(states_NH.device))
+            teacher_head = _head_of(lm, teacher_states_NH.to(states_NH.device))
         grads = {index: torch.zeros_like(inputs[index]) for index, is_wanted in enumerate(wanted) if is_wanted}
         total = states_NH.new_zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32))
         # A teacher with another vocabulary may have the larger logits.
@@ -199,15 +237,15 @@ def _logits_gradient(
 
 
 def _teacher_blocks(
-    teacher: _HeadLogits | KnownTokens | None, chunk: slice, mapped: MappedStates | None = None
+    teacher: _HeadLogits | _MixtureLogits | KnownTokens | None, chunk: slice, mapped: MappedStates | None = None
 ) -> Callable[[slice], TeacherAt]:
     """A function of a block of the chunk, given by its actions, that returns the teacher there."""
-    if not isinstance(teacher, _HeadLogits):
+    if not isinstance(teacher, _HeadLogits | _MixtureLogits):
         return lambda block: None if teacher is None else teacher[block]
-    head, raw_NV = teacher, teacher(chunk)
+    logits_at = teacher.at(chunk)
 
     def at(block: slice) -> TeacherAt:
-        logits_nV = head.lm.tempered(raw_NV[block.start - chunk.start : block.stop - chunk.start])
+        logits_nV = logits_at(slice(block.start - chunk.start, block.stop - chunk.start))
         return logits_nV if mapped is None else MappedTokens(logits_nV, mapped.known_N[block], mapped.map)
 
     return at

@@ -1,10 +1,12 @@
-"""A teacher that reads prompts in its own format: with its own chat template, and its own end of an answer.
+"""A teacher that reads other prompts than its student: in its own format, or with more in them.
 
 Episodes hold the prompt as the task writes it for the student. A teacher whose template or end token is another one
 gets the same item's prompt as its own template writes it, followed by the same actions, so its states at the actions
 line up with the student's; replies between several turns are written so too. Where an answer ends with another
 token, the teacher's rows of the two tokens are exchanged once, in embedding and head: it is the same model with these
 two ids exchanged, and gives the student's end the probability that it has for its own.
+
+A teacher that sees more reads the prompt that a template makes of the item, followed by the student's very ids.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlgkd.errors import DataError, ModelError, SettingError
+from rlgkd.lm.mixture import Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.placement import is_dispatched
 from rlgkd.lm.text_format import warn_of_other_end
@@ -30,7 +33,15 @@ from rlgkd.types import Episode, Item, PromptFormat, Task
 _log = logging.getLogger(__name__)
 
 
-def read_in_own_format(task: Task, teacher: LanguageModel, student: LanguageModel, *, owner: str, name: str) -> None:
+def read_in_own_format(
+    task: Task,
+    teacher: LanguageModel,
+    student: LanguageModel,
+    *,
+    owner: str,
+    name: str,
+    teacher_prompt: str | None = None,
+) -> None:
     """Let a teacher read the task's prompts in its own format if that is another one, and log both.
 
     Args:
@@ -39,15 +50,23 @@ def read_in_own_format(task: Task, teacher: LanguageModel, student: LanguageMode
         student: Whose end tokens are known to the task.
         owner: What the student is called in messages.
         name: The teacher's.
+        teacher_prompt: Template of the prompts that it reads in the student's place; None is the student's.
 
-    Raises: ModelError for formats that cannot be aligned.
+    Raises: ModelError for formats that cannot be aligned; SettingError for a template with a brace that holds no name,
+        or a task that has no columns to fill it with.
     """
     if not hasattr(task, "format_of"):
+        if teacher_prompt is not None:
+            remedy = f"the task {task.name} has no columns to fill it with (format_of); leave it out"
+            raise SettingError("teacher_prompt", teacher_prompt, remedy)
         warn_of_other_end(task.tokenizer, student.end_ids, teacher.tokenizer, teacher.end_ids, owner=owner)
         return
+    more = {} if teacher_prompt is None else {"teacher_prompt": teacher_prompt}
     try:
-        found: PromptFormat | None = task.format_of(teacher.tokenizer, teacher.end_ids)
+        found: PromptFormat | None = task.format_of(teacher.tokenizer, teacher.end_ids, **more)
     except SettingError as error:
+        if error.field == "teacher_prompt":
+            raise
         raise ModelError("teacher", name, f"in its own format, {error.remedy}") from error
     if found is None:
         return
@@ -56,6 +75,8 @@ def read_in_own_format(task: Task, teacher: LanguageModel, student: LanguageMode
         remedy = f"{both}, which its context of {teacher.context} tokens is too short for; lower max_prompt_tokens"
         raise ModelError("teacher", name, remedy)
     _adopt(teacher, found, frozenset(getattr(task, "end_ids", student.end_ids)))
+    if found.encode_reply is None:  # its format is the student's, and it sees more
+        return
     ends = ""
     if found.end != found.own_end:
         mine, theirs = (task.tokenizer.convert_ids_to_tokens(id_) for id_ in (found.end, found.own_end))
@@ -63,7 +84,7 @@ def read_in_own_format(task: Task, teacher: LanguageModel, student: LanguageMode
     _log.warning("the teacher has a format of its own: %s%s", both, ends)
 
 
-def as_read_by(lm: LanguageModel, episodes: Sequence[Episode]) -> Sequence[Episode]:
+def as_read_by(lm: Scorer, episodes: Sequence[Episode]) -> Sequence[Episode]:
     """The episodes with prompts and replies as the model reads them: the same ones unless it has a format of its own.
 
     Raises: DataError for a text that does not fit its context.
@@ -90,7 +111,9 @@ def tokens_as_read(
     start = actions.index(True)
     replies = iter(turns[1::2])
     for is_action, run in groupby(zip(actions[start:], tokens[start:], strict=True), key=itemgetter(0)):
-        part = [token for _, token in run] if is_action else form.encode_reply(next(replies), ids[-1] in form.end_ids)
+        part = [token for _, token in run]
+        if not is_action and form.encode_reply is not None:
+            part = form.encode_reply(next(replies), ids[-1] in form.end_ids)
         ids += part
         are_actions += [is_action] * len(part)
     return ids, are_actions
@@ -132,10 +155,11 @@ def _adopt(teacher: LanguageModel, found: PromptFormat, end_ids: frozenset[int])
     def exchange(ids: Sequence[int]) -> list[int]:
         return [exchanged.get(id_, id_) for id_ in ids]
 
+    of_reply = found.encode_reply
     teacher.format = dataclasses.replace(
         found,
         encode_prompt=lambda item: exchange(found.encode_prompt(item)),
-        encode_reply=lambda text, closed: exchange(found.encode_reply(text, closed)),
+        encode_reply=None if of_reply is None else lambda text, closed: exchange(of_reply(text, closed)),
         end_ids=end_ids | teacher.end_ids,
     )
 

@@ -37,20 +37,23 @@ class VocabularyMap:
     @cached_property
     def reached_M(self) -> Tensor:
         """int64, ascending: the student's tokens to which something goes."""
-        reached_M: Tensor = self.student_ids_E.unique()
+        with torch.inference_mode(False):  # kept from an evaluation, they serve in training too
+            reached_M: Tensor = self.student_ids_E.unique()
         return reached_M
 
     @cached_property
     def unmapped_U(self) -> Tensor:
         """int64: the teacher's tokens that go nowhere."""
-        mapped_V = torch.zeros(self.teacher_size, dtype=torch.bool, device=self.teacher_ids_E.device)
-        mapped_V[self.teacher_ids_E] = True
-        return (~mapped_V).nonzero()[:, 0]
+        with torch.inference_mode(False):
+            mapped_V = torch.zeros(self.teacher_size, dtype=torch.bool, device=self.teacher_ids_E.device)
+            mapped_V[self.teacher_ids_E] = True
+            return (~mapped_V).nonzero()[:, 0]
 
     @cached_property
     def _target_E(self) -> Tensor:
         """Each pair's place among `reached_M`."""
-        return torch.searchsorted(self.reached_M, self.student_ids_E)
+        with torch.inference_mode(False):
+            return torch.searchsorted(self.reached_M, self.student_ids_E)
 
     def to(self, device: torch.device) -> VocabularyMap:
         """Return it on a device."""

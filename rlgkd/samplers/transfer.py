@@ -1,7 +1,7 @@
 """How weights come to vLLM servers: as a file that they load, or through a process group.
 
 Between `/pause` and `/resume` nothing is sampled; then what was cached of the old weights is dropped. The endpoints are
-those of a server that runs with VLLM_SERVER_DEV_MODE=1. (Tried with vLLM 0.32.)
+those of a server that runs with VLLM_SERVER_DEV_MODE=1. (The endpoints are those of vLLM 0.32.)
 
 The process group is torch's own, by an engine that the plugin in rlgkd/samplers/plugin adds to vLLM: gloo through the
 hosts' memory, or NCCL between GPUs.

@@ -3,7 +3,7 @@
 A completion with `logprobs=0` and `return_token_ids` has, for each of its `n` choices, the token ids and the
 log-probability of each, of the distribution at the temperature if the server runs with `--logprobs-mode
 processed_logprobs`. All that would bend the distribution is sent neutral, since a server's defaults come from the
-model's own generation config. (Checked with vLLM 0.32.)
+model's own generation config. (The shapes are those of vLLM 0.32.)
 """
 
 from __future__ import annotations

@@ -133,6 +133,7 @@ class AlignedTeacher:
                 closed = part[-1] in self.ends
                 part = [id_ for segment in self._segments(part) for id_ in found.add(*segment)]
             elif self.form is not None:
+                assert self.form.encode_reply is not None, "its tokens are others, so replies are written again"
                 part = self.form.encode_reply(next(replies), closed)
             ids += part
             are_actions += [is_action] * len(part)

@@ -63,7 +63,7 @@ def align_teacher(
         teacher_texts=theirs,
         ends=ends,
         special=special,
-        map=None if map is None else with_ends(map, ends),
+        map=None if map is None else with_ends(map, ends).to(student.device),
     )
 
 

@@ -1,9 +1,16 @@
-"""Which names of teachers are those of servers and files, and not of models."""
+"""Which names of teachers are those of servers, files and the student itself, and not of models."""
 
 from __future__ import annotations
 
 FILE_ENDING = ".safetensors"
 """Of a file that `rlgkd teach` has written."""
+SELF = "self"
+"""The student as it is when training begins, or an average of it (`teacher_decay`)."""
+
+
+def is_self(teacher: object) -> bool:
+    """Whether it is the student itself."""
+    return isinstance(teacher, str) and teacher == SELF
 
 
 def is_address(teacher: object) -> bool:

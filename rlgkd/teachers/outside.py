@@ -7,9 +7,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
+from typing_extensions import TypeIs
+
+from rlgkd.lm.mixture import ModelMixture
 from rlgkd.lm.model import LanguageModel
 from rlgkd.teachers.aligned import AlignedTeacher
 from rlgkd.teachers.known_text import KnownText
+from rlgkd.teachers.routed import RoutedTeachers
 from rlgkd.types import Episode
 
 Answer = Future[KnownText]
@@ -45,15 +49,22 @@ class OutsideTeacher(Protocol):
         ...
 
 
-Teacher = LanguageModel | AlignedTeacher | OutsideTeacher
-"""A model in this process, with its student's tokens or with others, or a teacher that is elsewhere."""
+ModelTeacher = LanguageModel | ModelMixture | RoutedTeachers
+"""Models in this process with their student's tokens: one, several as one, or one for each text."""
+Teacher = ModelTeacher | AlignedTeacher | OutsideTeacher
+"""Models in this process, with their student's tokens or with others, or a teacher that is elsewhere."""
 
 
-def model_of(teacher: Teacher | None) -> LanguageModel | None:
-    """The teacher's model, if it is in this process."""
+def in_process(teacher: object) -> TypeIs[ModelTeacher | AlignedTeacher]:
+    """Whether it is made of models in this process."""
+    return isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers | AlignedTeacher)
+
+
+def model_of(teacher: Teacher | None) -> ModelTeacher | None:
+    """The teacher's model or models, if they are in this process."""
     if isinstance(teacher, AlignedTeacher):
         return teacher.lm
-    return teacher if isinstance(teacher, LanguageModel) else None
+    return teacher if isinstance(teacher, LanguageModel | ModelMixture | RoutedTeachers) else None
 
 
 def has_failed(answer: Answer) -> bool:
@@ -67,6 +78,6 @@ def cancelled_on_error(teacher: Teacher | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if teacher is not None and not isinstance(teacher, LanguageModel | AlignedTeacher):
+        if teacher is not None and not in_process(teacher):
             teacher.cancel()
         raise

@@ -46,7 +46,9 @@ class Untrained:
 def untrained_models(grid: Grid) -> list[Untrained]:
     """Return the teacher if there is one that writes texts, and each different student that cells start from."""
     found = []
-    if grid.base.teacher and not is_outside(grid.base.teacher):
+    one = grid.base.algorithm.teacher
+    mixture = one.teacher_mix is not None or one.reference_model is not None
+    if grid.base.teacher and not is_outside(grid.base.teacher) and not mixture:
         found.append(Untrained(name=TEACHER, folder=f"references/{TEACHER}", settings=grid.base, is_teacher=True))
     starts: dict[str, Cell] = {}
     for cell in grid.cells:
@@ -98,7 +100,7 @@ def collect(grid: Grid, out: Path) -> dict[str, Any]:
     return {
         "name": grid.base.name,
         "env": grid.base.env,
-        "teacher": masked(grid.base.teacher),
+        "teacher": grid.base.shown_teacher,
         "evaluation": {
             "split": grid.base.eval_split,
             "prompts": grid.base.eval_prompts,

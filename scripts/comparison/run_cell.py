@@ -19,11 +19,12 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.build import open_outside_teacher, open_teacher
 from rlgkd.agents.config import TeacherSettings
+from rlgkd.agents.teachers import open_outside_teacher, open_several, open_teacher, with_reference
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.file_kinds import check_file
+from rlgkd.lm.loading import load
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
@@ -37,8 +38,8 @@ from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.tracked import tracked
 from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
-from rlgkd.teachers import Teacher
-from rlgkd.teachers.names import is_outside
+from rlgkd.teachers import RoutedTeachers, Teacher
+from rlgkd.teachers.names import is_outside, is_self
 from rlgkd.types import ON_POLICY, Task
 
 MEASURED = "measured.json"
@@ -48,6 +49,8 @@ SHOWN_TEXTS = 24
 """Prompts whose completions are kept for the report."""
 CURVE_POINTS = 200
 """Most points of a curve; a longer one is averaged in blocks."""
+HOW_IT_MOVES = ("teacher_decay", "divergence_target", "alpha_rate", "sibling_from")
+"""Settings of the teacher on which it does not depend as it is before training."""
 EVALUATION_SETTINGS = ("eval_split", "eval_prompts", "eval_seed")
 CURVES = {
     "tokens": "time/total_timesteps",
@@ -97,7 +100,9 @@ def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: P
     with locked(out, wait=True):
         agent = build_agent(settings)
         teacher_model = _comparison_teacher(base, agent, settings)
-        policy = teacher_model if teacher and isinstance(teacher_model, LanguageModel) else agent.student
+        policy = (
+            teacher_model if teacher and isinstance(teacher_model, LanguageModel | RoutedTeachers) else agent.student
+        )
         write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
 
@@ -126,7 +131,7 @@ def check_same(settings: RunConfig, out: Path) -> None:
 
 
 def measure(
-    policy: LanguageModel, teacher: Teacher | None, task: Task, base: RunConfig, samples: int
+    policy: LanguageModel | RoutedTeachers, teacher: Teacher | None, task: Task, base: RunConfig, samples: int
 ) -> dict[str, Any]:
     """Return the evaluation as plain numbers and texts."""
     evaluation = evaluate(
@@ -195,18 +200,32 @@ def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConf
         return None
     if agent.teacher is not None and agent.following_teacher is None and _models(settings) == _models(base):
         return agent.teacher
-    if is_outside(base.teacher):
+    if isinstance(base.teacher, str) and is_outside(base.teacher):
         return open_outside_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer)
-    teacher = open_teacher(agent.task, base.algorithm, base.teacher, agent.student.tokenizer, device=agent.device)
-    if base.teacher != base.student:
-        read_in_own_format(agent.task, teacher, agent.student, owner="student", name=base.teacher)
-    return teacher
+    how = {"device": agent.device}
+    if isinstance(base.teacher, dict):
+        teachers = {name: base.student if is_self(one) else one for name, one in base.teacher.items()}
+        return open_several(agent.task, base.algorithm, teachers, agent.student, **how)
+    name, opened = base.teacher, None
+    if is_self(name):
+        layers = base.algorithm.model.student_layers
+        name, opened = base.student, load(base.student, layers=() if isinstance(layers, int) else layers)
+    student, more = agent.student, base.algorithm.teacher.teacher_prompt
+    teacher = open_teacher(agent.task, base.algorithm, name, student.tokenizer, device=agent.device, opened=opened)
+    if name != base.student or more is not None:
+        read_in_own_format(agent.task, teacher, student, owner="student", name=name, teacher_prompt=more)
+    config = base.algorithm
+    if is_self(config.teacher.reference_model):
+        of_the_start = config.teacher.model_copy(update={"reference_model": base.student})
+        config = config.model_copy(update={"teacher": of_the_start})
+    return with_reference(agent.task, config, teacher, student, **how)
 
 
 def _models(settings: RunConfig) -> tuple[object, ...]:
     """What a teacher depends on, and what is known of one that is elsewhere."""
     config = settings.algorithm
-    opened = (config.teacher.teacher_dtype, config.teacher.teacher_device, config.teacher.teacher_quantization)
+    given = config.teacher
+    opened = tuple(value for name, value in given.flat().items() if name not in HOW_IT_MOVES)
     known = config.known_tokens if is_outside(settings.teacher) else None
     return settings.teacher, settings.student, config.model.dtype, config.sampling.teacher_temperature, opened, known
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+from rlgkd.teachers.names import is_self
 
 OF_PATHS = ("student", "teacher", "tokenizer", "teacher_texts", "data", "reward", "quality", "tools", "trackers")
 """Settings that hold paths, those of the environment among them."""
@@ -45,7 +46,11 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
-    if key in ("student", "teacher", "tokenizer"):
+    if key in ("teacher", "reference_model") and is_self(value):
+        return value
+    if key == "teacher" and isinstance(value, Mapping):
+        return {name: settled(key, one, folders) for name, one in value.items()}
+    if key in ("student", "teacher", "reference_model", "tokenizer"):
         return _model(value, folders)
     if key in ("teacher_texts", "teacher_map", "sampler_folder") and isinstance(value, str):
         return _found(value, folders) or os.path.abspath(folders[0] / Path(value).expanduser())  # yet to be written

@@ -27,6 +27,7 @@ from rlgkd.scripts.config.recipes import values_of
 from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
 from rlgkd.settings import Settings, layered
+from rlgkd.teachers.names import is_self
 
 BRINGS_MODELS = {
     "rlgkd/GroundedSummary-v0": "embedded:grounded",
@@ -71,8 +72,8 @@ class RunConfig(Settings):
     """The algorithm."""
     student: str = ""
     """Model that is trained; by default the environment's own, if it brings one."""
-    teacher: str = ""
-    """Model that the student stays close to; null for none; by default the environment's own."""
+    teacher: str | dict[str, str] = ""
+    """Model that the student stays close to, or names and models; self for its start; by default the environment's."""
     tokens: Count = 200_000
     """Tokens to train for: generated ones, or read from data."""
     learning_rate_end: Fraction = 0.1
@@ -161,10 +162,23 @@ class RunConfig(Settings):
 
     @property
     def teacher_is_start(self) -> bool:
-        """Whether the teacher is what the student is when training begins."""
+        """Whether the teacher's weights are those of the student when training begins."""
         model, teacher = self.algorithm.model, self.algorithm.teacher
+        if is_self(self.teacher):
+            return True
         as_opened = (teacher.teacher_dtype, teacher.teacher_device, teacher.teacher_quantization)
         return self.teacher == self.student and not model.student_layers and as_opened == (model.dtype, None, None)
+
+    @property
+    def shown_teacher(self) -> str:
+        """The teacher in a line, without secrets; of several each with its name."""
+        known = masked(self.teacher)
+        return ", ".join(f"{name}: {one}" for name, one in known.items()) if isinstance(known, dict) else str(known)
+
+    @property
+    def teacher_writes_as_start(self) -> bool:
+        """Whether the teacher's texts are the student's when training begins, for it reads the same prompts too."""
+        return self.teacher_is_start and self.algorithm.teacher.teacher_prompt is None
 
     def learning_rate(self, remaining: float) -> float:
         """Learning rate at this remaining progress (1 to 0): linear warm-up, then linear decay."""

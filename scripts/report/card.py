@@ -177,6 +177,8 @@ def _format(env_settings: Mapping[str, Any]) -> str:
 
 def _name(value: object) -> str:
     """A model's name; of a path its last two parts, since the others say only where it was on that machine."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_name(one)}" for name, one in value.items())
     text = str(value or "")
     return "/".join(Path(text).parts[-2:]) if text.startswith(("/", "~")) else text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +24,7 @@ _CURVES: Final = (
     ("rollout/ep_len_mean", "Length", "tokens per text"),
     ("train/entropy", "Entropy", "nats"),
     ("train/alpha", "Alpha", "weight of the divergence"),
-    ("train/mismatch", "Mismatch of the sampler", "nats/token"),
+    ("train/mismatch", "Mismatch of sampling and training", "nats/token"),
 )
 """Column of progress.csv, label, unit."""
 OFF_POLICY_REWARD: Final = "Reward of the texts it learned from"
@@ -45,7 +45,7 @@ def training_curves(
     """
     axis, x = x_axis(progress)
     panels: list[Panel] = []
-    for column, usual_label, unit in _CURVES:
+    for column, usual_label, unit in (*_CURVES, *_curves_of_teachers(progress)):
         label = OFF_POLICY_REWARD if off_policy and column == "rollout/ep_rew_mean" else usual_label
         y = progress.get(column, np.full(len(x), math.nan))
         known = np.isfinite(x) & np.isfinite(y)
@@ -62,6 +62,18 @@ def training_curves(
         ends = f"{three_digits(smooth[0])} {ARROW} {three_digits(smooth[-1])}"
         panels.append(Panel(label=label, unit=unit, ends=ends, svg=svg))
     return panels
+
+
+def _curves_of_teachers(progress: Mapping[str, Floats]) -> Iterator[tuple[str, str, str]]:
+    """Yield reward and divergence of each of several teachers, as `_CURVES` has them."""
+    for column in progress:
+        name, _, measure = column.removeprefix("teacher/").rpartition("/")
+        if not column.startswith("teacher/"):
+            continue
+        if measure == "reward":
+            yield column, f"Reward of the texts of {name}", "per text"
+        elif measure == "divergence":
+            yield column, f"Divergence to {name}", "nats/token"
 
 
 def held_out_curves(

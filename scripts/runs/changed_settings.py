@@ -59,7 +59,9 @@ def changed_settings(
     for line in [*(f"changed: {change}" for change in new), course_of_schedules(before, now, tokens)]:
         if line:
             say(console, line)
-    alphas = [run.in_stage(stage if run.stages else 0).algorithm.alpha for run in (before, now)]
+    # Fewer stages than have begun are refused by `follow`.
+    stages = [min(stage, max(0, len(run.stages) - 1)) for run in (before, now)]
+    alphas = [run.in_stage(number).algorithm.alpha for run, number in zip((before, now), stages, strict=True)]
     return ChangedSettings(new=new, earlier=earlier, alpha=alphas[0] != alphas[1])
 
 

@@ -24,6 +24,7 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.formatting import duration
 from rlgkd.scripts.runs.train import build_agent
 from rlgkd.secret_masks import masked
+from rlgkd.teachers import RoutedTeachers, model_of
 from rlgkd.types import Item, Task
 
 TRIAL_UPDATES: Final = 3
@@ -43,9 +44,15 @@ def dry_run(settings: RunConfig) -> Iterator[str]:
     yield dump_yaml(masked(_chosen(settings))).rstrip()
     agent = build_agent(trial)
     yield f"student: {settings.student}, {_parameters(agent)}"
-    yield f"teacher: {settings.teacher or 'none'}{', which is the start' if settings.teacher_is_start else ''}"
+    yield f"teacher: {settings.shown_teacher or 'none'}{', which is the start' if settings.teacher_is_start else ''}"
     item = agent.task.item("train", settings.seed, 0)
     yield f"the first prompt as the model reads it: {first_prompt(agent.task, item)}"
+    models_of_teacher = model_of(agent.teacher)
+    teacher = models_of_teacher.of(item) if isinstance(models_of_teacher, RoutedTeachers) else models_of_teacher
+    form = None if teacher is None else teacher.format
+    if form is not None and form.template and not form.reads_sibling:
+        read = agent.student.tokenizer.decode(form.encode_prompt(item), skip_special_tokens=False)
+        yield f"the first prompt as the teacher reads it:\n{read}"
     texts = settings.algorithm.sampling.prompts_per_update * settings.algorithm.sampling.group_size
     updates, tokens, seconds = _train(agent, settings.tokens)
     a_second, an_update = tokens / seconds, tokens / updates
@@ -112,8 +119,8 @@ def _evaluation(agent: TextAlgorithm, settings: RunConfig) -> Generator[str, Non
     given: dict[str, Any] = {"split": settings.eval_split, "prompts": prompts, "seed": settings.eval_seed}
     seconds = 0.0
     parts = []
-    models = [("the student before and after", agent.student, 2)]
-    if isinstance(agent.teacher, LanguageModel) and not settings.teacher_is_start:
+    models: list[tuple[str, LanguageModel | RoutedTeachers, int]] = [("the student before and after", agent.student, 2)]
+    if isinstance(agent.teacher, LanguageModel | RoutedTeachers) and not settings.teacher_writes_as_start:
         models.append(("the teacher", agent.teacher, 1))
     for name, model, times in models:
         began = time.perf_counter()

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlgkd import checkpoint
-from rlgkd.agents.build import open_outside_teacher
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.agents.teachers import open_outside_teacher
 from rlgkd.devices import best_device
 from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate

@@ -16,7 +16,7 @@ from rlgkd.errors import DependencyError, SettingError, one_line, shown
 from rlgkd.lm import open_by_name
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.generate import run_of
-from rlgkd.teachers.names import is_outside
+from rlgkd.teachers.names import is_outside, is_self
 
 BATCH = 8
 Results = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -48,7 +48,8 @@ def models_of(model: str, run: RunConfig | None) -> dict[str, str]:
     if run is not None and not run.algorithm.model.student_layers:
         models["start"] = run.student
     if run is not None and run.teacher and not run.teacher_is_start and not is_outside(run.teacher):
-        models["teacher"] = run.teacher
+        several = run.teacher if isinstance(run.teacher, dict) else {"": run.teacher}
+        models |= {f"teacher {name}".strip(): one for name, one in several.items() if not is_self(one)}
     return models
 
 

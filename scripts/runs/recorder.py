@@ -26,6 +26,7 @@ from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tracked import text_row
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
+from rlgkd.teachers import RoutedTeachers
 from rlgkd.types import Trajectory
 
 
@@ -162,6 +163,10 @@ class Recorder(BaseCallback):
             "prompt": t.item.prompt,
             "completion": t.text,
         }
+        if isinstance(self.model.teacher, RoutedTeachers):
+            record["teacher"] = self.model.teacher.name_of(t.item)
+        if self.settings.algorithm.teacher.teacher_prompt is not None:
+            record["teacher_prompt"] = self.model.teacher_prompt_of(t)
         if t.turns:
             record["turns"] = t.turns
         record["reward"] = t.score.reward

@@ -25,6 +25,12 @@ OF_THE_MEASURE: Final = (
     "teacher_temperature",
     "teacher_dtype",
     "teacher_quantization",
+    "teacher_prompt",
+    "teacher_column",
+    "teacher_mix",
+    "teacher_weights",
+    "reference_model",
+    "extrapolation",
     "temperature",
 )
 """Settings without which a value of before cannot be compared with one of today; with those of the environment."""

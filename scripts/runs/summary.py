@@ -14,7 +14,6 @@ from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.folder import ROLLOUTS
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.run_state import RunState
-from rlgkd.secret_masks import masked
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -39,7 +38,7 @@ def summarise(
 
     return {
         "name": settings.name, "env": settings.env, "agent": settings.agent,
-        "student": settings.student, "teacher": masked(settings.teacher),
+        "student": settings.student, "teacher": settings.shown_teacher,
         "alpha": settings.in_stage(0).algorithm.alpha(1.0),
         "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
         "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,

@@ -23,7 +23,7 @@ from rlgkd.scripts.config.recipes import recipe_names
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.secret_masks import masked
-from rlgkd.teachers import AlignedTeacher, KnownText, OutsideTeacher
+from rlgkd.teachers import KnownText, OutsideTeacher, in_process
 from rlgkd.teachers.file_format import Contents, TextsOf, fingerprint, to_bytes
 from rlgkd.teachers.module import ModuleTeacher
 from rlgkd.teachers.names import FILE_ENDING, is_address, is_teacher_file
@@ -70,8 +70,13 @@ def teach(
     if out.exists() and (kind := other_kind(out)):
         raise SettingError("out", str(out), f"it is {kind}; name a file")
     settings = _settings(data, overrides, teacher)
+    if (more := settings.algorithm.teacher.teacher_prompt) is not None:
+        remedy = (
+            "a file has log-probabilities after the student's prompts; leave it out, or give the run a live teacher"
+        )
+        raise SettingError("teacher_prompt", more, remedy)
     name = settled("teacher", teacher, [Path()]) or settings.teacher
-    if not name or is_teacher_file(name):
+    if not isinstance(name, str) or not name or is_teacher_file(name):
         raise SettingError("teacher", name, "name the model, or the server, that the file is to be of")
     if texts == "teacher" and is_address(name):
         raise SettingError("texts", texts, "a served teacher writes none; name a model, or score the references")
@@ -81,9 +86,7 @@ def teach(
     if isinstance(agent.teacher, LanguageModel):
         asked = ModuleTeacher(agent.teacher, top_k, name)
     else:
-        assert agent.teacher is not None and not isinstance(agent.teacher, AlignedTeacher), (
-            "its tokens are the student's"
-        )
+        assert agent.teacher is not None and not in_process(agent.teacher), "one model, with the student's tokens"
         asked = agent.teacher
     with checkpoint.writing(out):  # known before the teacher has worked for hours
         out.parent.mkdir(parents=True, exist_ok=True)

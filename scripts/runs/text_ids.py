@@ -16,7 +16,7 @@ from rlgkd.dialogue import task_end_ids
 from rlgkd.envs.registry import takes_setting
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts.config.run import RunConfig
-from rlgkd.teachers import AlignedTeacher
+from rlgkd.teachers import AlignedTeacher, RoutedTeachers
 from rlgkd.types import Task
 
 DAY = "chat_template_date"
@@ -67,10 +67,12 @@ def text_ids(agent: TextAlgorithm, seed: int) -> dict[str, Any]:
         ENDS: sorted(task_end_ids(task)),
         FIRST_PROMPTS: _digest([task.encode_prompt(item) for item in items]),
     }
-    form = teacher.form if isinstance(teacher, AlignedTeacher) else getattr(teacher, "format", None)
-    if form is not None:
-        read = [form.encode_prompt(item) for item in items]
-        replies = [form.encode_reply("Go on", True)] if form.replies else []
+    readers = [teacher.of(item) if isinstance(teacher, RoutedTeachers) else teacher for item in items]
+    formats = [one.form if isinstance(one, AlignedTeacher) else getattr(one, "format", None) for one in readers]
+    if known := [(form, item) for form, item in zip(formats, items, strict=True) if form is not None]:
+        read = [form.encode_prompt(item) for form, item in known]
+        own_reply = known[0][0].encode_reply
+        replies = [own_reply("Go on", True)] if known[0][0].replies and own_reply is not None else []
         found[AS_THE_TEACHER_READS] = _digest([*read, *replies])
     return found
 
@@ -100,7 +102,7 @@ def _of_settings(changed: Collection[str]) -> set[str]:
     of_env = {name.removeprefix("env_settings.") for name in changed if name.startswith("env_settings.")}
     meant = {FIRST_PROMPTS, AS_THE_TEACHER_READS} if of_env - {*WRITE_NO_PROMPTS} else set()
     # Whether a teacher has a format of its own depends on the end tokens too.
-    if "teacher" in changed or "end_tokens" in of_env:
+    if {"teacher", "teacher_column", "teacher_prompt"} & set(changed) or "end_tokens" in of_env:
         meant.add(AS_THE_TEACHER_READS)
     return meant | ({ENDS} if "end_tokens" in of_env else set())
 

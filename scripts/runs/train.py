@@ -8,7 +8,6 @@ stopped (but for the seconds in times.csv).
 
 from __future__ import annotations
 
-import copy
 import shlex
 import shutil
 import time
@@ -28,7 +27,7 @@ from rlgkd.agents.gating import extra_work
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, one_line, unknown_remedy
-from rlgkd.evaluation import evaluate
+from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
@@ -52,7 +51,8 @@ from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
 from rlgkd.scripts.tracking.trackers import Trackers
 from rlgkd.secret_masks import masked
-from rlgkd.types import Task
+from rlgkd.teachers import RoutedTeachers
+from rlgkd.types import Task, reads_sibling
 
 
 def agreed_settings(read_settings: Callable[[], RunConfig]) -> RunConfig:
@@ -115,6 +115,15 @@ def resume(out: Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> 
     with ExitStack() as held:
         ranks.together(lambda: held.enter_context(locked(out)) if ranks.main else None)
         return _run(settings, ranks.together(lambda: build_agent(settings)), out, quiet)
+
+
+def what_more_gains(student: Evaluation, teacher: Evaluation) -> str:
+    """Say how much better a teacher that sees more writes than the student before training, on the same items."""
+    gain = teacher.change_from(student)["reward"]
+    ours, theirs = (scores.scores()["reward"].mean for scores in (student, teacher))
+    line = f"with its prompt the teacher's reward is {theirs:.3f}, the student's {ours:.3f}: {gain.mean:+.3f}"
+    line = f"{line} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    return line if gain.low > 0 else f"{line}; a teacher that does not gain by it may have nothing to teach"
 
 
 def _checked_new(out: Path) -> Path:
@@ -228,20 +237,27 @@ def _evaluated_run(
     made_from = sources(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
     student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
-    teacher = copy.deepcopy(agent.teacher) if agent.following_teacher is not None else agent.teacher
+    teacher = agent.teacher
+    if agent.following_teacher is not None:
+        teacher = agent.following_teacher.as_it_is()
     found = rewind(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
-    both = isinstance(teacher, LanguageModel) and not settings.teacher_is_start  # any other one writes no texts
+    both = (
+        isinstance(teacher, LanguageModel | RoutedTeachers) and not settings.teacher_writes_as_start
+    )  # any other writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(student, teacher, agent.task, **scored)
     del student  # a copy, where the run goes on: it would take its memory to the end
-    taught = before if settings.teacher_is_start else None
-    if isinstance(teacher, LanguageModel) and taught is None:
+    taught = before if settings.teacher_writes_as_start else None
+    if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     evaluating = time.perf_counter() - began
     say(console, f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {evaluating:.0f} s")
+    more = settings.algorithm.teacher.teacher_prompt
+    if taught is not None and more is not None and not reads_sibling(more):
+        say(console, what_more_gains(before, taught))
     check_goals(settings, before.measures)
     send_evaluation(trackers, before, 0)
     if taught is not None:

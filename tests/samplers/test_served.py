@@ -372,7 +372,7 @@ def test_without_a_sampler_its_settings_change_no_bit() -> None:
     for agent in (plain, same):
         agent.learn(80)
     assert same_weights(*map(weights_of, (plain, same)))
-    assert "train/mismatch" not in plain.rows.rows[-1] and "waiting" not in plain.state.to_json()
+    assert "train/mismatch_p99" not in plain.rows.rows[-1] and "waiting" not in plain.state.to_json()
 
 
 def test_an_encoder_decoder_is_refused(server) -> None:

@@ -245,6 +245,15 @@ def test_evaluation_measures_both_ways() -> None:
     assert np.isfinite(spans.measures["reverse_kl"]).all() and len(sampled) == 4
 
 
+def test_a_map_that_an_evaluation_has_used_serves_in_training() -> None:
+    agent = Distill(
+        *OTHER_TASK, teacher=TEACHER, device="cpu", seed=0, prompts_per_update=1, group_size=1, teacher_tokens="map"
+    )
+    evaluate(agent.student, agent.teacher, agent.task, prompts=1)
+    agent.learn(1)
+    assert agent.last_metrics["train/divergence"] > 0
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [

@@ -166,7 +166,7 @@ def test_a_failed_text_has_a_policy_term_and_no_part_in_the_divergence(server, m
     plain = algorithm.accumulate_gradient
 
     def leaving_out(*given, **named):
-        return plain(*given, **{**named, "failed_B": torch.tensor([False, False, True, False])})
+        return plain(*given, **{**named, "left_out_B": torch.tensor([False, False, True, False])})
 
     monkeypatch.setattr(algorithm, "accumulate_gradient", leaving_out)
     agents[0].learn(1)
@@ -394,7 +394,7 @@ def test_a_failure_while_the_gradient_is_computed_gives_the_gradient_without_tha
     plain = algorithm.accumulate_gradient
 
     def counting(*given, **named):
-        passes.append(named["failed_B"].tolist())
+        passes.append(named["left_out_B"].tolist())
         server.release.set()
         return plain(*given, **named)
 

@@ -166,6 +166,7 @@ STEERED = {"agent": "Reinforce", "tokens": 1000, "divergence_target": 0.1}
         ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
          {"stages": [{"alpha": 0.5, "until": 0.4}, {"alpha": 0.6, "until": 0.8}, {"alpha": 0.2}]}, 1, True),
         ({"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]}, {"alpha": 0.5, "stages": []}, 1, True),
+        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]}, {"stages": [{"alpha": 0.2}]}, 1, False),
     ],
 )  # fmt: skip
 def test_a_steered_alpha_begins_again_if_the_present_stages_own_is_another(
