@@ -66,9 +66,18 @@ def opened(url: str, teacher: LanguageModel, **settings: object) -> ServedTeache
     return open_served(url, teacher.tokenizer, **given)
 
 
-def largest_difference(one, other) -> float:
-    pairs = zip(one.student.module.parameters(), other.student.module.parameters(), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs)
+def apart(one, other) -> float:
+    """How far two trainings have parted, as a share of the way that the first has gone.
+
+    AdamW's first steps are the gradients' signs, and rounding decides that of a gradient near 0, so the largest
+    difference of any weight says nothing.
+    """
+
+    def weights(agent) -> torch.Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in agent.student.module.parameters()])
+
+    start = torch.cat([parameter.flatten() for parameter in load(STUDENT).parameters()]).detach()
+    return ((weights(one) - weights(other)).norm() / (weights(one) - start).norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +104,7 @@ def test_training_is_that_with_the_teacher_in_the_process(server, kind, settings
     agents = [agent_of(name, kind, **settings) for name in (TEACHER, server.url)]
     for agent in agents:
         agent.learn(1)
-    assert largest_difference(*agents) < 1e-4
+    assert apart(*agents) < 2e-3
     ours, theirs = (agent.rows.rows[-1]["train/divergence"] for agent in agents)
     assert ours == pytest.approx(theirs, abs=1e-4)
     assert agents[1].rows.rows[-1]["train/teacher_failed"] == 0
@@ -141,7 +150,7 @@ def test_a_prompt_at_which_the_teacher_fails_has_no_divergence_in_an_evaluation(
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_a_failure_and_never_a_number(server, teacher, texts, fault) -> None:
-    served = opened(server.url, teacher, timeout=0.3 if fault == "late" else 20.0, concurrency=1)
+    served = opened(server.url, teacher, timeout=2.0 if fault == "late" else 20.0, concurrency=1)
     right = [answer.result() for answer in served.submit(texts[:3])]
     served.settle()
     server.do_wrong(None, fault)
@@ -170,7 +179,7 @@ def test_a_failed_text_has_a_policy_term_and_no_part_in_the_divergence(server, m
 
     monkeypatch.setattr(algorithm, "accumulate_gradient", leaving_out)
     agents[0].learn(1)
-    assert largest_difference(*agents) < 1e-4
+    assert apart(*agents) < 2e-3
     ours, theirs = (agent.rows.rows[-1]["train/divergence"] for agent in agents)
     assert ours == pytest.approx(theirs, abs=1e-4)
 
@@ -415,7 +424,7 @@ def test_a_failure_while_the_gradient_is_computed_gives_the_gradient_without_tha
     passes.clear()
     at_once.learn(1)
     assert passes == late[1:] and len(late) == 2
-    assert largest_difference(*agents) < 1e-6
+    assert apart(*agents) < 1e-5
     for name in ("train/value_loss", "train/divergence", "train/loss"):
         assert agents[0].rows.rows[-1][name] == pytest.approx(at_once.rows.rows[-1][name], abs=1e-6)
 
