@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from rlgkd.scripts._yaml import load_yaml
@@ -125,7 +126,8 @@ def eq_5(alpha: float) -> str:
     return f"Eq. 5, alpha {alpha:g}"
 
 
-def methods() -> dict[str, Method]:
+@cache
+def methods() -> Mapping[str, Method]:
     """Return name -> method, those that others are measured against first."""
     mixture = {"agent": "GRPO", "divergence": "reverse_kl"}
     found = {

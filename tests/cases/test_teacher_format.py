@@ -186,7 +186,8 @@ def test_a_teacher_of_the_same_format_reads_the_same_rows(names, caplog: pytest.
     assert not [line for line in caplog.messages if "format" in line]
     for agent in agents:
         agent.learn(1)
-        assert agent.teacher.format is None and as_read_by(agent.teacher, agent.trajectories) is agent.trajectories
+        texts = agent.rollout.trajectories
+        assert agent.teacher.format is None and as_read_by(agent.teacher, texts) is texts
 
 
 def test_a_run_whose_teachers_template_has_changed_is_refused(names, tmp_path) -> None:

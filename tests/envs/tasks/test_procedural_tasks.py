@@ -124,18 +124,27 @@ def test_numbers_in_words_are_all_different_and_so_are_the_days():
     ]
 
 
-@pytest.mark.parametrize("name", [*TASKS, "guess"])
-def test_items_repeat_in_another_process_and_no_two_splits_share_a_prompt(name):
-    task = {**TASKS, "guess": guess}[name]()
+@pytest.fixture(scope="module")
+def in_another_process() -> dict[str, str]:
+    """Each task's name -> the hash of its items, in a process with other hashes of strings."""
     code = (
-        f"from rlgkd.envs.tasks.{name} import {name} as make; import hashlib; task = make(); "
-        "text = repr([task.item(split, 3, n) for split in ('train', 'test') for n in range(200)]); "
-        "print(hashlib.sha256(text.encode()).hexdigest())"
+        "import hashlib, importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    task = getattr(importlib.import_module(f'rlgkd.envs.tasks.{name}'), name)()\n"
+        "    text = repr([task.item(split, 3, n) for split in ('train', 'test') for n in range(200)])\n"
+        "    print(name, hashlib.sha256(text.encode()).hexdigest())\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "5"}
-    there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, *TASKS, "guess"]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return dict(line.split() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("name", [*TASKS, "guess"])
+def test_items_repeat_in_another_process_and_no_two_splits_share_a_prompt(in_another_process, name):
+    task = {**TASKS, "guess": guess}[name]()
     here = repr([task.item(split, 3, n) for split in ("train", "test") for n in range(200)])
-    assert there.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
+    assert in_another_process[name] == hashlib.sha256(here.encode()).hexdigest()
     prompts = {split: {item.prompt for item in items(task, split)} for split in ("train", "validation", "test")}
     assert not prompts["train"] & prompts["test"] and not prompts["train"] & prompts["validation"]
     assert not prompts["test"] & prompts["validation"]

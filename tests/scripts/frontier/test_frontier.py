@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from on_request import minutes
 
+from rlgkd.scripts.frontier import findings
 from rlgkd.scripts.frontier.cells import ALPHAS, CONTROL, DISTILLATION, EQ_5, OPD, RL, TASKS, eq_5, methods, task_grid
 from rlgkd.scripts.frontier.findings import best_alpha, differences, speeds, tokens_to, verdict
 from rlgkd.scripts.frontier.page import write_page
 from rlgkd.scripts.frontier.reproduce import main
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(findings, "RESAMPLES", 1000)
+
 
 SAME = ("env", "student", "tokens", "eval_prompts", "eval_seed", "threads", "prompts_per_update", "group_size")
 
@@ -83,8 +90,8 @@ def test_tokens_to_a_level_are_on_the_line_between_two_measurements():
 
 
 def test_the_page_has_every_task_method_and_alpha(tmp_path: Path):
-    page = write_page({task: results({}) for task in ("Translate", "Arithmetic")}, tmp_path).read_text()
-    assert all(page.count(f"\n| {name} |") >= 4 for name in methods())
+    page = write_page({task: results({}) for task in ("Translate",)}, tmp_path).read_text()
+    assert all(page.count(f"\n| {name} |") in (2, 3) for name in methods())
     assert len(json.loads((tmp_path / "means.json").read_text())["Translate"]) == len(methods())
     assert (tmp_path / "translate.png").is_file() and len(ALPHAS) == 5
 
