@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         name="the prompt in the loss",
         file="rlgkd/rollout.py",
-        function="_Row.__init__",
+        function="Row.__init__",
         changes=(("[False] * len(prompt)", "[False] + [True] * (len(prompt) - 1)"),),
         tests="tests/test_rollout.py",
     ),
@@ -205,8 +205,8 @@ MUTANTS = (
         function="_records",
         changes=(
             (
-                'records["logp"].double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()',
-                'part.gather(part.batch.logp_BT).to(teacher_NH.device).double() - records["logp"].double()',
+                "logp_N.double() - part.gather(part.batch.logp_BT).to(teacher_NH.device).double()",
+                "part.gather(part.batch.logp_BT).to(teacher_NH.device).double() - logp_N.double()",
             ),
         ),
         tests=GATES,
