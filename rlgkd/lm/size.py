@@ -33,7 +33,7 @@ def model_size(model: str | Path | nn.Module | Any, layers: int | None = None) -
 
     Examples:
         >>> model_size("embedded:grounded-student").layers, model_size("no/such-model")
-        (4, None)
+        (2, None)
     """
     try:
         module, config = _module_of(model, layers)
