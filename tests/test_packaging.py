@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("envs", "agents", "scripts")
 FOR_A_CHECKOUT = ("site", "test", "quickstart", "gpu_check", "vllm_cpu", "_venv.sh")
 NOT_PACKAGED = {f"rlgkd/scripts/{name}" for name in FOR_A_CHECKOUT}
-MAINTAINERS = ("rlgkd/scripts/assets/", "rlgkd/scripts/frontier/", "rlgkd/scripts/paper/")  # in the repository only
+MAINTAINERS = (
+    "rlgkd/scripts/assets/",
+    "rlgkd/scripts/frontier/",
+    "rlgkd/scripts/paper/",
+    "rlgkd/scripts/reproduction/",
+)
 
 
 class Built(NamedTuple):

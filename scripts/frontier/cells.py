@@ -38,6 +38,7 @@ class Task:
     """An embedded task with a teacher, and what its runs have in common."""
 
     name: str
+    """As a folder and a picture are called too."""
     env: str
     quality: str
     """The measure that decides, which no training sees."""
@@ -76,7 +77,7 @@ TASKS = {
             },
         ),
         Task(
-            name="GroundedSummary, weak teacher",
+            name="GroundedSummary-weak",
             env="rlgkd/GroundedSummary-v0",
             quality="rouge2",
             settings={"student": "embedded:grounded-student", "learning_rate": 0.001, "tokens": 48_000},

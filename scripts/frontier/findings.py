@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rlgkd.scripts.comparison.cell_statistics import tables
 from rlgkd.scripts.frontier.cells import ALPHAS, CONTROL, DISTILLATION, EQ_5, OPD, RL, eq_5, methods
+from rlgkd.scripts.reproduction.tables import cell_table
 from rlgkd.statistics import Interval, mean_interval
 
 Results = Mapping[str, Any]
@@ -34,9 +34,7 @@ class Difference:
     @property
     def text(self) -> str:
         """Return `+0.012 (0.003 to 0.021) **`: one star for an interval that excludes zero, two if corrected too."""
-        found = self.interval
-        stars = " **" if self.corrected.sign else " *" if found.sign else ""
-        return f"{found.mean:+.3f} ({found.low:.3f} to {found.high:.3f}){stars}"
+        return _text(self.interval) + (" **" if self.corrected.sign else " *" if self.interval.sign else "")
 
 
 def best_alpha(results: Results) -> str:
@@ -48,10 +46,9 @@ def best_alpha(results: Results) -> str:
 def differences(results: Results) -> dict[str, dict[str, Difference]]:
     """Return method -> column -> the difference, for all but the method's own column."""
     best = best_alpha(results)
-    number = len(methods()) - 1
     return {
         name: {
-            column: difference(results, name, other, number)
+            column: difference(results, name, other)
             for column in COLUMNS
             if (other := best if column == EQ_5 else column) != name
         }
@@ -59,18 +56,18 @@ def differences(results: Results) -> dict[str, dict[str, Difference]]:
     }
 
 
-def difference(results: Results, ours: str, theirs: str, number: int) -> Difference:
-    """Return the difference of two cells in quality; `number` of them are looked at together."""
-    values_SP = quality_of(results, ours) - quality_of(results, theirs)
-    corrected = mean_interval(values_SP, level=1 - 0.05 / number, resamples=RESAMPLES)
+def difference(results: Results, ours: str, theirs: str) -> Difference:
+    """Return the difference of two cells in quality; those of all other methods are looked at together."""
+    values_SP = _less(results, ours, theirs)
+    corrected = mean_interval(values_SP, level=1 - 0.05 / (len(methods()) - 1), resamples=RESAMPLES)
     return Difference(interval=mean_interval(values_SP), corrected=corrected)
 
 
-def quality_of(results: Results, cell: str) -> np.ndarray:
-    """Return a cell's quality, [seeds, prompts]."""
-    found = next(entry for entry in results["cells"] if entry["name"] == cell)
-    table: np.ndarray = tables(found)[results["quality"]]
-    return table
+def _less(results: Results, ours: str, theirs: str) -> np.ndarray:
+    """Our quality less theirs, [seeds, prompts]."""
+    measure = results["quality"]
+    less: np.ndarray = cell_table(results, ours, measure) - cell_table(results, theirs, measure)
+    return less
 
 
 def verdict(results: Results, name: str) -> tuple[str, str]:
@@ -79,9 +76,12 @@ def verdict(results: Results, name: str) -> tuple[str, str]:
     if not method.claim:
         return "", ""
     baseline = best_alpha(results) if method.baseline == EQ_5 else method.baseline
-    found = difference(results, name, baseline, len(methods()) - 1).interval
-    numbers = f"{found.mean:+.3f} ({found.low:.3f} to {found.high:.3f})"
-    return f"{method.claim} (here against {baseline})", f"{_support(found.sign, method.expected)}: {numbers}"
+    found = mean_interval(_less(results, name, baseline))
+    return f"{method.claim} (here against {baseline})", f"{_support(found.sign, method.expected)}: {_text(found)}"
+
+
+def _text(found: Interval) -> str:
+    return f"{found.mean:+.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _support(sign: int, expected: int) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlgkd import checkpoint
 from rlgkd.scripts.frontier.cells import CONTROL, DISTILLATION, EQ_5, OPD, RL, methods
 from rlgkd.scripts.frontier.findings import COLUMNS, Results, best_alpha, differences, speeds, verdict
+from rlgkd.scripts.reproduction.tables import score_table, table_head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +25,10 @@ def write_page(found: Mapping[str, Results], docs: Path) -> Path:
     lines = ["<!-- written by scripts/reproduce_frontier.py -->", ""]
     numbers: dict[str, Any] = {}
     for task, results in found.items():
-        picture = f"{_file_name(task)}.png"
+        picture = f"{task.lower()}.png"
         draw(results, docs / picture)
         lines += [f"## {task}", "", *_head(results), f"![Quality of each method]({picture})", ""]
-        lines += [*_difference_table(results), "", *_claim_table(results), "", *_score_table(results), ""]
+        lines += [*_difference_table(results), "", *_claim_table(results), "", *score_table(results, MEASURES), ""]
         numbers[task] = {cell["name"]: cell["scores"] for cell in results["cells"]}
     checkpoint.atomic_write(docs / "means.json", json.dumps(numbers, indent=1) + "\n")
     checkpoint.atomic_write(docs / "results.md", "\n".join(lines).rstrip() + "\n")
@@ -64,7 +65,8 @@ def _head(results: Results) -> list[str]:
     return [
         f"{len(cell['runs'])} seeds, {results['tokens']:,} tokens each, {results['prompts']} test prompts with two "
         f"texts each; the measure that decides is {results['quality']}. Eq. 5 is at its best alpha on the validation "
-        f"prompts: {best_alpha(results)}.",
+        f"prompts: {best_alpha(results)}. One star: the 95% interval excludes zero; two: it does so corrected for the "
+        "number of methods too.",
         "",
     ]
 
@@ -73,7 +75,7 @@ def _difference_table(results: Results) -> list[str]:
     """Return the lines of the differences, and of the tokens that each method needs."""
     by_method, faster = differences(results), speeds(results)
     columns = [f"less {column}" if column != EQ_5 else f"less {EQ_5} at its best" for column in COLUMNS]
-    lines = _table_head("method", [*columns, "fewer tokens, times"])
+    lines = table_head("method", [*columns, "fewer tokens, times"])
     for name, by_column in by_method.items():
         cells = [by_column[column].text if column in by_column else "" for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(cells)} | {f'{faster[name]:.2f}' if faster[name] else 'never'} |")
@@ -81,34 +83,9 @@ def _difference_table(results: Results) -> list[str]:
 
 
 def _claim_table(results: Results) -> list[str]:
-    lines = _table_head("method", ["what its paper says", "supported here"])
+    lines = table_head("method", ["what its paper says", "supported here"])
     for name in methods():
         claim, found = verdict(results, name)
         if claim:
             lines.append(f"| {name} | {claim} | {found} |")
     return lines
-
-
-def _score_table(results: Results) -> list[str]:
-    measures = [name for name in MEASURES if name in results["cells"][0]["scores"]]
-    rows = {"start": results["references"]["start"]["scores"]}
-    rows |= {cell["name"]: cell["scores"] for cell in results["cells"]}
-    rows["teacher"] = results["references"]["teacher"]["scores"]
-    lines = _table_head("run", measures)
-    for name, scores in rows.items():
-        lines.append(f"| {name} | {' | '.join(_score_text(scores.get(measure)) for measure in measures)} |")
-    return lines
-
-
-def _table_head(first: str, columns: Sequence[str]) -> list[str]:
-    return [f"| {first} | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-
-
-def _score_text(score: Mapping[str, Any] | None) -> str:
-    if score is None or score["mean"] is None:
-        return ""
-    return f"{score['mean']:.3f} ± {(score['high'] - score['low']) / 2:.3f}"
-
-
-def _file_name(task: str) -> str:
-    return task.lower().replace(", ", "-").replace(" ", "-")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rlgkd.scripts.comparison.cell_statistics import tables
 from rlgkd.scripts.paper.cells import ALPHAS, BASELINES, FRACTIONS, TASKS, mixed, on_policy, rl_gkd
+from rlgkd.scripts.reproduction.tables import cell_table
 from rlgkd.statistics import Interval, mean_interval
 
 Results = Mapping[str, Any]
@@ -32,9 +32,7 @@ def cell_values(results: Results, cell: str, measure: str, temperature: str = ""
     """Return a measure of a cell [seeds, prompts], sampled at temperature 1 or at a lower one."""
     if temperature:
         return np.array([run[measure] for run in results["colder"][temperature][cell]], dtype=np.float64)
-    found = next(entry for entry in results["cells"] if entry["name"] == cell)
-    table: np.ndarray = tables(found)[measure]
-    return table
+    return cell_table(results, cell, measure)
 
 
 def check_claims(results: Results) -> dict[str, list[dict[str, Any]]]:

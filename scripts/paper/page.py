@@ -11,6 +11,7 @@ from rlgkd import checkpoint
 from rlgkd.scripts.paper import plots
 from rlgkd.scripts.paper.cells import TASKS, measure_label
 from rlgkd.scripts.paper.claims import CLAIMS, Results, check_claims
+from rlgkd.scripts.reproduction.tables import score_table, table_head
 
 TABLE_MEASURES = (
     "reward",
@@ -62,38 +63,16 @@ def _page_lines(
         "",
     ]
     for experiment, claims in CLAIMS.items():
-        lines += [f"### {experiment}", "", *_table_head("the paper's finding", list(found))]
+        lines += [f"### {experiment}", "", *table_head("the paper's finding", list(found))]
         for number, claim in enumerate(claims):
             outcomes = [_outcome_text(checked[task][experiment][number]) for task in found]
             lines.append(f"| {claim.finding} | {' | '.join(outcomes)} |")
         lines.append("")
     for task, results in found.items():
-        lines += [f"## {task}", "", *_score_table(results), ""]
+        lines += [f"## {task}", "", *score_table(results, TABLE_MEASURES), ""]
     return lines
 
 
 def _outcome_text(outcome: Mapping[str, Any]) -> str:
     mean, low, high = outcome["difference"]
     return f"{outcome['verdict']}: {mean:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def _score_table(results: Results) -> list[str]:
-    """Return the lines of a table with the scores of start, cells and teacher."""
-    measures = [name for name in TABLE_MEASURES if name in results["cells"][0]["scores"]]
-    rows = {"start": results["references"]["start"]["scores"]}
-    rows |= {cell["name"]: cell["scores"] for cell in results["cells"]}
-    rows["teacher"] = results["references"]["teacher"]["scores"]
-    lines = _table_head("run", measures)
-    for name, scores in rows.items():
-        lines.append(f"| {name} | {' | '.join(_score_text(scores.get(measure)) for measure in measures)} |")
-    return lines
-
-
-def _table_head(first: str, columns: Sequence[str]) -> list[str]:
-    return [f"| {first} | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-
-
-def _score_text(score: Mapping[str, Any] | None) -> str:
-    if score is None or score["mean"] is None:
-        return ""
-    return f"{score['mean']:.3f} ± {(score['high'] - score['low']) / 2:.3f}"

@@ -11,7 +11,6 @@ all runs are there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -23,13 +22,13 @@ from rich.console import Console
 
 from rlgkd.devices import best_device
 from rlgkd.lm import open_by_name
-from rlgkd.scripts._errors import check_one_process, one_line_errors
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.results import RESULTS
 from rlgkd.scripts.comparison.run_cell import MEASURED, is_measured, measure, write
 from rlgkd.scripts.paper.cells import COMPARED_DIVERGENCES, TASKS, PaperTask, on_policy, paper_grid
 from rlgkd.scripts.paper.page import write_page
+from rlgkd.scripts.reproduction.command import Given, read_command
 from rlgkd.scripts.runs.train import make_env
 from rlgkd.scripts.runs.workers import Job, run_jobs
 
@@ -37,32 +36,22 @@ TEMPERATURES = (0.3, 0.6)
 """Lower temperatures at which on-policy students are sampled too."""
 
 
-def reproduce(
-    tasks: Sequence[PaperTask],
-    out: Path,
-    docs: Path,
-    *,
-    seeds: int,
-    tokens: int,
-    prompts: int,
-    jobs: int,
-    quiet: bool,
-) -> Path:
+def reproduce(given: Given[PaperTask]) -> Path:
     """Run what has not been run, and write the page; return its path.
 
     Raises: CheckpointError as `compare`; SystemExit if some runs failed.
     """
     found: dict[str, dict[str, Any]] = {}
-    for task in tasks:
-        grid = paper_grid(task, seeds, tokens=tokens, prompts=prompts)
-        folder = out / task.name
-        compare(grid, folder, jobs=jobs, quiet=quiet)
+    for task in given.tasks:
+        grid = paper_grid(task, given.seeds, tokens=given.tokens, prompts=given.prompts)
+        folder = given.out / task.name
+        compare(grid, folder, jobs=given.jobs, quiet=given.quiet)
         results = json.loads((folder / RESULTS).read_text())
-        failed = results["missing"] or _sample_colder(grid, folder, jobs=jobs, quiet=quiet)
+        failed = results["missing"] or _sample_colder(grid, folder, jobs=given.jobs, quiet=given.quiet)
         if failed:
             raise SystemExit(f"{task.name}: could not be run: {', '.join(failed)}; run again")
         found[task.name] = {**results, "colder": _colder_measures(grid, folder)}
-    return write_page(found, docs)
+    return write_page(found, given.docs)
 
 
 def _sample_colder(grid: Grid, out: Path, *, jobs: int, quiet: bool) -> list[str]:
@@ -114,33 +103,7 @@ def _colder_folder(out: Path, name: str, seed: int, temperature: float) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reproduce all tasks, or some."""
-    with one_line_errors():
-        check_one_process("reproduce_paper.py")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the runs")
-    parser.add_argument("--docs", type=Path, default=Path("docs/paper"), help="folder of the page")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="some of them, with commas")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=0, help="of a run, instead of the task's own, for a trial")
-    parser.add_argument("--prompts", type=int, default=200, help="of the evaluation")
-    parser.add_argument("--jobs", type=int, default=0, help="runs at the same time; 0 is one for each core")
-    parser.add_argument("--quiet", action="store_true")
-    given = parser.parse_args(arguments)
-    names = given.tasks.split(",")
-    unknown = [name for name in names if name not in TASKS]
-    if unknown:
-        parser.error(f"--tasks: {unknown[0]} is not one of {', '.join(TASKS)}")
-    page = reproduce(
-        [TASKS[name] for name in names],
-        given.out,
-        given.docs,
-        seeds=given.seeds,
-        tokens=given.tokens,
-        prompts=given.prompts,
-        jobs=given.jobs,
-        quiet=given.quiet,
-    )
-    print(page)
+    print(reproduce(read_command("reproduce_paper.py", __doc__, TASKS, "paper", arguments)))
 
 
 if __name__ == "__main__":
