@@ -64,18 +64,21 @@ def made_teacher(task: Task, folder: Path, *, quiet: bool) -> str:
 
 
 def held_out_curve(cell: Cell, grid: Grid, folder: Path) -> dict[str, list[float | None]]:
-    """Return the held-out measures while a cell trained, means over its seeds, and the tokens at which they are."""
+    """Return the held-out measures while a cell trained, means over its seeds, at multiples of `eval_every` tokens.
+
+    A seed measures some tokens later than another, and once more where a stage ends: each one's are read off on
+    straight lines between its measurements.
+    """
+    at = np.arange(0, grid.base.tokens + 1, grid.base.eval_every)
     seeds = []
     for seed in grid.seeds:
         names, rows = read_rows(folder / cell.run_folder(seed) / EVALUATIONS)
-        seeds.append({name: [to_float(row[number]) for row in rows] for number, name in enumerate(names)})
-    shared = [name for name in seeds[0] if "/" not in name and all(name in curve for curve in seeds)]
-    # A seed may pass a multiple of `eval_every` some tokens later than another, and all pass the same multiples.
-    length = min(len(curve[TOKENS]) for curve in seeds)
-    found = {"tokens": TOKENS, **{name: name for name in shared}}
-    return {
-        name: rounded(np.mean([curve[column][:length] for curve in seeds], axis=0)) for name, column in found.items()
-    }
+        columns = {name: [to_float(row[number]) for row in rows] for number, name in enumerate(names)}
+        seeds.append(
+            {name: np.interp(at, columns[TOKENS], values) for name, values in columns.items() if "/" not in name}
+        )
+    shared = [name for name in seeds[0] if all(name in curve for curve in seeds)]
+    return {"tokens": rounded(at)} | {name: rounded(np.mean([c[name] for c in seeds], axis=0)) for name in shared}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from rlgkd.scripts.frontier import findings
 from rlgkd.scripts.frontier.cells import ALPHAS, CONTROL, DISTILLATION, EQ_5, OPD, RL, TASKS, eq_5, methods, task_grid
 from rlgkd.scripts.frontier.findings import best_alpha, differences, speeds, tokens_to, verdict
 from rlgkd.scripts.frontier.page import write_page
-from rlgkd.scripts.frontier.reproduce import main
+from rlgkd.scripts.frontier.reproduce import held_out_curve, main
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +94,21 @@ def test_the_page_has_every_task_method_and_alpha(tmp_path: Path):
     assert all(page.count(f"\n| {name} |") in (2, 3) for name in methods())
     assert len(json.loads((tmp_path / "means.json").read_text())["Translate"]) == len(methods())
     assert (tmp_path / "translate.png").is_file() and len(ALPHAS) == 5
+
+
+def test_a_held_out_curve_is_a_mean_over_seeds_at_the_same_tokens(tmp_path: Path):
+    """A seed whose stage ended has measured once more; without it its values would be 0, 0.5 and 1 at 0, 50 and 100."""
+    grid = task_grid(TASKS["Translate"], 2, tokens=400)
+    cell = grid.cells[0]
+    rows = {0: [(0, 0.0), (52, 0.52), (104, 1.04)], 1: [(0, 0.0), (30, 0.3), (60, 0.6), (110, 1.1)]}
+    for seed in grid.seeds:
+        file = tmp_path / cell.run_folder(seed) / "evaluations.csv"
+        file.parent.mkdir(parents=True)
+        lines = [f"{tokens},{exact},{exact}" for tokens, exact in rows[seed]]
+        file.write_text("\n".join(["time/total_timesteps,exact,exact/low", *lines, ""]))
+    curve = held_out_curve(cell, grid, tmp_path)
+    assert curve["tokens"] == [0, 50, 100, 150, 200, 250, 300, 350, 400]
+    assert curve["exact"][:3] == pytest.approx([0.0, 0.5, 1.0]) and curve.keys() == {"tokens", "exact"}
 
 
 @minutes
