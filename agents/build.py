@@ -17,12 +17,12 @@ from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.agents.teachers import (
     check_context,
+    fitted,
     open_outside_teacher,
     open_self,
     open_several,
     open_teacher,
     relabelled,
-    with_reference,
 )
 from rlgkd.cutting import best_cut
 from rlgkd.errors import ModelError, SettingError
@@ -31,7 +31,6 @@ from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, frozen_view, load, load_tokenizer, weights_digest
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.lm.placement import is_fixed
 from rlgkd.lm.text_format import end_token
 from rlgkd.lm.vocabulary import check_same_vocabulary
@@ -39,7 +38,6 @@ from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
 from rlgkd.samplers.opening import open_sampler, open_weights
 from rlgkd.teachers import Teacher, model_of
-from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.names import is_outside, is_self
 from rlgkd.types import Item, Task
 
@@ -168,22 +166,12 @@ def open_models(
     share_end_ids(task, student)
     if isinstance(teacher, Mapping):
         return student, open_several(task, config, teacher, student, device=device, **decoding)
-    given = config.teacher
-    own_tokenizer = isinstance(teacher, str) and teacher != policy and not is_self(teacher)
-    if isinstance(frozen, LanguageModel) and given.teacher_tokens != "same":
-        name = teacher if isinstance(teacher, str) else frozen.module.config.name_or_path
-        mapped = given.teacher_tokens == "map"
-        frozen = align_teacher(task, frozen, student, name=name, mapped=mapped, map_file=given.teacher_map)
-    elif isinstance(frozen, LanguageModel) and (own_tokenizer or given.teacher_prompt is not None):
-        name = teacher if isinstance(teacher, str) else ""
-        read_in_own_format(task, frozen, student, owner="student", name=name, teacher_prompt=given.teacher_prompt)
-        in_another = frozen.format is not None and frozen.format.encode_reply is not None
-        if in_another and given.teacher_decay is not None:
-            remedy = "it has a format of its own, and one that follows the student must have the student's"
-            raise ModelError("teacher", teacher, f"{remedy}; leave out teacher_decay, or give another teacher")
-    if isinstance(frozen, LanguageModel):
-        frozen = with_reference(task, config, frozen, student, device=device, **decoding)
-    return student, frozen
+    if not isinstance(frozen, LanguageModel):
+        return student, frozen
+    name = teacher if isinstance(teacher, str) else ""
+    own_format = bool(name) and teacher != policy and not is_self(teacher)
+    fits = fitted(task, config, frozen, student, name=name, own_format=own_format, device=device, **decoding)
+    return student, fits
 
 
 def open_served_texts(

@@ -21,7 +21,8 @@ from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.lm.placement import checked_device
 from rlgkd.lm.vocabulary import shared_vocabulary
 from rlgkd.ops.teacher_mixture import Mix
-from rlgkd.teachers import OutsideTeacher, Teacher
+from rlgkd.teachers import AlignedTeacher, OutsideTeacher, Teacher
+from rlgkd.teachers.aligning import align_teacher
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.teachers.names import is_self, is_teacher_file
 from rlgkd.teachers.opening import Chat, open_served
@@ -96,6 +97,43 @@ def open_several(
         return RoutedTeachers(models, settings.teacher_column)
     weights = settings.teacher_weights or dict.fromkeys(models, 1 / len(models))
     return _mixture(models, weights, settings.teacher_mix)
+
+
+def fitted(
+    task: Task,
+    config: AlgorithmConfig,
+    teacher: LanguageModel,
+    student: LanguageModel,
+    *,
+    name: str,
+    own_format: bool,
+    **how: Any,
+) -> LanguageModel | ModelMixture | AlignedTeacher:
+    """An opened teacher as it reads this student's texts: in its own tokens or format, and beyond a third model.
+
+    Args:
+        task: What both models see.
+        config: Its settings of the teacher.
+        teacher: A frozen model that nothing else uses.
+        student: Whose end tokens are known to the task.
+        name: The teacher's, "" for a loaded model.
+        own_format: Whether the teacher's tokenizer is its own, so that its prompts may be in another format.
+        **how: How the `reference_model` is opened, as `open_teacher` takes it.
+
+    Raises: ModelError and SettingError as `align_teacher`, `read_in_own_format` and `with_reference` do.
+    """
+    given = config.teacher
+    if given.teacher_tokens != "same":
+        mapped = given.teacher_tokens == "map"
+        called = name or teacher.module.config.name_or_path
+        return align_teacher(task, teacher, student, name=called, mapped=mapped, map_file=given.teacher_map)
+    if own_format or given.teacher_prompt is not None:
+        read_in_own_format(task, teacher, student, owner="student", name=name, teacher_prompt=given.teacher_prompt)
+        in_another = teacher.format is not None and teacher.format.encode_reply is not None
+        if in_another and given.teacher_decay is not None:
+            remedy = "it has a format of its own, and one that follows the student must have the student's"
+            raise ModelError("teacher", name, f"{remedy}; leave out teacher_decay, or give another teacher")
+    return with_reference(task, config, teacher, student, **how)
 
 
 def with_reference(

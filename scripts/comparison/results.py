@@ -48,7 +48,8 @@ def untrained_models(grid: Grid) -> list[Untrained]:
     found = []
     one = grid.base.algorithm.teacher
     mixture = one.teacher_mix is not None or one.reference_model is not None
-    if grid.base.teacher and not is_outside(grid.base.teacher) and not mixture:
+    writes = not is_outside(grid.base.teacher) and not mixture and one.teacher_tokens == "same"
+    if grid.base.teacher and writes:
         found.append(Untrained(name=TEACHER, folder=f"references/{TEACHER}", settings=grid.base, is_teacher=True))
     starts: dict[str, Cell] = {}
     for cell in grid.cells:

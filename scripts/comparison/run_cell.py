@@ -20,13 +20,12 @@ from rich.console import Console
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import TeacherSettings
-from rlgkd.agents.teachers import open_outside_teacher, open_several, open_teacher, with_reference
+from rlgkd.agents.teachers import fitted, open_outside_teacher, open_several, open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import load
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.scripts.config.run import RunConfig, dump, read
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
@@ -100,9 +99,8 @@ def measure_untrained(settings: RunConfig, base: RunConfig, samples: int, out: P
     with locked(out, wait=True):
         agent = build_agent(settings)
         teacher_model = _comparison_teacher(base, agent, settings)
-        policy = (
-            teacher_model if teacher and isinstance(teacher_model, LanguageModel | RoutedTeachers) else agent.student
-        )
+        policy = teacher_model if teacher else agent.student
+        assert isinstance(policy, LanguageModel | RoutedTeachers), "a teacher that writes texts"
         write(measure(policy, teacher_model, agent.task, base, samples), base, samples, out)
 
 
@@ -210,15 +208,13 @@ def _comparison_teacher(base: RunConfig, agent: TextAlgorithm, settings: RunConf
     if is_self(name):
         layers = base.algorithm.model.student_layers
         name, opened = base.student, load(base.student, layers=() if isinstance(layers, int) else layers)
-    student, more = agent.student, base.algorithm.teacher.teacher_prompt
-    teacher = open_teacher(agent.task, base.algorithm, name, student.tokenizer, device=agent.device, opened=opened)
-    if name != base.student or more is not None:
-        read_in_own_format(agent.task, teacher, student, owner="student", name=name, teacher_prompt=more)
     config = base.algorithm
     if is_self(config.teacher.reference_model):
         of_the_start = config.teacher.model_copy(update={"reference_model": base.student})
         config = config.model_copy(update={"teacher": of_the_start})
-    return with_reference(agent.task, config, teacher, student, **how)
+    teacher = open_teacher(agent.task, config, name, agent.student.tokenizer, opened=opened, **how)
+    own_format = name != base.student
+    return fitted(agent.task, config, teacher, agent.student, name=name, own_format=own_format, **how)
 
 
 def _models(settings: RunConfig) -> tuple[object, ...]:

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from rlgkd.lm import open_by_name
 from rlgkd.scripts.comparison import run_cell
+from rlgkd.scripts.comparison.grid import grid
+from rlgkd.scripts.comparison.results import untrained_models
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs.train import make_env
 
@@ -51,3 +53,24 @@ def test_a_run_trains_with_one_teacher_in_memory_and_is_measured_against_the_com
     task = make_env(base.env, base.env_settings, student=base.student, seed=0).get_attr("task")[0]
     again = run_cell.measure(student, teacher, task, base, 1)
     assert measured["measures"]["reverse_kl"] == pytest.approx(again["measures"]["reverse_kl"], abs=1e-4)
+
+
+OTHER_TOKENS = (
+    "agent=Distill", "env=rlgkd/Arithmetic-v0", "student=embedded:arithmetic-student",
+    "teacher=embedded:grounded-teacher", "teacher_tokens=spans", "estimator=sampled", "eval_prompts=2", "alpha=1",
+)  # fmt: skip
+
+
+def test_a_teacher_with_other_tokens_is_aligned_for_cells_that_have_another_one(tmp_path: Path) -> None:
+    base = read("quickstart", OTHER_TOKENS)
+    found = []
+    for cell in (base, read("quickstart", [*OTHER_TOKENS, "teacher_temperature=2"])):
+        out = tmp_path / str(len(found))
+        run_cell.measure_untrained(cell, base, 1, out, teacher=False)
+        found.append(json.loads((out / run_cell.MEASURED).read_text())["measures"]["reverse_kl"])
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
+def test_a_teacher_with_other_tokens_writes_no_texts_that_a_comparison_would_show() -> None:
+    cells = grid(read("quickstart", OTHER_TOKENS), {"learning_rate": [0.1, 0.2]}, [0], samples=1, baseline="")
+    assert [model.name for model in untrained_models(cells)] == ["start"]
