@@ -76,6 +76,8 @@ def _traceback_note(error: RlgkdError) -> str:
     # A reward is the user's own code: the one line says what failed, but only the traceback says where.
     if not isinstance(error, RewardError) or error.__cause__ is None:
         return ""
-    with tempfile.NamedTemporaryFile("w", prefix="rlgkd-reward-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="rlgkd-reward-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         traceback.print_exception(error.__cause__, file=file)
     return f"; its traceback: {file.name}"

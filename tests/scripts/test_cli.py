@@ -22,7 +22,7 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
 ) -> None:
     def start(*given: Any, **settings: Any) -> Path:
         try:
-            raise LookupError("no such page")
+            raise LookupError("no such page \ud800")  # which UTF-8 cannot write
         except LookupError as error:
             raise RewardError("reward", "64 of 64 samples failed", "fix it") from error
 
@@ -35,7 +35,7 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
     (file,) = tmp_path.iterdir()
     line = f"rlgkd: reward: '64 of 64 samples failed' does not work; fix it; its traceback: {file}\n"
     assert (left.value.code, capsys.readouterr().err) == (2, line)
-    assert "Traceback" in file.read_text() and "LookupError: no such page" in file.read_text()
+    assert "Traceback" in file.read_text() and r"LookupError: no such page \ud800" in file.read_text()
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
