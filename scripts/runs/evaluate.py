@@ -65,7 +65,7 @@ def show(
         temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])
     policy = open_by_name(model, temperature=temperature, device=best_device())
-    task = make_env(env, env_settings, student=model, seed=seed).task
+    task = make_env(env, env_settings, student=model, seed=seed, called="model").task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
     share_end_ids(task, policy)
     teacher_model: Teacher | None = None
