@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlgkd import checkpoint
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.agents.teachers import open_outside_teacher
+from rlgkd.agents.teachers import open_outside_teacher, relabelled
 from rlgkd.devices import best_device
 from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
@@ -77,8 +77,9 @@ def show(
         known = algorithm.known_tokens or KNOWN_TOKENS
         teacher_model = open_outside_teacher(task, algorithm, teacher, policy.tokenizer, known_tokens=known)
     elif teacher:
-        shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
-        opened = teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
+        with relabelled("teacher"):
+            shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
+            opened = teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
         if teacher != model:
             read_in_own_format(task, opened, policy, owner="model", name=teacher)
     evaluation = evaluate(

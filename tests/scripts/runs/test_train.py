@@ -280,6 +280,7 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
             ["evaluate", "embedded:grounded-student", "--teacher", "embedded:arithmetic-teacher"],
             ["teacher: 'embedded:arithmetic-teacher'", "model's"],
         ),
+        (["evaluate", "embedded:grounded-student", "--teacher", "/nowhere"], ["teacher: '/nowhere'", "no such folder"]),
         (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
         (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
         (["train", "quickstart", "--out", "n" * 300], ["nnn", "too long", "give another --out"]),
