@@ -204,7 +204,9 @@ def _join(timeout: float) -> None:
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
     except (ValueError, RuntimeError) as error:
         reason = one_line(error, 200)
-        remedy = f"it could not join the {size} processes of its job ({reason}); start all with torchrun (docs/scale.md)"
+        remedy = (
+            f"it could not join the {size} processes of its job ({reason}); start all with torchrun (docs/scale.md)"
+        )
         raise ProcessError("rank", rank, remedy) from error
 
 

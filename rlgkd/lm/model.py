@@ -265,7 +265,7 @@ class LanguageModel:
             raise self._unsound("its logits are not a linear head over its last hidden state")
 
     def _unsound(self, remedy: str) -> ModelError:
-        """Return the error of a model that failed a check; weights that are not finite are the reason if there are some."""
+        """Return the error of a model that failed a check: of weights that are not finite, if there are some."""
         names = [name for name, weight in self.module.named_parameters() if not bool(weight.isfinite().all())]
         if names:
             remedy = f"its weights {', '.join(names[:3])} are not finite; take an earlier checkpoint of it"

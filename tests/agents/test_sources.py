@@ -118,7 +118,7 @@ def test_ids_that_are_no_tokens_of_the_student_are_refused(tmp_path, ids):
     """A file of another vocabulary, or a damaged one, would else end in an index error, or in other texts."""
     file, tokens = tmp_path / "t.jsonl", {"teacher": "x"}
     file.write_text(f'{{"teacher": "x"}}\n{{"key": "a", "ids": [3]}}\n{{"key": "b", "ids": {ids}}}\n')
-    with pytest.raises(DataError, match="teacher_texts.*no text.*delete it"):
+    with pytest.raises(DataError, match=r"teacher_texts.*no text.*delete it"):
         TeacherTexts(file, tokens, vocabulary=4)
     file.write_text('{"teacher": "x"}\n{"key": "a", "ids": [3]}\n')
     assert TeacherTexts(file, tokens, vocabulary=4).ids == {"a": [3]}

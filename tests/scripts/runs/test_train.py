@@ -267,7 +267,13 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
             ["student: '/nowhere'", "no such folder"],
         ),
         (
-            ["train", "env=rlgkd/Guess-v0", "student=embedded:grounded-student", "alpha=0", "env_settings.tokenizer=/no"],
+            [
+                "train",
+                "env=rlgkd/Guess-v0",
+                "student=embedded:grounded-student",
+                "alpha=0",
+                "env_settings.tokenizer=/no",
+            ],
             ["env_settings.tokenizer: '/no'", "no such folder"],
         ),
         (["train", "teacher=embedded:nobody"], ["teacher: 'embedded:nobody'", "choose one of"]),
