@@ -95,7 +95,8 @@ class Collector:
             own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step, waiting)
             return own if self.ranks.size == 1 else own.with_texts(without_items)
 
-        with cancelled_on_error(self.sources.teacher), whole(*self.sources.writers):
+        writers = [lm for lm in self.sources.writers if self.served is None or lm is not self.sources.student]
+        with cancelled_on_error(self.sources.teacher), whole(*writers):
             shares = self.ranks.gather(share)
         if self.ranks.size > 1:
             shares = [one.with_texts(lambda texts: with_items(texts, items)) for one in shares]

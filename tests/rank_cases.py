@@ -151,20 +151,25 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "student and teacher together": lambda _: learner(
         behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
     ),
-    "sharded": lambda _: learner(GRPO, sharding="full", epochs=2, gate="rlsd", alpha=0.3),
+    "sharded": lambda _: learner(GRPO, model="qwen2", sharding="full", epochs=2, gate="rlsd", alpha=0.3),
     "sharded ppo with the divergence in the reward": lambda _: learner(
         PPO, sharding="full", epochs=2, combination="in_reward", divergence="reverse_kl", estimator="sampled"
     ),
     "sharded gpt2, with gradient checkpointing": lambda _: learner(
         model="gpt2", sharding="full", gradient_checkpointing=True, learning_rate=2e-4
     ),
-    "sharded, with teacher that generates": lambda _: learner(
-        sharding="full", mixture="prompt", student_fraction=0.3, off_policy="teacher"
+    "sharded, with texts of the teacher": lambda folder: learner(
+        sharding="full",
+        mixture="prompt",
+        student_fraction=0.3,
+        off_policy="teacher",
+        teacher_texts=folder / "more.jsonl",
     ),
     "sharded, together with the teacher": lambda _: learner(
         sharding="full", behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
     ),
     "sharded lora": lambda _: learner(sharding="full", lora_rank=4, teacher="self", teacher_decay=0.0),
+    "sharded bfloat16": lambda _: learner(sharding="full", dtype="bfloat16", teacher_dtype="bfloat16", lora_rank=4),
     "sharded, 1 prompt": lambda _: learner(sharding="full", prompts_per_update=1, token_budget=16),
     "sharded, with a served teacher that fails": lambda _: taught_by_a_server(
         sharding="full", teacher_top_k=5, prompts_per_update=5
