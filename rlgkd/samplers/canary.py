@@ -36,7 +36,7 @@ SIXTEEN_BITS = 0.15
 PERTURBATIONS = (0.05, 0.2, 0.8)
 """How far weights are moved, as a share of each tensor's root mean square; the first that moves the text enough."""
 CLEAR = 10.0
-"""How many times the tolerance the text must move for a server that follows to be told from one that does not."""
+"""A push that moves the text by this many tolerances shows whether a server has taken it."""
 
 
 class Canary:
