@@ -68,7 +68,7 @@ def test_two_processes_train_as_one(two: Path, tmp_path: Path, name: str) -> Non
     started = rank_cases.CASES[name](tmp_path).modules.state_dict()
     ours, theirs = json.loads(json.dumps(alone["updates"])), first["updates"]
     assert len(ours) == len(theirs) == rank_cases.UPDATES
-    if name == "bfloat16":  # its rounding is large enough for another token, some updates later
+    if name.endswith("bfloat16"):  # its rounding is large enough for another token, some updates later
         assert ours[0] == theirs[0] and distance(expected, weights) < 0.2 * distance(expected, started)
         return
     assert ours == theirs
