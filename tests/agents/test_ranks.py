@@ -16,9 +16,9 @@ import torch
 from on_request import minutes
 from safetensors.torch import load_file
 
-from rlgkd import checkpoint
+from rlgkd import checkpoint, ranks
 from rlgkd.agents import PPO
-from rlgkd.errors import SettingError
+from rlgkd.errors import ProcessError, SettingError
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.sharding import clip_gradients, is_sharded, state_dict, whole
 
@@ -190,3 +190,12 @@ def test_shares_are_whole_and_dealt_costs_are_even(size: int) -> None:
     sums = [sum(costs[n] for n in one) for one in dealt]
     assert max(sums) - min(sums) <= max(costs)
     assert Ranks(1, 2).deal([]) == [] and Ranks(1, 2).deal([4]) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("RANK", "5"), ("WORLD_SIZE", "x"), ("MASTER_PORT", "x")])
+def test_variables_that_are_no_jobs_are_one_error(monkeypatch, name, value):
+    job = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", name: value}
+    for variable, text in job.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(ProcessError, match=r"rank: .*could not join the .* processes of its job.*torchrun"):
+        ranks.join(timeout=0.02)
