@@ -140,8 +140,8 @@ def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
         os.kill(ranks[kill % 2], signal.SIGKILL)
     began = time.monotonic()
     while any(map(runs, [*ranks, launcher.pid])) and time.monotonic() < began + 60:
-        launcher.poll()
         time.sleep(0.01)
+    launcher.wait(timeout=1)
     took, updates = time.monotonic() - began, len((out / "rollouts.jsonl").read_text().splitlines()) // 16
     print(f"{moment:.2f} s after the first texts, in update {updates}: {'killed' if running else 'it had ended'}, "
           f"all gone after {took:.1f} s")  # fmt: skip
