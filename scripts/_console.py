@@ -61,7 +61,7 @@ class LastingStream:
 def lasting_streams() -> Iterator[None]:
     """Let both standard streams last while the body runs."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream if stream is None else LastingStream(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (stream if stream is None else LastingStream(stream) for stream in before)
     try:
         yield
     finally:
