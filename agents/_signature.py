@@ -119,6 +119,7 @@ class AlgorithmSettings(TypedDict, total=False):
     lora_rank: int
     lora_alpha: int | None
     save_adapter: bool
+    sharding: Literal["none", "full", "hybrid"]
     gradient_checkpointing: bool
 
 

@@ -22,6 +22,7 @@ from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
 from rlgkd.ops.teacher_mixture import Mix
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
+from rlgkd.sharding import How
 from rlgkd.teachers.names import SELF, is_address, is_outside, is_self, is_teacher_file
 from rlgkd.types import reads_sibling
 
@@ -170,6 +171,8 @@ class ModelSettings(Settings):
     """The adapters are scaled by lora_alpha / lora_rank; null is twice the rank."""
     save_adapter: bool = False
     """Save the adapter also by itself, as peft does, in the folder `adapter` next to the merged weights."""
+    sharding: How = "none"
+    """Each of several processes holds a share of weights and optimizer: full, or hybrid, within its machine; or all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more work in an update, for much less memory."""
 
@@ -465,6 +468,7 @@ class AlgorithmConfig(Settings):
             ("drop_even_groups", resamples and sampling.group_size == 1,
              "a group of one is always even; set group_size above 1"),
             *self._replay_contradictions(),
+            *self._sharding_contradictions(),
             ("resample_rounds", reward.resample_rounds != RewardSettings().resample_rounds and not resamples,
              "set drop_even_groups to resample"),
             ("distil_even_groups", reward.distil_even_groups and not resamples, "set drop_even_groups to resample"),
@@ -509,6 +513,20 @@ class AlgorithmConfig(Settings):
              "the texts are an earlier policy's, and need ratios: set policy_loss to clipped"),
             ("replay_terms", replays and both and self.recomputes_log_probabilities,
              "in bfloat16 the log-probabilities of sampling are replaced; set precision to float32"),
+        ]  # fmt: skip
+
+    def _sharding_contradictions(self) -> list[tuple[str, bool, str]]:
+        """(setting, whether it is wrong, what to do) of what models that are shared out over processes do not do."""
+        given, shared = self.teacher, self.model.sharding != "none"
+        remedy = "sharding shares one teacher out, of the student's tokens and where the student is; leave this out"
+        elsewhere = ("teacher_mix", "reference_model", "teacher_device", "teacher_quantization")
+        return [
+            *((name, shared and getattr(given, name) is not None, remedy) for name in elsewhere),
+            ("teacher_tokens", shared and given.teacher_tokens != "same", remedy),
+            ("teacher_decay", shared and given.teacher_decay not in (None, 0),
+             "evaluations keep a whole copy of the start; set sharding to none, or teacher_decay to 0"),
+            ("save_adapter", shared and self.model.save_adapter,
+             "an adapter by itself is written by peft from whole weights; set sharding to none, or leave this out"),
         ]  # fmt: skip
 
     def _constant_between_0_and_1(self) -> bool:

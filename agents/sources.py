@@ -51,6 +51,13 @@ class Sources:
         if sampling.teacher_texts is not None:
             self.teacher_texts = TeacherTexts(Path(sampling.teacher_texts), self._teacher_fingerprint(), ranks)
 
+    @property
+    def writers(self) -> list[LanguageModel]:
+        """The models in this process that generate texts."""
+        teacher = self.teacher if isinstance(self.teacher, LanguageModel) else None
+        writes = self.co_sampler is not None or self.off_policy_source == "teacher"
+        return [self.student, *([teacher] if teacher is not None and writes else [])]
+
     def on_policy(
         self, items: Sequence[Item], stream_indices: Sequence[int], group: int, on_step: OnStep
     ) -> list[Episode]:

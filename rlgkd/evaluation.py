@@ -27,6 +27,7 @@ from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
+from rlgkd.sharding import whole
 from rlgkd.statistics import Interval, prompt_interval
 from rlgkd.teachers import AlignedTeacher, RoutedTeachers, Teacher, cancelled_on_error, collate, in_process
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
@@ -134,7 +135,8 @@ def evaluate(
                for number in ranks.share(len(batches))]  # fmt: skip
         return [one.with_texts(without_items) for one in own] if ranks.size > 1 else own
 
-    measured = [one for part in ranks.gather(measure) for one in part]
+    with whole(policy, teacher):
+        measured = [one for part in ranks.gather(measure) for one in part]
     if ranks.size > 1:
         measured = [one.with_texts(lambda texts: with_items(texts, items)) for one in measured]
     trajectories = [t for one in measured for t in one.trajectories]

@@ -15,7 +15,7 @@ them at their next exchange, and not after a timeout.
 Objects are pickled, between the processes of one job alone and never through a file: the rendezvous of torchrun, which
 torch expects in a network that is trusted, decides who belongs to the job.
 
-Not here: models that are sharded over ranks. Alone, every operation is the identity.
+Models that are shared out over the ranks are in rlgkd.sharding. Alone, every operation is the identity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlgkd.errors import ProcessError, SettingError, one_line
+from rlgkd.errors import ProcessError, RlgkdError, SettingError, one_line
 from rlgkd.types import Item, Trajectory
 
 T = TypeVar("T")
@@ -167,8 +167,26 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            why = "another one has ended, or did not answer within process_timeout; look for what it wrote"
-            raise ProcessError("processes", self.size, f"{why} ({one_line(error, 200)})") from error
+            raise self._gone(error) from error
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Turn what torch raises into one line, within the block, if another process is gone from a sharded pass.
+
+        Raises: ProcessError; errors of other kinds as they are.
+        """
+        try:
+            yield
+        except RlgkdError:
+            raise
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                raise self._gone(error) from error
+            raise
+
+    def _gone(self, error: RuntimeError) -> ProcessError:
+        why = "another one has ended, or did not answer within process_timeout; look for what it wrote"
+        return ProcessError("processes", self.size, f"{why} ({one_line(error, 200)})")
 
 
 ALONE = Ranks()

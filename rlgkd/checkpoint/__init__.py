@@ -85,7 +85,9 @@ _FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, Safetens
 _STEP = re.compile(r"step-(\d+)")
 
 
-def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) -> Path:
+def save(
+    folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON], writes: bool = True
+) -> Path:
     """Write a checkpoint to `folder`, whole or not at all.
 
     An existing checkpoint is replaced, and kept until the new one is complete: a run resumed from an earlier step
@@ -96,6 +98,8 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         model: The model, which must contain all parameters of the optimizer.
         optimizer: A torch optimizer, or accelerate's wrapper around one.
         state: JSON that the caller needs to resume. Sequences come back as lists.
+        writes: Whether this process writes. Of several that share a model out (rlgkd.sharding) all have to call this,
+            and one writes, what a process with all of the model would.
 
     Returns:
         `folder`.
@@ -114,7 +118,9 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         {'step': 7}
     """
     folder = Path(folder)
-    files = file_contents(model, optimizer, state)
+    files = file_contents(model, optimizer, state, writes=writes)
+    if not writes:
+        return folder
     temporary = temporary_name(folder, "tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

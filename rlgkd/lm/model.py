@@ -120,7 +120,9 @@ class LanguageModel:
         if self.shares_prompts:
             shared = pack_shared_prefixes(batch.layouts_B, width, hidden=self.head.in_features, device=self.device)
             if shared is not None:
-                return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
+                states_NH, sent_VH = shared.states_and_head(self.body, batch.tokens_BT, head_VH)
+                # A sharded head is gathered with the pass, and was not there before.
+                return states_NH, self.head.weight if sent_VH is None or sent_VH is head_VH else sent_VH
         if fast.supported(self.body, "forward"):
             packed = fast.PackedTokens.pack_right_padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
             row_N, column_N = batch.action_index_N
@@ -131,7 +133,7 @@ class LanguageModel:
         with onednn_linears(self.device):
             states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state.to(self.device)
         row_N, column_N = batch.action_index_N
-        return states_BTH[row_N, column_N - 1], head_VH
+        return states_BTH[row_N, column_N - 1], self.head.weight
 
     def actions(self, batch: Batch) -> Tensor:
         """[N]: the tokens that were chosen, in the order of `states`."""

@@ -20,6 +20,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.ops.sampling import uniforms
 from rlgkd.samplers.vllm import Ends, Wanted, completions, request
+from rlgkd.sharding import state_dict
 from rlgkd.teachers import vllm as scoring
 from rlgkd.types import Batch, Episode, Item, Source, StopReason
 from rlgkd.vllm_server import VllmServer
@@ -108,7 +109,7 @@ def difference(one_T: np.ndarray, other_T: np.ndarray) -> float:
 def weights_of(student: LanguageModel) -> dict[str, Tensor]:
     """Every weight by its name in a saved model, adapters merged; a tied head has an entry of its own."""
     state = merged_state_dict(student.module)
-    state = student.module.state_dict() if state is None else state
+    state = state_dict(student.module) if state is None else state
     return {name: tensor.detach() for name, tensor in state.items()}
 
 

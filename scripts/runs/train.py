@@ -28,7 +28,6 @@ from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
 from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.evaluation import Evaluation, evaluate
-from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
@@ -38,9 +37,9 @@ from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
-from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
+from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
 from rlgkd.scripts.runs.recorder import strict_json
-from rlgkd.scripts.runs.rewind import rewind
+from rlgkd.scripts.runs.rewind import newest_checkpoint, return_to
 from rlgkd.scripts.runs.sources import sources
 from rlgkd.scripts.runs.speed import speed
 from rlgkd.scripts.runs.stages import check_agent, check_goals
@@ -209,6 +208,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     with (
         stoppable(command, console, second_ends=agent.ranks.size == 1) as stop,
         tracked(settings, out, console, main=agent.ranks.main) as trackers,
+        agent.ranks.in_step(),
     ):
         return _evaluated_run(settings, agent, out, quiet, console, stop, trackers)
 
@@ -236,11 +236,10 @@ def _evaluated_run(
     }
     made_from = sources(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
-    student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = agent.teacher
     if agent.following_teacher is not None:
         teacher = agent.following_teacher.as_it_is()
-    found = rewind(settings, agent, out, console)
+    newest = newest_checkpoint(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
     both = (
@@ -248,8 +247,7 @@ def _evaluated_run(
     )  # any other writes no texts
     whose = "the student and the teacher" if both else "the student"
     say(console, f"evaluating {whose} on up to {settings.eval_prompts} {settings.eval_split} prompts")
-    before = evaluate(student, teacher, agent.task, **scored)
-    del student  # a copy, where the run goes on: it would take its memory to the end
+    before = evaluate(agent.student, teacher, agent.task, **scored)  # as it began, which a checkpoint will change
     taught = before if settings.teacher_writes_as_start else None
     if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
@@ -262,6 +260,7 @@ def _evaluated_run(
     send_evaluation(trackers, before, 0)
     if taught is not None:
         send_evaluation(trackers, taught, 0, part="teacher")
+    found = return_to(newest, settings, agent, out, console)
     state = fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=quiet, console=console)
     trained = time.perf_counter()
     after = evaluate(agent.student, teacher, agent.task, **scored)

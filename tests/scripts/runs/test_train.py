@@ -28,7 +28,7 @@ from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import evaluate
 from rlgkd.scripts.config.run import read
-from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs import rewind, train
 from rlgkd.scripts.runs.summary import rewards_of
 
 SMALL = (
@@ -365,7 +365,7 @@ def test_a_run_whose_checkpoints_are_lost_is_refused_and_left_as_it_is(
     lose(out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match=words) as caught:
-        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+        rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert f"rlgkd train {out / 'config.yaml'} --out" in str(caught.value) and "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -378,7 +378,7 @@ def test_no_link_in_a_run_is_followed(name: str, finished: Path, agent: TextAlgo
     (out / name).unlink()
     (out / name).symlink_to(victim)
     with pytest.raises(CheckpointError, match=f"{name}' does not work; it is a link"), train.locked(out):
-        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+        rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert victim.read_text() == "precious"
 
 
@@ -407,7 +407,7 @@ def test_a_checkpoint_cuts_no_file_but_the_run_s(
     (newest / "manifest.json").write_text(json.dumps(manifest))
     before = (out / "rollouts.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match=r"step-\d+' does not work; its state\.json"):
-        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+        rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert victim.read_text() == "precious" and (out / "rollouts.jsonl").read_bytes() == before
 
 
@@ -417,7 +417,7 @@ def test_a_run_that_had_no_checkpoint_yet_begins_again(finished: Path, agent: Te
     for name in ("config.yaml", "progress.csv", "times.csv", "rollouts.jsonl"):
         lines = (finished / name).read_text().splitlines(keepends=True)
         (out / name).write_text("".join(lines if name == "config.yaml" else lines[:2]))
-    train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert [(out / name).read_bytes() for name in ("progress.csv", "times.csv", "rollouts.jsonl")] == [b""] * 3
 
 
