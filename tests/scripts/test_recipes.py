@@ -35,6 +35,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 EMBEDDED = [name for name in recipe_names() if "smollm2" not in name]
 CAUSAL_ALONE = (
     "rlsd",
+    "tgopd",
     "ra-opd",
     "r2-opd",
     "sdar",
