@@ -198,10 +198,21 @@ def join(timeout: float = TIMEOUT_MINUTES) -> Ranks:
 
     Args:
         timeout: Minutes that a rank waits for the others in an exchange.
+
+    Raises: ProcessError if the environment variables of torchrun are not those of a job, or the others do not come.
     """
     if not dist.is_available():
         return ALONE
-    if not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1:
+    if not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        _join(timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+
+
+def _join(timeout: float) -> None:
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    try:
+        if int(size) <= 1:
+            return
         backend = "gloo"
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"  # objects go by gloo, which notices a process that is gone
@@ -209,7 +220,12 @@ def join(timeout: float = TIMEOUT_MINUTES) -> Ranks:
             if local < torch.cuda.device_count():
                 torch.cuda.set_device(local)
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
-    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+    except (ValueError, RuntimeError) as error:
+        reason = one_line(error, 200)
+        remedy = (
+            f"it could not join the {size} processes of its job ({reason}); start all with torchrun (docs/scale.md)"
+        )
+        raise ProcessError("rank", rank, remedy) from error
 
 
 def leave() -> None:

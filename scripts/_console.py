@@ -1,4 +1,4 @@
-"""Lines on the terminal: a text is never rich's markup, and its control characters are shown, not sent."""
+"""Lines on the terminal: a text is never markup or an emoji of rich, and its control characters are shown, not sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlgkd.errors import shown
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a text as it stands, on one line however long."""
-    console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(shown(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class ShownFormatter(logging.Formatter):

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from rlgkd.checkpoint.files import (
     atomic_write,
     dump_json,
+    fitting,
     leftovers,
     publish,
     read_json,
@@ -138,7 +139,8 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except (OSError, SafetensorError) as error:
-        remedy = f"it was not saved ({reason(error)}): free space, or save elsewhere; earlier checkpoints are whole"
+        advice = fitting(error, "free space, or save elsewhere; earlier checkpoints are whole")
+        remedy = f"it was not saved ({reason(error)}): {advice}"
         raise CheckpointError("checkpoint", str(folder), remedy) from error
     return folder
 

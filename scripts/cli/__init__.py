@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # transformers draws a bar for every file it opens, over the command's own line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Figures go into files; matplotlib's import fails by a notebook's backend that is not here.
+    os.environ["MPLBACKEND"] = "agg"
     given = sys.argv[1:] if arguments is None else arguments
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(ShownFormatter())

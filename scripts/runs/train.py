@@ -26,7 +26,7 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.gating import extra_work
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, one_line, unknown_remedy
+from rlgkd.errors import CheckpointError, DataError, ModelError, RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
@@ -173,13 +173,24 @@ def _check_splits(settings: RunConfig, task: Task) -> None:
             raise SettingError(name, split, error.remedy) from error
 
 
-def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
+def make_env(
+    env: str, env_settings: Mapping[str, Any], *, student: str, seed: int, called: str = "student"
+) -> TextVecEnv:
     """The registered environment for an agent, with the student's tokenizer where the settings name no other.
 
-    Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take.
+    `called` is the setting or argument that names the student.
+
+    Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take;
+        ModelError for a tokenizer that cannot be opened, by the setting that names it.
     """
+    arguments = env_arguments(env, env_settings, student=student)
     try:
-        return make_sb3_vec_env(env, seed=seed, **env_arguments(env, env_settings, student=student))
+        return make_sb3_vec_env(env, seed=seed, **arguments)
+    except ModelError as error:
+        if error.field not in ("model", "tokenizer") or error.value != arguments.get("tokenizer"):
+            raise
+        own = env_settings.get("tokenizer") is not None
+        raise ModelError("env_settings.tokenizer" if own else called, error.value, error.remedy) from error
     except gym.error.Error as error:
         raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
     except UnknownSettingError as error:

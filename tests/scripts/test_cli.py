@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
 ) -> None:
     def start(*given: Any, **settings: Any) -> Path:
         try:
-            raise LookupError("no such page")
+            raise LookupError("no such page \ud800")  # which UTF-8 cannot write
         except LookupError as error:
             raise RewardError("reward", "64 of 64 samples failed", "fix it") from error
 
@@ -35,7 +36,28 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
     (file,) = tmp_path.iterdir()
     line = f"rlgkd: reward: '64 of 64 samples failed' does not work; fix it; its traceback: {file}\n"
     assert (left.value.code, capsys.readouterr().err) == (2, line)
-    assert "Traceback" in file.read_text() and "LookupError: no such page" in file.read_text()
+    assert "Traceback" in file.read_text() and r"LookupError: no such page \ud800" in file.read_text()
+
+
+def test_a_working_folder_that_is_gone_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY", "MPLBACKEND"):
+        monkeypatch.setenv(name, "error")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", "quickstart", "env_settings.data=mine.jsonl", "--out", "run"])
+    line = "rlgkd: folder: '.' does not work; the working folder is gone; go to one that is there\n"
+    assert (left.value.code, capsys.readouterr().err) == (2, line)
+
+
+def test_the_plots_of_a_notebook_whose_backend_is_not_here_stop_no_report() -> None:
+    code = "from rlgkd.scripts.cli import main\ntry:\n    main(['--version'])\nfinally:\n    import matplotlib.figure"
+    environment = {**os.environ, "MPLBACKEND": "module://of_another_environment"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

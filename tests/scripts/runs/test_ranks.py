@@ -6,6 +6,8 @@ import contextlib
 import csv
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,27 +121,36 @@ KILLS = int(os.environ.get("RLGKD_KILLS", "3"))
 def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
     tmp_path: Path, whole: Path, kill: int
 ) -> None:
-    """RLGKD_KILLS=20 kills as often, at as many moments."""
-    out = tmp_path / "killed"
+    """RLGKD_KILLS=20 kills as often, either process at a moment of its own between the first update and the last."""
+    out, other = tmp_path / "killed", tmp_path / "other"
+    moment = random.Random(kill).uniform(0.0, 6.0)
     launcher = subprocess.Popen(
         [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 200
-    while not (out / "checkpoints").is_dir() or not any((out / "checkpoints").glob("step-*")):
+    while not (out / "rollouts.jsonl").exists():
         assert launcher.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.13 * kill)
     ranks = children(launcher.pid)
-    if len(ranks) == 2:
-        began = time.monotonic()
+    assert len(ranks) == 2
+    time.sleep(moment)
+    running = not (out / "summary.json").exists()
+    with contextlib.suppress(ProcessLookupError):
         os.kill(ranks[kill % 2], signal.SIGKILL)
-        assert launcher.wait(timeout=60) != 0 and time.monotonic() - began < 30
-        assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    launcher.wait(timeout=200)
-    again = run(TWO, "--resume", str(out), "--quiet")
-    assert again.returncode == 0, again.stderr
+    began = time.monotonic()
+    while any(map(runs, [*ranks, launcher.pid])) and time.monotonic() < began + 60:
+        time.sleep(0.01)
+    launcher.wait(timeout=1)
+    took, updates = time.monotonic() - began, len((out / "rollouts.jsonl").read_text().splitlines()) // 16
+    print(f"{moment:.2f} s after the first texts, in update {updates}: {'killed' if running else 'it had ended'}, "
+          f"all gone after {took:.1f} s")  # fmt: skip
+    assert took < 10
+    shutil.copytree(out, other)
+    again, alone = run(TWO, "--resume", str(out), "--quiet"), run(COMMAND, "--resume", str(other), "--quiet")
+    assert again.returncode == alone.returncode == 0, again.stderr + alone.stderr
     assert contents(out) == contents(whole)
+    assert texts(other) == texts(whole)
 
 
 @minutes
@@ -174,6 +185,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and not only its number until somebody asks how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(parent: int) -> list[int]:

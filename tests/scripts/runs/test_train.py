@@ -262,6 +262,20 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
             ["teacher", "alpha is 1: set teacher=..."],
         ),
         (["train", "student=embedded:nobody"], ["student: 'embedded:nobody'", "choose one of"]),
+        (
+            ["train", "env=rlgkd/Dataset-v0", "env_settings.data=mine.csv", "student=/nowhere", "alpha=0"],
+            ["student: '/nowhere'", "no such folder"],
+        ),
+        (
+            [
+                "train",
+                "env=rlgkd/Guess-v0",
+                "student=embedded:grounded-student",
+                "alpha=0",
+                "env_settings.tokenizer=/no",
+            ],
+            ["env_settings.tokenizer: '/no'", "no such folder"],
+        ),
         (["train", "teacher=embedded:nobody"], ["teacher: 'embedded:nobody'", "choose one of"]),
         (["evaluate", "embedded:nobody"], ["embedded:nobody"]),
         (
@@ -272,6 +286,7 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
             ["evaluate", "embedded:grounded-student", "--teacher", "embedded:arithmetic-teacher"],
             ["teacher: 'embedded:arithmetic-teacher'", "model's"],
         ),
+        (["evaluate", "embedded:grounded-student", "--teacher", "/nowhere"], ["teacher: '/nowhere'", "no such folder"]),
         (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
         (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
         (["train", "quickstart", "--out", "n" * 300], ["nnn", "too long", "give another --out"]),
