@@ -145,8 +145,8 @@ def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
         time.sleep(0.01)
     launcher.wait(timeout=1)
     took, updates = time.monotonic() - began, len((out / "rollouts.jsonl").read_text().splitlines()) // 16
-    print(f"sharding={sharding}: {moment:.2f} s after the first texts, in update {updates}: {'killed' if running else 'it had ended'}, "
-          f"all gone after {took:.1f} s")  # fmt: skip
+    how = "killed" if running else "it had ended"
+    print(f"sharding={sharding}, {moment:.2f} s after the start, in update {updates}: {how}, gone after {took:.1f} s")
     assert took < 10
     shutil.copytree(out, other)
     again, alone = run(TWO, "--resume", str(out), "--quiet"), run(COMMAND, "--resume", str(other), "--quiet")
