@@ -38,6 +38,7 @@ from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.defaults import choices, with_choices
 from rlgkd.agents.guards import Watch
 from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
+from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sb3.env_wrappers import as_sb3, check_wrappers
 from rlgkd.agents.sb3.policy import LanguageModelPolicy
@@ -233,6 +234,11 @@ class TextAgent(TokenAlgorithm):
         self.collector = Collector(
             self.sources, config, split=self.split, seed=seed, ranks=self.ranks, served=self.served_texts
         )
+        self.teacher_answers = None
+        if config.asks_teacher_answers:
+            writer, number = model_of(self.teacher), config.teacher.teacher_probes
+            assert writer is not None, "check_teacher has refused it"
+            self.teacher_answers = TeacherAnswers(writer, self.task, number=number, seed=seed, ranks=self.ranks)
 
     def reconfigure(self, config: AlgorithmConfig, *, schedules: tuple[float, float] = (1.0, 0.0)) -> None:
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.

@@ -256,6 +256,7 @@ class TextAlgorithm(TextAgent):
                 self.student,
                 self.teacher,
                 group_size=self.config.sampling.group_size,
+                answers=self.teacher_answers,
             )
         if self.objective.gate.name != "none":
             self.logger.record("time/gate", time.perf_counter() - began, exclude="csv")

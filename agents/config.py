@@ -125,6 +125,8 @@ class TeacherSettings(Settings):
     """How far the teacher is followed away from reference_model: 1 is the teacher itself, more goes beyond it."""
     sibling_from: float = 0.5
     """The reward from which a text is right, and teacher_prompt shows it to the teacher of its group's other texts."""
+    teacher_probes: Count = 3
+    """How often the teacher answers a prompt by itself, for a gate that asks how good its answers are."""
     agreement_every: Annotated[int, Ge(0)] = 10
     """Updates between two looks at where student and teacher agree (docs/runs.md); 0 is never."""
     teacher_timeout: Positive = 60.0
@@ -220,6 +222,11 @@ class AlgorithmConfig(Settings):
         return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
 
     @property
+    def asks_teacher_answers(self) -> bool:
+        """Whether the gate asks how good the teacher's own answers are."""
+        return gate.cost(self.objective.gate.name) == "answers"
+
+    @property
     def rewarded(self) -> bool:
         """Whether the task's reward counts at any time."""
         return span(self.alpha)[0] < 1 or self.reward.combination == "in_reward"
@@ -311,6 +318,8 @@ class AlgorithmConfig(Settings):
             ("behaviour", sampling.behaviour is not None and no_one_model, "it samples with one model; leave it out"),
             ("teacher_texts", sampling.teacher_texts is not None and no_one_model,
              "a file keeps the texts of one model; leave it out"),
+            ("gate", self.asks_teacher_answers and is_mixture,
+             "it asks for the teacher's own answers, and a mixture writes no texts; choose another gate"),
             ("off_policy", sampling.off_policy == "teacher" and is_mixture,
              "a mixture writes no texts; set it to references"),
         ):  # fmt: skip
@@ -338,7 +347,7 @@ class AlgorithmConfig(Settings):
             ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
             ("replay_size", sampling.replay_size > 0, f"{needs_model} set it to 0"),
             ("gate", gate.cost(self.objective.gate.name) != "nothing",
-             f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
+             f"it reads more of the teacher than a text's probability: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
             ("teacher_prompt", given.teacher_prompt is not None, f"{needs_model} leave it out"),
             ("reference_model", given.reference_model is not None, f"{needs_model} leave it out"),
@@ -458,6 +467,10 @@ class AlgorithmConfig(Settings):
              "texts of earlier updates have no group: set replay_size to 0"),
             ("teacher_prompt", sees_sibling and bool(self.served.sampler),
              "a sampler elsewhere may lack texts of a group: leave it out"),
+            ("gate", self.asks_teacher_answers and (averaged or sees_sibling),
+             "each prompt is answered once, by a teacher that stays as it is: leave teacher_decay out, and sibling"),
+            ("teacher_probes", teacher.teacher_probes != TeacherSettings().teacher_probes
+             and not self.asks_teacher_answers, "no gate asks for answers of the teacher: set gate to tgopd"),
             ("sibling_from", teacher.sibling_from != TeacherSettings().sibling_from and not sees_sibling,
              "no text is shown to a teacher: set teacher_prompt to sibling"),
             ("teacher_decay", averaged and sampling.teacher_texts is not None,

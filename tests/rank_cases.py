@@ -147,6 +147,7 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "a served sampler one update ahead": lambda _: sampled_by_a_server(
         staleness=1, policy_loss="clipped", sampler_weights="gloo", task={"reply": answer, "max_new_tokens": 16}
     ),
+    "a gate that has the teacher answer": lambda _: learner(gate="tgopd", trusted_from=0.2),
     "a gate of ranks in the batch": lambda _: learner(gate="tip", student_fraction=0.6, mixture="prompt"),
     "student and teacher together": lambda _: learner(
         behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"

@@ -257,13 +257,13 @@ def _evaluated_run(
         isinstance(teacher, LanguageModel | RoutedTeachers) and not settings.teacher_writes_as_start
     )  # any other writes no texts
     whose = "the student and the teacher" if both else "the student"
-    say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
+    say(console, f"evaluating {whose} on up to {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(agent.student, teacher, agent.task, **scored)  # as it began, which a checkpoint will change
     taught = before if settings.teacher_writes_as_start else None
     if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     evaluating = time.perf_counter() - began
-    say(console, f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {evaluating:.0f} s")
+    say(console, f"evaluated {len(before.trajectories)} {settings.eval_split} prompts in {evaluating:.0f} s")
     more = settings.algorithm.teacher.teacher_prompt
     if taught is not None and more is not None and not reads_sibling(more):
         say(console, what_more_gains(before, taught))
