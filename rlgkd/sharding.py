@@ -4,7 +4,8 @@ A rank holds its part of each weight, of its gradient and of the optimizer's mom
 
 - While the model trains, or scores texts in micro-batches, its own forward pass gathers one layer after the other. Each
   pass is a collective call, so all ranks run as many (`rlgkd.agents.micro_batch`). Embeddings and head are gathered
-  together, and stay until the gradient has been formed, for the fused loss reads the head after the pass.
+  together, and stay until the gradient has been formed, or until `release`: the fused loss reads the head after the
+  pass.
 - While it samples or is evaluated it is `whole`: each rank has all weights, plain tensors in the place of shards, and
   runs as many passes as it needs. So the decoders, and the hand-written layers, read it as they read any other model.
 - On disks are whole weights, as those of one process: `full` and `shard_like` go from one to the other.
@@ -94,8 +95,7 @@ def whole(*models: Any) -> Iterator[None]:
     Args:
         models: Language models, of which those that are not sharded stay as they are; None is none.
     """
-    modules = dict.fromkeys(getattr(model, "module", None) for model in models)  # in one order on all ranks
-    roots = [m for m in modules if isinstance(m, nn.Module) and is_sharded(m) and m not in _whole]
+    roots = [module for module in _sharded_modules(models) if module not in _whole]
     parts: list[Any] = [part for root in roots for part in root.modules() if hasattr(part, "unshard")]
     for root in roots:
         _whole.add(root)
@@ -111,6 +111,25 @@ def whole(*models: Any) -> Iterator[None]:
             part.reshard()
         for root in roots:
             _whole.discard(root)
+
+
+def release(*models: Any) -> None:
+    """Give back what passes have gathered of these models and no gradient has given back, such as a teacher's head."""
+    roots: list[Any] = _sharded_modules(models)
+    for root in roots:
+        if hasattr(
+            root, "reset_iter_state"
+        ):  # since torch 2.13: it also forgets the passes, which torch keeps a list of
+            root.reset_iter_state()
+        for part in root.modules():
+            if hasattr(part, "reshard"):
+                part.reshard()
+
+
+def _sharded_modules(models: Sequence[Any]) -> list[nn.Module]:
+    """Those of these models that are shared out, each once and in one order on all ranks."""
+    modules = dict.fromkeys(getattr(model, "module", None) for model in models)
+    return [module for module in modules if isinstance(module, nn.Module) and is_sharded(module)]
 
 
 def state_dict(module: nn.Module) -> dict[str, Tensor]:
