@@ -41,8 +41,8 @@ def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None
         alpha: The additions are scaled by alpha / rank; None is twice the rank.
         seed: For the matrices A; no global generator is touched.
 
-    Raises: DependencyError without peft; SettingError for a model that has adapters already, or a rank above that of all
-        its matrices.
+    Raises: DependencyError without peft; SettingError for a model that has adapters already, or a rank above that of
+        all its matrices.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
