@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
@@ -41,13 +41,13 @@ _whole: WeakSet[nn.Module] = WeakSet()
 """Sharded models of which this process has all weights now."""
 
 
-def shard(module: nn.Module, layers: Sequence[nn.Module], body: nn.Module, ranks: Ranks, how: How) -> None:
+def shard(module: nn.Module, layers: Sequence[nn.Module], bodies: Sequence[nn.Module], ranks: Ranks, how: How) -> None:
     """Share a model's weights out over the ranks, in place; a collective call. Alone nothing changes.
 
     Args:
         module: The model with its head, equal on all ranks, which have it whole until here.
         layers: Its parts that are gathered by themselves; the rest is gathered with the head.
-        body: Its part without the head, which may be called by itself from now on.
+        bodies: Its parts without the head that are called by themselves.
         ranks: The processes of the job.
         how: `full` over all of them; `hybrid` over those of each machine, which hold all of it together.
 
@@ -65,13 +65,17 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], body: nn.Module, ranks
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    # A body is called past its model, at whose call alone embeddings and head would be gathered.
-    forward = body.forward
-    name = "run_body"
-    setattr(module, name, MethodType(lambda _, *inputs, **named: forward(*inputs, **named), module))
-    register_fsdp_forward_method(module, name)
-    body.forward = getattr(module, name)
+    for number, body in enumerate(bodies):
+        # Called past its model, at whose call alone embeddings and head would be gathered.
+        name = f"run_body_{number}"
+        setattr(module, name, MethodType(_without_self(body.forward), module))
+        register_fsdp_forward_method(module, name)
+        body.forward = getattr(module, name)
     _sharded[module] = names
+
+
+def _without_self(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _, *inputs, **named: forward(*inputs, **named)
 
 
 def _machines(ranks: Ranks) -> dict[str, int]:

@@ -96,7 +96,7 @@ def test_an_error_or_a_stop_on_one_process_ends_both(two: Path) -> None:
     assert first["weights"].startswith("ProcessError: rank: 1 does not work; it ended with SettingError: student:")
     assert first["stop"] == second["stop"] and first["stop"].startswith("1 updates, [True, False],")
     for ours in (first, second):
-        assert ours["sharded t5"].startswith("SettingError: sharding: 'full' does not work; the student (t5)")
+        assert ours["sharded teachers"].startswith("SettingError: sharding: 'full' does not work; the teacher (several")
         assert ours["sharded predict"].startswith("SettingError: sharding: 'predict' does not work;")
     assert second["nested"].startswith("ZeroDivisionError") and "it ended with ZeroDivisionError" in first["nested"]
 
