@@ -22,11 +22,11 @@ from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.other_names import OTHERS
-from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.paths import OF_METHODS, settled
 from rlgkd.scripts.config.recipes import values_of
 from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
-from rlgkd.settings import Settings, layered
+from rlgkd.settings import Settings, layered, marks
 from rlgkd.teachers.names import is_self
 
 BRINGS_MODELS = {
@@ -259,6 +259,19 @@ def read(
     return check({**chosen, **choose(config, given)})
 
 
+def read_without_code(source: Path) -> RunConfig:
+    """The settings in a run's file for what does not train: functions of the user's own and stages are left out.
+
+    Raises: SettingError as `read` does.
+    """
+    values = values_of(source, RunConfig.model_fields["agent"].default)[0]
+    dropped = {name for name in OF_METHODS if ":" in str(values.get(name))}
+    if any(":" in str(stage.get(name)) for stage in values.get("stages") or () for name in OF_METHODS):
+        dropped.add("stages")
+    known = {*setting_names()} - dropped if dropped else values.keys()  # nor are the functions' parameters known
+    return check({name: value for name, value in values.items() if name in known})
+
+
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The values with `key=value` and `env_settings.NAME=value` put over them, paths from the current folder.
 
@@ -309,8 +322,11 @@ def check(values: Mapping[str, Any]) -> RunConfig:
 
     Raises: SettingError.
     """
-    known = setting_names()
     values = {key: value for key, value in values.items() if not _is_left(key, value)}
+    for mark in marks(RunConfig):
+        if isinstance(own := values.get(mark.kind), str):
+            mark.spelled(own)  # the parameters of a function of the user's own are settings too
+    known = setting_names()
     for key in values:
         if key not in known:
             ours = OTHERS.get(str(key))
