@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich
 from stable_baselines3.common.callbacks import ProgressBarCallback
-from tqdm.std import tqdm
+from tqdm.std import tqdm  # type: ignore[import-untyped]
 
 
 class TokenProgressBar(ProgressBarCallback):

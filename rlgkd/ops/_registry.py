@@ -101,7 +101,7 @@ def bind(
         if parameter.default is parameter.empty and field not in settings:
             raise SettingError(field, None, f"{name} needs it; pass {field}=...")
     bound = functools.partial(function, **settings)
-    found = bound(
+    found: Any = bound(
         *[torch.zeros(2, 1)] * tensors
     )  # now, so that the settings' values are not checked at the first batch
     shape = (2,) if reduces else (2, 1)

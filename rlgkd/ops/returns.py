@@ -8,6 +8,7 @@ bottom.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -256,7 +257,7 @@ def check_advantage(name: str, prompts: int, group_size: int) -> None:
     function = ADVANTAGES[check_name("advantage", name, ADVANTAGES)]
     try:
         reward_PG = torch.zeros(prompts, group_size, device="cpu")
-        found = function(reward_PG, torch.ones_like(reward_PG, dtype=torch.bool))
+        found: Any = function(reward_PG, torch.ones_like(reward_PG, dtype=torch.bool))
     except SettingError as error:
         raise SettingError("group_size", group_size, f"{name} needs 2 samples of a prompt or more") from error
     if not isinstance(found, Tensor) or found.shape != reward_PG.shape:

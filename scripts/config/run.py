@@ -234,7 +234,8 @@ def read(
     """Settings from a recipe's name or a YAML file, with `key=value` overrides (values in YAML).
 
     Paths in a file are looked up from its folder, then from the current one; those of overrides from the current one.
-    A recipe's models and settings of the environment belong to its own: on another environment they fall away.
+    A recipe's models and settings of the environment belong to its own: on another environment they fall away. Its
+    learning rate is that of its models: for another student it counts as not given.
 
     Args:
         source: The recipe or file.
@@ -255,8 +256,11 @@ def read(
     config = check(chosen)
     if choose is None:
         return config
-    given = frozenset(name for name, value in chosen.items() if value is not None and not _is_left(name, value))
-    return check({**chosen, **choose(config, given)})
+    given = {name for name, value in chosen.items() if value is not None and not _is_left(name, value)}
+    own = {*over, *(one.partition("=")[0] for one in overrides)}
+    if of_recipe and chosen.get("student") != values.get("student"):
+        given -= {"learning_rate"} - own  # a recipe's is that of the models it was made with
+    return check({**chosen, **choose(config, frozenset(given))})
 
 
 def read_without_code(source: Path) -> RunConfig:

@@ -10,6 +10,7 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 import pytest
+import rich
 import tiny
 import torch
 from gymnasium.vector import AsyncVectorEnv
@@ -26,6 +27,7 @@ from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
 from rlgkd.errors import CheckpointError, DataError, ModelError, RlgkdError, SettingError
 from rlgkd.evaluation import evaluate
+from rlgkd.ops.divergence import DIVERGENCES
 
 STUDENT = "embedded:grounded-student"
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -185,7 +187,7 @@ def test_the_progress_bar_counts_tokens(monkeypatch):
 
 
 def test_the_progress_bar_of_a_notebook_is_a_line_of_text_that_needs_no_widgets(monkeypatch, capsys):
-    monkeypatch.setattr("rich.console.Console.is_jupyter", True)
+    monkeypatch.setattr(rich.get_console(), "is_jupyter", True)
     learner = agent().learn(30, progress_bar=True)
     assert f" {learner.num_timesteps}/30 [" in capsys.readouterr().err
 
@@ -293,6 +295,16 @@ def test_generate_takes_another_temperature_and_limit_and_training_keeps_its_own
             learner.generate(prompts, **wrong)
 
 
+@pytest.fixture
+def divergences():
+    """Those that there are, and after the test no others."""
+    before = dict(DIVERGENCES)
+    yield
+    DIVERGENCES.clear()
+    DIVERGENCES.update(before)
+
+
+@pytest.mark.usefixtures("divergences")
 def test_a_function_of_ones_own_in_a_saved_agent_must_be_given_again(tmp_path):
     """A folder of a model is data: what it names is never imported."""
 
