@@ -1,5 +1,5 @@
-"""README, docs and `--help` agree: commands, options, settings and recipes that the pages print are those that there are,
-and the quickstart and the comparison find what the README's tables say.
+"""README, docs and `--help` agree: commands, options, settings and recipes that the pages print are those that there
+are, and the quickstart and the comparison find what the README's tables say.
 
 The two trainings take a minute and some six of a core: `RLGKD_MINUTES=1 scripts/test tests/test_printed_commands.py`.
 """
