@@ -42,6 +42,7 @@ class AlgorithmSettings(TypedDict, total=False):
     agree_weight: float | None
     disagree_weight: float | None
     alignment: float | None
+    trusted_from: float | None
     sharpness: float | None
     prefix_gain: float | None
     kept_tokens: float | None
@@ -74,6 +75,7 @@ class AlgorithmSettings(TypedDict, total=False):
     reference_model: str | None
     extrapolation: float
     sibling_from: float
+    teacher_probes: int
     agreement_every: int
     teacher_timeout: float
     teacher_retries: int
@@ -119,6 +121,7 @@ class AlgorithmSettings(TypedDict, total=False):
     lora_rank: int
     lora_alpha: int | None
     save_adapter: bool
+    sharding: Literal["none", "full", "hybrid"]
     gradient_checkpointing: bool
 
 

@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -25,9 +26,11 @@ from rlgkd.agents._signature import AlgorithmSettings
 from rlgkd.agents.adaptation import AlphaSteering, FollowingTeacher
 from rlgkd.agents.build import (
     build_optimizer,
-    check_same_start,
+    check_same_models,
+    check_same_prompts,
     open_models,
     open_served_texts,
+    shard_models,
     trainable_state,
     with_chosen_layers,
 )
@@ -36,6 +39,7 @@ from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.defaults import choices, with_choices
 from rlgkd.agents.guards import Watch
 from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
+from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.sb3.env_wrappers import as_sb3, check_wrappers
 from rlgkd.agents.sb3.policy import LanguageModelPolicy
@@ -52,6 +56,7 @@ from rlgkd.ranks import join
 from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
+from rlgkd.sharding import whole
 from rlgkd.teachers import RoutedTeachers, in_process, model_of
 from rlgkd.teachers.names import is_self
 from rlgkd.types import SIBLING, Item, Task, Trajectory
@@ -153,9 +158,7 @@ class TextAgent(TokenAlgorithm):
             device=self.accelerator.device,
         )
         self._build(policy, teacher, tokenizer)
-        check_same_start(
-            self.ranks, self.task, self.student, self.teacher, lambda: self.collector.next_items(self.state)[0]
-        )
+        check_same_prompts(self.ranks, self.task, self.collector.next_items(self.state)[0])
 
     def _build(
         self,
@@ -190,6 +193,8 @@ class TextAgent(TokenAlgorithm):
             device=self.device,
             opened=opened,
         )
+        check_same_models(self.ranks, self.student, self.teacher)
+        shard_models(self.ranks, self.student, self.teacher, config.model.sharding)
         self.trained_parts: dict[str, torch.nn.Module] = {"student": trainable_state(self.student.module)}
         decay = config.teacher.teacher_decay
         self.following_teacher = None
@@ -230,6 +235,11 @@ class TextAgent(TokenAlgorithm):
         self.collector = Collector(
             self.sources, config, split=self.split, seed=seed, ranks=self.ranks, served=self.served_texts
         )
+        self.teacher_answers = None
+        if config.asks_teacher_answers:
+            writer, number = model_of(self.teacher), config.teacher.teacher_probes
+            assert writer is not None, "check_teacher has refused it"
+            self.teacher_answers = TeacherAnswers(writer, self.task, number=number, seed=seed, ranks=self.ranks)
 
     def reconfigure(self, config: AlgorithmConfig, *, schedules: tuple[float, float] = (1.0, 0.0)) -> None:
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.
@@ -318,6 +328,8 @@ class TextAgent(TokenAlgorithm):
     ) -> list[str]:
         """Complete prompts in the environment's format, one turn each, and return the texts.
 
+        A collective call where the student is shared out over processes.
+
         The filters (rlgkd.ops.logit_filters) and `temperature` need `greedy=False`. Training has no filters: they
         change what a policy can generate. Temperature and limit are those of training unless given.
 
@@ -341,7 +353,10 @@ class TextAgent(TokenAlgorithm):
             task = copy.copy(task)
             task.max_new_tokens = max_new_tokens
         items = [Item(key=f"generate/{n}", prompt=prompt) for n, prompt in enumerate(prompts)]
-        episodes = sample_episodes(student, task, items, seed=seed, greedy=greedy, filters=filters, single_turn=True)
+        with whole(student):
+            episodes = sample_episodes(
+                student, task, items, seed=seed, greedy=greedy, filters=filters, single_turn=True
+            )
         return [episode.text for episode in episodes]
 
     def evaluate(self, *, split: str = "test", prompts: int = 256, **settings: Any) -> Evaluation:
@@ -364,16 +379,20 @@ class TextAgent(TokenAlgorithm):
         """Write a Hugging Face folder with the model and the agent's settings. SB3's `.zip` ending is dropped.
 
         It holds no optimizer: to go on exactly, use a checkpoint (`rlgkd.checkpoint`; `rlgkd train` writes them). Of
-        several processes the main one alone writes. What an older call wrote there is replaced when all is written.
+        several processes the main one alone writes; if they share the weights out, all of them have to call it. What an
+        older call wrote there is replaced when all is written.
 
         Raises: CheckpointError if it cannot be written.
         """
-        if not self.ranks.main:
-            return
-        settings = {**masked(self._names), "seed": self.seed, **self.config.flat()}
-        write_agent(
-            path, type(self).__name__, self.student, self._unnamed_teacher, settings, self.state, self._write_parts
-        )
+        with self.whole():
+            if self.ranks.main:
+                settings = {**masked(self._names), "seed": self.seed, **self.config.flat()}
+                parts = (self.student, self._unnamed_teacher, settings, self.state, self._write_parts)
+                write_agent(path, type(self).__name__, *parts)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A block within which each process can read all weights that `save` writes; see `rlgkd.sharding.whole`."""
+        return whole(self.student, self._unnamed_teacher)
 
     @property
     def _unnamed_teacher(self) -> LanguageModel | None:

@@ -38,6 +38,7 @@ from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_rewar
 from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
 from rlgkd.objective import Objective
+from rlgkd.sharding import clip_gradients, release, sum_gradients, total_norm
 from rlgkd.teachers import (
     AlignedTeacher,
     OutsideTeacher,
@@ -201,6 +202,7 @@ class TextAlgorithm(TextAgent):
         if not math.isnan(mismatch) and self.collector.served is None:  # else known since the texts came
             self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
+        release(self.student, self.teacher)
         self.logger.record("train/alpha", self.objective.alpha)
         if isinstance(self.teacher, AlignedTeacher):
             self.logger.record("train/teacher_aligned", self.rollout.aligned_share())
@@ -254,6 +256,7 @@ class TextAlgorithm(TextAgent):
                 self.student,
                 self.teacher,
                 group_size=self.config.sampling.group_size,
+                answers=self.teacher_answers,
             )
         if self.objective.gate.name != "none":
             self.logger.record("time/gate", time.perf_counter() - began, exclude="csv")
@@ -265,7 +268,7 @@ class TextAlgorithm(TextAgent):
         """One gradient over the whole rollout, one step of the optimizer."""
         means = self._accumulate(self.config.loss_objective(self.objective), self.teacher, rollout, credit)
         optimizer = self.policy.optimizer
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm)
+        norm = clip_gradients(self._trained(), self.max_grad_norm)
         if not norm.isfinite():  # an error here, not a model of NaNs one step later
             optimizer.zero_grad()
             remedy = "the weights are as before the step; lower learning_rate, raise temperature, or change divergence"
@@ -318,7 +321,7 @@ class TextAlgorithm(TextAgent):
                 credit.auxiliary.metrics()  # forgets the losses of the pass that does not count
         if teacher is not None and teacher is self.outside_teacher:
             self.ranks.together(teacher.settle)
-        self.ranks.sum_gradients(self._trained())
+        sum_gradients(self._trained(), self.ranks)
         return means
 
     def _trained(self) -> list[torch.Tensor]:
@@ -342,7 +345,7 @@ class TextAlgorithm(TextAgent):
         for name, (objective, teacher, one, with_policy_term) in terms.items():
             self._accumulate(objective, teacher, rollout, one, with_policy_term=with_policy_term)
             gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
-            self.logger.record(f"train/{name}_grad_norm", torch.nn.utils.get_total_norm(gradients).item())
+            self.logger.record(f"train/{name}_grad_norm", total_norm(gradients).item())
             self.student.module.zero_grad()
 
     def _measures_terms(self) -> bool:

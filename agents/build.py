@@ -28,6 +28,7 @@ from rlgkd.cutting import best_cut
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
+from rlgkd.lm.layers import marked_layers
 from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, frozen_view, load, load_tokenizer, weights_digest
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
@@ -37,6 +38,7 @@ from rlgkd.lm.vocabulary import check_same_vocabulary
 from rlgkd.ranks import Ranks
 from rlgkd.rollout import share_end_ids
 from rlgkd.samplers.opening import open_sampler, open_weights
+from rlgkd.sharding import How, shard
 from rlgkd.teachers import Teacher, model_of
 from rlgkd.teachers.names import is_outside, is_self
 from rlgkd.types import Item, Task
@@ -228,23 +230,44 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
 
 
-def check_same_start(
-    ranks: Ranks, task: Task, student: LanguageModel, teacher: Teacher | None, draw: Callable[[], Sequence[Item]]
-) -> None:
-    """Check that all processes begin with the same weights and draw the same items; warn if some have no prompt.
+def check_same_models(ranks: Ranks, student: LanguageModel, teacher: Teacher | None) -> None:
+    """Check that all processes begin with the same weights.
 
     Raises: SettingError on the process that differs from the main one; ProcessError on the others.
     """
     if ranks.size == 1:
         return
-    items = draw()
+    lm = model_of(teacher)
+    named = getattr(teacher, "name", "") if lm is None else weights_digest(lm.module)
+    ranks.check_same({"student": weights_digest(student.module), "teacher": named})
+
+
+def shard_models(ranks: Ranks, student: LanguageModel, teacher: Teacher | None, how: How) -> None:
+    """Share the weights of student and teacher out over the processes, if that is wanted; a collective call.
+
+    Raises: SettingError for a model that cannot be.
+    """
+    if how == "none" or ranks.size == 1:
+        return
+    for role, lm in (("student", student), ("teacher", model_of(teacher))):
+        if lm is None:
+            continue
+        layers = marked_layers(lm.module) if type(lm) is LanguageModel else []
+        if not layers or not isinstance(lm, LanguageModel):
+            kind = lm.module.config.model_type if isinstance(lm, LanguageModel) else "several models"
+            raise SettingError("sharding", how, f"the {role} ({kind}) cannot be shared out; set it to none")
+        shard(lm.module, layers, lm.body, ranks, how)
+
+
+def check_same_prompts(ranks: Ranks, task: Task, items: Sequence[Item]) -> None:
+    """Check that all processes draw the same items; warn if some have no prompt.
+
+    Raises: SettingError on the process that differs from the main one; ProcessError on the others.
+    """
+    if ranks.size == 1:
+        return
     prompts = repr([(item.key, task.encode_prompt(item)) for item in items])
-    facts = {
-        "student": weights_digest(student.module),
-        "teacher": weights_digest(lm.module) if (lm := model_of(teacher)) is not None else getattr(teacher, "name", ""),
-        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
-    }
-    ranks.check_same(facts)
+    ranks.check_same({"prompts": hashlib.sha256(prompts.encode()).hexdigest()})
     if ranks.main and len(items) < ranks.size:
         _log.warning(
             "prompts_per_update: %d for %d processes: some have nothing to sample; raise it", len(items), ranks.size

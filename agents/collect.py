@@ -26,6 +26,7 @@ from rlgkd.lm.mixture import Scorer
 from rlgkd.ops.sampling import uniforms
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.samplers.texts import count_steps
+from rlgkd.sharding import is_sharded, whole
 from rlgkd.teachers import Answer, OutsideTeacher, RoutedTeachers, cancelled_on_error, in_process, model_of
 from rlgkd.types import Episode, Item, Score, Trajectory, reads_sibling
 
@@ -94,7 +95,8 @@ class Collector:
             own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step, waiting)
             return own if self.ranks.size == 1 else own.with_texts(without_items)
 
-        with cancelled_on_error(self.sources.teacher):
+        writers = [lm for lm in self.sources.writers if self.served is None or lm is not self.sources.student]
+        with cancelled_on_error(self.sources.teacher), whole(*writers):
             shares = self.ranks.gather(share)
         if self.ranks.size > 1:
             shares = [one.with_texts(lambda texts: with_items(texts, items)) for one in shares]
@@ -203,7 +205,9 @@ class Collector:
                     submit(others)
             student, teacher = self.sources.student, self.sources.teacher
             lm = model_of(teacher)
-            if going and scoring.pending and lm is not None and not self.reads_sibling:
+            # The passes of a sharded teacher are collective calls, and other processes may not be waiting.
+            idle = going and scoring.pending and not self.reads_sibling
+            if idle and lm is not None and not is_sharded(lm.module):
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))
                 prefetch_teacher_states(lm, parts, should_continue=lambda: scoring.pending)
             if going:

@@ -22,6 +22,7 @@ from rlgkd.ops.returns import ADVANTAGES, Advantage, check_advantage
 from rlgkd.ops.schedule import Schedule
 from rlgkd.ops.teacher_mixture import Mix
 from rlgkd.settings import Moving, Registered, Scheduled, Settings, Variant, span
+from rlgkd.sharding import How
 from rlgkd.teachers.names import SELF, is_address, is_outside, is_self, is_teacher_file
 from rlgkd.types import reads_sibling
 
@@ -125,6 +126,8 @@ class TeacherSettings(Settings):
     """How far the teacher is followed away from reference_model: 1 is the teacher itself, more goes beyond it."""
     sibling_from: float = 0.5
     """The reward from which a text is right, and teacher_prompt shows it to the teacher of its group's other texts."""
+    teacher_probes: Count = 3
+    """How often the teacher answers a prompt by itself, for a gate that asks how good its answers are."""
     agreement_every: Annotated[int, Ge(0)] = 10
     """Updates between two looks at where student and teacher agree (docs/runs.md); 0 is never."""
     teacher_timeout: Positive = 60.0
@@ -171,6 +174,8 @@ class ModelSettings(Settings):
     """The adapters are scaled by lora_alpha / lora_rank; null is twice the rank."""
     save_adapter: bool = False
     """Save the adapter also by itself, as peft does, in the folder `adapter` next to the merged weights."""
+    sharding: How = "none"
+    """Each of several processes holds a share of weights and optimizer: full, or hybrid, within its machine; or all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more work in an update, for much less memory."""
 
@@ -216,6 +221,11 @@ class AlgorithmConfig(Settings):
         """
         mixed = self.optimizer.precision == "bfloat16" and not self.served.sampler  # whose own are looked at anyway
         return mixed and self.objective.policy_loss.name != "reinforce" and self.sampling.behaviour is None
+
+    @property
+    def asks_teacher_answers(self) -> bool:
+        """Whether the gate asks how good the teacher's own answers are."""
+        return gate.cost(self.objective.gate.name) == "answers"
 
     @property
     def rewarded(self) -> bool:
@@ -309,6 +319,8 @@ class AlgorithmConfig(Settings):
             ("behaviour", sampling.behaviour is not None and no_one_model, "it samples with one model; leave it out"),
             ("teacher_texts", sampling.teacher_texts is not None and no_one_model,
              "a file keeps the texts of one model; leave it out"),
+            ("gate", self.asks_teacher_answers and is_mixture,
+             "it asks for the teacher's own answers, and a mixture writes no texts; choose another gate"),
             ("off_policy", sampling.off_policy == "teacher" and is_mixture,
              "a mixture writes no texts; set it to references"),
         ):  # fmt: skip
@@ -336,7 +348,7 @@ class AlgorithmConfig(Settings):
             ("behaviour", sampling.behaviour is not None, f"{needs_model} leave it out"),
             ("replay_size", sampling.replay_size > 0, f"{needs_model} set it to 0"),
             ("gate", gate.cost(self.objective.gate.name) != "nothing",
-             f"it reads the teacher's whole distribution: {needs_model} choose another gate"),
+             f"it reads more of the teacher than a text's probability: {needs_model} choose another gate"),
             ("teacher_decay", given.teacher_decay is not None, f"{needs_model} leave it out"),
             ("teacher_prompt", given.teacher_prompt is not None, f"{needs_model} leave it out"),
             ("reference_model", given.reference_model is not None, f"{needs_model} leave it out"),
@@ -456,6 +468,10 @@ class AlgorithmConfig(Settings):
              "texts of earlier updates have no group: set replay_size to 0"),
             ("teacher_prompt", sees_sibling and bool(self.served.sampler),
              "a sampler elsewhere may lack texts of a group: leave it out"),
+            ("gate", self.asks_teacher_answers and (averaged or sees_sibling),
+             "each prompt is answered once, by a teacher that stays as it is: leave teacher_decay out, and sibling"),
+            ("teacher_probes", teacher.teacher_probes != TeacherSettings().teacher_probes
+             and not self.asks_teacher_answers, "no gate asks for answers of the teacher: set gate to tgopd"),
             ("sibling_from", teacher.sibling_from != TeacherSettings().sibling_from and not sees_sibling,
              "no text is shown to a teacher: set teacher_prompt to sibling"),
             ("teacher_decay", averaged and sampling.teacher_texts is not None,
@@ -466,6 +482,7 @@ class AlgorithmConfig(Settings):
             ("drop_even_groups", resamples and sampling.group_size == 1,
              "a group of one is always even; set group_size above 1"),
             *self._replay_contradictions(),
+            *self._sharding_contradictions(),
             ("resample_rounds", reward.resample_rounds != RewardSettings().resample_rounds and not resamples,
              "set drop_even_groups to resample"),
             ("distil_even_groups", reward.distil_even_groups and not resamples, "set drop_even_groups to resample"),
@@ -510,6 +527,20 @@ class AlgorithmConfig(Settings):
              "the texts are an earlier policy's, and need ratios: set policy_loss to clipped"),
             ("replay_terms", replays and both and self.recomputes_log_probabilities,
              "in bfloat16 the log-probabilities of sampling are replaced; set precision to float32"),
+        ]  # fmt: skip
+
+    def _sharding_contradictions(self) -> list[tuple[str, bool, str]]:
+        """(setting, whether it is wrong, what to do) of what models that are shared out over processes do not do."""
+        given, shared = self.teacher, self.model.sharding != "none"
+        remedy = "sharding shares one teacher out, of the student's tokens and where the student is; leave this out"
+        elsewhere = ("teacher_mix", "reference_model", "teacher_device", "teacher_quantization")
+        return [
+            *((name, shared and getattr(given, name) is not None, remedy) for name in elsewhere),
+            ("teacher_tokens", shared and given.teacher_tokens != "same", remedy),
+            ("teacher_decay", shared and given.teacher_decay not in (None, 0),
+             "evaluations keep a whole copy of the start; set sharding to none, or teacher_decay to 0"),
+            ("save_adapter", shared and self.model.save_adapter,
+             "an adapter by itself is written by peft from whole weights; set sharding to none, or leave this out"),
         ]  # fmt: skip
 
     def _constant_between_0_and_1(self) -> bool:

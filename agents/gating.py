@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlgkd.agents.advantages import Credit
 from rlgkd.agents.micro_batch import MicroBatch, prefetch_teacher_states
+from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
 from rlgkd.errors import SettingError
 from rlgkd.lm.fused_loss import TeacherAt, fused_sum, fused_values
@@ -22,11 +23,19 @@ from rlgkd.ops import gate, policy_loss
 from rlgkd.ops.gates_by_outcome import outcome
 from rlgkd.teachers import ModelTeacher, Teacher, model_of
 
+ASKS_ANSWERS = "teacher_reward_B1"
+"""The argument by which a gate asks for the teacher's own answers."""
+
 
 def extra_work(name: str) -> str:
     """What the gate of this name costs an update, in words; "" if nothing to speak of."""
     head = "applies the teacher's head once more and holds its states"
-    words = {"nothing": "", "teacher": head, "both": f"runs the student over its texts once more, {head}"}
+    words = {
+        "nothing": "",
+        "teacher": head,
+        "both": f"runs the student over its texts once more, {head}",
+        "answers": "has the teacher answer each new prompt",
+    }
     return words[gate.cost(name)]
 
 
@@ -38,6 +47,7 @@ def gated(
     teacher: Teacher | None,
     *,
     group_size: int,
+    answers: TeacherAnswers | None = None,
 ) -> tuple[Credit, dict[str, float]]:
     """The credit with the weights of the objective's gate, and what to log: their means over the student's actions.
 
@@ -50,6 +60,7 @@ def gated(
         student: The model that sampled.
         teacher: None if the gate asks for nothing of it.
         group_size: Samples of each prompt.
+        answers: The teacher's own, for a gate that asks how good they are.
 
     Raises: SettingError for weights that are negative, not finite or of another shape.
     """
@@ -57,6 +68,10 @@ def gated(
     if name == "none" or not rows:
         return credit, {}
     known = _known(credit, rollout, group_size)
+    if ASKS_ANSWERS in gate.reads(name):
+        assert answers is not None, "the agent has made it"
+        rewards = answers.rewards([t.item for t in rollout.trajectories])
+        known[ASKS_ANSWERS] = torch.tensor(rewards, dtype=torch.float64, device="cpu")[:, None]
     models = set(gate.reads(name)) - known.keys()
     if models:
         teachers = model_of(teacher)

@@ -16,8 +16,10 @@ from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import as_read_by
 from rlgkd.lm.shared_prefix import order_by_prefix
+from rlgkd.ranks import ALONE, Ranks
+from rlgkd.sharding import is_sharded
 from rlgkd.teachers import AlignedTeacher, AlignedText, Answer, ModelTeacher, RoutedTeachers, Teacher, collate
-from rlgkd.types import Batch, Episode, action_rows
+from rlgkd.types import Batch, Episode, RowLayout, action_rows
 
 
 @dataclass
@@ -25,7 +27,7 @@ class MicroBatch:
     """Some rows of a rollout as one batch on the model's device."""
 
     rows: list[int]
-    """Their numbers in the rollout."""
+    """Their numbers in the rollout; none in a pass that is run because other ranks have one (`idle_batch`)."""
     batch: Batch
     teacher_batch: Batch | None = None
     """The same rows as a teacher with a format or tokens of its own reads them; None: as the student does."""
@@ -48,7 +50,7 @@ class MicroBatch:
         """Each action's row in the rollout, and its number among the row's actions; on the host."""
         layouts = self.batch.layouts_B
         number_N = np.concatenate([np.arange(len(layout.actions)) for layout in layouts])
-        return np.array(self.rows)[action_rows(layouts)], number_N
+        return np.array(self.rows, dtype=np.int64)[action_rows(layouts)], number_N
 
     def per_action(self, values_BL: Tensor) -> Tensor:
         """Gather per-action values [B, L] of the rollout, on the host, into this micro-batch's [N]."""
@@ -81,7 +83,7 @@ class MicroBatch:
             student_logp_N = self.gather(self.batch.logp_BT)
             states_MH = self.states_of(teacher.lm)
             return teacher.outputs(self.aligned, states_MH, self.read_by_teacher, student_logp_N)
-        known = [None if answer.exception() else answer.result() for answer in self.answers]
+        known = [None if answer.exception() else answer.result() for answer in self.answers] or [None]
         return collate(known, [len(layout.actions) for layout in self.batch.layouts_B], self.mask_BT.device)
 
     def reader_of(self, teacher: ModelTeacher) -> Scorer:
@@ -110,12 +112,15 @@ def micro_batches(
     token_budget: int,
     teacher: Teacher | None = None,
     rows: Sequence[int] | None = None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Iterator[MicroBatch]:
     """Split into groups whose padded size stays within the budget (or one row), longest first.
 
     Samples of one prompt stay together, for the model may run over their prompt once. The rows of a `teacher` with a
     format or tokens of its own are collated as well. `rows` are those to be split, all by default. Where each text has
-    a teacher of its own, rows are split by the model that reads them first.
+    a teacher of its own, rows are split by the model that reads them first. If a model is shared out over the `ranks`,
+    all of these get as many, for its passes are collective calls.
     """
     rows = range(len(episodes)) if rows is None else rows
     if isinstance(teacher, RoutedTeachers):
@@ -127,7 +132,9 @@ def micro_batches(
         return
     lengths = [len(episodes[row].tokens_T) for row in rows]
     keys = [episodes[row].item.key if lm.shares_prompts else "" for row in rows]
-    for group in _groups(order_by_prefix(lengths, keys), lengths, token_budget):
+    groups = list(_groups(order_by_prefix(lengths, keys), lengths, token_budget))
+    most = max(ranks.gather(lambda: len(groups))) if _in_step(lm, teacher) else len(groups)
+    for group in groups:
         chosen = [episodes[rows[index]] for index in group]
         part = MicroBatch([rows[index] for index in group], Batch.collate(chosen, pad=lm.pad, device=lm.device))
         if isinstance(teacher, LanguageModel | ModelMixture) and teacher.format is not None:
@@ -136,6 +143,27 @@ def micro_batches(
             part.aligned, lm = teacher.read(chosen), teacher.lm
             part.teacher_batch = Batch.collate([text.episode for text in part.aligned], pad=lm.pad, device=lm.device)
         yield part
+    for _ in range(most - len(groups)):
+        yield idle_batch(lm)
+
+
+def idle_batch(lm: Scorer) -> MicroBatch:
+    """A row of two tokens without an action, for a pass from which nothing comes."""
+    tokens_BT = torch.full((1, 2), lm.pad, device=lm.device)
+    batch = Batch(
+        tokens_BT=tokens_BT,
+        attention_mask_BT=torch.ones_like(tokens_BT),
+        action_mask_BT=torch.zeros_like(tokens_BT, dtype=torch.bool),
+        logp_BT=torch.zeros_like(tokens_BT, dtype=torch.float32),
+        layouts_B=(RowLayout(0, 1, 2, np.zeros(0, dtype=np.int64)),),
+    )
+    return MicroBatch([], batch)
+
+
+def _in_step(lm: Scorer, teacher: Teacher | None) -> bool:
+    """Whether a pass over a micro-batch is a collective call."""
+    models = (lm, teacher)
+    return any(isinstance(one, LanguageModel) and is_sharded(one.module) for one in models)
 
 
 @torch.no_grad()
@@ -155,6 +183,8 @@ def action_values(
     token_budget: int,
     function: Callable[[Tensor, Tensor], Tensor],
     rows: Sequence[int] | None = None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Compute `function` of (states [N, H], chosen tokens [N]) -> [N] for every action of `rows`, all by default.
 
@@ -165,7 +195,7 @@ def action_values(
     values_BL = torch.zeros(mask_BL.shape, dtype=torch.float64, device="cpu")
     read: list[int] = []
     values: list[Tensor] = []  # stays on the device until the end, to wait for it only once
-    for part in micro_batches(lm, episodes, token_budget, rows=rows):
+    for part in micro_batches(lm, episodes, token_budget, rows=rows, ranks=ranks):
         read += part.rows
         values.append(function(lm.states(part.batch), lm.actions(part.batch)))
     if values:

@@ -129,6 +129,8 @@ def read_agent(
         check_file(folder / SETTINGS_FILE)
         saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         name, settings = saved["agent"], dict(saved["settings"])
+        if not isinstance(name, str) or not settings:
+            raise ValueError("it names no agent with settings")
         state = TrainingState.from_json(saved["state"] if "state" in saved else saved["counters"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("path", str(folder), f"give a folder that save() wrote: {error}") from error

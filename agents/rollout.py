@@ -73,7 +73,9 @@ class Rollout:
 
     def split(self, lm: LanguageModel, token_budget: int, teacher: Teacher | None = None) -> Rollout:
         """With micro-batches, if it has none yet."""
-        parts = self.micro_batches or list(micro_batches(lm, self.trajectories, token_budget, teacher, self.rows))
+        parts = self.micro_batches or list(
+            micro_batches(lm, self.trajectories, token_budget, teacher, self.rows, ranks=self.ranks)
+        )
         if self.answers is not None:
             for part in parts:
                 part.answers = [self.answers[row] for row in part.rows]
@@ -101,7 +103,7 @@ class Rollout:
     def action_values(self, lm: Scorer, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`action_values` of all rows, [B, L], each computed by the process whose row it is."""
         episodes = as_read_by(lm, self.trajectories)
-        return self.ranks.sum(action_values(lm, episodes, token_budget, function, self.rows))
+        return self.ranks.sum(action_values(lm, episodes, token_budget, function, self.rows, ranks=self.ranks))
 
     def log_probabilities(self, lm: ModelTeacher, token_budget: int) -> Tensor:
         """[B, L], the log-probability of each action in nats, 0 past a row's end; of each row by its own teacher."""
@@ -211,5 +213,7 @@ def rows_by_tokens(trajectories: Sequence[Trajectory], ranks: Ranks) -> list[int
 
 
 def _recollated(part: MicroBatch, trajectories: Sequence[Trajectory], lm: LanguageModel) -> MicroBatch:
+    if not part.rows:
+        return part
     batch = Batch.collate([trajectories[row] for row in part.rows], pad=lm.pad, device=lm.device)
     return dataclasses.replace(part, batch=batch)

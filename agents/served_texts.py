@@ -18,6 +18,7 @@ from rlgkd.ranks import Ranks
 from rlgkd.samplers import PendingTexts, ServedSampler
 from rlgkd.samplers.texts import Texts
 from rlgkd.samplers.weights import ServedWeights
+from rlgkd.sharding import whole
 from rlgkd.types import Item, Task
 
 
@@ -44,7 +45,8 @@ class ServedTexts:
 
         Raises: as `ServedWeights.push`; ProcessError on the other processes.
         """
-        self.ranks.from_main(self.weights.push)
+        with whole(self.student):
+            self.ranks.from_main(self.weights.push)
 
     def sample(self, items: Sequence[Item], stream_indices: Sequence[int], group: int, on_step: OnStep) -> Texts:
         """Ask for texts and wait for them; of weights as they were pushed last."""

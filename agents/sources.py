@@ -10,7 +10,7 @@ from typing import Any
 from rlgkd.agents.config import SamplingSettings
 from rlgkd.checkpoint import GrowingFile, atomic_write, writing
 from rlgkd.dialogue import end_ids_of, stop_strings
-from rlgkd.errors import DataError
+from rlgkd.errors import DataError, one_line
 from rlgkd.file_kinds import other_kind
 from rlgkd.lm.generate import CoSampler, OnStep
 from rlgkd.lm.loading import weights_digest
@@ -49,7 +49,16 @@ class Sources:
             self.co_sampler = CoSampler(teacher, sampling.behaviour.function)
         self.teacher_texts = None
         if sampling.teacher_texts is not None:
-            self.teacher_texts = TeacherTexts(Path(sampling.teacher_texts), self._teacher_fingerprint(), ranks)
+            self.teacher_texts = TeacherTexts(
+                Path(sampling.teacher_texts), self._teacher_fingerprint(), ranks, vocabulary=student.vocabulary
+            )
+
+    @property
+    def writers(self) -> list[LanguageModel]:
+        """The models in this process that generate texts."""
+        teacher = self.teacher if isinstance(self.teacher, LanguageModel) else None
+        writes = self.co_sampler is not None or self.off_policy_source == "teacher"
+        return [self.student, *([teacher] if teacher is not None and writes else [])]
 
     def on_policy(
         self, items: Sequence[Item], stream_indices: Sequence[int], group: int, on_step: OnStep
@@ -177,13 +186,15 @@ class TeacherTexts:
     processes each draws what it needs, and the main one alone reads and writes the file.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any], ranks: Ranks = ALONE) -> None:
-        """Open or begin the file.
+    def __init__(
+        self, path: Path, fingerprint: dict[str, Any], ranks: Ranks = ALONE, *, vocabulary: int | None = None
+    ) -> None:
+        """Open or begin the file, whose ids are below `vocabulary` if that is given.
 
         Raises: DataError if it holds texts of something else, or a line that is not such a text; ProcessError on ranks
         other than the main one.
         """
-        self.path, self.ranks = path, ranks
+        self.path, self.ranks, self.vocabulary = path, ranks, vocabulary
         self.drawn: dict[str, list[int]] = {}
         """What this process has drawn and the others do not know yet."""
         self.ids: dict[str, list[int]] = ranks.from_main(lambda: self._open(fingerprint))
@@ -212,8 +223,8 @@ class TeacherTexts:
             lines = lines[:-1]
         try:
             found = dict(json.loads(first))
-            ids = {entry["key"]: list(map(int, entry["ids"])) for entry in map(json.loads, lines)}
-        except (ValueError, KeyError, TypeError) as error:
+            ids = dict(map(self._text, lines))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             remedy = f"it has a line that is no text ({error}); delete it"
             raise DataError("teacher_texts", str(path), remedy) from error
         if found != fingerprint:
@@ -223,6 +234,20 @@ class TeacherTexts:
             remedy = f"its texts have {other} {theirs!r}, these would have {ours!r}; name another file"
             raise DataError("teacher_texts", str(path), remedy)
         return ids
+
+    def _text(self, line: str) -> tuple[str, list[int]]:
+        """Key and token ids of a line.
+
+        Raises: ValueError, KeyError or TypeError for a line that is no text.
+        """
+        entry = json.loads(line)
+        key, ids = entry["key"], entry["ids"]
+        if not isinstance(key, str) or not isinstance(ids, list) or not ids:
+            raise ValueError(f"{one_line(line, 80)!r} is no key with its ids")
+        for token in ids:
+            if type(token) is not int or token < 0 or (self.vocabulary is not None and token >= self.vocabulary):
+                raise ValueError(f"{key!r} has the id {token!r}, which is no token of the student")
+        return key, ids
 
     def ids_for(self, keys: Sequence[str], draw: Callable[[list[int]], list[list[int]]]) -> list[list[int]]:
         """The ids for each key; `draw` generates those at the indices it is given, which are then kept in the file."""

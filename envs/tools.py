@@ -80,6 +80,16 @@ class Tools:
             return f"{FAILED}{type(error).__name__}: {one_line(error, MAX_ERROR)}"
 
 
+def call_of(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a call as a policy should write it.
+
+    Examples:
+        >>> call_of("add", {"a": 1})
+        '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    """
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
 def calls_of(turn: str) -> list[str]:
     """Return the calls in a turn, each as the JSON that was written.
 

@@ -27,6 +27,7 @@ from rlgkd.ops.top_k_bucket import KnownTokens
 from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
+from rlgkd.sharding import whole
 from rlgkd.statistics import Interval, prompt_interval
 from rlgkd.teachers import AlignedTeacher, RoutedTeachers, Teacher, cancelled_on_error, collate, in_process
 from rlgkd.types import Batch, Episode, Item, Task, Trajectory
@@ -119,7 +120,7 @@ def evaluate(
 
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or combined with `greedy`.
     """
-    filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
+    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p))
     counts: Any = (prompts, group)
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
@@ -130,11 +131,12 @@ def evaluate(
     batches = [items[start : start + batch_size] for start in range(0, prompts, batch_size)]
 
     def measure() -> list[_BatchMeasures]:
-        own = [_measure_batch(policy, teacher, task, batches[number], group, seed, greedy, filters)
+        own = [_measure_batch(policy, teacher, batches[number], draw)
                for number in ranks.share(len(batches))]  # fmt: skip
         return [one.with_texts(without_items) for one in own] if ranks.size > 1 else own
 
-    measured = [one for part in ranks.gather(measure) for one in part]
+    with whole(policy, teacher):
+        measured = [one for part in ranks.gather(measure) for one in part]
     if ranks.size > 1:
         measured = [one.with_texts(lambda texts: with_items(texts, items)) for one in measured]
     trajectories = [t for one in measured for t in one.trajectories]
@@ -165,6 +167,17 @@ def evaluate(
 
 
 @dataclass(frozen=True)
+class _Draw:
+    """How completions are sampled."""
+
+    task: Task
+    group: int
+    seed: int
+    greedy: bool
+    filters: Filters
+
+
+@dataclass(frozen=True)
 class _BatchMeasures:
     """What is sampled and measured in one go."""
 
@@ -179,27 +192,25 @@ class _BatchMeasures:
 def _measure_batch(
     policy: LanguageModel | RoutedTeachers,
     teacher: Teacher | None,
-    task: Task,
     items: Sequence[Item],
-    group: int,
-    seed: int,
-    greedy: bool,
-    filters: Filters,
+    draw: _Draw,
 ) -> _BatchMeasures:
     """Sample the completions of some items, and measure their tokens and those of the references."""
     several = next((one for one in (teacher, policy) if isinstance(one, RoutedTeachers)), None)
     if several is not None:
-        return _measure_each(several, policy, teacher, task, items, group, seed, greedy, filters)
+        return _measure_each(several, policy, teacher, items, draw)
     assert isinstance(policy, LanguageModel)
-    sampled = rollout(policy, task, items, group=group, seed=seed, greedy=greedy, filters=filters)
+    sampled = rollout(
+        policy, draw.task, items, group=draw.group, seed=draw.seed, greedy=draw.greedy, filters=draw.filters
+    )
     by_spans = isinstance(teacher, AlignedTeacher) and teacher.map is None  # whose texts the student must have sampled
     has_references = teacher is not None and not by_spans and all(item.reference for item in items)
-    given = reference_episodes(policy, task, items) if has_references else []
+    given = reference_episodes(policy, draw.task, items) if has_references else []
     values = {"entropy": [t.entropy_T[t.action_mask_T] for t in sampled]}
-    if filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
+    if draw.filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
         # One forward pass for both, since they share their prompts.
         with cancelled_on_error(teacher):
-            values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(filters))
+            values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(draw.filters))
     measures = {name: rows[: len(sampled)] for name, rows in values.items()}
     if has_references:
         measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
@@ -210,12 +221,8 @@ def _measure_each(
     several: RoutedTeachers,
     policy: LanguageModel | RoutedTeachers,
     teacher: Teacher | None,
-    task: Task,
     items: Sequence[Item],
-    group: int,
-    seed: int,
-    greedy: bool,
-    filters: Filters,
+    draw: _Draw,
 ) -> _BatchMeasures:
     """`_measure_batch` of the items of each teacher, put back in their order."""
     trajectories: dict[int, list[Trajectory]] = {}
@@ -226,9 +233,9 @@ def _measure_each(
             continue
         writes, reads = (lm if isinstance(one, RoutedTeachers) else one for one in (policy, teacher))
         assert isinstance(writes, LanguageModel)
-        part = _measure_batch(writes, reads, task, [items[row] for row in rows], group, seed, greedy, filters)
+        part = _measure_batch(writes, reads, [items[row] for row in rows], draw)
         for n, row in enumerate(rows):
-            trajectories[row] = part.trajectories[n * group : (n + 1) * group]
+            trajectories[row] = part.trajectories[n * draw.group : (n + 1) * draw.group]
             for name, found in part.token_values.items():
                 each = len(found) // len(rows)
                 values.setdefault(name, {})[row] = found[n * each : (n + 1) * each]

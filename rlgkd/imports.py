@@ -24,11 +24,13 @@ def import_object(field: str, path: str) -> Any:
     """
     from rlgkd.global_state import restored_modes  # imports torch, which a name that is no path does not need
 
-    module, _, name = path.rpartition(":")
+    module, _, name = (part.strip() for part in path.rpartition(":"))
+    if not module.endswith(".py") and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module):
+        raise SettingError(field, path, "give an import path: package.module:name or folder/file.py:name")
     try:
         with restored_modes():
-            imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module.strip())
-        return operator.attrgetter(name.strip())(imported)
+            imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        return operator.attrgetter(name)(imported)
     except SystemExit as error:
         raise SettingError(field, path, f"importing it ended Python (SystemExit: {error.code})") from error
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:

@@ -58,7 +58,7 @@ class JsonServer:
         except (httpx2.InvalidURL, TypeError):
             usable = False
         if not usable:
-            raise SettingError("url", self.url, "give an address such as http://127.0.0.1:8000/reward")
+            raise SettingError("url", self.url, "give an address such as http://127.0.0.1:8000")
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise SettingError("timeout", self.timeout, "give seconds above 0")
         if not (math.isfinite(self.backoff) and self.backoff >= 0):

@@ -15,7 +15,7 @@ them at their next exchange, and not after a timeout.
 Objects are pickled, between the processes of one job alone and never through a file: the rendezvous of torchrun, which
 torch expects in a network that is trusted, decides who belongs to the job.
 
-Not here: models that are sharded over ranks. Alone, every operation is the identity.
+Models that are shared out over the ranks are in rlgkd.sharding. Alone, every operation is the identity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlgkd.errors import ProcessError, SettingError, one_line
+from rlgkd.errors import ProcessError, RlgkdError, SettingError, one_line
 from rlgkd.types import Item, Trajectory
 
 T = TypeVar("T")
@@ -167,8 +167,26 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            why = "another one has ended, or did not answer within process_timeout; look for what it wrote"
-            raise ProcessError("processes", self.size, f"{why} ({one_line(error, 200)})") from error
+            raise self._gone(error) from error
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Turn what torch raises into one line, within the block, if another process is gone from a sharded pass.
+
+        Raises: ProcessError; errors of other kinds as they are.
+        """
+        try:
+            yield
+        except RlgkdError:
+            raise
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                raise self._gone(error) from error
+            raise
+
+    def _gone(self, error: RuntimeError) -> ProcessError:
+        why = "another one has ended, or did not answer within process_timeout; look for what it wrote"
+        return ProcessError("processes", self.size, f"{why} ({one_line(error, 200)})")
 
 
 ALONE = Ranks()
@@ -180,10 +198,21 @@ def join(timeout: float = TIMEOUT_MINUTES) -> Ranks:
 
     Args:
         timeout: Minutes that a rank waits for the others in an exchange.
+
+    Raises: ProcessError if the environment variables of torchrun are not those of a job, or the others do not come.
     """
     if not dist.is_available():
         return ALONE
-    if not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1:
+    if not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        _join(timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+
+
+def _join(timeout: float) -> None:
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    try:
+        if int(size) <= 1:
+            return
         backend = "gloo"
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"  # objects go by gloo, which notices a process that is gone
@@ -191,7 +220,12 @@ def join(timeout: float = TIMEOUT_MINUTES) -> Ranks:
             if local < torch.cuda.device_count():
                 torch.cuda.set_device(local)
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
-    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+    except (ValueError, RuntimeError) as error:
+        reason = one_line(error, 200)
+        remedy = (
+            f"it could not join the {size} processes of its job ({reason}); start all with torchrun (docs/scale.md)"
+        )
+        raise ProcessError("rank", rank, remedy) from error
 
 
 def leave() -> None:

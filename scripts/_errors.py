@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlgkd.errors import ProcessError, RewardError, RlgkdError, SettingError
+from rlgkd.scripts._console import print_nowhere
 
 OF_THE_SYSTEM = (
     errno.EACCES,
@@ -44,10 +45,17 @@ def one_line_errors() -> Iterator[None]:
             print(f"rlgkd: {error}{notes}{_traceback_note(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+        if not _has_working_folder():
+            ours = RlgkdError("folder", os.curdir, "the working folder is gone; go to one that is there")
+        elif error.errno not in OF_THE_SYSTEM:
             raise
-        remedy = f"{error.strerror}: see its permissions, its name and its disk"
-        print(f"rlgkd: {RlgkdError('file', str(error.filename), remedy)}", file=sys.stderr)
+        elif error.filename is None:  # a stream: files are opened by their name
+            print_nowhere(1)  # else Python complains again when it flushes at its end
+            ours = RlgkdError("output", os.strerror(error.errno), "it could not be written; look at where it goes")
+        else:
+            remedy = f"{error.strerror}: see its permissions, its name and its disk"
+            ours = RlgkdError("file", str(error.filename), remedy)
+        print(f"rlgkd: {ours}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rlgkd: stopped", file=sys.stderr)
@@ -63,12 +71,20 @@ def check_one_process(command: str) -> None:
 
     Raises: SettingError in the first process; the others exit after it.
     """
-    rank, size = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
-    if rank is not None and size > 1:
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is not None and size not in ("0", "1"):
         if rank != "0":
             time.sleep(60)  # torchrun ends the others once one has left, and the first must speak before it is ended
             sys.exit(2)
         raise SettingError("processes", size, f"{command} is one process; start it without torchrun (docs/scale.md)")
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _traceback_note(error: RlgkdError) -> str:
@@ -76,6 +92,8 @@ def _traceback_note(error: RlgkdError) -> str:
     # A reward is the user's own code: the one line says what failed, but only the traceback says where.
     if not isinstance(error, RewardError) or error.__cause__ is None:
         return ""
-    with tempfile.NamedTemporaryFile("w", prefix="rlgkd-reward-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="rlgkd-reward-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         traceback.print_exception(error.__cause__, file=file)
     return f"; its traceback: {file.name}"

@@ -1,5 +1,7 @@
 """Trainings that tests/agents/test_ranks.py runs in one process and in two: `torchrun ... tests/rank_cases.py FOLDER`.
 
+With `hybrid` after it, what runs in four.
+
 Each case is an agent, some updates, and what is left of them: the tokens and rewards of every update, the metrics, the
 weights.
 """
@@ -16,6 +18,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import tiny
 import torch
 from safetensors.torch import save_file
@@ -24,12 +27,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from teacher_server import TeacherServer
 
-from rlgkd import ranks
+from rlgkd import checkpoint, ranks
 from rlgkd.agents import GRPO, PPO, Reinforce
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.state import TrainingState
 from rlgkd.envs import TextTask
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ProcessError, RewardError, SettingError
+from rlgkd.sharding import full, local
 
 UPDATES = 3
 WORDS = [chr(letter) for letter in range(ord("A"), ord("L"))]
@@ -142,9 +147,36 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "a served sampler one update ahead": lambda _: sampled_by_a_server(
         staleness=1, policy_loss="clipped", sampler_weights="gloo", task={"reply": answer, "max_new_tokens": 16}
     ),
+    "a gate that has the teacher answer": lambda _: learner(gate="tgopd", trusted_from=0.2),
     "a gate of ranks in the batch": lambda _: learner(gate="tip", student_fraction=0.6, mixture="prompt"),
     "student and teacher together": lambda _: learner(
         behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
+    ),
+    "sharded": lambda _: learner(GRPO, model="qwen2", sharding="full", epochs=2, gate="rlsd", alpha=0.3),
+    "sharded ppo with the divergence in the reward": lambda _: learner(
+        PPO, sharding="full", epochs=2, combination="in_reward", divergence="reverse_kl", estimator="sampled"
+    ),
+    "sharded gpt2, with gradient checkpointing": lambda _: learner(
+        model="gpt2", sharding="full", gradient_checkpointing=True, learning_rate=2e-4
+    ),
+    "sharded, with texts of the teacher": lambda folder: learner(
+        sharding="full",
+        mixture="prompt",
+        student_fraction=0.3,
+        off_policy="teacher",
+        teacher_texts=folder / "more.jsonl",
+    ),
+    "sharded, together with the teacher": lambda _: learner(
+        sharding="full", behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
+    ),
+    "sharded lora": lambda _: learner(sharding="full", lora_rank=4, teacher="self", teacher_decay=0.0),
+    "sharded bfloat16": lambda _: learner(sharding="full", dtype="bfloat16", teacher_dtype="bfloat16", lora_rank=4),
+    "sharded, 1 prompt": lambda _: learner(sharding="full", prompts_per_update=1, token_budget=16),
+    "sharded, with a served teacher that fails": lambda _: taught_by_a_server(
+        sharding="full", teacher_top_k=5, prompts_per_update=5
+    ),
+    "sharded, with a served sampler one update ahead": lambda _: sampled_by_a_server(
+        sharding="full", staleness=1, policy_loss="clipped", sampler_weights="gloo"
     ),
 }
 
@@ -174,8 +206,36 @@ def train(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
     agent.set_logger(Logger(None, [rows]))
     agent.learn(10**6, callback=texts)
     metrics = [{name: v for name, v in row.items() if not name.startswith("time/")} for row in rows.rows]
-    weights = {name: value.clone() for name, value in agent.modules.state_dict().items()}
+    weights = {name: full(value).clone() for name, value in agent.modules.state_dict().items()}
     return {"updates": texts.updates, "metrics": metrics, "state": agent.state.to_json()}, weights
+
+
+RELAY = ("full", "none", "full")
+
+
+def relay(folder: Path, shardings: tuple[str, ...] = RELAY) -> list[Any]:
+    """The texts of agents with these settings of `sharding`, each of which goes on from the checkpoint of the last."""
+    updates: list[Any] = []
+    for number, sharding in enumerate(shardings):
+        agent, texts = learner(PPO, sharding=sharding), Texts()
+        parts: dict[str, Any] = {"model": agent.modules, "optimizer": agent.policy.optimizer}
+        if number:
+            agent.state = TrainingState.from_json(checkpoint.load(folder / f"step-{number}", **parts))
+        agent.learn(1, callback=texts, reset_num_timesteps=False)
+        updates += texts.updates
+        checkpoint.save(folder / f"step-{number + 1}", **parts, state=agent.state.to_json(), writes=agent.ranks.main)
+        agent.ranks.together(lambda: None)  # it is whole before it is read
+    agent.save(folder / "agent")
+    return updates
+
+
+def sizes(how: str) -> dict[str, int]:
+    """Bytes of models and of the optimizer's moments that this process has, after an update."""
+    agent = learner(sharding=how)
+    agent.learn(1)
+    moments = [value for of in agent.policy.optimizer.state.values() for value in of.values()]
+    counted = {"student": agent.student.module.parameters(), "teacher": agent.teacher.module.parameters()}
+    return {name: sum(local(x).nbytes for x in of) for name, of in {**counted, "moments": moments}.items()}
 
 
 def failures() -> dict[str, str]:
@@ -213,6 +273,8 @@ def failures() -> dict[str, str]:
         "weights": other_weights,
         "stop": one_stops,
         "nested": nested,
+        "sharded t5": lambda: learner(model="t5", sharding="full"),
+        "sharded predict": lambda: learner(sharding="full").predict(np.full((1, 12), 1)),
     }
     found = {}
     for name, run in cases.items():
@@ -221,6 +283,15 @@ def failures() -> dict[str, str]:
         except (RewardError, ProcessError, SettingError, ZeroDivisionError) as error:
             found[name] = f"{type(error).__name__}: {error} {getattr(error, '__notes__', '')}"
     return found
+
+
+def hybrid(folder: Path) -> None:
+    """Run in four processes as if they were on two machines."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    me = ranks.join(1.0)
+    found = {"updates": relay(folder, ("hybrid", "hybrid")), "sizes": sizes("hybrid")}
+    (folder / f"{me.rank}.json").write_text(json.dumps(found))
+    ranks.leave()
 
 
 def main(folder: Path) -> None:
@@ -232,10 +303,13 @@ def main(folder: Path) -> None:
         rows, weights = train(name, me.from_main(lambda: folder))
         (own / f"{number}.json").write_text(json.dumps(rows))
         save_file({key: value.contiguous() for key, value in weights.items()}, own / f"{number}.safetensors")
+    shared = me.from_main(lambda: folder)
+    (own / "relay.json").write_text(json.dumps(relay(shared / "relay")))
+    (own / "sizes.json").write_text(json.dumps({how: sizes(how) for how in ("none", "full")}))
     (own / "failures.json").write_text(json.dumps(failures()))
     ranks.leave()
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main(Path(sys.argv[1]))
+    (hybrid if "hybrid" in sys.argv else main)(Path(sys.argv[1]))

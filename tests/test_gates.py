@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from rlgkd.agents.advantages import Credit
 from rlgkd.agents.gating import gated
+from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
 from rlgkd.agents.update import accumulate_gradient
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel
 from rlgkd.objective import Objective
 from rlgkd.ops import gate
-from rlgkd.types import Score, Source, Trajectory
+from rlgkd.types import Item, Score, Source, Trajectory
 
 
 def log_probabilities(lm: LanguageModel, t: Trajectory) -> Tensor:
@@ -38,7 +40,20 @@ def sampled(student: LanguageModel, prompt: Sequence[int], completion: Sequence[
     logp_T, entropy_T = np.zeros(len(t.tokens_T)), np.zeros(len(t.tokens_T))
     logp_T[t.action_mask_T] = logp_LV.gather(1, torch.tensor(completion)[:, None])[:, 0]
     entropy_T[t.action_mask_T] = torch.special.entr(logp_LV.exp()).sum(1)
-    return dataclasses.replace(t, logp_T=logp_T, entropy_T=entropy_T, score=Score(reward=earned))
+    item = dataclasses.replace(t.item, key=str(list(prompt)))
+    return dataclasses.replace(t, item=item, logp_T=logp_T, entropy_T=entropy_T, score=Score(reward=earned))
+
+
+class Answers(TeacherAnswers):
+    """What the teacher's own answers have earned, as if it had been asked."""
+
+    EARNED: ClassVar = {"[1]": 1.0, "[2, 3, 1]": 1 / 3, "[3]": 2 / 3}
+
+    def __init__(self) -> None:
+        pass
+
+    def rewards(self, items: Sequence[Item]) -> list[float]:
+        return [self.EARNED[item.key] for item in items]
 
 
 def gradient(
@@ -52,7 +67,9 @@ def gradient(
     """The gradient of all parameters, in one vector, of a batch whose gate has been asked."""
     valid_B = torch.tensor([not math.isnan(t.score.reward) for t in batch])
     rollout = Rollout(trajectories=list(batch)).split(student, token_budget)
-    credit, _ = gated(Credit(advantages_BL, valid_B), rollout, objective, student, teacher, group_size=2)
+    credit, _ = gated(
+        Credit(advantages_BL, valid_B), rollout, objective, student, teacher, group_size=2, answers=Answers()
+    )
     student.module.zero_grad()
     accumulate_gradient(student, teacher, objective, rollout, credit)
     return torch.cat([p.grad.flatten() for p in student.module.parameters()])
@@ -167,6 +184,11 @@ def slow_improbable(text: Known) -> tuple[list[float], list[float]]:
     return [1.0] * len(scaled), [(0.5 + 0.5 * h) * (logp <= most) for h, logp in zip(scaled, text.logp, strict=True)]
 
 
+def slow_tgopd(text: Known) -> tuple[list[float], list[float]]:
+    trusted = float(Answers.EARNED[str(list(text.prompt))] >= 0.5)
+    return [1 - trusted] * len(text.gaps), [trusted] * len(text.gaps)
+
+
 SLOW: dict[str, tuple[SlowGate, dict[str, float]]] = {
     "rlsd": (slow_rlsd, {"reweighting": 0.4, "reweighting_clip": 0.3}),
     "srpo": (slow_srpo, {"entropy_decay": 0.8, "needs_sibling": True}),
@@ -174,6 +196,7 @@ SLOW: dict[str, tuple[SlowGate, dict[str, float]]] = {
     "rg_opd": (slow_rg_opd, {"margin": 0.3}),
     "sg_opd": (slow_sg_opd, {"agree_weight": 1.5, "disagree_weight": 0.25}),
     "r2_opd": (slow_r2_opd, {"alignment": 2.0}),
+    "tgopd": (slow_tgopd, {"trusted_from": 0.5}),
     "aopd": (slow_aopd, {}),
     "sdar": (slow_sdar, {"sharpness": 3.0}),
     "iw_opd": (slow_iw_opd, {"prefix_gain": 0.7}),
@@ -291,7 +314,7 @@ def weights_of(name: str, **settings: object) -> tuple[list[Tensor], Tensor]:
     rollout = Rollout(trajectories=batch).split(student, BUDGET)
     credit = Credit(advantages, torch.ones(len(batch), dtype=torch.bool))
     objective = Objective(alpha=0.5, gate=name, **settings)
-    found, _ = gated(credit, rollout, objective, student, teacher, group_size=2)
+    found, _ = gated(credit, rollout, objective, student, teacher, group_size=2, answers=Answers())
     mask_BL = torch.arange(rollout.longest) < torch.tensor([t.length for t in batch])[:, None]
     ones_BL = torch.ones(mask_BL.shape, dtype=torch.float64)
     return [ones_BL if w is None else w for w in (found.policy_gate_BL, found.divergence_gate_BL)], mask_BL

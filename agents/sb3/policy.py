@@ -9,9 +9,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+from rlgkd.errors import SettingError
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.prefix_cache import PrefixCache
 from rlgkd.ops.sampling import sample
+from rlgkd.sharding import is_sharded
 
 
 class LanguageModelPolicy(BasePolicy):
@@ -43,6 +45,9 @@ class LanguageModelPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         assert isinstance(observation, Tensor)
+        if is_sharded(self.module):
+            remedy = "processes predict in other numbers of steps; take agent.generate or agent.evaluate, or none"
+            raise SettingError("sharding", "predict", remedy)
         logits_BV = self.language_model.logits(self.reader.last_states(observation))
         if deterministic:
             return logits_BV.argmax(-1)

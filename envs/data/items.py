@@ -134,7 +134,8 @@ def _split_items(
     rows, in_memory = _read_rows(data, subset, max_rows)
     if isinstance(rows, dict) and set(rows) != {"train"}:
         if split_shares != "auto":
-            raise SettingError("split_shares", split_shares, f"the data has splits of its own: {', '.join(rows)}")
+            remedy = f"the data has splits of its own ({', '.join(rows)}); leave split_shares at auto"
+            raise SettingError("split_shares", split_shares, remedy)
         return _kept({split: row_items.items(part) for split, part in rows.items()}, row_items.unusable)
     items = row_items.items(rows["train"] if isinstance(rows, dict) else rows)
     if split_shares is None or (in_memory and split_shares == "auto"):

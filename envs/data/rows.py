@@ -191,7 +191,7 @@ def as_row(key: str, given: Any) -> Row:
     if isinstance(given, str) or is_conversation(given):
         return {"prompt": given}
     if not isinstance(given, Mapping):
-        raise DataError("data", key, f"it is a {type(given).__name__}; give a string, or {{column: value}}")
+        raise DataError("data", key, f"it is of type {type(given).__name__}; give a string, or {{column: value}}")
     return given
 
 

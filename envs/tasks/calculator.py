@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlgkd.envs.data.procedural import ProceduralItems
 from rlgkd.envs.rewards.text import NUMBER
 from rlgkd.envs.task import TextTask
+from rlgkd.envs.tools import call_of
 from rlgkd.errors import SettingError
 from rlgkd.settings import checked_arguments
 from rlgkd.types import Item
@@ -51,7 +52,8 @@ def calculator(
     """A tool in the loop: the student calls a calculator, reads its answer, and says the result.
 
     Prompt: `What is 317 * 48 - 905?` in the tokenizer's chat template, with the calculator's schema where the template
-    shows tools, or else in the system's message.
+    shows tools, or else in the system's message. Its reference is the call that finds the result: a first turn to learn
+    from.
 
     Reward: 1 if the last turn holds one number and it is the result, otherwise 0. Its parts count the calls
     (`tool_calls`) and those that failed (`tool_errors`).
@@ -76,7 +78,8 @@ def calculator(
         a, b, c = (rng.randint(2, largest) for _ in range(3))
         expression = f"{a} * {b} {rng.choice('+-')} {c}"
         result = calculate(expression)
-        return Item(key=key, prompt=f"What is {expression}?", reference=result, columns={"result": result})
+        call = call_of("calculate", {"expression": expression})
+        return Item(key=key, prompt=f"What is {expression}?", reference=call, columns={"result": result})
 
     return TextTask(
         name="Calculator",

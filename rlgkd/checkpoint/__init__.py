@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from rlgkd.checkpoint.files import (
     atomic_write,
     dump_json,
+    fitting,
     leftovers,
     publish,
     read_json,
@@ -85,7 +86,9 @@ _FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, Safetens
 _STEP = re.compile(r"step-(\d+)")
 
 
-def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) -> Path:
+def save(
+    folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON], writes: bool = True
+) -> Path:
     """Write a checkpoint to `folder`, whole or not at all.
 
     An existing checkpoint is replaced, and kept until the new one is complete: a run resumed from an earlier step
@@ -96,6 +99,8 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         model: The model, which must contain all parameters of the optimizer.
         optimizer: A torch optimizer, or accelerate's wrapper around one.
         state: JSON that the caller needs to resume. Sequences come back as lists.
+        writes: Whether this process writes. Of several that share a model out (rlgkd.sharding) all have to call this,
+            and one writes, what a process with all of the model would.
 
     Returns:
         `folder`.
@@ -114,7 +119,9 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
         {'step': 7}
     """
     folder = Path(folder)
-    files = file_contents(model, optimizer, state)
+    files = file_contents(model, optimizer, state, writes=writes)
+    if not writes:
+        return folder
     temporary = temporary_name(folder, "tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +139,8 @@ def save(folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except (OSError, SafetensorError) as error:
-        remedy = f"it was not saved ({reason(error)}): free space, or save elsewhere; earlier checkpoints are whole"
+        advice = fitting(error, "free space, or save elsewhere; earlier checkpoints are whole")
+        remedy = f"it was not saved ({reason(error)}): {advice}"
         raise CheckpointError("checkpoint", str(folder), remedy) from error
     return folder
 

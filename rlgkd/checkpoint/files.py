@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -65,7 +66,8 @@ def writing(path: Path, remedy: str = "free space, or write elsewhere") -> Itera
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError("file", str(path), f"it was not written ({reason(error)}): {remedy}") from error
+        text = f"it was not written ({reason(error)}): {fitting(error, remedy)}"
+        raise CheckpointError("file", str(path), text) from error
 
 
 def write(path: Path, content: str | bytes | dict[str, Tensor]) -> None:
@@ -142,6 +144,23 @@ def reason(error: Exception) -> str:
     """Return the reason of a failed system call on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(text)
+
+
+def fitting(error: Exception, remedy: str) -> str:
+    """Return the remedy with other words for `free space` if no full disk was the reason.
+
+    Examples:
+        >>> fitting(PermissionError(errno.EACCES, "Permission denied"), "free space, or write elsewhere")
+        'make it writable, or write elsewhere'
+    """
+    said = str(error)  # safetensors has no number of its own
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if getattr(error, "errno", None) == number or f"(os error {number})" in said:
+            return remedy.replace("free space", "make it writable")
+    for number in (errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR):
+        if getattr(error, "errno", None) == number or f"(os error {number})" in said:
+            return remedy.replace("free space", "look at its path")
+    return remedy
 
 
 def dump_json(value: Any) -> str:

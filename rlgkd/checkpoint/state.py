@@ -18,16 +18,17 @@ from torch.optim import Optimizer
 
 from rlgkd.checkpoint.files import dump_json, read_json
 from rlgkd.errors import CheckpointError
+from rlgkd.sharding import full, is_shard, shard_like
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 
 def file_contents(
-    model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]
+    model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON], *, writes: bool = True
 ) -> dict[str, str | dict[str, Tensor]]:
-    """Return the content of each file of a checkpoint."""
+    """Return the content of each file of a checkpoint; without tensors where they are others' to write."""
     weights: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 "model", name, "its state is not a tensor and would have to be pickled; keep it in state"
@@ -51,9 +52,9 @@ def file_contents(
         },
     }
     return {
-        "model.safetensors": _storable({name: value for name, value in weights.items() if name not in ties}),
+        "model.safetensors": _storable({n: value for n, value in weights.items() if n not in ties}, writes),
         "model.json": dump_json({"ties": ties}),
-        "optimizer.safetensors": _storable(tensors),
+        "optimizer.safetensors": _storable(tensors, writes),
         "optimizer.json": dump_json(optimizer_json),
         "random.json": json.dumps(
             _encode(_random_states(), "random", {})
@@ -69,19 +70,26 @@ def checked_restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> Cal
     random_states = _checked_random(folder)
 
     def restore() -> None:
-        model.load_state_dict(weights)
+        current = model.state_dict(keep_vars=True)
+        model.load_state_dict({name: shard_like(value, current[name]) for name, value in weights.items()})
         _restore_optimizer(optimizer, saved)
         _restore_random(random_states)
 
     return restore
 
 
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors on the CPU, contiguous and each with its own storage, as safetensors requires."""
+def _storable(tensors: Mapping[str, Tensor], writes: bool) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, contiguous and each with its own storage, as safetensors requires.
+
+    Shards are made whole one by one, by all processes; none is kept if another process writes.
+    """
     storable = {}
     storages = set()
     for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
+        value = full(value.detach())
+        if not writes:
+            continue
+        value = value.cpu().contiguous()
         if value.untyped_storage().data_ptr() in storages:
             value = value.clone()
         storages.add(value.untyped_storage().data_ptr())
@@ -94,7 +102,9 @@ def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     ties = {}
     for name, value in tensors.items():
-        memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        # A shard may be empty, and at no address; which are tied must be known to all processes alike.
+        address = id(value) if is_shard(value) else value.data_ptr()
+        memory = (value.device, address, value.dtype, value.shape, value.stride())
         if value.numel() and first.setdefault(memory, name) != name:
             ties[name] = first[memory]
     return ties
@@ -105,7 +115,7 @@ def _checked_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     ties: dict[str, str] = read_json(folder / "model.json")["ties"]
     weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     weights |= {name: weights[kept] for name, kept in ties.items()}
-    current: dict[str, Tensor] = model.state_dict()
+    current: dict[str, Tensor] = model.state_dict(keep_vars=True)
     current_ties = _ties(current)
     remedy = f"build the model as {folder} was: see the run's config.yaml"
     for name in sorted({*weights, *current}):
@@ -193,9 +203,16 @@ def _check_moments(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]])
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     inner = _unwrap(optimizer)
-    inner.load_state_dict(saved)
     parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
-    for index, values in saved["state"].items():
+    moments = {
+        index: {
+            key: shard_like(value, parameters[index]) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for index, values in saved["state"].items()
+    }
+    inner.load_state_dict({**saved, "state": moments})
+    for index, values in moments.items():
         restored = inner.state[parameters[index]]
         for key, value in values.items():  # torch casts to the parameter's dtype, which would round float32 moments
             if isinstance(value, Tensor) and restored[key].dtype != value.dtype:

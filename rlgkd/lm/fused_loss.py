@@ -271,8 +271,13 @@ def _vocabulary_slices(logits_NV: Tensor) -> Iterator[slice]:
 
 
 def _even_slices(whole: slice, largest: int) -> Iterator[slice]:
-    """As few slices as possible, all of one size but the last, so that the allocator can reuse their blocks."""
+    """As few slices as possible, all of one size but the last, so that the allocator can reuse their blocks.
+
+    Of nothing it is one empty slice, for which functions are called too, and return values of their names and types.
+    """
     size = whole.stop - whole.start
     count = max(1, -(-size // max(1, largest)))
-    step = -(-size // count) or 1
+    if size == 0:
+        return iter((whole,))
+    step = -(-size // count)
     return (slice(start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step))

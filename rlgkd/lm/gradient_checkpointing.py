@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgkd.errors import ModelError
+from rlgkd.lm.layers import marked_layers
 from rlgkd.lm.linear import onednn_linears
 
 
@@ -25,7 +25,7 @@ def enable_gradient_checkpointing(module: PreTrainedModel) -> None:
 
     Raises: ModelError for an architecture whose layers transformers does not mark as fit for it.
     """
-    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    layers: Any = marked_layers(module)
     if not layers:
         raise ModelError("model", module.config.model_type, "its layers cannot; leave gradient_checkpointing out")
     for layer in layers:

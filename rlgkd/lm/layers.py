@@ -1,4 +1,4 @@
-"""Cuts a student out of a model: which of its transformer layers are kept."""
+"""The transformer layers of a model: which there are, and those that a student cut out of it keeps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgkd.errors import ModelError, SettingError
+
+
+def marked_layers(module: PreTrainedModel) -> list[nn.Module]:
+    """The layers that transformers marks as parts that run by themselves; none in some architectures."""
+    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 def layer_count(module: PreTrainedModel) -> int:

@@ -39,6 +39,7 @@ from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.model_files import check_files, without_bars
 from rlgkd.lm.placement import is_fixed, quantization_config
+from rlgkd.sharding import full
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
@@ -216,12 +217,15 @@ def frozen_view(module: PreTrainedModel) -> PreTrainedModel:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over the bits of all parameters that are in memory, in hexadecimal."""
+    """SHA-256 over the bits of all parameters that are in memory, in hexadecimal.
+
+    A collective call of a sharded model.
+    """
     digest = hashlib.sha256()
     for parameter in module.parameters():
         if parameter.device.type == "meta":  # accelerate brings it in when it is needed
             continue
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(full(parameter.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

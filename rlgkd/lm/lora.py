@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
+from rlgkd.sharding import state_dict
 
 NOT_PLAIN = "its adapters cannot be merged; give plain LoRA of linear layers, without DoRA and without biases"
 _log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor] | None:
     if not adapted:
         return None
     state = {}
-    for name, value in module.state_dict().items():
+    for name, value in state_dict(module).items():
         if not is_adapter_weight(name):
             plain = _plain_name(name)
             state[plain] = _with_adapters(value, adapted[plain]).cpu() if plain in adapted else value

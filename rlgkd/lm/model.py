@@ -128,7 +128,9 @@ class LanguageModel:
         if self.shares_prompts:
             shared = pack_shared_prefixes(batch.layouts_B, width, hidden=self.head.in_features, device=self.device)
             if shared is not None:
-                return cast("tuple[Tensor, Tensor]", shared.states_and_head(self.body, batch.tokens_BT, head_VH))
+                states_NH, sent_VH = shared.states_and_head(self.body, batch.tokens_BT, head_VH)
+                # A sharded head is gathered with the pass, and was not there before.
+                return states_NH, self.head.weight if sent_VH is None or sent_VH is head_VH else sent_VH
         if fast.supported(self.body, "forward"):
             packed = fast.PackedTokens.pack_right_padded(batch.tokens_BT, batch.attention_mask_BT, self.body.dtype)
             row_N, column_N = batch.action_index_N
@@ -139,7 +141,7 @@ class LanguageModel:
         with onednn_linears(self.device):
             states_BTH = self.body(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state.to(self.device)
         row_N, column_N = batch.action_index_N
-        return states_BTH[row_N, column_N - 1], head_VH
+        return states_BTH[row_N, column_N - 1], self.head.weight
 
     def actions(self, batch: Batch) -> Tensor:
         """[N]: the tokens that were chosen, in the order of `states`."""
@@ -255,11 +257,10 @@ class LanguageModel:
         for ours_TV, row, completion in zip(torch.stack(steps, dim=1), rows, completions, strict=True):
             # In 16 bits the order of a sum changes a state by percents; what ignores the cache is off by a whole.
             if not self._agree(ours_TV, self._plain_logits(row, completion), rounding=5e-3, rounding_16_bits=0.25):
-                remedy = (
+                raise self._unsound(
                     "decoded with a cache and padding, its log-probabilities are not those of its whole forward pass; "
                     "give a model that takes attention_mask, position_ids and a KV cache"
                 )
-                raise ModelError("model", self.module.config.model_type, remedy)
 
     def _plain_logits(self, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
         """[len(completion) + 1, V]: transformers' own logits after the prompt and each token, untempered."""
@@ -269,13 +270,16 @@ class LanguageModel:
 
     def _check_same_logits(self, ours: Tensor, theirs: Tensor) -> None:
         if bool(theirs.isnan().any()):
-            names = [name for name, weight in self.module.named_parameters() if not bool(weight.isfinite().all())]
-            which = f"its weights {', '.join(names[:3])} are not finite" if names else "its logits are NaN"
-            raise ModelError("model", self.module.config.model_type, f"{which}; take an earlier checkpoint of it")
+            raise self._unsound("its logits are NaN; take an earlier checkpoint of it")
         if not self._agree(ours, theirs, rounding=1e-3, rounding_16_bits=0.02):
-            raise ModelError(
-                "model", self.module.config.model_type, "its logits are not a linear head over its last hidden state"
-            )
+            raise self._unsound("its logits are not a linear head over its last hidden state")
+
+    def _unsound(self, remedy: str) -> ModelError:
+        """Return the error of a model that failed a check: of weights that are not finite, if there are some."""
+        names = [name for name, weight in self.module.named_parameters() if not bool(weight.isfinite().all())]
+        if names:
+            remedy = f"its weights {', '.join(names[:3])} are not finite; take an earlier checkpoint of it"
+        return ModelError("model", self.module.config.model_type, remedy)
 
     def _agree(self, ours_TV: Tensor, theirs_TV: Tensor, *, rounding: float, rounding_16_bits: float) -> bool:
         """Whether our logits and transformers' untempered ones give the same log-probabilities up to rounding.

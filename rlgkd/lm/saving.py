@@ -19,6 +19,7 @@ from rlgkd.lm.lora import merged_state_dict
 from rlgkd.lm.model_files import without_bars
 from rlgkd.lm.text_format import end_token
 from rlgkd.permissions import follow_umask
+from rlgkd.sharding import is_sharded, shallow_copy, state_dict
 
 ADAPTER_FOLDER = "adapter"
 """Folder in the saved one for the adapters by themselves."""
@@ -60,15 +61,17 @@ def save(
     """
     if adapters:
         check_not_base(module, folder)
-    saved = copy.copy(module)  # shallow: the weights are shared
+    saved = shallow_copy(module)
     saved.config = copy.deepcopy(module.config)
     if module.generation_config is not None:
         saved.generation_config = generation_config(module, tokenizer, end_ids)
     # `add_adapter` sets this, and `save_pretrained` would then write the adapters alone.
     saved._hf_peft_config_loaded = False
     state = merged_state_dict(module)
+    if state is None and is_sharded(module):
+        state = state_dict(module)
     if dtype is not None:
-        state = _cast(module.state_dict() if state is None else state, dtype)
+        state = _cast(state_dict(module) if state is None else state, dtype)
     with without_bars():
         saved.save_pretrained(folder, safe_serialization=True, state_dict=state)
     if dtype is not None:  # save_pretrained writes the precision of the model

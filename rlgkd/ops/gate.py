@@ -17,6 +17,7 @@ What a gate may ask for, in the table `INPUTS`:
 | `entropy_BL` | of the student | |
 | `gap_BL` | d_n = log p_T(y_n) - log p_S(y_n) | the teacher's head once more |
 | `teacher_entropy_BL` | of the teacher | the teacher's head once more |
+| `teacher_reward_B1` | mean reward of the teacher's own answers to the prompt, or NaN | these answers, once |
 | `divergence_BL` | D_n, as `divergence` and `teacher_top_k` say | a forward pass of the student, both heads once more |
 
 Log-probabilities, entropies and divergences are in nats; outside the mask all of them are 0. A gap of more than
@@ -36,7 +37,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ from torch import Tensor
 from rlgkd.errors import RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.ops._gate import Gate, Term, Weights, weighs
 from rlgkd.ops._registry import check_name
-from rlgkd.ops.gates_by_outcome import aopd, r2_opd, ra_opd, rg_opd, rlsd, sg_opd, srpo
+from rlgkd.ops.gates_by_outcome import aopd, r2_opd, ra_opd, rg_opd, rlsd, sg_opd, srpo, tgopd
 from rlgkd.ops.gates_by_token import improbable, iw_opd, none, prefix, sdar, tip
 
 __all__ = [
@@ -67,7 +68,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-Cost = Literal["nothing", "teacher", "both"]
+Cost = Literal["nothing", "teacher", "both", "answers"]
 INPUTS: Final[dict[str, Cost]] = {
     "mask_BL": "nothing",
     "advantage_BL": "nothing",
@@ -78,8 +79,9 @@ INPUTS: Final[dict[str, Cost]] = {
     "gap_BL": "teacher",
     "teacher_entropy_BL": "teacher",
     "divergence_BL": "both",
+    "teacher_reward_B1": "answers",
 }
-"""What a gate may ask for, and which models' logits must be formed for it before the gradient."""
+"""What a gate may ask for, and whose logits must be formed, or answers sampled, for it before the gradient."""
 LARGEST_GAP = 1e4
 """Nats."""
 GROUP = "rlgkd.gates"
@@ -142,9 +144,10 @@ def reads(name: str) -> tuple[str, ...]:
 
 
 def cost(name: str) -> Cost:
-    """Whose logits the gate of this name needs before the gradient."""
-    costs = {INPUTS[wanted] for wanted in reads(name)}
-    return "both" if "both" in costs else "teacher" if "teacher" in costs else "nothing"
+    """What the gate of this name needs before the gradient; of several things the dearest."""
+    dearest_last = get_args(Cost)
+    found: Cost = max((INPUTS[wanted] for wanted in reads(name)), key=dearest_last.index, default="nothing")
+    return found
 
 
 def terms(name: str) -> tuple[Term, ...]:
@@ -166,6 +169,7 @@ GATES: dict[str, Gate] = {
     "rg_opd": rg_opd,
     "sg_opd": sg_opd,
     "r2_opd": r2_opd,
+    "tgopd": tgopd,
     "aopd": aopd,
     "sdar": sdar,
     "iw_opd": iw_opd,

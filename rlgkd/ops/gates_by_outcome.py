@@ -3,8 +3,6 @@
 z is +1 for a text whose reward is at least `verified_from`, -1 for another one, and 0 where the reward failed; such a
 text has no verdict, and the gates by z leave its divergence as it is. d_n = log p_T(y_n) - log p_S(y_n), in nats. The
 conventions of all gates, and the table of what they may ask for, are in gate.py.
-
-Not here: TGOPD (arXiv 2609.02998), which lets the teacher answer each prompt first.
 """
 
 from __future__ import annotations
@@ -16,6 +14,27 @@ from rlgkd.ops._gate import Weights, check_range, weighs
 
 SMALLEST_MEDIAN = 1e-8
 """Nats, below which R2-OPD's scale does not fall."""
+
+
+@weighs("policy", "divergence")
+def tgopd(teacher_reward_B1: Tensor, *, trusted_from: float = 0.6) -> Weights:
+    """The divergence alone for a prompt that the teacher answers well by itself, and the policy term alone for others.
+
+    Each token has one of the two terms; the mean weights are the shares of the tokens that have them.
+
+    Args:
+        teacher_reward_B1: [B, 1], the mean reward of the teacher's answers (`teacher_probes`); NaN is not trusted.
+        trusted_from: The mean reward from which the teacher is trusted with a prompt, in (-inf, inf).
+
+    Source: arXiv 2609.02998 (TGOPD), as a summary gives the rule: three answers, of which two must be right.
+
+    Examples:
+        >>> tgopd(torch.tensor([[2 / 3], [1 / 3]]))[1].tolist()
+        [[1.0], [0.0]]
+    """
+    check_range("trusted_from", trusted_from, -float("inf"))
+    trusted_B1 = teacher_reward_B1 >= trusted_from
+    return (~trusted_B1).double(), trusted_B1.double()
 
 
 @weighs("policy")

@@ -20,6 +20,7 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
 from rlgkd.ops.sampling import uniforms
 from rlgkd.samplers.vllm import Ends, Wanted, completions, request
+from rlgkd.sharding import state_dict
 from rlgkd.teachers import vllm as scoring
 from rlgkd.types import Batch, Episode, Item, Source, StopReason
 from rlgkd.vllm_server import VllmServer
@@ -35,7 +36,7 @@ SIXTEEN_BITS = 0.15
 PERTURBATIONS = (0.05, 0.2, 0.8)
 """How far weights are moved, as a share of each tensor's root mean square; the first that moves the text enough."""
 CLEAR = 10.0
-"""How many times the tolerance the text must move for a server that follows to be told from one that does not."""
+"""A push that moves the text by this many tolerances shows whether a server has taken it."""
 
 
 class Canary:
@@ -108,7 +109,7 @@ def difference(one_T: np.ndarray, other_T: np.ndarray) -> float:
 def weights_of(student: LanguageModel) -> dict[str, Tensor]:
     """Every weight by its name in a saved model, adapters merged; a tied head has an entry of its own."""
     state = merged_state_dict(student.module)
-    state = student.module.state_dict() if state is None else state
+    state = state_dict(student.module) if state is None else state
     return {name: tensor.detach() for name, tensor in state.items()}
 
 

@@ -99,6 +99,6 @@ class ServedWeights:
                     server.name,
                     f"it does not follow all weights: weights that are moved in every tensor move the student's "
                     f"log-probabilities of a fixed text by {moved:.3g} nats a token, and its own are {off:.3g} off "
-                    "them. A server on a CPU leaves the head of tied embeddings as it was: serve a folder of "
+                    "them. On some CPUs a server leaves the head of tied embeddings as it was: serve a folder of "
                     "`python -m rlgkd.samplers.untied`",
                 )

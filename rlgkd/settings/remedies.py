@@ -15,6 +15,8 @@ def remedy_for(annotation: Any, metadata: list[Any]) -> str:
     Examples:
         >>> remedy_for(float, [Ge(0), Lt(1)]), remedy_for(int, [Ge(1)]), remedy_for(Literal["a", "b"], [])
         ('give a number in [0, 1)', 'give a whole number of 1 or more', 'choose one of a, b')
+        >>> remedy_for(tuple[str, ...], []), remedy_for(tuple[int, ...], [])
+        ('give a list of texts', 'give a list of numbers')
     """
     options = [option for option in get_args(annotation) if option is not types.NoneType]
     if get_origin(annotation) is Literal:
@@ -24,7 +26,8 @@ def remedy_for(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         return remedy_for(options[0], metadata)
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text (a string)"}
-    kind = kinds.get(annotation, "names and values" if get_origin(annotation) is dict else "a list of numbers")
+    listed = "a list of texts" if str in options else "a list of numbers"
+    kind = kinds.get(annotation, "names and values" if get_origin(annotation) is dict else listed)
     low = next((bound for bound in metadata if isinstance(bound, Ge | Gt)), None)
     high = next((bound for bound in metadata if isinstance(bound, Le | Lt)), None)
     if low and high:

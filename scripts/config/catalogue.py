@@ -31,7 +31,12 @@ METHOD_COORDINATES = (
     "gap",
 )
 """Settings that say where a recipe stands in the space of methods."""
-COSTS = {"nothing": "", "teacher": "reads logits of the teacher", "both": "reads logits of student and teacher"}
+COSTS = {
+    "nothing": "",
+    "teacher": "reads logits of the teacher",
+    "both": "reads logits of student and teacher",
+    "answers": "has the teacher answer each prompt",
+}
 """What a gate needs before the gradient."""
 
 

@@ -46,6 +46,7 @@ AROUND_TRAINING: Final = (
     "tracker_texts",
     "tracker_texts_every",
     "process_timeout",
+    "sharding",
     "teacher_device",
     "teacher_requests",
     "teacher_retries",

@@ -155,6 +155,7 @@ def methods() -> Mapping[str, Method]:
         "RA-OPD": Method(settings=recipe("ra-opd"), baseline=OPD, claim="beats OPD"),
         "RG-OPD": Method(settings=recipe("ra-opd", gate="rg_opd"), baseline=OPD, claim="beats OPD"),
         "SG-OPD": Method(settings=recipe("ra-opd", gate="sg_opd"), baseline=OPD, claim="beats OPD"),
+        "TGOPD": Method(settings=recipe("tgopd"), baseline=OPD, claim="beats OPD"),
         "R2-OPD": Method(settings=recipe("r2-opd"), baseline=OPD, claim="beats OPD"),
         "IW-OPD": Method(settings=recipe("iw-opd"), baseline=OPD, claim="beats OPD"),
         "PowerOPD": Method(settings=recipe("power-opd"), baseline=OPD, claim="beats OPD"),

@@ -1,11 +1,10 @@
-"""The page docs/frontier/results.md and its figures: each method's quality, its differences, and its paper's claim."""
+"""A task's page in docs/frontier and its figure: each method's quality, its differences, and its paper's claim."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlgkd import checkpoint
 from rlgkd.scripts.frontier.cells import CONTROL, DISTILLATION, EQ_5, OPD, RL, methods
@@ -19,20 +18,19 @@ MEASURES = ("reward", "truth", "coverage", "rouge2", "exact", "chrf", "steps", "
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 
 
-def write_page(found: Mapping[str, Results], docs: Path) -> Path:
-    """Write results.md, a figure for each task, and the figures' numbers; return the page's path."""
+def write_page(task: str, results: Results, docs: Path) -> Path:
+    """Write a task's page, its figure, and the figure's numbers, all under the task's name; return the page's path."""
     docs.mkdir(parents=True, exist_ok=True)
-    lines = ["<!-- written by scripts/reproduce_frontier.py -->", ""]
-    numbers: dict[str, Any] = {}
-    for task, results in found.items():
-        picture = f"{task.lower()}.png"
-        draw(results, docs / picture)
-        lines += [f"## {task}", "", *_head(results), f"![Quality of each method]({picture})", ""]
-        lines += [*_difference_table(results), "", *_claim_table(results), "", *score_table(results, MEASURES), ""]
-        numbers[task] = {cell["name"]: cell["scores"] for cell in results["cells"]}
-    checkpoint.atomic_write(docs / "means.json", json.dumps(numbers, indent=1) + "\n")
-    checkpoint.atomic_write(docs / "results.md", "\n".join(lines).rstrip() + "\n")
-    return docs / "results.md"
+    page = docs / f"{task.lower()}.md"
+    picture = page.with_suffix(".png")
+    draw(results, picture)
+    lines = ["<!-- written by scripts/reproduce_frontier.py -->", "", f"# {task}", "", *_head(results)]
+    lines += [f"![Quality of each method]({picture.name})", "", *_difference_table(results), ""]
+    lines += [*_claim_table(results), "", *score_table(results, MEASURES)]
+    scores = {cell["name"]: cell["scores"] for cell in results["cells"]}
+    checkpoint.atomic_write(page.with_suffix(".json"), json.dumps(scores, indent=1) + "\n")
+    checkpoint.atomic_write(page, "\n".join(lines) + "\n")
+    return page
 
 
 def draw(results: Results, picture: Path) -> None:

@@ -4,7 +4,8 @@
 
 All methods of a task have the same student, teacher, prompts, tokens, learning rate and evaluation. Its runs are one
 comparison (`rlgkd compare`): a finished run is never run again, and a script that was stopped continues where it was. A
-weak teacher is made first, by `rlgkd train on-policy-kd`. The page is written when all runs of the tasks are there.
+weak teacher is made first, by `rlgkd train on-policy-kd`. Each task has a page of its own, which is written when all of
+its runs are there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,12 +31,12 @@ from rlgkd.scripts.runs.folder import CONFIG, EVALUATIONS, MODEL, SUMMARY
 from rlgkd.scripts.runs.tables import read_rows
 
 
-def reproduce(given: Given[Task]) -> Path:
-    """Run what has not been run, and write the page; return its path.
+def reproduce(given: Given[Task]) -> list[Path]:
+    """Run what has not been run, and write each task's page; return their paths.
 
     Raises: CheckpointError as `compare`; SystemExit if some runs failed.
     """
-    found: dict[str, dict[str, Any]] = {}
+    pages = []
     for task in given.tasks:
         folder = given.out / task.name
         teacher = made_teacher(task, folder, quiet=given.quiet) if task.teacher_from else ""
@@ -47,8 +47,8 @@ def reproduce(given: Given[Task]) -> Path:
             raise SystemExit(f"{task.name}: could not be run: {', '.join(results['missing'])}; run again")
         more = {"quality": task.quality, "tokens": grid.base.tokens, "prompts": given.prompts}
         curves = {cell.name: held_out_curve(cell, grid, folder) for cell in grid.cells}
-        found[task.name] = {**results, **more, "curves": curves}
-    return write_page(found, given.docs)
+        pages.append(write_page(task.name, {**results, **more, "curves": curves}, given.docs))
+    return pages
 
 
 def made_teacher(task: Task, folder: Path, *, quiet: bool) -> str:
@@ -83,7 +83,7 @@ def held_out_curve(cell: Cell, grid: Grid, folder: Path) -> dict[str, list[float
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare on all tasks, or some."""
-    print(reproduce(read_command("reproduce_frontier.py", __doc__, TASKS, "frontier", arguments)))
+    print(*reproduce(read_command("reproduce_frontier.py", __doc__, TASKS, "frontier", arguments)), sep="\n")
 
 
 if __name__ == "__main__":

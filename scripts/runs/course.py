@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ class Course(BaseCallback):
             updates=model.state.updates,
             tokens=tokens,
         )
-        model.ranks.from_main(self._write)
+        with model.whole() if self._is_best else nullcontext():
+            model.ranks.from_main(self._write)
 
     def _enter(self, scores: Mapping[str, Interval], why: str = "") -> None:
         """Go on with the next stage; `scores` are those of the model that it begins with, if it was evaluated."""
@@ -179,10 +181,15 @@ class Course(BaseCallback):
         for output in self.model.logger.output_formats:
             if not isinstance(output, ProgressCsv):  # such as TensorBoard's
                 output.write(means, dict.fromkeys(means, ()), self.model.num_timesteps)
-        best = self.state.watched.best
-        if best is not None and self.state.watched.since == 0:
-            save_better(self.model, self.out, best)
+        if self._is_best:
+            assert self.state.watched.best is not None
+            save_better(self.model, self.out, self.state.watched.best)
         say(self.console, self._line())
+
+    @property
+    def _is_best(self) -> bool:
+        """Whether the model that was evaluated last is the best so far, which is kept."""
+        return self.state.watched.best is not None and self.state.watched.since == 0
 
     def _line(self) -> str:
         split, prompts = self.settings.eval_every_split, self.settings.eval_every_prompts

@@ -29,7 +29,7 @@ def cut(model: str, layers: int, env: str, overrides: Sequence[str], out: Path, 
         raise CheckpointError("out", str(out), "it exists; give a new folder")
     chosen = override({"env": env, "env_settings": {}}, [f"env_settings.{given}" for given in overrides])
     whole = open_by_name(model, device=best_device())
-    task = make_env(env, chosen["env_settings"], student=model, seed=0).task
+    task = make_env(env, chosen["env_settings"], student=model, seed=0, called="model").task
     check_same_vocabulary(task.tokenizer, whole.tokenizer, field="model", owner=f"environment {env}", name=model)
     share_end_ids(task, whole)
     table = Table(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlgkd import checkpoint
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.agents.teachers import open_outside_teacher
+from rlgkd.agents.teachers import open_outside_teacher, relabelled
 from rlgkd.devices import best_device
 from rlgkd.errors import SettingError, shown
 from rlgkd.evaluation import evaluate
@@ -65,7 +65,7 @@ def show(
         temperature = run.algorithm.sampling.temperature if run else 1.0
     env, env_settings = environment(run, [*([f"env={env}"] if env else []), *overrides])
     policy = open_by_name(model, temperature=temperature, device=best_device())
-    task = make_env(env, env_settings, student=model, seed=seed).task
+    task = make_env(env, env_settings, student=model, seed=seed, called="model").task
     check_same_vocabulary(task.tokenizer, policy.tokenizer, field="model", owner=f"environment {env}", name=model)
     share_end_ids(task, policy)
     teacher_model: Teacher | None = None
@@ -77,8 +77,9 @@ def show(
         known = algorithm.known_tokens or KNOWN_TOKENS
         teacher_model = open_outside_teacher(task, algorithm, teacher, policy.tokenizer, known_tokens=known)
     elif teacher:
-        shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
-        opened = teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
+        with relabelled("teacher"):
+            shared = shared_vocabulary(policy.tokenizer, load_tokenizer(teacher), owner="model", name=teacher)
+            opened = teacher_model = open_by_name(teacher, vocabulary=shared, device=best_device())
         if teacher != model:
             read_in_own_format(task, opened, policy, owner="model", name=teacher)
     evaluation = evaluate(

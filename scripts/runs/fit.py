@@ -24,6 +24,7 @@ from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tables import ProgressCsv, TimesCsv
 from rlgkd.scripts.runs.text_ids import text_ids
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
+from rlgkd.sharding import is_sharded
 from rlgkd.teachers import Teacher
 
 
@@ -49,7 +50,7 @@ def fit(
     trains = remaining > 0 and not ended_early(settings, found.state, agent.num_timesteps)
     course = Course(settings, out, teacher, found.state, stop, console=console)
     with ExitStack() as held:
-        callbacks: list[BaseCallback] = [course, _GoesOn(stop)]
+        callbacks: list[BaseCallback] = [course, _OfOthers(stop)]
         agent.set_logger(Logger(None, []))
         if ranks.main:
             with checkpoint.writing(out / CHECKPOINTS):
@@ -78,17 +79,31 @@ def fit(
             with stop.at_whole_update():
                 agent.learn(remaining, callback=callbacks, reset_num_timesteps=False)
                 stop.heed(ranks.gather(lambda: stop.number))
-    if ranks.main:
-        save_model(agent, out / MODEL)
+    with agent.whole():
+        if ranks.main:
+            save_model(agent, out / MODEL)
     return course.state
 
 
-class _GoesOn(BaseCallback):
-    """Stops at a signal; the Recorder of the main process does too."""
+class _OfOthers(BaseCallback):
+    """Stops at a signal, and brings shards to checkpoints; the Recorder of the main process does both too."""
 
     def __init__(self, stop: StopRequest) -> None:
         super().__init__()
         self.stop = stop
+        self.model: TextAlgorithm
 
     def _on_step(self) -> bool:
         return self.stop.number is None
+
+    def _on_rollout_start(self) -> None:
+        if is_sharded(self.model.student.module) and self.model.ranks.from_main(lambda: False):
+            self._bring_shards()
+
+    def _on_training_end(self) -> None:
+        if is_sharded(self.model.student.module):
+            self._bring_shards()
+
+    def _bring_shards(self) -> None:
+        optimizer = self.model.policy.optimizer
+        checkpoint.save(Path(), model=self.model.modules, optimizer=optimizer, state={}, writes=False)

@@ -20,7 +20,7 @@ from rlgkd.errors import CheckpointError, DataError, one_line
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.paths import absolute_paths
 from rlgkd.scripts.report import card
-from rlgkd.scripts.report.run_files import read_run
+from rlgkd.scripts.report.run_files import RunFiles, read_run
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL, REPORT, SUMMARY
 
 WITH_THE_MODEL = (REPORT, SUMMARY, CONFIG)
@@ -40,8 +40,8 @@ def push(run: Path, repository: str, *, public: bool = False, message: str = "")
         public: Make a repository that is not there yet public.
         message: Of the commit.
 
-    Raises: CheckpointError if the run has no model, a link in the place of a file of it, or the folder cannot be
-        written; DataError if the hub refuses.
+    Raises: CheckpointError if the run has no model, settings or summary that can be read, a link in the place of a file
+        of it, or the folder cannot be written; DataError if the hub refuses.
     """
     if not repository:
         raise DataError("repository", repository, "give owner/name of the hub, or a folder: ./shared/mine")
@@ -50,11 +50,16 @@ def push(run: Path, repository: str, *, public: bool = False, message: str = "")
             "run", str(run), "give the folder of a run that has ended; it must hold model/config.json"
         )
     _check_links([run / MODEL, *(run / MODEL).rglob("*"), *(run / name for name in WITH_THE_MODEL)])
+    about = read_run(run)
+    for name, content in ((CONFIG, about.config), (SUMMARY, about.summary)):
+        if not content:  # without the settings nobody knows which paths are this machine's
+            remedy = "it is missing or cannot be read; put the run's own in its place"
+            raise CheckpointError("run", str(run / name), remedy)
     if not (run / MODEL / card.CARD).is_file() and (run / SUMMARY).is_file():  # of an older version
         card.write_card(run)
     files = {str(path.relative_to(run / MODEL)): path for path in sorted((run / MODEL).rglob("*")) if path.is_file()}
     files |= {name: run / name for name in WITH_THE_MODEL if (run / name).is_file()}
-    shorter = _shorter(run)
+    shorter = _shorter(about)
     contents = {name: shorter(path) for name, path in files.items()}
     if repository.startswith(("/", "./", "../", "~")) or Path(repository).is_dir():
         return _copied(contents, Path(repository).expanduser())
@@ -68,9 +73,8 @@ def _check_links(paths: Iterable[Path]) -> None:
             raise CheckpointError("run", str(path), "it is a link; put the run's own in its place")
 
 
-def _shorter(run: Path) -> Callable[[Path], Content]:
+def _shorter(files: RunFiles) -> Callable[[Path], Content]:
     """How a file of the run is sent: without the absolute paths that its settings, now or before, hold."""
-    files = read_run(run)
     paths = dict.fromkeys(absolute_paths([files.config, files.summary.get("changes")]))
     names = _last_parts([*paths])
     if not names:

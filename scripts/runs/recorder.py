@@ -26,6 +26,7 @@ from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tracked import text_row
 from rlgkd.scripts.tracking.trackers import NO_TRACKERS, Trackers
 from rlgkd.secret_masks import masked
+from rlgkd.sharding import is_sharded
 from rlgkd.teachers import RoutedTeachers
 from rlgkd.types import Trajectory
 
@@ -117,13 +118,16 @@ class Recorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Between two updates no rollout and no gradient is pending: the only moment a run can be continued from.
-        updates = self.model.state.updates
+        updates, due = self.model.state.updates, False
         if updates > self._saved_update:
             self._show(updates)
             for line in self.trackers.news():
                 say(self.console, line)
-            if updates % self.settings.checkpoint_every == 0 or self._is_late():
-                self._checkpoint(self._position())
+            due = updates % self.settings.checkpoint_every == 0 or self._is_late()
+        if is_sharded(self.model.student.module):
+            self.model.ranks.from_main(lambda: due)  # the others bring their shards
+        if due:
+            self._checkpoint(self._position())
         self._whole = self._position()
 
     def _is_late(self) -> bool:

@@ -35,10 +35,27 @@ from rlgkd.teachers.served import ServedTeacher
 def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Rewound:
     """Bring agent and growing files to the newest checkpoint that they fit, or to the beginning if there is none yet.
 
-    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
-    changed with which it cannot go on; ModelError if a server has another teacher than it had. Nothing is cut then.
+    Raises: as `newest_checkpoint` and `return_to`. Nothing is cut then.
     """
-    found = agent.ranks.from_main(lambda: _newest_that_fits(settings, agent, out, console))
+    return return_to(newest_checkpoint(settings, agent, out, console), settings, agent, out, console)
+
+
+def newest_checkpoint(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Checkpoint | None:
+    """Find the newest checkpoint that the growing files fit, or None if there is none yet; nothing changes.
+
+    Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
+    changed with which it cannot go on; ModelError if a server has another teacher than it had.
+    """
+    return agent.ranks.from_main(lambda: _newest_that_fits(settings, agent, out, console))
+
+
+def return_to(
+    found: Checkpoint | None, settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console
+) -> Rewound:
+    """Bring agent and growing files to a checkpoint, or to the beginning if there is none.
+
+    Raises: CheckpointError if it is another model's or optimizer's. Nothing is cut then.
+    """
     if found is None:
         if agent.ranks.main:
             _cut(out, 0, 0, 0)
@@ -60,7 +77,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class Checkpoint:
     """A checkpoint from which a run goes on."""
 
     folder: Path
@@ -71,8 +88,8 @@ class _Found:
     changed: ChangedSettings
 
 
-def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> _Found | None:
-    """Return the newest checkpoint that the growing files fit, or None if there is none yet; see `rewind`."""
+def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Checkpoint | None:
+    """See `newest_checkpoint`."""
     checkpoint.remove_stale(out)
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
@@ -91,7 +108,7 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
         _check_goes_on(settings, run, new, training.timesteps)
         if all(change.setting != "teacher" for change in new) and isinstance(agent.outside_teacher, ServedTeacher):
             agent.outside_teacher.check_same(state.get("served_teacher", ()))
-        return _Found(folder=folder, training=training, size=size, state=run, changed=changed)
+        return Checkpoint(folder=folder, training=training, size=size, state=run, changed=changed)
     _check_nothing_lost(settings, out, skipped)
     return None
 

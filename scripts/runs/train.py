@@ -26,9 +26,8 @@ from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.gating import extra_work
 from rlgkd.envs.registry import takes_tokenizer, text_env_ids
 from rlgkd.envs.sb3 import TextVecEnv, make_sb3_vec_env
-from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, one_line, unknown_remedy
+from rlgkd.errors import CheckpointError, DataError, ModelError, RlgkdError, SettingError, one_line, unknown_remedy
 from rlgkd.evaluation import Evaluation, evaluate
-from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
@@ -38,9 +37,9 @@ from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
-from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
+from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
 from rlgkd.scripts.runs.recorder import strict_json
-from rlgkd.scripts.runs.rewind import rewind
+from rlgkd.scripts.runs.rewind import newest_checkpoint, return_to
 from rlgkd.scripts.runs.sources import sources
 from rlgkd.scripts.runs.speed import speed
 from rlgkd.scripts.runs.stages import check_agent, check_goals
@@ -174,13 +173,24 @@ def _check_splits(settings: RunConfig, task: Task) -> None:
             raise SettingError(name, split, error.remedy) from error
 
 
-def make_env(env: str, env_settings: Mapping[str, Any], *, student: str, seed: int) -> TextVecEnv:
+def make_env(
+    env: str, env_settings: Mapping[str, Any], *, student: str, seed: int, called: str = "student"
+) -> TextVecEnv:
     """The registered environment for an agent, with the student's tokenizer where the settings name no other.
 
-    Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take.
+    `called` is the setting or argument that names the student.
+
+    Raises: SettingError for an unknown id (the nearest is named) or a setting that the environment does not take;
+        ModelError for a tokenizer that cannot be opened, by the setting that names it.
     """
+    arguments = env_arguments(env, env_settings, student=student)
     try:
-        return make_sb3_vec_env(env, seed=seed, **env_arguments(env, env_settings, student=student))
+        return make_sb3_vec_env(env, seed=seed, **arguments)
+    except ModelError as error:
+        if error.field not in ("model", "tokenizer") or error.value != arguments.get("tokenizer"):
+            raise
+        own = env_settings.get("tokenizer") is not None
+        raise ModelError("env_settings.tokenizer" if own else called, error.value, error.remedy) from error
     except gym.error.Error as error:
         raise SettingError("env", env, unknown_remedy(env, text_env_ids())) from error
     except UnknownSettingError as error:
@@ -209,6 +219,7 @@ def _run(settings: RunConfig, agent: TextAlgorithm, out: Path, quiet: bool) -> P
     with (
         stoppable(command, console, second_ends=agent.ranks.size == 1) as stop,
         tracked(settings, out, console, main=agent.ranks.main) as trackers,
+        agent.ranks.in_step(),
     ):
         return _evaluated_run(settings, agent, out, quiet, console, stop, trackers)
 
@@ -236,25 +247,23 @@ def _evaluated_run(
     }
     made_from = sources(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
-    student = copy_sharing_frozen(agent.student) if (out / CHECKPOINTS).exists() else agent.student
     teacher = agent.teacher
     if agent.following_teacher is not None:
         teacher = agent.following_teacher.as_it_is()
-    found = rewind(settings, agent, out, console)
+    newest = newest_checkpoint(settings, agent, out, console)
     if ranks.main and settings != read(out / CONFIG):  # the command line changed some, and the run can go on with them
         checkpoint.atomic_write(out / CONFIG, dump(settings))
     both = (
         isinstance(teacher, LanguageModel | RoutedTeachers) and not settings.teacher_writes_as_start
     )  # any other writes no texts
     whose = "the student and the teacher" if both else "the student"
-    say(console, f"evaluating {whose} on {settings.eval_prompts} {settings.eval_split} prompts")
-    before = evaluate(student, teacher, agent.task, **scored)
-    del student  # a copy, where the run goes on: it would take its memory to the end
+    say(console, f"evaluating {whose} on up to {settings.eval_prompts} {settings.eval_split} prompts")
+    before = evaluate(agent.student, teacher, agent.task, **scored)  # as it began, which a checkpoint will change
     taught = before if settings.teacher_writes_as_start else None
     if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:
         taught = evaluate(teacher, teacher, agent.task, **scored)
     evaluating = time.perf_counter() - began
-    say(console, f"evaluated {settings.eval_prompts} {settings.eval_split} prompts in {evaluating:.0f} s")
+    say(console, f"evaluated {len(before.trajectories)} {settings.eval_split} prompts in {evaluating:.0f} s")
     more = settings.algorithm.teacher.teacher_prompt
     if taught is not None and more is not None and not reads_sibling(more):
         say(console, what_more_gains(before, taught))
@@ -262,6 +271,7 @@ def _evaluated_run(
     send_evaluation(trackers, before, 0)
     if taught is not None:
         send_evaluation(trackers, taught, 0, part="teacher")
+    found = return_to(newest, settings, agent, out, console)
     state = fit(settings, agent, out, stop, found, teacher, trackers=trackers, quiet=quiet, console=console)
     trained = time.perf_counter()
     after = evaluate(agent.student, teacher, agent.task, **scored)

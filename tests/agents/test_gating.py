@@ -112,6 +112,9 @@ def test_the_mean_weights_are_logged_and_the_gate_changes_what_is_learnt(kind: t
         ({"gate": "rlsd", "alpha": 1, "alpha_end": 0}, "it reads the advantage, which alpha 1 has none of"),
         ({"gate": "iw_opd", "alpha": 0}, "it weighs the divergence, which alpha 0 leaves out"),
         ({"gate": "iw_opd", "student_fraction": 0, "alpha": 1}, "it weighs the student's own texts"),
+        ({"teacher_probes": 2}, "no gate asks for answers of the teacher: set gate to tgopd"),
+        ({"gate": "tgopd", "teacher_decay": 0.9}, "gate: 'tgopd' does not work; each prompt is answered once"),
+        ({"gate": "tgopd", "reference_model": "self"}, "a mixture writes no texts; choose another gate"),
         ({"gate": "rlsd", "combination": "in_reward", "estimator": "sampled"}, "the divergence is in the reward"),
         ({"gate": "rlsd", "behaviour": "teacher_mixed", "policy_loss": "clipped_weight"}, "sampled alone"),
     ],
@@ -125,6 +128,7 @@ def test_what_a_gate_costs_is_said() -> None:
     assert extra_work("none") == extra_work("aopd") == ""
     assert extra_work("rlsd") == "applies the teacher's head once more and holds its states"
     assert extra_work("tip").startswith("runs the student over its texts once more")
+    assert extra_work("tgopd") == "has the teacher answer each new prompt"
 
 
 def test_a_gate_that_reads_the_teacher_needs_one_even_at_alpha_0() -> None:

@@ -362,9 +362,11 @@ def test_a_folder_that_is_no_agent_is_refused(tmp_path):
     with pytest.raises(SettingError, match="env"):
         Reinforce.load(tmp_path / "agent")
     settings = tmp_path / "agent" / "rlgkd_agent.json"
-    settings.write_text(json.dumps({"settings": {}}))
-    with pytest.raises(CheckpointError, match="save"):
-        Reinforce.load(tmp_path / "agent", env=environment())
+    state = json.loads(settings.read_text())["state"]
+    for wrong in ({}, {"agent": "Reinforce", "settings": []}, {"agent": 5, "settings": {"alpha": 0.0}}):
+        settings.write_text(json.dumps({"settings": {}, "state": state, **wrong}))
+        with pytest.raises(CheckpointError, match=r"give a folder that save\(\) wrote"):
+            Reinforce.load(tmp_path / "agent", env=environment())
 
 
 @pytest.mark.parametrize(

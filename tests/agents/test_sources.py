@@ -113,6 +113,17 @@ def test_a_teachers_texts_are_drawn_once_and_kept(tmp_path, monkeypatch):
         agent(**settings)
 
 
+@pytest.mark.parametrize("ids", ["[9]", "[-1]", "[]", "[1.0]", "[true]", '"12"', "null", "{}", "[[1]]"])
+def test_ids_that_are_no_tokens_of_the_student_are_refused(tmp_path, ids):
+    """A file of another vocabulary, or a damaged one, would else end in an index error, or in other texts."""
+    file, tokens = tmp_path / "t.jsonl", {"teacher": "x"}
+    file.write_text(f'{{"teacher": "x"}}\n{{"key": "a", "ids": [3]}}\n{{"key": "b", "ids": {ids}}}\n')
+    with pytest.raises(DataError, match=r"teacher_texts.*no text.*delete it"):
+        TeacherTexts(file, tokens, vocabulary=4)
+    file.write_text('{"teacher": "x"}\n{"key": "a", "ids": [3]}\n')
+    assert TeacherTexts(file, tokens, vocabulary=4).ids == {"a": [3]}
+
+
 def test_a_line_that_was_cut_off_is_drawn_again(tmp_path):
     texts = TeacherTexts(tmp_path / "t.jsonl", {"teacher": "x"})
     assert texts.ids_for(["a", "b", "a"], lambda rows: [[row] for row in rows]) == [[0], [1], [0]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from rlgkd.agents import Reinforce
 from rlgkd.agents.sb3.actor_critic import LanguageModelActorCritic
 from rlgkd.envs import TextTask
 from rlgkd.envs.tasks.calculator import calculate
-from rlgkd.envs.tools import Tools
+from rlgkd.envs.tools import Tools, call_of
 from rlgkd.errors import SettingError
 from rlgkd.rollout import replay_episodes, score_episodes
 from rlgkd.types import Source
@@ -44,7 +43,7 @@ def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
 
 
 def call(expression: object, name: str = "calculate") -> str:
-    return "<tool_call>" + json.dumps({"name": name, "arguments": {"expression": expression}}) + "</tool_call>"
+    return call_of(name, {"expression": expression})
 
 
 @pytest.fixture
@@ -109,16 +108,17 @@ def test_a_function_that_has_no_schema_is_refused_in_one_line() -> None:
 def test_the_student_reads_the_answers_and_the_score_counts_calls_and_failures(make_env_task: Any) -> None:
     task = make_env_task()
     item = task.item("train", 0, 0)
-    expression = item.prompt.removeprefix("What is ").removesuffix("?")
+    result = item.columns["result"]
+    assert item.reference == call(item.prompt.removeprefix("What is ").removesuffix("?"))
     lm = family("llama", task.tokenizer, max_position_embeddings=2000)
-    turns = [call("1 / 2"), call(expression), f"It is {item.reference}."]
+    turns = [call("1 / 2"), item.reference, f"It is {result}."]
     ids = [token for turn in turns for token in task.encode_completion(turn)]
     (trajectory,) = score_episodes(task, replay_episodes(lm, task, [item], [ids], source=Source.DATA))
-    assert trajectory.turns[3] == item.reference and trajectory.turns[1].startswith("Error: ValueError")
+    assert trajectory.turns[3] == result and trajectory.turns[1].startswith("Error: ValueError")
     assert trajectory.score.reward == 1.0
     assert trajectory.score.parts == {"tool_calls": 2.0, "tool_errors": 1.0}
     text = task.tokenizer.decode(trajectory.tokens_T)
-    assert f"[tool]{item.reference}<end>[assistant]It is" in text and text.startswith("tools: calculate[system]")
+    assert f"[tool]{result}<end>[assistant]It is" in text and text.startswith("tools: calculate[system]")
     said = task.tokenizer.decode(trajectory.tokens_T[trajectory.action_mask_T])
     assert said == "".join(f"{turn}<end>" for turn in turns)  # no answer of the tool is an action
 

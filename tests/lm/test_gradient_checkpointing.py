@@ -113,6 +113,6 @@ def test_decoding_is_the_same(kind):
 
 
 def test_unsupported_layers_are_refused(monkeypatch):
-    monkeypatch.setattr("rlgkd.lm.gradient_checkpointing.GradientCheckpointingLayer", torch.nn.Bilinear)
+    monkeypatch.setattr("rlgkd.lm.layers.GradientCheckpointingLayer", torch.nn.Bilinear)
     with pytest.raises(ModelError, match="leave gradient_checkpointing out"):
         enable_gradient_checkpointing(tiny.model(vocabulary=4))

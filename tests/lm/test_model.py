@@ -46,11 +46,22 @@ def test_a_state_predicts_the_next_token():
         torch.testing.assert_close(lm.logits(states_NH), expected)
 
 
-def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_its_name():
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"])
+def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_its_name(name, value):
+    """Whichever check it fails: what infinity makes of the logits looks like an unknown architecture."""
     module = tiny.model(vocabulary=4)
     with torch.no_grad():
-        module.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(ModelError, match=r"its weights model\.layers\.1\.mlp\.up_proj\.weight are not finite"):
+        module.get_parameter(name)[0] = value
+    with pytest.raises(ModelError, match=rf"its weights {name} are not finite"):
+        LanguageModel(module, TOKENIZER)
+
+
+def test_a_head_with_an_infinite_weight_is_refused_by_its_name():
+    module = tiny.family("phi", TOKENIZER).module  # whose head is not tied to its embeddings
+    with torch.no_grad():
+        module.lm_head.weight[0, 0] = float("inf")
+    with pytest.raises(ModelError, match=r"its weights lm_head\.weight are not finite"):
         LanguageModel(module, TOKENIZER)
 
 

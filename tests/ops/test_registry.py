@@ -48,6 +48,7 @@ def test_the_settings_are_those_of_the_signatures() -> None:
         "rg_opd": ["verified_from", "margin"],
         "sg_opd": ["verified_from", "agree_weight", "disagree_weight"],
         "r2_opd": ["verified_from", "alignment"],
+        "tgopd": ["trusted_from"],
         "sdar": ["sharpness"],
         "iw_opd": ["prefix_gain"],
         "tip": ["kept_tokens"],

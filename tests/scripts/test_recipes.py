@@ -23,17 +23,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from short_runs import go_on
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from rlgkd.lm import load_tokenizer, save
 from rlgkd.scripts.config.recipes import RECIPES, recipe_names
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.run import RunConfig, read
 from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EMBEDDED = [name for name in recipe_names() if "smollm2" not in name]
 CAUSAL_ALONE = (
     "rlsd",
+    "tgopd",
     "ra-opd",
     "r2-opd",
     "sdar",
@@ -53,16 +55,26 @@ PINNED = ("train/loss", "train/divergence", "rollout/ep_rew_mean")
 UPDATES = 3
 
 
-def trained(name: str, out: Path, *settings: str) -> list[dict[str, float]]:
-    """The pinned columns of the recipe's log, one row per update."""
+def small(name: str, *settings: str) -> RunConfig:
+    """The recipe, for a few updates of a few texts."""
     group = min(2, read(name).algorithm.sampling.group_size)
-    start(read(name, [*SMALL, f"group_size={group}", *settings]), out, quiet=True)
-    with (out / "progress.csv").open() as file:
+    return read(name, [*SMALL, f"group_size={group}", *settings])
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    """The pinned columns of a run's log, one row per update."""
+    with (run / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     # The divergence of an update in which the teacher has nothing to say, as sdpo's without a right text, is NaN.
     return [
         {column: float(row[column]) for column in PINNED if row.get(column, "nan") not in ("", "nan")} for row in rows
     ]
+
+
+def first_updates(name: str, run: Path) -> list[dict[str, float]]:
+    """The pinned columns of the first updates of a recipe's whole run."""
+    start(small(name), run, quiet=True)
+    return rows_of(run)[:UPDATES]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -76,7 +88,7 @@ def test_a_recipe_opens_with_its_paper_and_is_short(name: str) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_first_updates_of_a_recipe_are_as_they_were(name: str, tmp_path: Path) -> None:
-    rows = trained(name, tmp_path / "run")[:UPDATES]
+    rows = first_updates(name, tmp_path / "run")
     golden = json.loads(GOLDEN.read_text())["curves"][name]
     assert len(rows) == len(golden) >= 2
     for row, expected in zip(rows, golden, strict=True):
@@ -121,7 +133,8 @@ def test_a_recipe_trains_a_t5_student_under_a_t5_teacher(
 ) -> None:
     student, teacher = t5_folders(read(name).student)
     teacher = teacher if read(name).teacher else ""
-    rows = trained(name, tmp_path / "run", f"student={student}", f"teacher={teacher}", "student_layers=[]")
+    go_on(tmp_path, settings=small(name, f"student={student}", f"teacher={teacher}", "student_layers=[]"))
+    rows = rows_of(tmp_path)
     assert rows and all(value == value for row in rows for value in row.values())  # no NaN
 
 

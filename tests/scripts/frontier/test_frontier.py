@@ -90,9 +90,9 @@ def test_tokens_to_a_level_are_on_the_line_between_two_measurements():
 
 
 def test_the_page_has_every_task_method_and_alpha(tmp_path: Path):
-    page = write_page({task: results({}) for task in ("Translate",)}, tmp_path).read_text()
+    page = write_page("Translate", results({}), tmp_path).read_text()
     assert all(page.count(f"\n| {name} |") in (2, 3) for name in methods())
-    assert len(json.loads((tmp_path / "means.json").read_text())["Translate"]) == len(methods())
+    assert len(json.loads((tmp_path / "translate.json").read_text())) == len(methods())
     assert (tmp_path / "translate.png").is_file() and len(ALPHAS) == 5
 
 
@@ -115,4 +115,4 @@ def test_a_held_out_curve_is_a_mean_over_seeds_at_the_same_tokens(tmp_path: Path
 def test_every_cell_trains(tmp_path: Path):
     small = ["--seeds", "1", "--tokens", "1300", "--prompts", "4", "--quiet"]
     main(["--tasks", "Translate", *small, "--out", str(tmp_path / "runs"), "--docs", str(tmp_path / "docs")])
-    assert "OPD then RL" in (tmp_path / "docs" / "results.md").read_text()
+    assert "OPD then RL" in (tmp_path / "docs" / "translate.md").read_text()

@@ -68,10 +68,18 @@ def test_remarks_problems_and_exploitation_are_on_the_page(tmp_path: Path) -> No
         ({"alpha": 1.0}, "pure distillation"),
         ({"alpha": 0.25}, "reward − α · reverse KL to the teacher, with α = 0.25"),  # noqa: RUF001 - as the page has it
         ({"alpha": 0.25, "alpha_end": 0.5}, "α went from 0.25 to 0.5"),  # noqa: RUF001
+        ({"stages": [{"name": "SFT"}, {"name": "RL"}]}, "It trained in 2 stages: SFT, RL."),
     ],
 )
-def test_the_objective_is_written_with_its_alpha(tmp_path: Path, settings: dict[str, float], words: str) -> None:
+def test_the_objective_is_written_with_its_alpha(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     assert words in Outline(report(make_run(tmp_path, sample_run.summary() | settings))).words
+
+
+def test_without_a_teacher_the_divergence_is_to_the_references(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, sample_run.summary() | {"alpha": 1.0, "teacher": ""})
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("teacher: embedded:grounded-teacher", 'teacher: ""'))
+    assert "It minimised the reverse KL to the references alone" in Outline(report(folder)).words
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,8 @@ def test_a_name_is_one_short_part_of_a_path(name: str) -> None:
 
 def test_a_text_is_printed_as_it_stands_and_no_control_character_is_sent() -> None:
     out = io.StringIO()
-    say(Console(file=out, force_terminal=True, width=20), "[/red] [b]x[/b] \x1b[2J\x9b3J \u202e" + "y" * 30)
-    assert out.getvalue() == "[/red] [b]x[/b] \\x1b[2J\\x9b3J \\u202e" + "y" * 30 + "\n"
+    say(Console(file=out, force_terminal=True, width=20), "[/red] [b]x[/b] a.py:x: \x1b[2J\x9b3J \u202e" + "y" * 30)
+    assert out.getvalue() == "[/red] [b]x[/b] a.py:x: \\x1b[2J\\x9b3J \\u202e" + "y" * 30 + "\n"
     error = RlgkdError("reward", "\x1b[2J", "it raised ValueError: \x1b]0;title\x07")
     assert str(error).isprintable() and shown("a\tb\nü") == "a\tb\nü"
 

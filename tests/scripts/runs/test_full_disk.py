@@ -71,7 +71,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_whole_records(
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"it was not written \(Not a directory\)"):
+    with pytest.raises(CheckpointError, match=r"it was not written \(Not a directory\): look at its path"):
         GrowingFile(tmp_path / "file" / "rollouts.jsonl")
 
 

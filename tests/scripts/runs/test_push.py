@@ -49,6 +49,18 @@ def test_a_run_that_has_not_ended_is_refused(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff{", b"[5]"])
+def test_a_run_whose_settings_or_summary_cannot_be_read_is_not_sent(
+    run: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    """Without them paths of this machine would be sent as they stand, and a card that says nothing."""
+    (run / name).unlink() if content is None else (run / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}.*missing or cannot be read"):
+        push(run, str(tmp_path / "hub"))
+    assert not (tmp_path / "hub").exists()
+
+
 @pytest.mark.parametrize("name", ["model/notes.txt", "report.html", "model"])
 def test_a_link_in_a_run_is_not_followed(run: Path, tmp_path: Path, name: str) -> None:
     """A run of somebody else could so send a file of one's own."""

@@ -6,10 +6,14 @@ import contextlib
 import csv
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -117,29 +121,38 @@ KILLS = int(os.environ.get("RLGKD_KILLS", "3"))
 @minutes
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
-    tmp_path: Path, whole: Path, kill: int
+    tmp_path: Path, wholes: Callable[[str], Path], kill: int
 ) -> None:
-    """RLGKD_KILLS=20 kills as often, at as many moments."""
-    out = tmp_path / "killed"
+    """RLGKD_KILLS=20 kills as often, either process at a moment of its own; every third run has its weights sharded."""
+    out, other, sharding = tmp_path / "killed", tmp_path / "other", "full" if kill % 3 == 2 else "none"
+    whole, moment = wholes(sharding), random.Random(kill).uniform(0.0, 6.0)
     launcher = subprocess.Popen(
-        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
+        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER, f"sharding={sharding}"], env=ENV,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 200
-    while not (out / "checkpoints").is_dir() or not any((out / "checkpoints").glob("step-*")):
+    while not (out / "rollouts.jsonl").exists():
         assert launcher.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.13 * kill)
     ranks = children(launcher.pid)
-    if len(ranks) == 2:
-        began = time.monotonic()
+    assert len(ranks) == 2
+    time.sleep(moment)
+    running = not (out / "summary.json").exists()
+    with contextlib.suppress(ProcessLookupError):
         os.kill(ranks[kill % 2], signal.SIGKILL)
-        assert launcher.wait(timeout=60) != 0 and time.monotonic() - began < 30
-        assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    launcher.wait(timeout=200)
-    again = run(TWO, "--resume", str(out), "--quiet")
-    assert again.returncode == 0, again.stderr
+    began = time.monotonic()
+    while any(map(runs, [*ranks, launcher.pid])) and time.monotonic() < began + 60:
+        time.sleep(0.01)
+    launcher.wait(timeout=1)
+    took, updates = time.monotonic() - began, len((out / "rollouts.jsonl").read_text().splitlines()) // 16
+    how = "killed" if running else "it had ended"
+    print(f"sharding={sharding}, {moment:.2f} s after the start, in update {updates}: {how}, gone after {took:.1f} s")
+    assert took < 10
+    shutil.copytree(out, other)
+    again, alone = run(TWO, "--resume", str(out), "--quiet"), run(COMMAND, "--resume", str(other), "--quiet")
+    assert again.returncode == alone.returncode == 0, again.stderr + alone.stderr
     assert contents(out) == contents(whole)
+    assert texts(other) == texts(whole)
 
 
 @minutes
@@ -168,12 +181,31 @@ def test_a_signal_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that was never stopped."""
-    out = tmp_path_factory.mktemp("ranks") / "whole"
-    done = run(TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER)
-    assert done.returncode == 0, done.stderr
-    return out
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By `sharding`, a run of two processes that was never stopped."""
+
+    @cache
+    def whole(sharding: str) -> Path:
+        out = tmp_path_factory.mktemp("ranks") / "whole"
+        done = run(TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER, f"sharding={sharding}")
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return whole
+
+
+@pytest.fixture(scope="module")
+def whole(wholes: Callable[[str], Path]) -> Path:
+    """One with whole copies of the weights."""
+    return wholes("none")
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and not only its number until somebody asks how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(parent: int) -> list[int]:

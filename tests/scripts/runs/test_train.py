@@ -28,7 +28,7 @@ from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import evaluate
 from rlgkd.scripts.config.run import read
-from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs import rewind, train
 from rlgkd.scripts.runs.summary import rewards_of
 
 SMALL = (
@@ -262,6 +262,20 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
             ["teacher", "alpha is 1: set teacher=..."],
         ),
         (["train", "student=embedded:nobody"], ["student: 'embedded:nobody'", "choose one of"]),
+        (
+            ["train", "env=rlgkd/Dataset-v0", "env_settings.data=mine.csv", "student=/nowhere", "alpha=0"],
+            ["student: '/nowhere'", "no such folder"],
+        ),
+        (
+            [
+                "train",
+                "env=rlgkd/Guess-v0",
+                "student=embedded:grounded-student",
+                "alpha=0",
+                "env_settings.tokenizer=/no",
+            ],
+            ["env_settings.tokenizer: '/no'", "no such folder"],
+        ),
         (["train", "teacher=embedded:nobody"], ["teacher: 'embedded:nobody'", "choose one of"]),
         (["evaluate", "embedded:nobody"], ["embedded:nobody"]),
         (
@@ -272,6 +286,7 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
             ["evaluate", "embedded:grounded-student", "--teacher", "embedded:arithmetic-teacher"],
             ["teacher: 'embedded:arithmetic-teacher'", "model's"],
         ),
+        (["evaluate", "embedded:grounded-student", "--teacher", "/nowhere"], ["teacher: '/nowhere'", "no such folder"]),
         (["evaluate", "embedded:grounded-student", "tokens=3"], ["tokens", "env_settings.NAME"]),
         (["evaluate", "embedded:grounded-student", "env_settings=3"], ["env_settings", "3"]),
         (["train", "quickstart", "--out", "n" * 300], ["nnn", "too long", "give another --out"]),
@@ -365,7 +380,7 @@ def test_a_run_whose_checkpoints_are_lost_is_refused_and_left_as_it_is(
     lose(out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match=words) as caught:
-        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+        rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert f"rlgkd train {out / 'config.yaml'} --out" in str(caught.value) and "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -378,7 +393,7 @@ def test_no_link_in_a_run_is_followed(name: str, finished: Path, agent: TextAlgo
     (out / name).unlink()
     (out / name).symlink_to(victim)
     with pytest.raises(CheckpointError, match=f"{name}' does not work; it is a link"), train.locked(out):
-        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+        rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert victim.read_text() == "precious"
 
 
@@ -407,7 +422,7 @@ def test_a_checkpoint_cuts_no_file_but_the_run_s(
     (newest / "manifest.json").write_text(json.dumps(manifest))
     before = (out / "rollouts.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match=r"step-\d+' does not work; its state\.json"):
-        train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+        rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert victim.read_text() == "precious" and (out / "rollouts.jsonl").read_bytes() == before
 
 
@@ -417,7 +432,7 @@ def test_a_run_that_had_no_checkpoint_yet_begins_again(finished: Path, agent: Te
     for name in ("config.yaml", "progress.csv", "times.csv", "rollouts.jsonl"):
         lines = (finished / name).read_text().splitlines(keepends=True)
         (out / name).write_text("".join(lines if name == "config.yaml" else lines[:2]))
-    train.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
+    rewind.rewind(read(out / "config.yaml"), agent, out, Console(stderr=True))
     assert [(out / name).read_bytes() for name in ("progress.csv", "times.csv", "rollouts.jsonl")] == [b""] * 3
 
 
