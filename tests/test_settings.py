@@ -262,3 +262,9 @@ def test_a_function_of_ones_own_is_given_as_such(own: str) -> None:
 def test_a_function_of_ones_own_that_cannot_work_is_refused(own: str, setting: str, name: str, words: str) -> None:
     with pytest.raises(SettingError, match=f"^{setting}: .*{words}"):
         AlgorithmConfig(**{setting: f"{own}:{name}"})
+
+
+@pytest.mark.parametrize("name", ["prompts_per_update", "group_size"])
+def test_a_number_without_sense_takes_no_memory_when_settings_are_checked(name: str) -> None:
+    """The advantage was tried on a batch of that size."""
+    assert Reinforce.Config(**{name: 10**20}).flat()[name] == 10**20

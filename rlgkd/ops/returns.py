@@ -256,7 +256,8 @@ def check_advantage(name: str, prompts: int, group_size: int) -> None:
     """
     function = ADVANTAGES[check_name("advantage", name, ADVANTAGES)]
     try:
-        reward_PG = torch.zeros(prompts, group_size, device="cpu")
+        # Whether there are one, a few or many of either decides; a number without sense must not take its memory here.
+        reward_PG = torch.zeros(min(prompts, 64), min(group_size, 64), device="cpu")
         found: Any = function(reward_PG, torch.ones_like(reward_PG, dtype=torch.bool))
     except SettingError as error:
         raise SettingError("group_size", group_size, f"{name} needs 2 samples of a prompt or more") from error
