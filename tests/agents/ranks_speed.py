@@ -3,9 +3,10 @@
     PYTHONPATH=.:tests python tests/agents/ranks_speed.py [embedded | smollm2] [PAIRS]
 
 One after the other, on the same texts: an update of 64 texts of the embedded models (the recipe quickstart), or of 32
-texts of SmolLM2-135M, which is its own frozen teacher. Two cores have to be free. In two processes everything that is of
-a process stands twice: the step of the optimizer, and the weights that are read for each token. `exchange` is all that
-waits for the other process, so it has what the one waits because the other has more to do.
+texts of SmolLM2-135M, which is its own frozen teacher. Two cores have to be free.
+
+In two processes everything that is of a process stands twice: the step of the optimizer, and the weights that are read
+for each token. `exchange` is all that waits for the other process, also because that one has more to do.
 """
 
 from __future__ import annotations
