@@ -38,7 +38,7 @@ from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_rewar
 from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
 from rlgkd.objective import Objective
-from rlgkd.sharding import clip_gradients, sum_gradients, total_norm
+from rlgkd.sharding import clip_gradients, release, sum_gradients, total_norm
 from rlgkd.teachers import (
     AlignedTeacher,
     OutsideTeacher,
@@ -202,6 +202,7 @@ class TextAlgorithm(TextAgent):
         if not math.isnan(mismatch) and self.collector.served is None:  # else known since the texts came
             self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
+        release(self.student, self.teacher)
         self.logger.record("train/alpha", self.objective.alpha)
         if isinstance(self.teacher, AlignedTeacher):
             self.logger.record("train/teacher_aligned", self.rollout.aligned_share())

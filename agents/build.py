@@ -252,11 +252,10 @@ def shard_models(ranks: Ranks, student: LanguageModel, teacher: Teacher | None, 
     for role, lm in (("student", student), ("teacher", model_of(teacher))):
         if lm is None:
             continue
-        layers = marked_layers(lm.module) if type(lm) is LanguageModel else []
-        if not layers or not isinstance(lm, LanguageModel):
+        if not isinstance(lm, LanguageModel) or not (layers := marked_layers(lm.module)):
             kind = lm.module.config.model_type if isinstance(lm, LanguageModel) else "several models"
             raise SettingError("sharding", how, f"the {role} ({kind}) cannot be shared out; set it to none")
-        shard(lm.module, layers, lm.body, ranks, how)
+        shard(lm.module, layers, lm.bodies, ranks, how)
 
 
 def check_same_prompts(ranks: Ranks, task: Task, items: Sequence[Item]) -> None:

@@ -155,7 +155,7 @@ def idle_batch(lm: Scorer) -> MicroBatch:
         attention_mask_BT=torch.ones_like(tokens_BT),
         action_mask_BT=torch.zeros_like(tokens_BT, dtype=torch.bool),
         logp_BT=torch.zeros_like(tokens_BT, dtype=torch.float32),
-        layouts_B=(RowLayout(0, 1, 2, np.zeros(0, dtype=np.int64)),),
+        layouts_B=(RowLayout(0, 2, 2, np.zeros(0, dtype=np.int64)),),
     )
     return MicroBatch([], batch)
 

@@ -4,7 +4,8 @@ A rank holds its part of each weight, of its gradient and of the optimizer's mom
 
 - While the model trains, or scores texts in micro-batches, its own forward pass gathers one layer after the other. Each
   pass is a collective call, so all ranks run as many (`rlgkd.agents.micro_batch`). Embeddings and head are gathered
-  together, and stay until the gradient has been formed, for the fused loss reads the head after the pass.
+  together, and stay until the gradient has been formed, or until `release`: the fused loss reads the head after the
+  pass.
 - While it samples or is evaluated it is `whole`: each rank has all weights, plain tensors in the place of shards, and
   runs as many passes as it needs. So the decoders, and the hand-written layers, read it as they read any other model.
 - On disks are whole weights, as those of one process: `full` and `shard_like` go from one to the other.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
@@ -40,13 +41,13 @@ _whole: WeakSet[nn.Module] = WeakSet()
 """Sharded models of which this process has all weights now."""
 
 
-def shard(module: nn.Module, layers: Sequence[nn.Module], body: nn.Module, ranks: Ranks, how: How) -> None:
+def shard(module: nn.Module, layers: Sequence[nn.Module], bodies: Sequence[nn.Module], ranks: Ranks, how: How) -> None:
     """Share a model's weights out over the ranks, in place; a collective call. Alone nothing changes.
 
     Args:
         module: The model with its head, equal on all ranks, which have it whole until here.
         layers: Its parts that are gathered by themselves; the rest is gathered with the head.
-        body: Its part without the head, which may be called by itself from now on.
+        bodies: Its parts without the head that are called by themselves.
         ranks: The processes of the job.
         how: `full` over all of them; `hybrid` over those of each machine, which hold all of it together.
 
@@ -64,13 +65,17 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], body: nn.Module, ranks
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    # A body is called past its model, at whose call alone embeddings and head would be gathered.
-    forward = body.forward
-    name = "run_body"
-    setattr(module, name, MethodType(lambda _, *inputs, **named: forward(*inputs, **named), module))
-    register_fsdp_forward_method(module, name)
-    body.forward = getattr(module, name)
+    for number, body in enumerate(bodies):
+        # Called past its model, at whose call alone embeddings and head would be gathered.
+        name = f"run_body_{number}"
+        setattr(module, name, MethodType(_without_self(body.forward), module))
+        register_fsdp_forward_method(module, name)
+        body.forward = getattr(module, name)
     _sharded[module] = names
+
+
+def _without_self(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _, *inputs, **named: forward(*inputs, **named)
 
 
 def _machines(ranks: Ranks) -> dict[str, int]:
@@ -94,8 +99,7 @@ def whole(*models: Any) -> Iterator[None]:
     Args:
         models: Language models, of which those that are not sharded stay as they are; None is none.
     """
-    modules = dict.fromkeys(getattr(model, "module", None) for model in models)  # in one order on all ranks
-    roots = [m for m in modules if isinstance(m, nn.Module) and is_sharded(m) and m not in _whole]
+    roots = [module for module in _sharded_modules(models) if module not in _whole]
     parts: list[Any] = [part for root in roots for part in root.modules() if hasattr(part, "unshard")]
     for root in roots:
         _whole.add(root)
@@ -111,6 +115,25 @@ def whole(*models: Any) -> Iterator[None]:
             part.reshard()
         for root in roots:
             _whole.discard(root)
+
+
+def release(*models: Any) -> None:
+    """Give back what passes have gathered of these models and no gradient has given back, such as a teacher's head."""
+    roots: list[Any] = _sharded_modules(models)
+    for root in roots:
+        if hasattr(
+            root, "reset_iter_state"
+        ):  # since torch 2.13: it also forgets the passes, which torch keeps a list of
+            root.reset_iter_state()
+        for part in root.modules():
+            if hasattr(part, "reshard"):
+                part.reshard()
+
+
+def _sharded_modules(models: Sequence[Any]) -> list[nn.Module]:
+    """Those of these models that are shared out, each once and in one order on all ranks."""
+    modules = dict.fromkeys(getattr(model, "module", None) for model in models)
+    return [module for module in modules if isinstance(module, nn.Module) and is_sharded(module)]
 
 
 def state_dict(module: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlgkd.errors import ProcessError, RewardError, RlgkdError, SettingError
+from rlgkd.scripts._console import print_nowhere
 
 OF_THE_SYSTEM = (
     errno.EACCES,
@@ -46,8 +47,11 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if not _has_working_folder():
             ours = RlgkdError("folder", os.curdir, "the working folder is gone; go to one that is there")
-        elif error.errno not in OF_THE_SYSTEM or error.filename is None:
+        elif error.errno not in OF_THE_SYSTEM:
             raise
+        elif error.filename is None:  # a stream: files are opened by their name
+            print_nowhere(1)  # else Python complains again when it flushes at its end
+            ours = RlgkdError("output", os.strerror(error.errno), "it could not be written; look at where it goes")
         else:
             remedy = f"{error.strerror}: see its permissions, its name and its disk"
             ours = RlgkdError("file", str(error.filename), remedy)

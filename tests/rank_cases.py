@@ -171,6 +171,8 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     ),
     "sharded lora": lambda _: learner(sharding="full", lora_rank=4, teacher="self", teacher_decay=0.0),
     "sharded bfloat16": lambda _: learner(sharding="full", dtype="bfloat16", teacher_dtype="bfloat16", lora_rank=4),
+    "sharded t5": lambda _: learner(model="t5", sharding="full", epochs=2, policy_loss="clipped"),
+    "sharded t5, 1 prompt": lambda _: learner(model="t5", sharding="full", prompts_per_update=1, token_budget=32),
     "sharded, 1 prompt": lambda _: learner(sharding="full", prompts_per_update=1, token_budget=16),
     "sharded, with a served teacher that fails": lambda _: taught_by_a_server(
         sharding="full", teacher_top_k=5, prompts_per_update=5
@@ -273,7 +275,7 @@ def failures() -> dict[str, str]:
         "weights": other_weights,
         "stop": one_stops,
         "nested": nested,
-        "sharded t5": lambda: learner(model="t5", sharding="full"),
+        "sharded teachers": lambda: learner(teacher={"one": tiny.model(vocabulary=len(WORDS) + 1)}, sharding="full"),
         "sharded predict": lambda: learner(sharding="full").predict(np.full((1, 12), 1)),
     }
     found = {}

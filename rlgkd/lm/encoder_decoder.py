@@ -8,6 +8,7 @@ trained; the decoder begins with its start token, so that here too the state at 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class EncoderDecoderModel(LanguageModel):
         prompt_B = np.array([layout.prompt for layout in layouts_B])
         length_B = np.array([len(layout.actions) for layout in layouts_B])
         # The decoder's input, right-padded: the start token, then each row's actions but for the last.
-        source_BL = prompt_B[:, None] + np.arange(length_B.max()) - 1
+        source_BL = prompt_B[:, None] + np.arange(max(1, length_B.max())) - 1
         source_BL = source_BL.clip(0, batch.tokens_BT.shape[1] - 1)
         tokens_BL = batch.tokens_BT.gather(1, to_device(source_BL, self.device))
         tokens_BL[:, 0] = self._start
@@ -146,6 +147,11 @@ class EncoderDecoderModel(LanguageModel):
         mask_B11P = self._additive(column_P < prompt_B1 + open_B1)[:, None, None]
         output = self.module.get_encoder()(input_ids=tokens_BP, attention_mask=mask_B11P)
         return output.last_hidden_state.to(self.device), mask_B11P
+
+    @property
+    def bodies(self) -> list[Any]:
+        """See `LanguageModel.bodies`."""
+        return [self.module.get_encoder(), self.module.get_decoder()]
 
     def _additive(self, visible: Tensor) -> Tensor:
         return additive_mask(visible, self.module.dtype)

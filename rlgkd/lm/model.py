@@ -210,6 +210,11 @@ class LanguageModel:
         body = self.module.base_model
         return body if body is not self.module else getattr(body, "model", body)  # Llama 4's prefix names no part of it
 
+    @property
+    def bodies(self) -> list[Any]:
+        """The modules whose forward passes it runs."""
+        return [self.body]
+
     def _check_forward(self) -> None:
         """Refuse by name what `_check_head` and `_check_decoding` find, or cannot run."""
         try:

@@ -138,7 +138,7 @@ def _packed_rows(layouts: Sequence[RowLayout], hidden: int) -> list[list[int]]:
     for rows in groups.values():
         prompt = layouts[rows[0]].prompt
         mean = sum(layouts[row].length - prompt for row in rows) / len(rows)
-        size = max(1, int(math.sqrt(prompt * (6 * hidden + prompt)) / mean))
+        size = max(1, int(math.sqrt(prompt * (6 * hidden + prompt)) / max(1, mean)))
         packed_rows += [rows[start : start + size] for start in range(0, len(rows), size)]
     return packed_rows
 

@@ -5,19 +5,23 @@ Each command imports what it runs when it runs, so that `rlgkd --help` imports n
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
 from rlgkd import __version__
-from rlgkd.scripts._console import ShownFormatter
+from rlgkd.scripts._console import ShownFormatter, lasting_streams
 from rlgkd.scripts._errors import check_one_process, one_line_errors
 from rlgkd.scripts.cli import models, projects, training
 
+LONG = ("train", "compare", "teach")
+"""Commands that work on where nobody reads what they print."""
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -66,10 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Figures go into files; matplotlib's import fails by a notebook's backend that is not here.
     os.environ["MPLBACKEND"] = "agg"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the locale lacks is shown as its code
+        sys.stdout.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(ShownFormatter())
-    with one_line_errors():
+    lasting = lasting_streams() if given and given[0] in LONG else nullcontext()
+    with lasting, one_line_errors():
         if given and given[0] != "train":
             check_one_process(f"rlgkd {given[0]}")
         app(args=list(arguments) if arguments is not None else None, prog_name="rlgkd")

@@ -113,9 +113,11 @@ def generate(
 
     def show(completion: str) -> None:
         # A file gets the text as it is; a terminal would obey what a model generated.
-        typer.echo(shown(completion) if sys.stdout.isatty() else completion)
+        typer.echo(shown(completion) if sys.stdout is not None and sys.stdout.isatty() else completion)
 
     def read_line() -> str | None:
+        if sys.stdin is None:  # closed
+            return None
         try:
             return input("> " if sys.stdin.isatty() else "")
         except EOFError:

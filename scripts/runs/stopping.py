@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlgkd.scripts._console import say
+from rlgkd.scripts._console import print_nowhere, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # not on Windows
 NOTICE = b"\nstopping at a whole update"
@@ -64,7 +64,7 @@ class StopRequest:
         try:
             os.write(2, notice if self._waits else b"\n")
         except OSError:  # its terminal is gone: what is printed from now on must not stop the checkpoint
-            _print_nowhere()
+            print_nowhere(1, 2)
         if not self._waits:
             raise KeyboardInterrupt
 
@@ -96,10 +96,3 @@ def stoppable(command: str, console: Console, *, second_ends: bool = True) -> It
         ended = request.number is not None and request.second_ends
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if ended else handler)
-
-
-def _print_nowhere() -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    os.close(nowhere)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 import rlgkd
 from rlgkd.errors import RewardError
 from rlgkd.scripts import cli
-from rlgkd.scripts.runs import train
+from rlgkd.scripts._console import say
+from rlgkd.scripts.runs import generate, train
 
 
 def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
@@ -51,6 +55,63 @@ def test_a_working_folder_that_is_gone_is_one_line(
         cli.main(["train", "quickstart", "env_settings.data=mine.jsonl", "--out", "run"])
     line = "rlgkd: folder: '.' does not work; the working folder is gone; go to one that is there\n"
     assert (left.value.code, capsys.readouterr().err) == (2, line)
+
+
+@pytest.fixture
+def quiet_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY", "MPLBACKEND"):
+        monkeypatch.setenv(name, "error")  # main would leave its own behind
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+
+
+@needs_full
+@pytest.mark.usefixtures("quiet_libraries")
+def test_a_training_goes_on_where_nobody_can_read_what_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log on a full disk, and a pipe whose reader has ended: the run died at its next line, without a checkpoint."""
+    ended = []
+
+    def start(*given: Any, **settings: Any) -> Path:
+        for _ in range(3):
+            say(Console(stderr=True), "a line")
+            Console(stderr=True).print(Table("a table"))
+            print("a warning", file=sys.stderr, flush=True)
+        ended.append(True)
+        return Path("report.html")
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(train, "start", start)
+    with open("/dev/full", "w") as full, os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", pipe)
+        with pytest.raises(SystemExit) as left:
+            cli.main(["train", "quickstart"])
+        assert (left.value.code, ended, sys.stdout) == (0, [True], full)
+
+
+@needs_full
+def test_output_on_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "rlgkd.scripts", "list", "recipes"]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "rlgkd: output: 'No space left on device' does not work; it could not be written; look at where it goes\n"
+    assert (found.returncode, found.stderr) == (2, line)
+
+
+@pytest.mark.usefixtures("quiet_libraries")
+def test_a_text_is_printed_where_there_is_no_output_and_where_it_has_no_letters_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate, "complete", lambda *given, **settings: ["\ufffd \xe9"])
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", write_through=True)
+    for stream in (None, out):
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as left:
+            cli.main(["generate", "a-model", "a prompt"])
+        assert left.value.code == 0
+    assert out.buffer.getvalue() == b"\\ufffd \xe9\n"  # type: ignore[attr-defined]
 
 
 def test_the_plots_of_a_notebook_whose_backend_is_not_here_stop_no_report() -> None:

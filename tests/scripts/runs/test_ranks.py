@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -119,13 +121,13 @@ KILLS = int(os.environ.get("RLGKD_KILLS", "3"))
 @minutes
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
-    tmp_path: Path, whole: Path, kill: int
+    tmp_path: Path, wholes: Callable[[str], Path], kill: int
 ) -> None:
-    """RLGKD_KILLS=20 kills as often, either process at a moment of its own between the first update and the last."""
-    out, other = tmp_path / "killed", tmp_path / "other"
-    moment = random.Random(kill).uniform(0.0, 6.0)
+    """RLGKD_KILLS=20 kills as often, either process at a moment of its own; every third run has its weights sharded."""
+    out, other, sharding = tmp_path / "killed", tmp_path / "other", "full" if kill % 3 == 2 else "none"
+    whole, moment = wholes(sharding), random.Random(kill).uniform(0.0, 6.0)
     launcher = subprocess.Popen(
-        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
+        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER, f"sharding={sharding}"], env=ENV,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -143,8 +145,8 @@ def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
         time.sleep(0.01)
     launcher.wait(timeout=1)
     took, updates = time.monotonic() - began, len((out / "rollouts.jsonl").read_text().splitlines()) // 16
-    print(f"{moment:.2f} s after the first texts, in update {updates}: {'killed' if running else 'it had ended'}, "
-          f"all gone after {took:.1f} s")  # fmt: skip
+    how = "killed" if running else "it had ended"
+    print(f"sharding={sharding}, {moment:.2f} s after the start, in update {updates}: {how}, gone after {took:.1f} s")
     assert took < 10
     shutil.copytree(out, other)
     again, alone = run(TWO, "--resume", str(out), "--quiet"), run(COMMAND, "--resume", str(other), "--quiet")
@@ -179,12 +181,23 @@ def test_a_signal_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that was never stopped."""
-    out = tmp_path_factory.mktemp("ranks") / "whole"
-    done = run(TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER)
-    assert done.returncode == 0, done.stderr
-    return out
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By `sharding`, a run of two processes that was never stopped."""
+
+    @cache
+    def whole(sharding: str) -> Path:
+        out = tmp_path_factory.mktemp("ranks") / "whole"
+        done = run(TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER, f"sharding={sharding}")
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return whole
+
+
+@pytest.fixture(scope="module")
+def whole(wholes: Callable[[str], Path]) -> Path:
+    """One with whole copies of the weights."""
+    return wholes("none")
 
 
 def runs(process: int) -> bool:
