@@ -8,6 +8,7 @@ Nothing random is global: see `TrainingState`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -322,23 +323,39 @@ class TextAgent(TokenAlgorithm):
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
     ) -> list[str]:
         """Complete prompts in the environment's format, one turn each, and return the texts.
 
         A collective call where the student is shared out over processes.
 
-        The filters (rlgkd.ops.logit_filters) need `greedy=False`. Training has none: they change what a policy can
-        generate.
+        The filters (rlgkd.ops.logit_filters) and `temperature` need `greedy=False`. Training has no filters: they
+        change what a policy can generate. Temperature and limit are those of training unless given.
+
+        Raises: SettingError, DataError.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise DataError("prompts", prompts, "give a list of texts")
         if not prompts:
             return []
         filters = Filters(top_k=top_k, top_p=top_p, min_p=min_p)
+        student, task = self.student, self.task
+        if temperature is not None:
+            student = student.at_temperature(temperature)
+            if greedy:
+                raise SettingError(
+                    "greedy", greedy, "the likeliest token is so at any temperature; set greedy to False"
+                )
+        if max_new_tokens is not None:
+            if max_new_tokens < 1:
+                raise SettingError("max_new_tokens", max_new_tokens, "give a whole number of 1 or more")
+            task = copy.copy(task)
+            task.max_new_tokens = max_new_tokens
         items = [Item(key=f"generate/{n}", prompt=prompt) for n, prompt in enumerate(prompts)]
-        with whole(self.student):
+        with whole(student):
             episodes = sample_episodes(
-                self.student, self.task, items, seed=seed, greedy=greedy, filters=filters, single_turn=True
+                student, task, items, seed=seed, greedy=greedy, filters=filters, single_turn=True
             )
         return [episode.text for episode in episodes]
 

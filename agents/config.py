@@ -28,6 +28,7 @@ from rlgkd.types import reads_sibling
 
 
 def _advantage(name: str) -> Advantage:
+    check_advantage(name, 2, 2)
     return ADVANTAGES[name]
 
 

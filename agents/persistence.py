@@ -20,7 +20,7 @@ from rlgkd.lm.loading import dtype_of
 from rlgkd.lm.lora import has_adapters
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.saving import ADAPTER_FOLDER, check_not_base, remove_older_adapters, save
-from rlgkd.settings import Settings, layered
+from rlgkd.settings import Settings, layered, marks
 from rlgkd.teachers.names import is_self
 
 SETTINGS_FILE = "rlgkd_agent.json"
@@ -142,6 +142,12 @@ def read_agent(
             settings["teacher"] = str(folder / TEACHER_FOLDER)
         elif was_self and decay is None:  # the start, not what training has made of it
             settings["teacher"] = settings["policy"]
+    for mark in marks(config):
+        own = settings.get(mark.kind)
+        if (
+            mark.kind not in given and own is not None and (not isinstance(own, str) or ":" in own)
+        ):  # a file runs no code
+            raise SettingError(mark.kind, own, f"it is a function of your own; pass {mark.kind}=... to load")
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")

@@ -213,6 +213,8 @@ def _join(timeout: float) -> None:
     try:
         if int(size) <= 1:
             return
+        if not 0 <= int(rank) < int(size):  # torch would wait for the others
+            raise ValueError(f"ranks go from 0 to {int(size) - 1}")
         backend = "gloo"
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"  # objects go by gloo, which notices a process that is gone

@@ -49,6 +49,10 @@ class LastingStream:
             print_nowhere(self._stream.fileno())
         return len(text)
 
+    def close(self) -> None:
+        """Stay open: a reward that closes standard output would end the run."""
+        self.flush()
+
     def flush(self) -> None:
         """Flush what is written."""
         try:

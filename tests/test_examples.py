@@ -6,7 +6,10 @@ Guards against examples that a change of the library leaves broken, which is the
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import from_scratch
@@ -37,6 +40,23 @@ def test_a_project_is_sound_and_trains(project: Path, tmp_path: Path) -> None:
     assert [outcome for outcome in check_environment(settings, 8) if outcome.mark == "FAIL"] == []
     report = train.start(settings, tmp_path / "run", quiet=True)
     assert report is not None and (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_the_first_job_makes_its_data_and_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/first-job.md runs it with SmolLM2; here is a small model, without the chat that this one does not know."""
+    shutil.copytree(EXAMPLES / "first_job", tmp_path / "job")
+    monkeypatch.chdir(tmp_path / "job")
+    runpy.run_path("make_data.py", run_name="__main__")
+    rows = {name: Path(f"{name}.jsonl").read_text().splitlines() for name in ("train", "test", "validation")}
+    assert [len(lines) for lines in rows.values()] == [400, 64, 32]
+    for line in rows["train"]:
+        row = json.loads(line)
+        assert row["request"].lower() not in row["mail"].lower() and row["order"] in row["mail"]
+    small = ["student=embedded:grounded-student", "teacher=embedded:grounded-teacher", "env_settings.chat=false"]
+    limits = ["env_settings.system=null", "env_settings.max_prompt_tokens=160", "env_settings.max_new_tokens=48"]
+    settings = read("job.yaml", [*small, *limits, *SHORT])
+    assert [outcome for outcome in check_environment(settings, 8) if outcome.mark == "FAIL"] == []
+    assert train.start(settings, tmp_path / "run", quiet=True) is not None
 
 
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)

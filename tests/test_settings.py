@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 
 from rlgkd.agents import Distill, Reinforce
 from rlgkd.agents.config import AlgorithmConfig
@@ -17,7 +20,7 @@ from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.objective import Objective
 from rlgkd.ops import divergence
 from rlgkd.ops.schedule import Schedule
-from rlgkd.settings import Settings, checked_arguments, layered
+from rlgkd.settings import Settings, checked_arguments, layered, marks
 
 GROUPS = [name for name, info in AlgorithmConfig.model_fields.items() if isinstance(info.default, Settings)]
 
@@ -174,3 +177,88 @@ def test_of_very_many_known_names_only_the_nearest_are_listed() -> None:
     assert said.startswith("did you mean 'setting_7'?") and "of 200 known ones the nearest: " in said
     assert len(said) < 200
     assert unknown_remedy("x", known) == "200 are known; rlgkd list has all"
+
+
+OWN = '''
+"""Functions of a user's own."""
+
+
+def hellinger(teacher_logits, student_logits, *, sharp: float = 1.0):
+    """Squared Hellinger distance.
+
+    Args:
+        sharp: Factor.
+    """
+    log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+    return sharp * (1.0 - ((log_p + log_q) / 2).exp().sum(-1))
+
+
+def whole(teacher_logits, student_logits):
+    return teacher_logits - student_logits
+
+
+def alone(logits):
+    return logits
+
+
+def best(reward_PG, valid_PG):
+    return (reward_PG - reward_PG.amax(1, keepdim=True)).masked_fill(~valid_PG, 0.0)
+
+
+def ranks(reward_PG, valid_PG):
+    return reward_PG.amax(1)
+
+
+number = 3
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The path of a file with functions of a user's own; the tables forget them after the test."""
+    tables = [(mark.table, dict(mark.table)) for mark in marks(AlgorithmConfig)]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = tmp_path / f"own_{tmp_path.name}.py"
+    file.write_text(OWN)
+    yield str(file)
+    for table, before in tables:
+        table.clear()
+        table.update(before)
+
+
+def test_a_function_of_ones_own_is_given_by_its_path_with_its_parameters(own: str) -> None:
+    config = AlgorithmConfig(divergence=f"{own}:hellinger", sharp=0.5, advantage=f"{own}:best")
+    variant = config.objective.divergence
+    assert variant.parameters == (("sharp", 0.5),)
+    logits = torch.randn(3, 5)
+    assert variant.function(logits, logits).abs().max() < 1e-6
+    assert AlgorithmConfig(**config.flat()) == config
+    assert config == AlgorithmConfig(divergence=f"{own}:hellinger(0.5)", advantage=f"{own}:best")
+
+
+def test_a_function_of_ones_own_is_given_as_such(own: str) -> None:
+    def own_divergence(teacher_logits: torch.Tensor, student_logits: torch.Tensor) -> torch.Tensor:
+        return (teacher_logits - student_logits).abs().sum(-1)
+
+    first = AlgorithmConfig(divergence=own_divergence)
+    second = AlgorithmConfig(divergence=lambda t, s: (t - s).square().sum(-1))
+    third = AlgorithmConfig(divergence=lambda t, s: (t - s).square().mean(-1))
+    names = [config.objective.divergence.name for config in (first, second, third)]
+    assert len({*names}) == 3
+    assert AlgorithmConfig(divergence=own_divergence) == first == AlgorithmConfig(**first.flat())
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "words"),
+    [
+        ("divergence", "whole", r"of tensors \[2, 1\] it made \[2, 1\]; return \[2\]"),
+        ("divergence", "alone", "it raised TypeError: "),
+        ("divergence", "number", "it is of type int; name a function"),
+        ("divergence", "missing", "it could not be imported: "),
+        ("advantage", "ranks", r"it gave \[2\]; return \[P, G\]"),
+        ("gate", "hellinger", "it reads teacher_logits; "),
+    ],
+)
+def test_a_function_of_ones_own_that_cannot_work_is_refused(own: str, setting: str, name: str, words: str) -> None:
+    with pytest.raises(SettingError, match=f"^{setting}: .*{words}"):
+        AlgorithmConfig(**{setting: f"{own}:{name}"})

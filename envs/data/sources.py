@@ -63,7 +63,8 @@ class ListItems:
 
     def _items_of(self, split: str) -> tuple[Item, ...]:
         if split not in self._splits:
-            raise DataError("split", split, f"choose one of {', '.join(self._splits)}{self._advice}")
+            advice = self._advice or "; or give the data this split too"
+            raise DataError("split", split, f"choose one of {', '.join(self._splits)}{advice}")
         return self._splits[split]
 
 

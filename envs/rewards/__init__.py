@@ -4,6 +4,7 @@ from rlgkd.envs.rewards.causal_judge import CausalJudge
 from rlgkd.envs.rewards.combined import Shaped, Weighted
 from rlgkd.envs.rewards.entailment import Entailment
 from rlgkd.envs.rewards.http import judge, served
+from rlgkd.envs.rewards.mathematics import mathematics
 from rlgkd.envs.rewards.reward_model import RewardModel
 from rlgkd.envs.rewards.text import bleu, chrf, exact, length, numeric, pattern, rouge
 
@@ -18,6 +19,7 @@ __all__ = [
     "exact",
     "judge",
     "length",
+    "mathematics",
     "numeric",
     "pattern",
     "rouge",

@@ -29,6 +29,7 @@ from rlgkd.envs.rewards.combined import Weighted
 from rlgkd.envs.rewards.entailment import Entailment
 from rlgkd.envs.rewards.grader import Grader
 from rlgkd.envs.rewards.http import judge, served
+from rlgkd.envs.rewards.mathematics import mathematics
 from rlgkd.envs.rewards.reward_model import RewardModel
 from rlgkd.envs.rewards.text import bleu, chrf, exact, length, numeric, pattern, rouge
 from rlgkd.errors import SettingError, unknown_remedy
@@ -49,6 +50,7 @@ SHIPPED: Mapping[str, Callable[..., Reward]] = {
     "exact": exact,
     "judge": judge,
     "length": length,
+    "mathematics": mathematics,
     "numeric": numeric,
     "pattern": pattern,
     "rouge": rouge,

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,7 +37,7 @@ from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
 from rlgkd.lm.layers import keep_layers
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.model_files import check_files
+from rlgkd.lm.model_files import check_files, without_bars
 from rlgkd.lm.placement import is_fixed, quantization_config
 from rlgkd.sharding import full
 
@@ -332,8 +332,9 @@ def _base_of(name: str) -> str:
 
 
 def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -> Any:
-    what = "it" if "local_files_only" in arguments else f"{NO_FOLDER}, and the hub's model of that name"
-    with _damage_named(name, f"{what} could not be opened"):
+    local = "local_files_only" in arguments
+    what = "it" if local else f"{NO_FOLDER}, and the hub's model of that name"
+    with _damage_named(name, f"{what} could not be opened"), without_bars() if local else nullcontext():
         return opener(where, trust_remote_code=False, **arguments)
 
 

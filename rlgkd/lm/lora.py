@@ -37,11 +37,12 @@ def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None
 
     Args:
         module: Only the adapters are trained.
-        rank: The rank of the additions, 1 or more.
+        rank: The rank of the additions, from 1 to that of the model's largest matrix.
         alpha: The additions are scaled by alpha / rank; None is twice the rank.
         seed: For the matrices A; no global generator is touched.
 
-    Raises: DependencyError without peft; SettingError for a model that has adapters already.
+    Raises: DependencyError without peft; SettingError for a model that has adapters already, or a rank above that of
+        all its matrices.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -49,6 +50,10 @@ def add_adapters(module: PreTrainedModel, rank: int, *, alpha: int | None = None
         raise DependencyError("lora_rank", rank, "install its package: pip install 'rlgkd[lora]'") from error
     if has_adapters(module):
         raise SettingError("lora_rank", rank, "the model has adapters already; leave it out to train those")
+    most = max(min(weight.shape[-2:]) for weight in module.parameters() if weight.dim() > 1)
+    if rank > most:
+        remedy = f"no matrix of the model has a rank above {most}; give less, or 0 to train all weights"
+        raise SettingError("lora_rank", rank, remedy)
     transposed = any(isinstance(part, Conv1D) for part in module.modules())  # GPT-2's weights are [in, out]
     experts = _expert_parameters(module)
     config = LoraConfig(

@@ -10,6 +10,7 @@ Encoder-decoder models are in rlgkd.lm.encoder_decoder; `rlgkd.lm.language_model
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -60,11 +61,9 @@ class LanguageModel:
         token is in the vocabulary, or if on a few tokens the output head is more than a linear layer (see `logits`),
         or decoding with a cache differs from the model's whole forward pass.
         """
-        if not 0 < temperature < math.inf:
-            raise SettingError("temperature", temperature, "give a finite number above 0")
         self.module = module.eval()
         self.tokenizer = tokenizer
-        self.temperature = temperature
+        self.temperature = _checked_temperature(temperature)
         self.rows_at_once = rows_at_once
         self.compile_decoding = compile_decoding
         self.vocabulary = len(tokenizer) if vocabulary is None else vocabulary
@@ -90,6 +89,15 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where its input goes and its states come from; that of its parameters, unless accelerate spreads them."""
         return self.head.weight.device
+
+    def at_temperature(self, temperature: float) -> LanguageModel:
+        """The same model, sampled and scored at another temperature; this one keeps its own.
+
+        Raises: SettingError for one that is not above 0.
+        """
+        other = copy.copy(self)
+        other.temperature = _checked_temperature(temperature)
+        return other
 
     @property
     def context(self) -> int:
@@ -288,6 +296,12 @@ class LanguageModel:
         exact = self.body.dtype in (torch.float32, torch.float64) and not is_quantized(self.module)
         tolerance = rounding if exact else rounding_16_bits
         return bool((difference_TV.norm(dim=-1) <= tolerance * scale_TV.norm(dim=-1)).all())
+
+
+def _checked_temperature(temperature: float) -> float:
+    if not 0 < temperature < math.inf:
+        raise SettingError("temperature", temperature, "give a finite number above 0")
+    return temperature
 
 
 def _scale_and_cap(config: PreTrainedConfig) -> tuple[float, float | None]:

@@ -1,12 +1,18 @@
-"""Looks at the files of a model's folder before transformers does, which passes over some damage or never ends."""
+"""Looks at the files of a model's folder before transformers does, which passes over some damage or never ends.
+
+And keeps it from drawing progress bars for them.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as bars
 
 from rlgkd.errors import ModelError, one_line
 from rlgkd.file_kinds import other_kind
@@ -16,6 +22,18 @@ OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "sp
 INDEX = ".safetensors.index.json"
 MAX_HEADER = 10**8
 """Bytes of the header of a safetensors file, as that library limits them."""
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Draw no progress bars of transformers: files of this machine take seconds, and bars break a live line."""
+    shows = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            bars.enable_progress_bar()
 
 
 def check_files(name: str, folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from rlgkd.errors import SettingError
 from rlgkd.lm.adapter_files import remove_adapter, save_adapter
 from rlgkd.lm.lora import merged_state_dict
+from rlgkd.lm.model_files import without_bars
 from rlgkd.lm.text_format import end_token
 from rlgkd.permissions import follow_umask
 from rlgkd.sharding import is_sharded, shallow_copy, state_dict
@@ -71,7 +72,8 @@ def save(
         state = state_dict(module)
     if dtype is not None:
         state = _cast(state_dict(module) if state is None else state, dtype)
-    saved.save_pretrained(folder, safe_serialization=True, state_dict=state)
+    with without_bars():
+        saved.save_pretrained(folder, safe_serialization=True, state_dict=state)
     if dtype is not None:  # save_pretrained writes the precision of the model
         saved.config.dtype = dtype
         saved.config.save_pretrained(folder)

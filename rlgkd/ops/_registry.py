@@ -76,6 +76,7 @@ def bind(
     settings: Mapping[str, float | bool],
     *,
     tensors: int = 2,
+    reduces: bool = False,
 ) -> Bound:
     """Return the function of this name with its settings, the keyword-only arguments, bound.
 
@@ -85,9 +86,11 @@ def bind(
         functions: The registered functions by name.
         settings: Values of keyword-only arguments.
         tensors: How many tensors the function takes.
+        reduces: Whether the last dimension is gone from what it returns.
 
     Raises:
-        SettingError: an unknown name, an unknown or missing setting, or a value outside its range.
+        SettingError: an unknown name, an unknown or missing setting, a value outside its range, or a function that
+            returns something else.
     """
     function = functions[check_name(kind, name, functions)]
     known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
@@ -98,7 +101,13 @@ def bind(
         if parameter.default is parameter.empty and field not in settings:
             raise SettingError(field, None, f"{name} needs it; pass {field}=...")
     bound = functools.partial(function, **settings)
-    bound(*[torch.zeros(1)] * tensors)  # so that the values of the settings are checked now, not at the first batch
+    found: Any = bound(
+        *[torch.zeros(2, 1)] * tensors
+    )  # now, so that the settings' values are not checked at the first batch
+    shape = (2,) if reduces else (2, 1)
+    if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+        made = [*found.shape] if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise SettingError(kind, name, f"of tensors [2, 1] it made {made}; return {[*shape]}")
     return bound
 
 

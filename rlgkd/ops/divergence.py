@@ -307,7 +307,7 @@ def get(name: str, **settings: float | bool) -> Divergence:
         >>> round(get("jsd", beta=0.9)(teacher, student).item(), 5)
         0.0584
     """
-    return bind("divergence", name, DIVERGENCES, settings)
+    return bind("divergence", name, DIVERGENCES, settings, reduces=True)
 
 
 def _mixed_kls(

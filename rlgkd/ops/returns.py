@@ -8,6 +8,7 @@ bottom.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -248,7 +249,7 @@ UNSCALED = ("raw", "mean_baseline", "leave_one_out")
 
 
 def check_advantage(name: str, prompts: int, group_size: int) -> None:
-    """Refuse an unknown name, and a batch that is too small for the advantage.
+    """Refuse an unknown name, a batch that is too small for the advantage, and one that gives another shape.
 
     Raises:
         SettingError: the name, or the size of the groups.
@@ -256,6 +257,9 @@ def check_advantage(name: str, prompts: int, group_size: int) -> None:
     function = ADVANTAGES[check_name("advantage", name, ADVANTAGES)]
     try:
         reward_PG = torch.zeros(prompts, group_size, device="cpu")
-        function(reward_PG, torch.ones_like(reward_PG, dtype=torch.bool))
+        found: Any = function(reward_PG, torch.ones_like(reward_PG, dtype=torch.bool))
     except SettingError as error:
         raise SettingError("group_size", group_size, f"{name} needs 2 samples of a prompt or more") from error
+    if not isinstance(found, Tensor) or found.shape != reward_PG.shape:
+        remedy = f"it gave {list(found.shape) if isinstance(found, Tensor) else type(found).__name__}; return [P, G]"
+        raise SettingError("advantage", name, remedy)

@@ -12,7 +12,7 @@ does not work is refused in one line, with the field, the value and what would w
 """
 
 from rlgkd.settings.argument_types import checked_arguments
-from rlgkd.settings.base import Settings, layered
+from rlgkd.settings.base import Settings, layered, marks
 from rlgkd.settings.fields import REQUIRED, Declared, Moving, Registered, Scheduled, Variant, arguments_of, span
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "arguments_of",
     "checked_arguments",
     "layered",
+    "marks",
     "span",
 ]

@@ -93,8 +93,8 @@ def layered(cls: type[Settings], below: Mapping[str, Any], above: Mapping[str, A
     Raises: SettingError for a variant whose brackets do not work.
     """
     kept = dict(below)
-    for mark in _marks(cls):
-        chosen = above.get(mark.kind)
+    for mark in marks(cls):
+        chosen = mark.named(above.get(mark.kind))
         if not isinstance(chosen, str):
             continue
         name, spelled = mark.spelled(chosen)
@@ -108,12 +108,12 @@ def layered(cls: type[Settings], below: Mapping[str, Any], above: Mapping[str, A
     return {**kept, **above}
 
 
-def _marks(cls: type[Settings]) -> Iterator[Registered]:
+def marks(cls: type[Settings]) -> Iterator[Registered]:
     """The registered fields of a class and its groups."""
     for info in cls.model_fields.values():
         default, mark = info.get_default(call_default_factory=True), mark_of(info)
         if isinstance(default, Settings):
-            yield from _marks(type(default))
+            yield from marks(type(default))
         elif isinstance(mark, Registered):
             yield mark
 
@@ -171,7 +171,7 @@ def _nested(cls: type[Settings], defaults: Settings | None, rest: dict[str, Any]
 
 def _variant(mark: Registered, own: Variant | None, rest: dict[str, Any]) -> Any:
     """The variant that flat names choose, `own` where they say nothing, as `Registered.variant` takes it."""
-    chosen = rest.pop(mark.kind, None)
+    chosen = mark.named(rest.pop(mark.kind, None))
     if chosen is None and own is None:
         return None
     if isinstance(chosen, Variant | Mapping):
@@ -201,7 +201,7 @@ def _schedule(mark: Scheduled, name: str, own: Moving, rest: dict[str, Any]) -> 
 
 def _refuse_unless_idle(cls: type[Settings], name: str, value: Any, given: Mapping[str, Any]) -> None:
     """Refuse a flat name that no field took, unless it is an idle parameter of a variant that was not chosen."""
-    for mark in _marks(cls):
+    for mark in marks(cls):
         takers = {taker: {p.name: p.default for p in parameters_of(f)} for taker, f in mark.table.items()}
         owners = [taker for taker, defaults in takers.items() if name in defaults]
         if not owners:

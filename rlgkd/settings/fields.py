@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
-from rlgkd.errors import SettingError, unknown_remedy
+from rlgkd.errors import RlgkdError, SettingError, one_line, unknown_remedy
+from rlgkd.imports import import_object, is_import_path
 from rlgkd.ops.schedule import Schedule, Shape
 from rlgkd.settings.remedies import refuses_bool, remedy_for, takes_none
 
@@ -46,13 +47,14 @@ class Variant:
 class Registered:
     """Marks a field whose value is a `Variant`: one of `table`, to which others may add.
 
-    The keyword-only parameters of a function are the settings that belong to it: name, type and default stand in its
+    A function of the user's own is given as such, or by an import path, and is added under that path. The
+    keyword-only parameters of a function are the settings that belong to it: name, type and default stand in its
     signature, the sentence in its docstring's `Args:`; it refuses values out of range itself.
     """
 
     kind: str
     """The field's name."""
-    table: Mapping[str, Callable[..., Any]]
+    table: dict[str, Callable[..., Any]]
     get: Callable[..., Callable[..., Any]]
     """(name, **parameters) -> the function with its parameters bound; it refuses what the function does not take."""
 
@@ -68,15 +70,31 @@ class Registered:
         """
         return self.variant({"name": name, **parameters})
 
+    def named(self, value: Any) -> Any:
+        """The name of a user's own function, given as such or by an import path; any other value as it is.
+
+        Raises: SettingError for a path that leads to none.
+        """
+        if callable(value):
+            function = value
+            name = f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+            while self.table.get(name, function) is not function:  # two lambdas, say
+                name += "'"
+        elif isinstance(value, str) and value not in self.table and is_import_path(value):
+            name, function = value, import_object(self.kind, value)
+            if not callable(function):
+                raise SettingError(self.kind, value, f"it is of type {type(function).__name__}; name a function")
+        else:
+            return value
+        self.table[name] = function
+        return name
+
     def variant(self, value: Any) -> Variant:
         """The variant of a name, or of `{"name": ..., parameter: value}`."""
         if isinstance(value, Variant):
             return value
         given = dict(value) if isinstance(value, Mapping) else {"name": value}
-        name = given.pop("name", None)
-        if callable(name):
-            remedy = "give a name; a function of your own gets one in the table of its kind (CONTRIBUTING.md)"
-            raise SettingError(self.kind, getattr(name, "__name__", type(name).__name__), remedy)
+        name = self.named(given.pop("name", None))
         if not isinstance(name, str) or name not in self.table:
             raise SettingError(self.kind, name, unknown_remedy(name, self.table))
         declared = {parameter.name: parameter for parameter in parameters_of(self.table[name])}
@@ -90,7 +108,13 @@ class Registered:
             if chosen is REQUIRED:
                 raise SettingError(key, None, f"{name} needs it; pass {key}=...")
             bound[key] = _typed(parameter, chosen)
-        return Variant(name, tuple(bound.items()), self.get(name, **bound))
+        try:
+            return Variant(name, tuple(bound.items()), self.get(name, **bound))
+        except RlgkdError:
+            raise
+        except Exception as error:  # of a function of the user's own
+            remedy = f"it raised {one_line(f'{type(error).__name__}: {error}', 200)}"
+            raise SettingError(self.kind, name, remedy) from error
 
     def taken(self, name: str) -> set[str]:
         """The names of the parameters of one function; of an unknown one, none."""
@@ -120,8 +144,9 @@ class Registered:
         Raises: SettingError for brackets that hold no number, or follow a function without parameters.
         """
         name, bracket, inside = text.partition("(")
+        name = self.named(name)
         if not bracket:
-            return text, {}
+            return name, {}
         first = {known: parameters_of(function) for known, function in self.table.items()}
         try:
             return name, {first[name][0].name: float(inside[: inside.index(")", len(inside) - 1)])}
@@ -189,7 +214,7 @@ def span(schedule: Moving) -> tuple[float, float]:
 def parameters_of(function: Callable[..., Any]) -> tuple[Declared, ...]:
     """A function's keyword-only parameters, with the sentences of its docstring's `Args:`."""
     sentences = arguments_of(inspect.getdoc(function) or "")
-    hints = get_type_hints(function, include_extras=True)
+    hints = get_type_hints(function if inspect.isroutine(function) else type(function).__call__, include_extras=True)
     return tuple(
         Declared(p.name, hints.get(p.name, Any), p.default, sentences.get(p.name, ""))
         for p in inspect.signature(function).parameters.values()

@@ -13,7 +13,7 @@ from rich.text import Text
 from rlgkd.scripts.comparison.findings import DISTANCE, clearly_best, findings
 from rlgkd.scripts.report.formatting import visible
 from rlgkd.scripts.report.lenient import to_interval
-from rlgkd.scripts.report.metrics import in_report_order, metric_of
+from rlgkd.scripts.report.metrics import METRICS, in_report_order, metric_of
 
 MOST_MEASURES: Final = 3
 """Columns of measures, besides that of the distance to the teacher; the report has them all."""
@@ -22,12 +22,14 @@ MOST_MEASURES: Final = 3
 def answer_table(results: Mapping[str, Any]) -> Table:
     """Return a `results.json` as a table: start, cells and teacher, each with its mean and 95% interval.
 
-    The columns are the first measures that have a better direction, and the distance to the teacher. A cell that is
-    clearly best is bold and has a `*`.
+    The columns are the reward, then measures of the user's own and the first others that have a better direction, and
+    the distance to the teacher. A cell that is clearly best is bold and has a `*`.
     """
     cells = [cell for cell in results["cells"] if cell["runs"]]
     named = in_report_order(dict.fromkeys(name for cell in cells for name in cell["scores"]))
-    names = [name for name in named if metric_of(name).better and "@" not in name and name != DISTANCE]
+    own = [name for name in named if name not in METRICS and "@" not in name]  # what the user asked to be measured
+    known = [name for name in named if name in METRICS and METRICS[name].better and name != DISTANCE]
+    names = sorted([*own, *known], key=lambda name: name != "reward")
     names = [*names[:MOST_MEASURES], *([DISTANCE] if DISTANCE in named else [])]
     best = {name: clearly_best(cells, name) for name in names}
     runs, prompts = max(len(cell["runs"]) for cell in cells), results["evaluation"]["prompts"]

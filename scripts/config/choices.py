@@ -23,7 +23,7 @@ def chooser(say: Callable[[str], None]) -> Callable[[RunConfig, frozenset[str]],
     """What `read` takes as `choose`: says each choice with its reason."""
 
     def choose(config: RunConfig, given: frozenset[str]) -> dict[str, Any]:
-        found = [*choices(config.student, config.algorithm, given, config.device), *_of_evaluations(config, given)]
+        found = [*choices(config.student, config.algorithm, given, config.device), *_of_the_run(config, given)]
         for choice in found:
             say(f"chosen: {choice}")
         return {choice.setting: choice.value for choice in found}
@@ -31,15 +31,16 @@ def chooser(say: Callable[[str], None]) -> Callable[[RunConfig, frozenset[str]],
     return choose
 
 
-def _of_evaluations(config: RunConfig, given: frozenset[str]) -> list[Choice]:
+def _of_the_run(config: RunConfig, given: frozenset[str]) -> list[Choice]:
     open_names = [name for name in ON_A_PROCESSOR if name not in given]
     if "eval_every" not in given and "eval_every_prompts" in open_names:
         open_names.remove("eval_every_prompts")  # there are no evaluations on the way
     device = torch.device("cpu") if config.device == "cpu" else best_device()
-    if not open_names or device.type != "cpu":
+    size = size_of_student(config.student, config.algorithm) if device.type == "cpu" else None
+    if size is None:
         return []
-    size = size_of_student(config.student, config.algorithm)
-    if size is None or size.parameters <= SMALL:
-        return []
+    if size.parameters <= SMALL:
+        reason = "several wait for one another at each small product, for long where other programs run"
+        return [] if "threads" in given else [Choice("threads", 1, reason)]
     reason = f"for {size.parameters / 1e6:,.0f} million parameters without an accelerator; more give narrower intervals"
     return [Choice(name, ON_A_PROCESSOR[name], reason) for name in open_names]

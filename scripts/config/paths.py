@@ -18,6 +18,8 @@ from rlgkd.teachers.names import is_self
 
 OF_PATHS = ("student", "teacher", "tokenizer", "teacher_texts", "data", "reward", "quality", "tools", "trackers")
 """Settings that hold paths, those of the environment among them."""
+OF_METHODS = ("divergence", "policy_loss", "gate", "gap", "advantage", "behaviour")
+"""Settings that name a function of the method, which may be the user's own."""
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems take 255."""
 
@@ -41,9 +43,13 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """The setting with its paths made absolute, each from the first of the folders that holds it.
 
     Paths are the models, `teacher_texts`, `teacher_map`, `sampler_folder`, `trackers`, and of the environment's
-    settings `tokenizer`, `data`, `reward`, `quality`, `tools`, `reply`. The last five and `trackers` may be Python:
-    `module:name`, where the module is a file of a folder, becomes `/folder/module.py:name`.
+    settings `tokenizer`, `data`, `reward`, `quality`, `tools`, `reply`. The last five, `trackers` and OF_METHODS may be
+    Python: `module:name`, where the module is a file of a folder, becomes `/folder/module.py:name`.
     """
+    if key == "stages" and isinstance(value, list | tuple):
+        return [settled(key, stage, folders) for stage in value]
+    if key == "stages" and isinstance(value, Mapping):
+        return {name: settled(name, inner, folders) for name, inner in value.items()}
     if key == "env_settings" and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
     if key in ("teacher", "reference_model") and is_self(value):
@@ -60,7 +66,7 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
         value = [name.strip() for name in value.split(",") if name.strip()]
     if key in ("tools", "trackers") and isinstance(value, list):
         return [_code(tool, folders) if isinstance(tool, str) else tool for tool in value]
-    if key == "reply":
+    if key == "reply" or key in OF_METHODS:
         return _code(value, folders) if isinstance(value, str) else value
     return _reward(value, folders) if key in ("reward", "quality") else value
 

@@ -22,11 +22,11 @@ from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.objective import Fraction
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.other_names import OTHERS
-from rlgkd.scripts.config.paths import settled
+from rlgkd.scripts.config.paths import OF_METHODS, settled
 from rlgkd.scripts.config.recipes import values_of
 from rlgkd.scripts.config.stages import Stage, check_heard, stages_of
 from rlgkd.secret_masks import masked
-from rlgkd.settings import Settings, layered
+from rlgkd.settings import Settings, layered, marks
 from rlgkd.teachers.names import is_self
 
 BRINGS_MODELS = {
@@ -234,7 +234,8 @@ def read(
     """Settings from a recipe's name or a YAML file, with `key=value` overrides (values in YAML).
 
     Paths in a file are looked up from its folder, then from the current one; those of overrides from the current one.
-    A recipe's models and settings of the environment belong to its own: on another environment they fall away.
+    A recipe's models and settings of the environment belong to its own: on another environment they fall away. Its
+    learning rate is that of its models: for another student it counts as not given.
 
     Args:
         source: The recipe or file.
@@ -255,8 +256,24 @@ def read(
     config = check(chosen)
     if choose is None:
         return config
-    given = frozenset(name for name, value in chosen.items() if value is not None and not _is_left(name, value))
-    return check({**chosen, **choose(config, given)})
+    given = {name for name, value in chosen.items() if value is not None and not _is_left(name, value)}
+    own = {*over, *(one.partition("=")[0] for one in overrides)}
+    if of_recipe and chosen.get("student") != values.get("student"):
+        given -= {"learning_rate"} - own  # a recipe's is that of the models it was made with
+    return check({**chosen, **choose(config, frozenset(given))})
+
+
+def read_without_code(source: Path) -> RunConfig:
+    """The settings in a run's file for what does not train: functions of the user's own and stages are left out.
+
+    Raises: SettingError as `read` does.
+    """
+    values = values_of(source, RunConfig.model_fields["agent"].default)[0]
+    dropped = {name for name in OF_METHODS if ":" in str(values.get(name))}
+    if any(":" in str(stage.get(name)) for stage in values.get("stages") or () for name in OF_METHODS):
+        dropped.add("stages")
+    known = {*setting_names()} - dropped if dropped else values.keys()  # nor are the functions' parameters known
+    return check({name: value for name, value in values.items() if name in known})
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -309,8 +326,11 @@ def check(values: Mapping[str, Any]) -> RunConfig:
 
     Raises: SettingError.
     """
-    known = setting_names()
     values = {key: value for key, value in values.items() if not _is_left(key, value)}
+    for mark in marks(RunConfig):
+        if isinstance(own := values.get(mark.kind), str):
+            mark.spelled(own)  # the parameters of a function of the user's own are settings too
+    known = setting_names()
     for key in values:
         if key not in known:
             ours = OTHERS.get(str(key))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rlgkd.scripts._change_text import change_text
@@ -12,7 +12,9 @@ from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import MeasureRow, measure_rows, metric_of
 
 COLLAPSED: Final = 0.1
-"""Texts have collapsed if their entropy is below this share of the start's and of the teacher's."""
+"""Texts have collapsed if their entropy is below this share of the start's and of the teacher's, and"""
+FEW_DISTINCT: Final = 0.5
+"""if fewer than this share of the texts to different prompts are distinct."""
 RANDOM: Final = 3.0
 """Texts have become random if their entropy is above this multiple of the start's and of the teacher's."""
 LEFT_TEACHER: Final = 3.0
@@ -27,7 +29,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     """Return the sentences on a `summary.json`, each with what to look at or to change."""
     of_reward = _of_reward(to_mapping(summary.get("rewards")))
     of_evaluations = _of_evaluations(to_mapping(summary.get("held_out")), to_float(summary.get("tokens")))
-    return [*_changes(summary.get("changes")), *of_evaluations, *of_reward, *_of_texts(measure_rows(summary))]
+    return [*_changes(summary.get("changes")), *of_evaluations, *of_reward, *_of_texts(summary)]
 
 
 def _changes(value: object) -> list[str]:
@@ -81,22 +83,25 @@ def _of_reward(rewards: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _of_texts(rows: Sequence[MeasureRow]) -> list[str]:
+def _of_texts(summary: Mapping[str, Any]) -> list[str]:
     """One for each way in which the texts have gone wrong; a comparison with an unknown value is false."""
-    by_key = {row.metric.key: row for row in rows}
+    by_key = {row.metric.key: row for row in measure_rows(summary)}
+    trained_on = to_list(summary.get("trained_on")) or ["reward", "teacher"]  # what older runs do not say
+    follows_references = "references" in trained_on and "teacher" not in trained_on
     sentences = []
     if entropy := by_key.get("entropy"):
         before, after = entropy.before.mean, entropy.after.mean
         least, most = _range_with_teacher(entropy)
         course = f"the entropy of a token went from {before:.3f} to {after:.3f} nats"
-        if after < COLLAPSED * least:
+        if after < COLLAPSED * least and not to_float(summary.get("distinct")) >= FEW_DISTINCT:
             sentences.append(
                 f"The texts have collapsed: {course}, so nearly the same is written whatever the prompt. Read them; "
                 "lower learning_rate, or raise alpha or entropy_bonus."
             )
         if after > RANDOM * most > 0:
             sentences.append(f"The texts have become random: {course}. Read them; lower learning_rate.")
-    if (kl := by_key.get("reverse_kl")) and kl.after.mean > max(1.0, LEFT_TEACHER * kl.before.mean):
+    kl = None if follows_references else by_key.get("reverse_kl")  # which are to lead away from the start
+    if kl and kl.after.mean > max(1.0, LEFT_TEACHER * kl.before.mean):
         sentences.append(
             f"The student has left its teacher: the reverse KL went from {kl.before.mean:.3f} to {kl.after.mean:.3f} "
             "nats/token. Read the texts; lower learning_rate, or raise alpha."
@@ -107,7 +112,7 @@ def _of_texts(rows: Sequence[MeasureRow]) -> list[str]:
             "max_new_tokens, give a stop string, or teach the student to end."
         )
     reward, length = by_key.get("reward"), by_key.get("length")
-    if reward and length and reward.mark == "better":
+    if reward and length and reward.mark == "better" and "reward" in trained_on:
         before, after = length.before.mean, length.after.mean
         if after > OTHER_LENGTH * before or before > OTHER_LENGTH * after:
             sentences.append(

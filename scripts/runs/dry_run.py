@@ -53,7 +53,8 @@ def dry_run(settings: RunConfig) -> Iterator[str]:
     if form is not None and form.template and not form.reads_sibling:
         read = agent.student.tokenizer.decode(form.encode_prompt(item), skip_special_tokens=False)
         yield f"the first prompt as the teacher reads it:\n{read}"
-    texts = settings.algorithm.sampling.prompts_per_update * settings.algorithm.sampling.group_size
+    first = settings.parts[0]  # in which the trial is
+    texts = first.algorithm.sampling.prompts_per_update * first.algorithm.sampling.group_size
     updates, tokens, seconds = _train(agent, settings.tokens)
     a_second, an_update = tokens / seconds, tokens / updates
     yield (
@@ -61,7 +62,8 @@ def dry_run(settings: RunConfig) -> Iterator[str]:
         f"{a_second:,.0f} tokens a second"
     )
     training, number = settings.tokens / a_second, math.ceil(settings.tokens / an_update)
-    yield f"training: {settings.tokens:,} tokens, about {number:,} updates, {duration(training)}"
+    timed = f", if the stages after {first.name} take as long" if settings.stages[1:] else ""
+    yield f"training: {settings.tokens:,} tokens, about {number:,} updates, {duration(training)}{timed}"
     evaluating = yield from _evaluation(agent, settings)
     yield f"the whole: about {duration(training + evaluating)}"
     yield f"memory: {_memory(agent)}"

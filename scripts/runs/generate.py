@@ -20,7 +20,7 @@ from rlgkd.lm import LanguageModel, open_by_name
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import rollout
 from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.config.run import RunConfig, read_without_code
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
 
 OF_TEXTS = ("end_tokens", "skip_special_tokens", "stop", "prompt", "max_new_tokens")
@@ -134,7 +134,7 @@ def run_of(model: str) -> RunConfig | None:
     """Return the settings of the run that this is, or whose model it is; None for any other model."""
     path = Path(model)
     folders = [path, *([path.parent] if path.name in (MODEL, BEST) else [])]
-    return next((read(folder / CONFIG) for folder in folders if os.path.exists(folder / CONFIG)), None)
+    return next((read_without_code(folder / CONFIG) for folder in folders if os.path.exists(folder / CONFIG)), None)
 
 
 def _opened(model: str, wanted: Format) -> tuple[LanguageModel, dict[str, Any]]:

@@ -11,8 +11,6 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers.utils import logging as bars
-
 from rlgkd import checkpoint
 from rlgkd.agents.agent import TextAgent
 from rlgkd.scripts.runs.folder import BEST
@@ -42,13 +40,7 @@ def save_model(agent: TextAgent, folder: Path, best: Best | None = None) -> None
 
 def save_better(agent: TextAgent, out: Path, best: Best) -> None:
     """Write a model that is to be `best/` once a checkpoint knows of it; see `publish`."""
-    shows = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()  # it would break the live line
-    try:
-        save_model(agent, _waiting(out), best)
-    finally:
-        if shows:
-            bars.enable_progress_bar()
+    save_model(agent, _waiting(out), best)
 
 
 def publish(out: Path) -> None:

@@ -14,6 +14,7 @@ from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.folder import ROLLOUTS
 from rlgkd.scripts.runs.rollouts import records
 from rlgkd.scripts.runs.run_state import RunState
+from rlgkd.settings import span
 from rlgkd.statistics import Interval
 from rlgkd.types import StopReason
 
@@ -42,7 +43,8 @@ def summarise(
         "alpha": settings.in_stage(0).algorithm.alpha(1.0),
         "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
         "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
-        "tokens": agent.num_timesteps,
+        "tokens": agent.num_timesteps, "trained_on": trained_on(settings),
+        "distinct": len({t.transcript for t in after.trajectories}) / max(1, len(after.trajectories)),
         "prompts": len(before.trajectories), "split": settings.eval_split,
         "before": plain(before.scores()), "after": plain(after.scores()),
         "teacher_scores": plain(taught.scores()) if taught else {},
@@ -56,6 +58,16 @@ def summarise(
             for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
         ],
     }  # fmt: skip
+
+
+def trained_on(settings: RunConfig) -> list[str]:
+    """What the terms of Eq. 5 asked, over all stages: `reward`, `teacher`, `references` by their cross-entropy."""
+    found = set()
+    for stage in settings.parts:
+        least, most = span(stage.algorithm.alpha)
+        found |= {"reward"} if least < 1 else set()
+        found |= {"references" if stage.algorithm.objective.cross_entropy else "teacher"} if most > 0 else set()
+    return sorted(found)
 
 
 def held_out(settings: RunConfig, state: RunState) -> dict[str, Any]:

@@ -94,6 +94,25 @@ def test_the_norms_are_those_of_the_two_terms_alone_with_their_weights():
     assert both["train/divergence_grad_norm"] == pytest.approx(0.2 * divergence["train/grad_norm"])
 
 
+def ratio_of_norms(kind, most_tokens: int, **settings) -> float:
+    """Mean of policy over divergence term's gradient norm, of texts that end with probability 1/201 at each token."""
+    words = tiny.word_tokenizer(*(f"W{number}" for number in range(200)))
+    task = tiny.WordTask(words, lambda text: float(text[-1:] in "13579"), max_new_tokens=most_tokens)
+    models = {"policy": tiny.model(vocabulary=201), "teacher": tiny.model(vocabulary=201, seed=1)}
+    still = {"alpha": 0.5, "prompts_per_update": 4, "group_size": 4, "learning_rate": 1e-9, "gradient_norms_every": 1}
+    rows = rows_of(kind(env=TextVecEnv(task, num_envs=2), **models, **still, **settings), 96 * most_tokens)
+    return float(np.mean([row["train/policy_grad_norm"] / row["train/divergence_grad_norm"] for row in rows]))
+
+
+@pytest.mark.parametrize("kind", [Reinforce, GRPO])
+def test_one_alpha_holds_for_texts_four_times_as_long_and_not_by_equation_5_to_the_letter(kind):
+    """docs/choosing-alpha.md has the same for SmolLM2 from 16 to 512 tokens."""
+    short, long = (ratio_of_norms(kind, tokens) for tokens in (12, 48))
+    assert 0.5 < long / short < 1.25
+    short, long = (ratio_of_norms(kind, tokens, **EQUATION_5) for tokens in (12, 48))
+    assert long / short > 2
+
+
 def test_a_term_without_a_teacher_is_not_in_the_policy_terms_norm():
     both = agent_of(Reinforce, alpha=0.2, estimator="fixed_negative", gate="improbable")
     (row,), (reward,) = rows_of(both, 1), rows_of(agent_of(Reinforce, alpha=0.0), 1)

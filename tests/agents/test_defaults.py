@@ -102,12 +102,31 @@ def test_a_run_says_its_choices_and_its_file_holds_them(larger, tmp_path):
     assert unsaid == []
 
 
-def test_a_run_of_an_embedded_model_is_as_without(tmp_path):
+def test_a_recipes_learning_rate_is_that_of_its_models(larger, tmp_path):
+    """`rlgkd train sft mine.yaml` trained all of SmolLM2-135M at 1e-3, with which small models learn."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"student: {larger}\nteacher: null\n")
+
+    def rate(*overrides: str) -> object:
+        said: list[str] = []
+        settings = read(file, ["device=cpu", *overrides], recipe="sft", choose=chooser(said.append))
+        return settings.algorithm.optimizer.learning_rate
+
+    assert rate() == 5e-5 and rate("lora_rank=4") == 5e-4
+    assert rate("learning_rate=0.002") == 0.002
+    assert rate("student=embedded:grounded-student") == read("sft").algorithm.optimizer.learning_rate == 1e-3
+    file.write_text(f"student: {larger}\nteacher: null\nlearning_rate: 0.003\n")
+    assert rate() == 0.003
+
+
+def test_a_run_of_an_embedded_model_chooses_one_thread_alone(tmp_path):
     said: list[str] = []
     for name in ("quickstart", "sft", "grpo"):
-        assert read(name, choose=chooser(said.append)) == read(name)
+        chosen_by_run = read(name, ["device=cpu"], choose=chooser(said.append))
+        assert chosen_by_run == read(name, ["device=cpu", "threads=1"])
+        assert read(name, ["device=cpu", "threads=2"], choose=chooser(said.append)).threads == 2
     assert read("quickstart", ["learning_rate=auto"]).algorithm.optimizer.learning_rate == 1e-4
-    assert said == []
+    assert len(said) == 3 and all(line.startswith("chosen: threads: 1, ") for line in said)
 
 
 def test_an_agent_of_a_larger_loaded_model_says_what_it_chooses(caplog, monkeypatch):

@@ -10,6 +10,7 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 import pytest
+import rich
 import tiny
 import torch
 from gymnasium.vector import AsyncVectorEnv
@@ -26,6 +27,7 @@ from rlgkd.envs.text_env import TextGenerationEnv
 from rlgkd.envs.vector_env import TextVectorEnv
 from rlgkd.errors import CheckpointError, DataError, ModelError, RlgkdError, SettingError
 from rlgkd.evaluation import evaluate
+from rlgkd.ops.divergence import DIVERGENCES
 
 STUDENT = "embedded:grounded-student"
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
@@ -184,6 +186,12 @@ def test_the_progress_bar_counts_tokens(monkeypatch):
     assert bars == [learner.num_timesteps]
 
 
+def test_the_progress_bar_of_a_notebook_is_a_line_of_text_that_needs_no_widgets(monkeypatch, capsys):
+    monkeypatch.setattr(rich.get_console(), "is_jupyter", True)
+    learner = agent().learn(30, progress_bar=True)
+    assert f"{learner.num_timesteps}it [" in capsys.readouterr().err
+
+
 def test_the_learning_rate_follows_its_schedule():
     rates = []
     learner = agent(learning_rate=lambda remaining: remaining)
@@ -273,6 +281,42 @@ def test_filters_are_for_what_an_agent_writes_and_not_for_its_training(filters):
         learner.generate(prompts, **filters)
     with pytest.raises(SettingError, match=r"does not work; Reinforce has no such setting"):
         agent(**filters)
+
+
+def test_generate_takes_another_temperature_and_limit_and_training_keeps_its_own():
+    learner, prompts = agent(), ["A", "C C"] * 4
+    usual, temperature = learner.generate(prompts), learner.student.temperature
+    assert learner.generate(prompts, greedy=False, temperature=1e-4) == usual
+    assert all(usual[n].startswith(text) for n, text in enumerate(learner.generate(prompts, max_new_tokens=1)))
+    assert learner.generate(prompts, max_new_tokens=1) != usual
+    assert learner.student.temperature == temperature and learner.generate(prompts) == usual
+    for wrong in ({"temperature": 2.0}, {"greedy": False, "temperature": 0.0}, {"max_new_tokens": 0}):
+        with pytest.raises(SettingError):
+            learner.generate(prompts, **wrong)
+
+
+@pytest.fixture
+def divergences():
+    """Those that there are, and after the test no others."""
+    before = dict(DIVERGENCES)
+    yield
+    DIVERGENCES.clear()
+    DIVERGENCES.update(before)
+
+
+@pytest.mark.usefixtures("divergences")
+def test_a_function_of_ones_own_in_a_saved_agent_must_be_given_again(tmp_path):
+    """A folder of a model is data: what it names is never imported."""
+
+    def half_square(teacher_logits, student_logits):
+        return (teacher_logits.softmax(-1) - student_logits.softmax(-1)).square().sum(-1) / 2
+
+    learner = agent(teacher=model(1), alpha=0.5, divergence=half_square).learn(20)
+    learner.save(tmp_path)
+    with pytest.raises(SettingError, match=r"divergence: .* it is a function of your own; pass divergence="):
+        Reinforce.load(tmp_path, env=environment(), teacher=model(1))
+    again = Reinforce.load(tmp_path, env=environment(), teacher=model(1), divergence=half_square)
+    assert again.objective == learner.objective
 
 
 def test_a_saved_agent_is_a_hugging_face_folder_without_a_pickle(tmp_path):

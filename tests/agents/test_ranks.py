@@ -206,3 +206,11 @@ def test_variables_that_are_no_jobs_are_one_error(monkeypatch, name, value):
         monkeypatch.setenv(variable, text)
     with pytest.raises(ProcessError, match=r"rank: .*could not join the .* processes of its job.*torchrun"):
         ranks.join(timeout=0.02)
+
+
+@pytest.mark.parametrize("rank", ["2", "-1"])
+def test_a_rank_that_no_process_of_the_job_has_waits_for_nobody(monkeypatch, rank):
+    for variable, text in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(ProcessError, match="ranks go from 0 to 1"):
+        ranks.join()

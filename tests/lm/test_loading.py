@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as bars
 
 from rlgkd.errors import ModelError, SettingError
 from rlgkd.lm import LanguageModel, decode, load, load_tokenizer, model_names, save
@@ -212,3 +213,12 @@ def test_a_path_of_a_gguf_file_is_a_models_name(tmp_path):
         with pytest.raises(ModelError, match=r"model\.gguf' does not work; it could not be opened") as caught:
             opener(file)
         assert "\n" not in str(caught.value)
+
+
+def test_models_of_this_machine_are_opened_and_saved_without_bars(tmp_path, capfd):
+    opened = load("embedded:grounded-student")
+    save(opened, load_tokenizer("embedded:grounded-student"), tmp_path / "m")
+    load(tmp_path / "m")
+    out, err = capfd.readouterr()
+    assert "Loading" not in out + err and "Writing" not in out + err
+    assert bars.is_progress_bar_enabled(), "others have theirs"

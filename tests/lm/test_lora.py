@@ -160,6 +160,13 @@ def test_a_copy_shares_frozen_parameters_and_nothing_else():
     assert not any(isinstance(part, LoraLayer) for part in other.modules())
 
 
+def test_a_rank_above_that_of_all_matrices_is_refused_before_memory_is_taken():
+    module = tiny.model(vocabulary=4)
+    with pytest.raises(SettingError, match=r"lora_rank: 17 .* above 16; give less, or 0"):
+        add_adapters(module, 17)
+    add_adapters(module, 16)  # nothing was added before
+
+
 def test_a_second_set_of_adapters_is_refused():
     module = adapted("llama").module
     with pytest.raises(SettingError, match="lora_rank: 2 does not work; the model has adapters already"):

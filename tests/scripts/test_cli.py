@@ -77,6 +77,7 @@ def test_a_training_goes_on_where_nobody_can_read_what_it_prints(monkeypatch: py
             say(Console(stderr=True), "a line")
             Console(stderr=True).print(Table("a table"))
             print("a warning", file=sys.stderr, flush=True)
+            sys.stdout.close()  # as a reward may
         ended.append(True)
         return Path("report.html")
 

@@ -46,3 +46,12 @@ def test_what_is_clearly_best_has_a_mark_that_is_no_colour() -> None:
 def test_the_sentences_are_the_reports() -> None:
     found = sample_comparison.results()
     assert answer_sentences(found) == [" ".join(str(finding).split()) for finding in findings(found)] != []
+
+
+def test_a_measure_of_the_users_own_stands_after_the_reward() -> None:
+    found = sample_comparison.results()
+    for one in [*found["cells"], *found["references"].values()]:
+        one["scores"] = {**one["scores"], "all_right": {"mean": 0.123, "low": 0.1, "high": 0.2}}
+    (head,) = (line for line in printed(found).splitlines() if "Reward" in line)
+    columns = head.split()
+    assert columns[:3] == ["Reward", "All", "right"] and "0.123" in printed(found)

@@ -10,14 +10,14 @@ from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.remarks import remarks
 
 
-def of(measures: dict[str, tuple[float, ...]], change: float = 1.0) -> list[str]:
+def of(measures: dict[str, tuple[float, ...]], change: float = 1.0, **more: object) -> list[str]:
     """The remarks on a run whose measures are (before, after[, teacher])."""
     names = ("before", "after", "teacher_scores")
     summary = {
         name: {key: interval(values[place], 0.01) for key, values in measures.items() if place < len(values)}
         for place, name in enumerate(names)
     }
-    return remarks(summary | {"change": {key: interval(change, 0.01) for key in measures}})
+    return remarks(summary | {"change": {key: interval(change, 0.01) for key in measures}} | more)
 
 
 def test_failed_rewards_are_reported_with_the_first_reason() -> None:
@@ -78,3 +78,36 @@ def test_a_divergence_to_the_own_start_is_moved_not_worse_and_has_no_percentage(
     }
     (row,) = measure_rows(summary)
     assert (row.mark, row.change_text) == ("changed", "+0.013")
+
+
+COLLAPSED = {"entropy": (3.5, 0.1)}
+LEFT = {"reverse_kl": (0.0, 1.8)}
+SHORTER = {"reward": (-0.5, 0.8), "length": (18.0, 12.0)}
+
+
+@pytest.mark.parametrize(
+    ("measures", "known"),
+    [
+        (COLLAPSED, {"distinct": 1.0}),  # sure of each text, and of another one for each prompt
+        (LEFT, {"trained_on": ["references"]}),
+        (LEFT, {"trained_on": ["references", "reward"]}),
+        (SHORTER, {"trained_on": ["references"]}),
+        (SHORTER, {"trained_on": ["teacher"]}),
+    ],
+)
+def test_what_fine_tuning_is_for_is_no_fault(measures, known):
+    assert of(measures, **known) == []
+    assert len(of(measures)) == 1
+
+
+@pytest.mark.parametrize(
+    ("measures", "known"),
+    [
+        (COLLAPSED, {"distinct": 0.1}),
+        (LEFT, {"trained_on": ["reward"]}),
+        (LEFT, {"trained_on": ["references", "teacher"]}),
+        (SHORTER, {"trained_on": ["reward", "teacher"]}),
+    ],
+)
+def test_what_a_run_was_trained_on_leaves_other_faults(measures, known):
+    assert len(of(measures, **known)) == 1

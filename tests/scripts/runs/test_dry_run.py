@@ -53,3 +53,10 @@ def test_a_dry_run_of_a_run_that_goes_on_is_refused(
     with pytest.raises(SystemExit) as left:
         cli.main(["train", "--dry-run", "--resume", "x"])
     assert left.value.code == 2 and "it is for a run that begins" in capsys.readouterr().err
+
+
+def test_a_run_in_stages_is_timed_in_the_first_and_says_so() -> None:
+    references = "{name: SFT, alpha: 1, divergence: forward_kl, estimator: sampled, student_fraction: 0, group_size: 1"
+    stages = f"stages=[{references}, until: 0.5}}, {{alpha: 0}}]"
+    text = "\n".join(dry_run(read("grpo", [*SMALL, "tokens=2000", stages])))
+    assert "an update: 2 texts, about" in text and "if the stages after SFT take as long" in text

@@ -38,7 +38,12 @@ def test_generate_runs_no_code_that_a_run_names_and_evaluate_does(tmp_path: Path
     )
     config = (run / "config.yaml").read_text()
     assert "mine.py:reward" in config
-    (run / "config.yaml").write_text(config.replace("mine.py:reward", "theirs.py:reward"))
+    theirs = config.replace("mine.py:reward", "theirs.py:reward")
+    own = theirs.replace("divergence: reverse_kl", f"divergence: {tmp_path}/theirs.py:own\nsharpness_of_own: 2")
+    (run / "config.yaml").write_text(own)
+    assert len(complete(str(run), ["Q"], max_new_tokens=2, greedy=True)) == 1
+    assert own != theirs and not ran.exists()
+    (run / "config.yaml").write_text(theirs)
     assert len(complete(str(run), ["Q"], max_new_tokens=2, greedy=True)) == 1
     assert not ran.exists()
     with pytest.raises(SystemExit) as stop:
