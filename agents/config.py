@@ -539,8 +539,6 @@ class AlgorithmConfig(Settings):
             ("teacher_tokens", shared and given.teacher_tokens != "same", remedy),
             ("teacher_decay", shared and given.teacher_decay not in (None, 0),
              "evaluations keep a whole copy of the start; set sharding to none, or teacher_decay to 0"),
-            ("save_adapter", shared and self.model.save_adapter,
-             "an adapter by itself is written by peft from whole weights; set sharding to none, or leave this out"),
         ]  # fmt: skip
 
     def _constant_between_0_and_1(self) -> bool:

@@ -231,6 +231,13 @@ def relay(folder: Path, shardings: tuple[str, ...] = RELAY) -> list[Any]:
     return updates
 
 
+def saved_adapters(folder: Path) -> None:
+    """Save an agent that has trained adapters, merged and by themselves."""
+    agent = learner(sharding="full", lora_rank=4, save_adapter=True)
+    agent.learn(1)
+    agent.save(folder)
+
+
 def sizes(how: str) -> dict[str, int]:
     """Bytes of models and of the optimizer's moments that this process has, after an update."""
     agent = learner(sharding=how)
@@ -307,6 +314,7 @@ def main(folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in weights.items()}, own / f"{number}.safetensors")
     shared = me.from_main(lambda: folder)
     (own / "relay.json").write_text(json.dumps(relay(shared / "relay")))
+    saved_adapters(shared / "adapters")
     (own / "sizes.json").write_text(json.dumps({how: sizes(how) for how in ("none", "full")}))
     (own / "failures.json").write_text(json.dumps(failures()))
     ranks.leave()

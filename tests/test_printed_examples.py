@@ -13,6 +13,7 @@ import yaml
 from printed import ROOT, examples
 
 from rlgkd.ops import behaviour_policy, divergence, gate, returns
+from rlgkd.scripts.config.run import read
 from rlgkd.scripts.tracking.protocol import TrackedRun
 
 
@@ -49,6 +50,21 @@ def test_the_worked_example_trains(tables):
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     by_hand = 1 - (p * q).sqrt().sum()
     torch.testing.assert_close(divergence.get("squared_hellinger")(p.log(), q.log()), by_hand)
+
+
+def test_functions_of_ones_own_are_settings_as_printed(tables, tmp_path, monkeypatch):
+    (tmp_path / "method.py").write_text(examples("docs/mathematics.md")[-1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (command,) = re.findall(
+        r"^    rlgkd train mine.yaml (divergence=.*)$", (ROOT / "docs/mathematics.md").read_text(), re.M
+    )
+    config = read("quickstart", command.split()).algorithm
+    logits = torch.randn(3, 5)
+    assert config.objective.divergence.function(logits, 2 * logits).shape == (3,)
+    assert config.reward.advantage.function(
+        torch.tensor([[1.0, 3.0]]), torch.ones(1, 2, dtype=torch.bool)
+    ).tolist() == [[-2.0, 0.0]]
 
 
 ENVIRONMENTS = "docs/environments.md"

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rlgkd.errors import DependencyError, ModelError
 from rlgkd.lm.lora import adapter_name, is_plain_config, unwrapped
 from rlgkd.permissions import follow_umask
+from rlgkd.sharding import state_dict
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -82,7 +83,9 @@ def save_adapter(module: PreTrainedModel, folder: Path) -> None:
 
     name = adapter_name(module)
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(cast(Any, module), adapter_name=name, save_embedding_layers=False)
+    state = get_peft_model_state_dict(
+        cast(Any, module), state_dict(module), adapter_name=name, save_embedding_layers=False
+    )
     prefix = "base_model.model."  # where the PeftModel that opens it has the model
     tensors = {prefix + name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

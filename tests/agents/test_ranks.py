@@ -122,6 +122,13 @@ def test_sharded_processes_and_one_go_on_from_each_others_checkpoints(two: Path,
     assert distance(agent.modules.state_dict(), load_file(tmp_path / "step-3" / "model.safetensors")) < MOST
 
 
+def test_sharded_adapters_are_saved_as_those_of_one_process(two: Path, tmp_path: Path) -> None:
+    rank_cases.saved_adapters(tmp_path)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        theirs, ours = load_file(two / "adapters" / name), load_file(tmp_path / name)
+        assert theirs.keys() == ours.keys() and distance(ours, theirs) < MOST
+
+
 def test_a_process_has_its_share_of_weights_and_moments(two: Path) -> None:
     """Half of each, but for the counters of steps."""
     for rank in (0, 1):
