@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rlgkd
-from rlgkd.errors import RewardError
+from rlgkd.errors import RewardError, SettingError
 from rlgkd.scripts import cli
 from rlgkd.scripts._console import say
 from rlgkd.scripts.runs import generate, train
@@ -90,6 +90,23 @@ def test_a_training_goes_on_where_nobody_can_read_what_it_prints(monkeypatch: py
         with pytest.raises(SystemExit) as left:
             cli.main(["train", "quickstart"])
         assert (left.value.code, ended, sys.stdout) == (0, [True], full)
+
+
+@pytest.mark.usefixtures("quiet_libraries")
+def test_a_line_that_is_no_text_is_refused_as_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talk(model: str, read_line: Any, show: Any, **settings: Any) -> None:
+        raise SettingError("prompt", read_line(), "it is no text")
+
+    monkeypatch.setattr(generate, "talk", talk)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["generate", "a-model", "--chat"])
+    assert (left.value.code, capsys.readouterr().err) == (
+        2,
+        r"rlgkd: prompt: '\udce9' does not work; it is no text" + "\n",
+    )
 
 
 @needs_full
