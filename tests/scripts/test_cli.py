@@ -36,7 +36,7 @@ def test_a_rewards_failure_is_one_line_and_its_traceback_a_file(
     for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
         monkeypatch.setenv(name, "error")  # main would leave its own behind
     with pytest.raises(SystemExit) as left:
-        cli.main(["train", "quickstart"])
+        cli.main(["train", "quickstart", "threads=1"])
     (file,) = tmp_path.iterdir()
     line = f"rlgkd: reward: '64 of 64 samples failed' does not work; fix it; its traceback: {file}\n"
     assert (left.value.code, capsys.readouterr().err) == (2, line)

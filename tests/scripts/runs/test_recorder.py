@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from rlgkd import checkpoint
@@ -109,7 +110,8 @@ def test_a_checkpoint_comes_by_updates_or_by_minutes(
 
     for updates in range(1, 11):
         now[0] += 120
-        recorder.model = SimpleNamespace(state=SimpleNamespace(updates=updates))  # type: ignore[assignment]
+        state, student = SimpleNamespace(updates=updates), SimpleNamespace(module=torch.nn.Identity())
+        recorder.model = SimpleNamespace(state=state, student=student)  # type: ignore[assignment]
         recorder._on_rollout_start()
     assert saved == written
 

@@ -55,7 +55,7 @@ def test_two_hundred_faults_stop_nothing_and_change_no_bit(
     untracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exceptions in every call, processes that end or are killed, a hang, and one that meddles with all it reaches."""
-    monkeypatch.setattr(trackers, "SECONDS_TO_END", 3.0)
+    monkeypatch.setattr(trackers, "SECONDS_TO_END", 10.0)  # six processes start, on two cores that may be busy
     names = ("Raises", "DoesNotStart", "Exits", "Kills", "Hangs", "Meddles")
     out = run(tmp_path / "run", *names, tracker_texts=1)
     assert content(out) == content(untracked)
@@ -67,7 +67,7 @@ def test_two_hundred_faults_stop_nothing_and_change_no_bit(
     assert f"Raises: {len(calls_of(out, 'Raises')) - 1} of {len(calls_of(out, 'Raises'))} calls failed" in said
     assert "Exits: its process ended early (exit code 3)" in said
     assert "Kills: its process ended early (exit code -9)" in said
-    assert "Hangs: it did not end within 3 s and is stopped" in said
+    assert "Hangs: it did not end within 10 s and is stopped" in said
     assert "calls did not reach it" in said and "Traceback" not in said
 
 
@@ -89,8 +89,9 @@ def test_a_resumed_run_keeps_its_id_and_one_that_was_stopped_is_not_whole(tmp_pa
     with pytest.raises(SystemExit) as left:
         run(out, "Interrupts", tokens=100_000)
     assert left.value.code == 130
-    (newest,) = (out / "checkpoints").glob("step-*/state.json")
-    train.resume(out, [f"tokens={json.loads(newest.read_text())['training']['timesteps'] + 50}"], quiet=True)
+    states = [json.loads(file.read_text()) for file in (out / "checkpoints").glob("step-*/state.json")]
+    tokens = max(state["training"]["timesteps"] for state in states)  # of two, if the signal came late
+    train.resume(out, [f"tokens={tokens + 50}"], quiet=True)
     calls = calls_of(out, "Interrupts")
     (_, id_, resumed), (_, again, resumed_again) = [call for call in calls if call[0] == "start"]
     assert (resumed, again, resumed_again) == (False, id_, True)
