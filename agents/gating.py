@@ -70,7 +70,7 @@ def gated(
     known = _known(credit, rollout, group_size)
     if ASKS_ANSWERS in gate.reads(name):
         assert answers is not None, "the agent has made it"
-        rewards = answers.rewards([t.item for t in rollout.trajectories])
+        rewards = answers.rewards([t.item for t in rollout.on_policy])
         known[ASKS_ANSWERS] = torch.tensor(rewards, dtype=torch.float64, device="cpu")[:, None]
     models = set(gate.reads(name)) - known.keys()
     if models:

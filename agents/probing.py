@@ -9,6 +9,7 @@ import numpy as np
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.rollout import rollout
+from rlgkd.sharding import whole
 from rlgkd.teachers import ModelTeacher, RoutedTeachers
 from rlgkd.types import Item, Task
 
@@ -30,22 +31,24 @@ class TeacherAnswers:
         """
         new = list({item.key: item for item in items if item.key not in self._rewards}.values())
         own = [new[row] for row in self.ranks.share(len(new))]
-        for found in self.ranks.gather(lambda: self._answered(own)) if new else ():
-            self._rewards |= found
+        if new:
+            with whole(self.teacher):
+                for found in self.ranks.gather(lambda: self._answered(own)):
+                    self._rewards |= found
         return [self._rewards[item.key] for item in items]
 
     def _answered(self, items: Sequence[Item]) -> dict[str, float]:
+        if not items:
+            return {}
         if not isinstance(self.teacher, RoutedTeachers):
             return self._answered_by(self.teacher, items)
         found: dict[str, float] = {}
-        for lm in self.teacher.distinct:
-            found |= self._answered_by(lm, [items[row] for row in self.teacher.rows_of(lm, items)])
+        for lm, rows in self.teacher.parts(items):
+            found |= self._answered_by(lm, [items[row] for row in rows])
         return found
 
     def _answered_by(self, lm: ModelTeacher, items: Sequence[Item]) -> dict[str, float]:
         assert isinstance(lm, LanguageModel), "a mixture, which writes no texts, has been refused"
-        if not items:
-            return {}
         answers = rollout(lm, self.task, items, group=self.number, seed=self.seed)
         rewards_PG = np.array([t.score.reward for t in answers]).reshape(len(items), self.number)
         valid_PG = np.isfinite(rewards_PG)

@@ -112,10 +112,7 @@ class Sources:
     ) -> list[Episode]:
         """Texts that each item's own teacher generates, in the order of the items."""
         found: dict[int, list[Episode]] = {}
-        for lm in teachers.distinct:
-            rows = teachers.rows_of(lm, items)
-            if not rows:
-                continue
+        for lm, rows in teachers.parts(items):
             texts = sample_episodes(
                 lm,
                 self.task,

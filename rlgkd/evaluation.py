@@ -227,10 +227,7 @@ def _measure_each(
     """`_measure_batch` of the items of each teacher, put back in their order."""
     trajectories: dict[int, list[Trajectory]] = {}
     values: dict[str, dict[int, list[np.ndarray]]] = {}
-    for lm in several.distinct:
-        rows = several.rows_of(lm, items)
-        if not rows:
-            continue
+    for lm, rows in several.parts(items):
         writes, reads = (lm if isinstance(one, RoutedTeachers) else one for one in (policy, teacher))
         assert isinstance(writes, LanguageModel)
         part = _measure_batch(writes, reads, [items[row] for row in rows], draw)

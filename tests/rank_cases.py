@@ -169,6 +169,9 @@ CASES: dict[str, Callable[[Path], TextAlgorithm]] = {
     "sharded, together with the teacher": lambda _: learner(
         sharding="full", behaviour="teacher_mixed", teacher_share=0.4, policy_loss="clipped_weight"
     ),
+    "sharded, with a gate that has the teacher answer": lambda _: learner(
+        sharding="full", gate="tgopd", trusted_from=0.2
+    ),
     "sharded lora": lambda _: learner(sharding="full", lora_rank=4, teacher="self", teacher_decay=0.0),
     "sharded bfloat16": lambda _: learner(sharding="full", dtype="bfloat16", teacher_dtype="bfloat16", lora_rank=4),
     "sharded t5": lambda _: learner(model="t5", sharding="full", epochs=2, policy_loss="clipped"),

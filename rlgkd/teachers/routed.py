@@ -53,6 +53,10 @@ class RoutedTeachers:
         """The teacher of an item. Raises: DataError as `name_of`."""
         return self.models[self.name_of(item)]
 
+    def parts(self, items: Sequence[Item]) -> list[tuple[LanguageModel, list[int]]]:
+        """Each model that some of the items have as their teacher, once, and which these are."""
+        return [(lm, rows) for lm in self.distinct if (rows := self.rows_of(lm, items))]
+
     def rows_of(self, lm: LanguageModel, items: Sequence[Item]) -> list[int]:
         """Which of the items have this model as their teacher."""
         return [row for row, item in enumerate(items) if self.of(item) is lm]
