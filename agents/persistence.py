@@ -143,11 +143,10 @@ def read_agent(
         elif was_self and decay is None:  # the start, not what training has made of it
             settings["teacher"] = settings["policy"]
     for mark in marks(config):
-        own = settings.get(mark.kind)
-        if (
-            mark.kind not in given and own is not None and (not isinstance(own, str) or ":" in own)
-        ):  # a file runs no code
-            raise SettingError(mark.kind, own, f"it is a function of your own; pass {mark.kind}=... to load")
+        chosen = settings.get(mark.kind)
+        is_own = chosen is not None and (not isinstance(chosen, str) or ":" in chosen)
+        if is_own and mark.kind not in given:  # a file runs no code
+            raise SettingError(mark.kind, chosen, f"it is a function of your own; pass {mark.kind}=... to load")
     for field in ("teacher", "alpha", "student_fraction", "learning_rate"):
         if field not in settings and field not in given:
             raise SettingError(field, "unsaved", f"it was given as an object; pass {field}=... to load")

@@ -121,9 +121,7 @@ def release(*models: Any) -> None:
     """Give back what passes have gathered of these models and no gradient has given back, such as a teacher's head."""
     roots: list[Any] = _sharded_modules(models)
     for root in roots:
-        if hasattr(
-            root, "reset_iter_state"
-        ):  # since torch 2.13: it also forgets the passes, which torch keeps a list of
+        if hasattr(root, "reset_iter_state"):  # since torch 2.13; it forgets the passes, which torch keeps a list of
             root.reset_iter_state()
         for part in root.modules():
             if hasattr(part, "reshard"):

@@ -153,14 +153,15 @@ def fitting(error: Exception, remedy: str) -> str:
         >>> fitting(PermissionError(errno.EACCES, "Permission denied"), "free space, or write elsewhere")
         'make it writable, or write elsewhere'
     """
-    said = str(error)  # safetensors has no number of its own
-    for number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        if getattr(error, "errno", None) == number or f"(os error {number})" in said:
-            return remedy.replace("free space", "make it writable")
-    for number in (errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR):
-        if getattr(error, "errno", None) == number or f"(os error {number})" in said:
-            return remedy.replace("free space", "look at its path")
-    return remedy
+    words = {
+        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
+        **dict.fromkeys(
+            (errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR), "look at its path"
+        ),
+    }
+    said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has no number of its own
+    number = int(said[1]) if said else getattr(error, "errno", 0)
+    return remedy.replace("free space", words.get(number, "free space"))
 
 
 def dump_json(value: Any) -> str:

@@ -101,9 +101,8 @@ def bind(
         if parameter.default is parameter.empty and field not in settings:
             raise SettingError(field, None, f"{name} needs it; pass {field}=...")
     bound = functools.partial(function, **settings)
-    found: Any = bound(
-        *[torch.zeros(2, 1)] * tensors
-    )  # now, so that the settings' values are not checked at the first batch
+    # Called now, so that the settings' values are not checked at the first batch.
+    found: Any = bound(*[torch.zeros(2, 1)] * tensors)
     shape = (2,) if reduces else (2, 1)
     if not isinstance(found, Tensor) or tuple(found.shape) != shape:
         made = [*found.shape] if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -48,9 +48,7 @@ def settled(key: str, value: Any, folders: Sequence[Path]) -> Any:
     """
     if key == "stages" and isinstance(value, list | tuple):
         return [settled(key, stage, folders) for stage in value]
-    if key == "stages" and isinstance(value, Mapping):
-        return {name: settled(name, inner, folders) for name, inner in value.items()}
-    if key == "env_settings" and isinstance(value, Mapping):
+    if key in ("stages", "env_settings") and isinstance(value, Mapping):
         return {name: settled(name, inner, folders) for name, inner in value.items()}
     if key in ("teacher", "reference_model") and is_self(value):
         return value

@@ -12,9 +12,9 @@ from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
 from rlgkd.scripts.report.metrics import MeasureRow, measure_rows, metric_of
 
 COLLAPSED: Final = 0.1
-"""Texts have collapsed if their entropy is below this share of the start's and of the teacher's, and"""
+"""Texts have collapsed if few are distinct, and their entropy is below this share of the start's and the teacher's."""
 FEW_DISTINCT: Final = 0.5
-"""if fewer than this share of the texts to different prompts are distinct."""
+"""Few are distinct if fewer than this share of the texts to different prompts are."""
 RANDOM: Final = 3.0
 """Texts have become random if their entropy is above this multiple of the start's and of the teacher's."""
 LEFT_TEACHER: Final = 3.0
