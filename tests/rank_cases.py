@@ -204,15 +204,27 @@ class Texts(BaseCallback):
         return len(self.updates) < UPDATES
 
 
+GRADIENT = "gradient of "
+"""Begins the names of gradients among those of weights."""
+
+
 def train(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the texts and metrics of all updates, and the weights after them."""
+    """Return the texts and metrics of all updates, and the weights after them, with the first step's gradient."""
     agent = CASES[name](folder)
     rows, texts = tiny.Rows(), Texts()
+    gradient: dict[str, torch.Tensor] = {}
+
+    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not gradient:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradient.update({f"{GRADIENT}{n}": full(value).clone() for n, value in enumerate(gradients)})
+
+    agent.policy.optimizer.register_step_pre_hook(keep)
     agent.set_logger(Logger(None, [rows]))
     agent.learn(10**6, callback=texts)
     metrics = [{name: v for name, v in row.items() if not name.startswith("time/")} for row in rows.rows]
     weights = {name: full(value).clone() for name, value in agent.modules.state_dict().items()}
-    return {"updates": texts.updates, "metrics": metrics, "state": agent.state.to_json()}, weights
+    return {"updates": texts.updates, "metrics": metrics, "state": agent.state.to_json()}, weights | gradient
 
 
 RELAY = ("full", "none", "full")

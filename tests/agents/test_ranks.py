@@ -51,6 +51,11 @@ def of_rank(folder: Path, rank: int, name: str) -> tuple[dict[str, Any], dict[st
     return json.loads(file.read_text()), load_file(file.with_suffix(".safetensors"))
 
 
+def gradient_of(trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Take the gradient of the first step away from the weights that it stands with."""
+    return {name: trained.pop(name) for name in [*trained] if name.startswith(rank_cases.GRADIENT)}
+
+
 def distance(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
     """Relative L2 of all weights together."""
     apart = sum((ones[name] - others[name]).double().square().sum().item() for name in ones)
@@ -65,6 +70,8 @@ def test_two_processes_train_as_one(two: Path, tmp_path: Path, name: str) -> Non
     assert all(torch.equal(weights[key], same[key]) for key in weights)
 
     alone, expected = rank_cases.train(name, tmp_path)
+    gradient, summed = gradient_of(expected), gradient_of(weights)
+    assert gradient and gradient.keys() == summed.keys()
     started = rank_cases.CASES[name](tmp_path).modules.state_dict()
     ours, theirs = json.loads(json.dumps(alone["updates"])), first["updates"]
     assert len(ours) == len(theirs) == rank_cases.UPDATES
@@ -72,6 +79,9 @@ def test_two_processes_train_as_one(two: Path, tmp_path: Path, name: str) -> Non
         assert ours[0] == theirs[0] and distance(expected, weights) < 0.2 * distance(expected, started)
         return
     assert ours == theirs
+    error = distance(gradient, summed)
+    print(f"{name}: the first step's gradient differs by {error:.1e}")
+    assert error < 1e-5
     apart, moved = distance(expected, weights), distance(expected, started)
     print(f"{name}: the weights have moved by {moved:.1e}, and differ by {apart:.1e}")
     assert moved > 100 * MOST
