@@ -70,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Figures go into files; matplotlib's import fails by a notebook's backend that is not here.
     os.environ["MPLBACKEND"] = "agg"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the locale lacks is shown as its code
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
+        # A letter that the locale lacks is shown as its code.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are refused as a prompt, with their code
+    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.closed:
+        # Bytes that are no text are refused as a prompt, with their code.
         sys.stdin.reconfigure(errors="surrogateescape")
     given = sys.argv[1:] if arguments is None else arguments
     if logging.lastResort is not None:

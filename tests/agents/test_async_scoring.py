@@ -195,16 +195,21 @@ def test_too_many_failures_stop_the_run_and_a_timeout_is_one(no_thread_left, cap
 
 
 def test_whatever_breaks_the_rollout_off_calls_the_reward_off(no_thread_left):
-    ended = []
+    began, ended = threading.Event(), []
 
     async def endless(completions):
+        began.set()
         try:
             await asyncio.Event().wait()
         finally:
             ended.append(True)
 
+    def interrupted(batch):
+        assert began.wait(PATIENCE)  # a reward that has not begun has nothing to end
+        raise KeyboardInterrupt
+
     agent = learner(endless)
-    agent.teacher.states = lambda batch: (_ for _ in ()).throw(KeyboardInterrupt)
+    agent.teacher.states = interrupted
     with pytest.raises(KeyboardInterrupt):
         agent.learn(1)
     assert ended == [True]
