@@ -149,7 +149,8 @@ class RunConfig(Settings):
         Raises: SettingError.
         """
         given = self.stages or ({},)
-        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0)
+        own = RunConfig.model_fields
+        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0, of_run=own)
 
     def in_stage(self, number: int) -> RunConfig:
         """The run with the settings of a stage, counted from 0, as its own."""
