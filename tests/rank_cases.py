@@ -34,7 +34,7 @@ from rlgkd.agents.state import TrainingState
 from rlgkd.envs import TextTask
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.errors import ProcessError, RewardError, SettingError
-from rlgkd.sharding import full, local
+from rlgkd.sharding import full, is_sharded, local
 
 UPDATES = 3
 WORDS = [chr(letter) for letter in range(ord("A"), ord("L"))]
@@ -230,8 +230,11 @@ def train(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
 RELAY = ("full", "none", "full")
 
 
-def relay(folder: Path, shardings: tuple[str, ...] = RELAY) -> list[Any]:
-    """The texts of agents with these settings of `sharding`, each of which goes on from the checkpoint of the last."""
+def relay(folder: Path, shardings: tuple[str, ...] = RELAY, *, sharded: bool = False) -> list[Any]:
+    """The texts of agents with these settings of `sharding`, each of which goes on from the checkpoint of the last.
+
+    The checkpoints of those with shards are `sharded`, or all are whole.
+    """
     updates: list[Any] = []
     for number, sharding in enumerate(shardings):
         agent, texts = learner(PPO, sharding=sharding), Texts()
@@ -240,7 +243,10 @@ def relay(folder: Path, shardings: tuple[str, ...] = RELAY) -> list[Any]:
             agent.state = TrainingState.from_json(checkpoint.load(folder / f"step-{number}", **parts))
         agent.learn(1, callback=texts, reset_num_timesteps=False)
         updates += texts.updates
-        checkpoint.save(folder / f"step-{number + 1}", **parts, state=agent.state.to_json(), writes=agent.ranks.main)
+        shares = is_sharded(agent.student.module)
+        if shares or agent.ranks.main:
+            how: dict[str, Any] = {"sharded": sharded and shares, "ranks": agent.ranks if shares else ranks.ALONE}
+            checkpoint.save(folder / f"step-{number + 1}", **parts, state=agent.state.to_json(), **how)
         agent.ranks.together(lambda: None)  # it is whole before it is read
     agent.save(folder / "agent")
     return updates
@@ -313,7 +319,7 @@ def hybrid(folder: Path) -> None:
     """Run in four processes as if they were on two machines."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     me = ranks.join(1.0)
-    found = {"updates": relay(folder, ("hybrid", "hybrid")), "sizes": sizes("hybrid")}
+    found = {"updates": relay(folder, ("hybrid", "hybrid"), sharded=True), "sizes": sizes("hybrid")}
     (folder / f"{me.rank}.json").write_text(json.dumps(found))
     ranks.leave()
 
@@ -329,6 +335,7 @@ def main(folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in weights.items()}, own / f"{number}.safetensors")
     shared = me.from_main(lambda: folder)
     (own / "relay.json").write_text(json.dumps(relay(shared / "relay")))
+    (own / "in parts.json").write_text(json.dumps(relay(shared / "in parts", sharded=True)))
     saved_adapters(shared / "adapters")
     (own / "sizes.json").write_text(json.dumps({how: sizes(how) for how in ("none", "full")}))
     (own / "failures.json").write_text(json.dumps(failures()))

@@ -8,13 +8,17 @@ A checkpoint is a folder, `step-N`, of safetensors and JSON; nothing pickled is 
     state.json                               the caller's counters, positions in the data and settings
     manifest.json                            size and SHA-256 of each file above; written last
 
+A sharded checkpoint has a folder `shards` in the place of both tensor files: what each process has of a model that they
+share (rlgkd.sharding), written by itself, where one host's memory could not hold it. Either kind is loaded by any
+number of processes, with shards or without; `convert` makes one of the other.
+
 The folder is filled under a temporary name in the same parent, flushed to the disk, and renamed. A folder with a
 checkpoint's name is therefore whole, whatever killed the process or filled the disk; `latest` verifies the checksums
 all the same.
 
-Not here: sharded models (FSDP), and the random states of processes other than the one that saves. One process at a
-time may write into a parent folder. A leftover is recognised by the process id in its name, so a folder shared between
-machines may not have two writers either.
+Not here: the random states of processes other than the one that saves. One job at a time may write into a parent
+folder. A leftover is recognised by the process id in its name, so a folder shared between machines may not have two
+writers either.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlgkd.checkpoint.files import (
@@ -48,9 +54,11 @@ from rlgkd.checkpoint.files import (
     writing,
 )
 from rlgkd.checkpoint.growing import GrowingFile
-from rlgkd.checkpoint.state import JSON, checked_restore, file_contents
+from rlgkd.checkpoint.shards import read_shards, write_shards
+from rlgkd.checkpoint.state import JSON, MODEL, OPTIMIZER, Contents, checked_restore, contents, counterparts, storable
 from rlgkd.errors import CheckpointError, SettingError, one_line
 from rlgkd.file_kinds import check_file
+from rlgkd.ranks import ALONE, Ranks
 
 __all__ = [
     "FILES",
@@ -59,6 +67,7 @@ __all__ = [
     "MANIFEST",
     "GrowingFile",
     "atomic_write",
+    "convert",
     "damages",
     "latest",
     "load",
@@ -72,22 +81,27 @@ __all__ = [
 ]
 
 FORMAT = "rlgkd-checkpoint-1"
+SHARDED_FORMAT = "rlgkd-sharded-checkpoint-1"
 MANIFEST = "manifest.json"
-FILES = (
-    "model.safetensors",
-    "model.json",
-    "optimizer.safetensors",
-    "optimizer.json",
-    "random.json",
-    "state.json",
-)
+TENSORS = {MODEL: "model.safetensors", OPTIMIZER: "optimizer.safetensors"}
+"""Files of whole tensors by kind."""
+TEXTS = ("model.json", "optimizer.json", "random.json", "state.json")
+FILES = (*TENSORS.values(), *TEXTS)
+SHARDS = "shards"
+"""Folder of tensors in parts."""
 _FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
 """What files that are whole, and were not written by `save`, may lead to."""
 _STEP = re.compile(r"step-(\d+)")
 
 
 def save(
-    folder: Path, *, model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON], writes: bool = True
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, JSON],
+    sharded: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint to `folder`, whole or not at all.
 
@@ -99,15 +113,15 @@ def save(
         model: The model, which must contain all parameters of the optimizer.
         optimizer: A torch optimizer, or accelerate's wrapper around one.
         state: JSON that the caller needs to resume. Sequences come back as lists.
-        writes: Whether this process writes. Of several that share a model out (rlgkd.sharding) all have to call this,
-            and one writes, what a process with all of the model would.
+        sharded: Whether each process writes what it has, into a folder that all see; otherwise the main one writes all.
+        ranks: The processes that share the model out (rlgkd.sharding), all of which have to call this.
 
     Returns:
         `folder`.
 
     Raises:
         CheckpointError: The folder could not be written (a full disk, for example), or a value is neither tensor nor
-            JSON.
+            JSON. The other processes raise ProcessError.
 
     Examples:
         >>> import tempfile, torch
@@ -119,39 +133,37 @@ def save(
         {'step': 7}
     """
     folder = Path(folder)
-    files = file_contents(model, optimizer, state, writes=writes)
-    if not writes:
-        return folder
-    temporary = temporary_name(folder, "tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(folder.parent)
-        if folder.exists() and not _is_checkpoint(folder):
-            raise CheckpointError("checkpoint", str(folder), "it holds something else; save under another name")
-        try:
-            temporary.mkdir()
-            for name, content in files.items():
-                write(temporary / name, content)
-            write(temporary / MANIFEST, dump_json({"format": FORMAT, "files": _checksums(temporary)}))
-            sync(temporary)
-            publish(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    except (OSError, SafetensorError) as error:
-        advice = fitting(error, "free space, or save elsewhere; earlier checkpoints are whole")
-        remedy = f"it was not saved ({reason(error)}): {advice}"
-        raise CheckpointError("checkpoint", str(folder), remedy) from error
+    written = contents(model, optimizer, state)
+    _write(folder, written, sharded, ranks)
     return folder
+
+
+def convert(folder: Path, to: Path, *, sharded: bool) -> Path:
+    """Write a checkpoint's copy in the other kind, or in the same: its tensors `sharded`, or each whole in one file.
+
+    One process does it, and holds all tensors. Weights, moments and state are equal to the bit.
+
+    Returns: `to`.
+
+    Raises: CheckpointError if it is damaged, or cannot be written.
+    """
+    folder, to = Path(folder), Path(to)
+    _check_whole(folder)
+    with _foreign(folder):
+        tensors = _read_tensors(folder, lambda kind, name: None)
+        texts = {name: (folder / name).read_text(encoding="utf-8") for name in TEXTS}
+    _write(to, Contents(tensors=tensors, texts=texts), sharded, ALONE)
+    return to
 
 
 def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Restore model, optimizer and random states exactly, and return the caller's `state`.
 
-    All checksums, names, shapes and dtypes are checked before anything changes. Devices may differ from the saved.
+    All checksums, names, shapes and dtypes are checked before anything changes. Devices may differ from the saved, and
+    the number of processes that share the model out; each reads for itself.
 
     Args:
-        folder: A checkpoint.
+        folder: A checkpoint of either kind.
         model: A model built as the saved one was: with the same names, shapes, dtypes and ties.
         optimizer: An optimizer of the same class over the same parameters in the same order; its hyperparameters are
             replaced.
@@ -161,24 +173,12 @@ def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, A
             same parent, if there is one), or the checkpoint is of another model or optimizer.
     """
     folder = Path(folder)
-    damage = _damage(folder)
-    if damage is not None:
-        file, problem = damage
-        others = (other for other in _steps(folder.parent) if other.name != folder.name and not _damage(other))
-        other = next(others, None)
-        advice = "no whole checkpoint is next to it; start again"
-        if other:
-            advice = f"use {'a later' if _number(other) > _number(folder) else 'an earlier'} checkpoint: {other}"
-        raise CheckpointError("checkpoint", str(file), f"it is {problem}; {advice}")
-    try:
-        restore = checked_restore(folder, model, optimizer)
+    _check_whole(folder)
+    with _foreign(folder):
+        tensors = _read_tensors(folder, counterparts(model, optimizer))
+        restore = checked_restore(folder, tensors, model, optimizer)
         state: dict[str, Any] = read_json(folder / "state.json")
         restore()
-    except CheckpointError:
-        raise
-    except _FOREIGN as error:
-        remedy = f"its files are not those of a checkpoint ({one_line(repr(error), 200)}); use another one"
-        raise CheckpointError("checkpoint", str(folder), remedy) from error
     return state
 
 
@@ -247,9 +247,101 @@ def prune(parent: Path, keep: int = 2) -> list[Path]:
     return removed
 
 
+def _write(folder: Path, written: Contents, sharded: bool, ranks: Ranks) -> None:
+    """See `save`."""
+    with _written(folder, ranks) as temporary:
+        sums: dict[str, dict[str, Any]] = {}
+        if sharded:
+            own = write_shards(temporary / SHARDS, written.tensors, ranks)
+            for more in ranks.gather(lambda: {f"{SHARDS}/{path.name}": _checksum(path) for path in own}):
+                sums |= more
+        whole = {} if sharded else {TENSORS[k]: storable(t, writes=ranks.main) for k, t in written.tensors.items()}
+
+        def complete() -> None:
+            files: dict[str, str | dict[str, Tensor]] = {**whole, **written.texts}
+            for name, content in files.items():
+                write(temporary / name, content)
+                sums[name] = _checksum(temporary / name)
+            if sharded:
+                if unseen := [name for name in sums if not (temporary / name).exists()]:
+                    remedy = f"the main process does not see {unseen[0]}; put it on a disk that all processes share"
+                    raise CheckpointError("checkpoint", str(folder), remedy)
+                sync(temporary / SHARDS)
+            kind = SHARDED_FORMAT if sharded else FORMAT
+            write(temporary / MANIFEST, dump_json({"format": kind, "files": sums}))
+            sync(temporary)
+            publish(temporary, folder)
+
+        ranks.from_main(complete)
+
+
+@contextmanager
+def _written(folder: Path, ranks: Ranks) -> Iterator[Path]:
+    """A new folder, which all processes see and the main one makes and, if the block fails, removes.
+
+    Raises: CheckpointError for what is raised in the block by a disk.
+    """
+
+    def begin() -> Path:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(folder.parent)
+        if folder.exists() and not _is_checkpoint(folder):
+            raise CheckpointError("checkpoint", str(folder), "it holds something else; save under another name")
+        temporary_name(folder, "tmp").mkdir()
+        return temporary_name(folder, "tmp")
+
+    temporary: Path | None = None
+    try:
+        temporary = ranks.from_main(begin)
+        yield temporary
+    except BaseException as error:
+        if ranks.main and temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        advice = fitting(error, "free space, or save elsewhere; earlier checkpoints are whole")
+        remedy = f"it was not saved ({reason(error)}): {advice}"
+        failed = CheckpointError("checkpoint", str(folder), remedy)
+        for note in getattr(error, "__notes__", ()):  # of which ranks know it
+            failed.add_note(note)
+        raise failed from error
+
+
+def _read_tensors(folder: Path, like: Callable[[str, str], Tensor | None]) -> dict[str, dict[str, Tensor]]:
+    """All tensors of a whole checkpoint by kind and name; parts as `read_shards` has them."""
+    if (folder / SHARDS).exists():
+        return read_shards(folder / SHARDS, like)
+    return {kind: load_file(folder / file) for kind, file in TENSORS.items()}
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise CheckpointError, which names another one that is whole, if a checkpoint is not."""
+    damage = _damage(folder)
+    if damage is not None:
+        file, problem = damage
+        others = (other for other in _steps(folder.parent) if other.name != folder.name and not _damage(other))
+        other = next(others, None)
+        advice = "no whole checkpoint is next to it; start again"
+        if other:
+            advice = f"use {'a later' if _number(other) > _number(folder) else 'an earlier'} checkpoint: {other}"
+        raise CheckpointError("checkpoint", str(file), f"it is {problem}; {advice}")
+
+
+@contextmanager
+def _foreign(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError for what files that are whole, and were not written by `save`, lead to."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _FOREIGN as error:
+        remedy = f"its files are not those of a checkpoint ({one_line(repr(error), 200)}); use another one"
+        raise CheckpointError("checkpoint", str(folder), remedy) from error
+
+
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds nothing but a checkpoint's files, whole or not."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, MANIFEST}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, SHARDS, MANIFEST}
 
 
 def _number(folder: Path) -> float:
@@ -265,16 +357,23 @@ def _steps(parent: Path) -> list[Path]:
     return sorted(numbered, key=_number, reverse=True)
 
 
-def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size in bytes and SHA-256 of each file."""
-    sums = {}
-    for name in FILES:
-        with (folder / name).open("rb") as file:
-            sums[name] = {
-                "size": os.fstat(file.fileno()).st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
-    return sums
+def _checksum(file: Path) -> dict[str, Any]:
+    """Return size in bytes and SHA-256 of a file."""
+    with file.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"size": os.fstat(content.fileno()).st_size, "sha256": sha256}
+
+
+def _names(folder: Path, manifest: Any) -> Sequence[str]:
+    """Return the names of a checkpoint's files, which its manifest has to have; none if it is no checkpoint's."""
+    kind = manifest.get("format") if isinstance(manifest, dict) else None
+    if kind != SHARDED_FORMAT:
+        return FILES if kind == FORMAT else ()
+    shards = {name for name in manifest["files"] if name not in TEXTS}
+    there = folder / SHARDS
+    # One that the manifest does not have would be read, too.
+    shards |= {f"{SHARDS}/{path.name}" for path in there.iterdir()} if there.is_dir() else set()
+    return (*sorted(shards), *TEXTS)
 
 
 def _damage(folder: Path) -> tuple[Path, str] | None:
@@ -284,17 +383,17 @@ def _damage(folder: Path) -> tuple[Path, str] | None:
         if not folder.is_dir():
             return folder, "missing"
         manifest = read_json(file)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        names = _names(folder, manifest)
+        if not names:
             return file, f"foreign (no {FORMAT!r} in it)"
-        for name in FILES:
+        for name in names:
             file = folder / name
             expected = manifest["files"][name]
             check_file(file)
             if (size := file.stat().st_size) < expected["size"]:
                 return file, f"truncated ({size} of {expected['size']} bytes)"
-            with file.open("rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != expected["sha256"]:
-                    return file, "damaged (its checksum differs from the manifest's)"
+            if _checksum(file)["sha256"] != expected["sha256"]:
+                return file, "damaged (its checksum differs from the manifest's)"
     except FileNotFoundError:
         return file, "missing"
     except OSError as error:

@@ -7,12 +7,12 @@ import json
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,10 +23,25 @@ from rlgkd.sharding import full, is_shard, shard_like
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 
-def file_contents(
-    model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON], *, writes: bool = True
-) -> dict[str, str | dict[str, Tensor]]:
-    """Return the content of each file of a checkpoint; without tensors where they are others' to write."""
+MODEL, OPTIMIZER = "model", "optimizer"
+"""The two kinds of tensors in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds; its tensors are the live ones, of which some may be shards."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """Of the model each once, and of the optimizer, by kind and name."""
+    texts: dict[str, str]
+    """The JSON files."""
+
+
+def contents(model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) -> Contents:
+    """Return what a checkpoint of these holds.
+
+    Raises: CheckpointError for what is neither tensor nor JSON, and for a parameter that is not the model's.
+    """
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
@@ -51,22 +66,39 @@ def file_contents(
             for index, values in optimizer_state["state"].items()
         },
     }
-    return {
-        "model.safetensors": _storable({n: value for n, value in weights.items() if n not in ties}, writes),
-        "model.json": dump_json({"ties": ties}),
-        "optimizer.safetensors": _storable(tensors, writes),
-        "optimizer.json": dump_json(optimizer_json),
-        "random.json": json.dumps(
-            _encode(_random_states(), "random", {})
-        ),  # without indent, which would give each number a line
-        "state.json": dump_json(_plain(state, "state")),
-    }
+    return Contents(
+        tensors={MODEL: {n: value for n, value in weights.items() if n not in ties}, OPTIMIZER: tensors},
+        texts={
+            "model.json": dump_json({"ties": ties}),
+            "optimizer.json": dump_json(optimizer_json),
+            # Without indent, which would give each number a line.
+            "random.json": json.dumps(_encode(_random_states(), "random", {})),
+            "state.json": dump_json(_plain(state, "state")),
+        },
+    )
 
 
-def checked_restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
-    """Check that a whole checkpoint fits, changing nothing, and return the function that restores it."""
-    weights = _checked_weights(folder, model)
-    saved = _checked_optimizer(folder, model, optimizer)
+def counterparts(model: nn.Module, optimizer: Optimizer) -> Callable[[str, str], Tensor | None]:
+    """Return the function from a checkpoint's tensor, by kind and name, to the one as whose shard it can be read.
+
+    That is the weight of the name, and the parameter of a moment.
+    """
+    weights: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    parameters = [parameter for group in _unwrap(optimizer).param_groups for parameter in group["params"]]
+    by_index = {str(index): parameter for index, parameter in enumerate(parameters)}
+
+    def counterpart(kind: str, name: str) -> Tensor | None:
+        return weights.get(name) if kind == MODEL else by_index.get(name.partition("/")[0])
+
+    return counterpart
+
+
+def checked_restore(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: Optimizer
+) -> Callable[[], None]:
+    """Check that a whole checkpoint with these tensors fits, changing nothing; return the function that restores it."""
+    weights = _checked_weights(folder, tensors[MODEL], model)
+    saved = _checked_optimizer(folder, tensors[OPTIMIZER], model, optimizer)
     random_states = _checked_random(folder)
 
     def restore() -> None:
@@ -78,7 +110,7 @@ def checked_restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> Cal
     return restore
 
 
-def _storable(tensors: Mapping[str, Tensor], writes: bool) -> dict[str, Tensor]:
+def storable(tensors: Mapping[str, Tensor], *, writes: bool) -> dict[str, Tensor]:
     """Return the tensors on the CPU, contiguous and each with its own storage, as safetensors requires.
 
     Shards are made whole one by one, by all processes; none is kept if another process writes.
@@ -110,11 +142,10 @@ def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return ties
 
 
-def _checked_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+def _checked_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return the checkpoint's state dict, ties included, after checking that it fits the model."""
     ties: dict[str, str] = read_json(folder / "model.json")["ties"]
-    weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
-    weights |= {name: weights[kept] for name, kept in ties.items()}
+    weights = {**tensors, **{name: tensors[kept] for name, kept in ties.items()}}
     current: dict[str, Tensor] = model.state_dict(keep_vars=True)
     current_ties = _ties(current)
     remedy = f"build the model as {folder} was: see the run's config.yaml"
@@ -144,7 +175,9 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str | None]
     return [names.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _checked_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def _checked_optimizer(
+    folder: Path, tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer
+) -> dict[str, Any]:
     """Return the optimizer's state dict after checking that it fits; its shapes follow from the parameters'."""
     saved = read_json(folder / "optimizer.json")
     inner = _unwrap(optimizer)
@@ -160,7 +193,6 @@ def _checked_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
         if name != saved_name:
             remedy = f"{folder} has {saved_name!r} in its place; keep the parameters' order"
             raise CheckpointError("optimizer", name, remedy)
-    tensors = load_file(folder / "optimizer.safetensors")
     state = {int(index): _decode(values, tensors) for index, values in saved["state"].items()}
     groups = _decode(saved["groups"], tensors)
     _check_hyperparameters(inner, groups)

@@ -41,6 +41,7 @@ AROUND_TRAINING: Final = (
     "eval_seed",
     "checkpoint_every",
     "checkpoint_minutes",
+    "checkpoint_format",
     "trackers",
     "tracker_project",
     "tracker_texts",

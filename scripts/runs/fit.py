@@ -17,7 +17,7 @@ from rlgkd.scripts.runs.course import Course
 from rlgkd.scripts.runs.events import events_if_installed
 from rlgkd.scripts.runs.folder import CHECKPOINTS, MODEL, PROGRESS, ROLLOUTS, TENSORBOARD, TIMES
 from rlgkd.scripts.runs.model_folders import save_model
-from rlgkd.scripts.runs.recorder import Recorder
+from rlgkd.scripts.runs.recorder import Recorder, save_checkpoint
 from rlgkd.scripts.runs.run_state import Rewound, RunState
 from rlgkd.scripts.runs.stages import ended_early
 from rlgkd.scripts.runs.stopping import StopRequest
@@ -50,7 +50,7 @@ def fit(
     trains = remaining > 0 and not ended_early(settings, found.state, agent.num_timesteps)
     course = Course(settings, out, teacher, found.state, stop, console=console)
     with ExitStack() as held:
-        callbacks: list[BaseCallback] = [course, _OfOthers(stop)]
+        callbacks: list[BaseCallback] = [course, _OfOthers(settings, out, stop)]
         agent.set_logger(Logger(None, []))
         if ranks.main:
             with checkpoint.writing(out / CHECKPOINTS):
@@ -88,8 +88,10 @@ def fit(
 class _OfOthers(BaseCallback):
     """Stops at a signal, and brings shards to checkpoints; the Recorder of the main process does both too."""
 
-    def __init__(self, stop: StopRequest) -> None:
+    def __init__(self, settings: RunConfig, out: Path, stop: StopRequest) -> None:
         super().__init__()
+        self.settings = settings
+        self.out = out
         self.stop = stop
         self.model: TextAlgorithm
 
@@ -105,5 +107,4 @@ class _OfOthers(BaseCallback):
             self._bring_shards()
 
     def _bring_shards(self) -> None:
-        optimizer = self.model.policy.optimizer
-        checkpoint.save(Path(), model=self.model.modules, optimizer=optimizer, state={}, writes=False)
+        save_checkpoint(self.out / CHECKPOINTS, self.model, self.settings, {})  # of which the main one knows the name

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.ranks import ALONE
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.config.run import RunConfig
@@ -47,6 +48,21 @@ def strict_json(value: Any, indent: int | None = None) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(known(value), indent=indent, allow_nan=False)
+
+
+def save_checkpoint(folder: Path, model: TextAlgorithm, settings: RunConfig, state: Mapping[str, Any]) -> None:
+    """Save what trains; if processes share it out, all of them call this, and the main one's folder and state count.
+
+    Raises: as `rlgkd.checkpoint.save`.
+    """
+    checkpoint.save(
+        folder,
+        model=model.modules,
+        optimizer=model.policy.optimizer,
+        state=state,
+        sharded=settings.checkpoint_format == "sharded",
+        ranks=model.ranks if is_sharded(model.student.module) else ALONE,
+    )
 
 
 class BetweenUpdates(Protocol):
@@ -217,17 +233,13 @@ class Recorder(BaseCallback):
         for path in (*(self.out / name for name in (*GROWING, *evaluations)), self.out):
             checkpoint.sync(path)
         folder = self.out / CHECKPOINTS
-        checkpoint.save(
-            folder / f"step-{updates}",
-            model=self.model.modules,
-            optimizer=self.model.policy.optimizer,
-            state={
-                **position,
-                "settings": masked(self.settings.flat()),
-                "text_ids": self.text_ids,
-                "changes": [asdict(change) for change in self.history],
-            },
-        )
+        state = {
+            **position,
+            "settings": masked(self.settings.flat()),
+            "text_ids": self.text_ids,
+            "changes": [asdict(change) for change in self.history],
+        }
+        save_checkpoint(folder / f"step-{updates}", self.model, self.settings, state)
         checkpoint.prune(folder)
         if self.course is not None:
             self.course.saved()

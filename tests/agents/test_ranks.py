@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from rlgkd import checkpoint, ranks
 from rlgkd.agents import PPO
-from rlgkd.errors import ProcessError, SettingError
+from rlgkd.errors import CheckpointError, ProcessError, SettingError
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.sharding import clip_gradients, is_sharded, state_dict, whole
 
@@ -132,6 +133,51 @@ def test_sharded_processes_and_one_go_on_from_each_others_checkpoints(two: Path,
     assert distance(agent.modules.state_dict(), load_file(tmp_path / "step-3" / "model.safetensors")) < MOST
 
 
+def test_checkpoints_in_parts_are_those_of_one_process_too(two: Path, tmp_path: Path) -> None:
+    """The same relay by checkpoints of parts: to the bit that of whole ones, and each becomes the other."""
+    parts, whole = two / "in parts", two / "relay"
+    assert (two / "0" / "in parts.json").read_text() == (two / "0" / "relay.json").read_text()
+    for step in ("step-1", "step-3"):
+        assert len([*(parts / step / "shards").iterdir()]) == 2 and not (parts / step / "model.safetensors").exists()
+        joined = checkpoint.convert(parts / step, tmp_path / step, sharded=False)
+        again = checkpoint.convert(joined, tmp_path / "again", sharded=True)
+        back = checkpoint.convert(again, tmp_path / "back", sharded=False)
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            ours = load_file(whole / step / name)
+            for folder in (joined, back):
+                theirs = load_file(folder / name)
+                assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
+        assert checkpoint.read_state(back) == checkpoint.read_state(whole / step)
+
+    agents = [rank_cases.learner(PPO) for _ in range(2)]
+    for folder, agent in zip((parts, whole), agents, strict=True):
+        checkpoint.load(folder / "step-3", model=agent.modules, optimizer=agent.policy.optimizer)
+    ours, theirs = (agent.modules.state_dict() for agent in agents)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    moments = [torch.cat([value.flatten() for of in agent.policy.optimizer.state.values() for value in of.values()])
+               for agent in agents]  # fmt: skip
+    assert torch.equal(*moments)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "more", "changed"])
+def test_a_damaged_part_is_found(two: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(two / "in parts" / "step-1", tmp_path / "step-1")
+    part = max((tmp_path / "step-1" / "shards").iterdir())
+    content = part.read_bytes()
+    if damage == "missing":
+        part.unlink()
+    elif damage == "truncated":
+        part.write_bytes(content[:-1])
+    elif damage == "more":
+        part.with_name("shard-00009.safetensors").write_bytes(content)
+    else:
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    agent = rank_cases.learner(PPO)
+    with pytest.raises(CheckpointError, match=r"shards/shard-|manifest"):
+        checkpoint.load(tmp_path / "step-1", model=agent.modules, optimizer=agent.policy.optimizer)
+    assert checkpoint.latest(tmp_path) is None
+
+
 def test_sharded_adapters_are_saved_as_those_of_one_process(two: Path, tmp_path: Path) -> None:
     rank_cases.saved_adapters(tmp_path)
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
@@ -157,7 +203,9 @@ def test_four_processes_on_two_machines_share_weights_within_each(tmp_path: Path
     assert all(one == found[0] for one in found)
     alone = rank_cases.relay(tmp_path / "alone", ("none",) * 2)
     assert json.loads(json.dumps(alone)) == found[0]["updates"]
-    files = [load_file(folder / "step-2" / "model.safetensors") for folder in (tmp_path / "alone", tmp_path / "four")]
+    assert len([*(tmp_path / "four" / "step-2" / "shards").iterdir()]) in (2, 4)  # those of each machine are equal
+    checkpoint.convert(tmp_path / "four" / "step-2", tmp_path / "joined", sharded=False)
+    files = [load_file(folder / "model.safetensors") for folder in (tmp_path / "alone" / "step-2", tmp_path / "joined")]
     assert distance(*files) < MOST
     assert found[0]["sizes"]["moments"] == pytest.approx(rank_cases.sizes("none")["moments"] / 2, rel=0.15)
     print(found[0]["sizes"])

@@ -20,6 +20,8 @@ import pytest
 from on_request import minutes
 from safetensors.torch import load_file
 
+from rlgkd import checkpoint
+
 SMALL = (
     "agent=Reinforce", "tokens=900", "prompts_per_update=4", "group_size=4", "eval_prompts=4",
     "checkpoint_every=1", "learning_rate=0.001", "eval_every=300", "eval_every_prompts=4", "keep_best=rouge2",
@@ -105,6 +107,72 @@ def test_what_one_process_refuses_ends_both_in_one_line(tmp_path: Path) -> None:
     assert failed.returncode != 0
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("rlgkd: ")]
     assert "reward: " in line and "no disk" in line and "raised on rank 1 of 2" in line
+
+
+FAILING = """
+import os
+import resource
+import time
+from pathlib import Path
+
+
+def reward(completions):
+    if os.environ["RANK"] == os.environ["FAILS"] and [*Path(os.environ["OUT"]).glob("checkpoints/step-*")]:
+        if os.environ["HOW"] == "disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a checkpoint's tensors are larger
+        else:
+            time.sleep(10_000)
+    return [float(len(text)) for text in completions]
+"""
+"""A reward with which something breaks after the first checkpoint: the disk of a process, or the process hangs."""
+
+
+@pytest.mark.parametrize(
+    ("how", "fails", "sharding"),
+    [
+        ("disk", 1, "full checkpoint_format=sharded"),
+        pytest.param("disk", 0, "none", marks=minutes),
+        pytest.param("disk", 0, "full", marks=minutes),
+        pytest.param("disk", 0, "full checkpoint_format=sharded", marks=minutes),
+        *(pytest.param("hang", rank, "full", marks=minutes) for rank in (0, 1)),
+        pytest.param("hang", 0, "none", marks=minutes),
+    ],
+)  # fmt: skip
+def test_a_full_disk_or_a_process_that_hangs_ends_all_in_a_line_and_the_run_goes_on(
+    tmp_path: Path, how: str, fails: int, sharding: str
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "A farm"}\n{"prompt": "A school"}\n' * 8)
+    settings = (
+        "env=rlgkd/Dataset-v0", "student=embedded:grounded-student", "teacher=null", "alpha=0", "eval_prompts=1",
+        "prompts_per_update=2", "group_size=2", "env_settings.split_shares=null", "env_settings.max_new_tokens=4",
+        "env_settings.max_prompt_tokens=16", "tokens=48", "checkpoint_every=1", "process_timeout=0.2",
+        f"env_settings.data={tmp_path / 'prompts.jsonl'}", f"env_settings.reward={tmp_path / 'failing.py'}:reward",
+        *f"sharding={sharding}".split(),
+    )  # fmt: skip
+    env = {**ENV, "FAILS": str(fails), "HOW": how, "OUT": str(out)}
+    command = [*TWO, "quickstart", "--out", str(out), "--quiet", *settings]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
+    assert failed.returncode != 0
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("rlgkd: ")]
+    print(*lines, sep="\n")
+    assert 1 <= len(lines) <= 2, failed.stderr
+    assert "rlgkd/checkpoint" not in failed.stderr  # torchrun has a traceback of its own
+    if how == "disk":
+        assert any("checkpoint" in line and "File too large" in line and str(out) in line for line in lines)
+    else:
+        assert any("did not answer within process_timeout" in line for line in lines)
+    assert [*out.glob("checkpoints/.*")] == [] and checkpoint.latest(out / "checkpoints") is not None
+    again = subprocess.run(
+        [*TWO, "--resume", str(out), "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**env, "FAILS": "none"},
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(texts(out)) >= 12
 
 
 def test_a_command_of_one_process_refuses_several_in_one_line(tmp_path: Path) -> None:

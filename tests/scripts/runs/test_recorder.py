@@ -81,10 +81,10 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
     for name in ("progress.csv", "times.csv"):
         (tmp_path / name).write_text("12345")
     with checkpoint.GrowingFile(tmp_path / "rollouts.jsonl") as rollouts:
-        settings = SimpleNamespace(tokens=100, flat=dict)
+        settings = SimpleNamespace(tokens=100, flat=dict, checkpoint_format="whole")
         recorder = Recorder(settings, tmp_path, rollouts, StopRequest(), quiet=True, console=Console())  # type: ignore[arg-type]
-        policy = SimpleNamespace(optimizer=None)
-        recorder.model = SimpleNamespace(state=state, modules=None, policy=policy)  # type: ignore[assignment]
+        parts = {"policy": SimpleNamespace(optimizer=None), "student": SimpleNamespace(module=torch.nn.Identity())}
+        recorder.model = SimpleNamespace(state=state, modules=None, **parts)  # type: ignore[assignment]
         rollouts.write("1234567")
         recorder._checkpoint(recorder._position())
     assert done[:3] == ["progress.csv 5", "times.csv 5", "rollouts.jsonl 7"] and tmp_path.name in done[3]
