@@ -50,7 +50,7 @@ class TrainingRewards:
 
 
 def learns_by_heart(training: TrainingRewards, first: Interval, held_out: Interval) -> bool:
-    """Whether the held-out reward, `first` before training, has fallen far behind; false where one is not known."""
+    """Whether the held-out reward, `first` before training, has fallen far short; false where one is not known."""
     then, now = training.first, training.recent
     scale = max(abs(now.mean), abs(held_out.mean))
     grown = (now.mean - held_out.mean) - (then.mean - first.mean)
