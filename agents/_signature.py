@@ -84,10 +84,14 @@ class AlgorithmSettings(TypedDict, total=False):
     prompts_per_update: int
     group_size: int
     train_prompts: int | None
+    prompts_by: Literal["order", "pass_rate"]
+    passed_from: float
+    pass_rate_floor: float
     temperature: float
     teacher_temperature: float
     mixture: Literal["batch", "prompt"]
     off_policy: Literal["references", "teacher"]
+    off_policy_from: float | None
     teacher_texts: str | None
     behaviour: str | None
     teacher_share: float | None

@@ -31,6 +31,7 @@ from rlgkd.agents.metrics import (
 )
 from rlgkd.agents.micro_batch import prefetch_teacher_states
 from rlgkd.agents.mismatch import corrected
+from rlgkd.agents.pass_rates import updated
 from rlgkd.agents.replay import drawn, kept, replayed
 from rlgkd.agents.resample import resampled
 from rlgkd.agents.rollout import Rollout
@@ -48,7 +49,7 @@ from rlgkd.teachers import (
     in_process,
     model_of,
 )
-from rlgkd.types import Item, reads_sibling
+from rlgkd.types import OFF_POLICY, Item, reads_sibling
 
 
 class TextAlgorithm(TextAgent):
@@ -91,7 +92,7 @@ class TextAlgorithm(TextAgent):
                 on_step=on_step,
                 waiting=waiting,
             )
-            self.state.next_prompt += len(items)
+            self.state.next_prompt = indices[-1] + 1
             return rollout
 
         fraction = self.config.student_fraction(self._objective_progress)
@@ -111,6 +112,10 @@ class TextAlgorithm(TextAgent):
         going = not self.rollout.stopped
         if going:
             rewards = [t.score.reward for t in [*self.rollout.on_policy, *self.rollout.discarded]]
+            if self.config.sampling.prompts_by == "pass_rate":
+                seen = [*self.rollout.on_policy, *self.rollout.discarded]
+                passed_from = self.config.sampling.passed_from
+                self.state.pass_rates = updated(self.state.pass_rates, seen, passed_from=passed_from)
             self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])
             assert self.ep_info_buffer is not None
             self.ep_info_buffer.extend({"r": t.score.reward, "l": t.length, "t": 0.0} for t in self.trajectories)
@@ -212,6 +217,11 @@ class TextAlgorithm(TextAgent):
             self._record_beta()
         if reads_sibling(self.config.teacher.teacher_prompt or ""):
             self.logger.record("train/no_sibling", self.rollout.untaught_B.float().mean().item())
+        if self.config.sampling.off_policy_from is not None:
+            off_policy = [row for row, t in enumerate(self.trajectories) if t.source in OFF_POLICY]
+            if off_policy:
+                left_out = self.rollout.untaught_B[off_policy].float().mean().item()
+                self.logger.record("train/off_policy_left_out", left_out)
         if self.outside_teacher is not None:
             self.logger.record("train/teacher_failed", self.rollout.failed_B().float().mean().item())
         if self.steering is not None and self.rollout.on_policy and math.isfinite(means.divergence):
@@ -317,7 +327,7 @@ class TextAlgorithm(TextAgent):
                     credit,
                     max_new_tokens=self.task.max_new_tokens,
                     with_policy_term=with_policy_term,
-                    left_out_B=left_out_B if rollout.answers is not None or rollout.untaught else None,
+                    left_out_B=left_out_B if left_out_B.any() or rollout.answers is not None else None,
                 )
             if teacher is None or torch.equal(failed_B, rollout.failed_B()):
                 break

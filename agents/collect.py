@@ -16,6 +16,7 @@ import numpy as np
 from rlgkd.agents.async_scoring import Scoring
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch, micro_batches, prefetch_teacher_states
+from rlgkd.agents.pass_rates import drawn
 from rlgkd.agents.rollout import Rollout, rows_by_tokens
 from rlgkd.agents.served_texts import ServedTexts
 from rlgkd.agents.siblings import with_siblings
@@ -51,8 +52,12 @@ class Collector:
 
     def next_items(self, state: TrainingState, number: int | None = None) -> tuple[list[Item], list[int]]:
         """The next items, by default those of an update, and their indices in the stream of items."""
-        number = self.sampling.prompts_per_update if number is None else number
-        indices = list(range(state.next_prompt, state.next_prompt + number))
+        sampling, first = self.sampling, state.next_prompt
+        number = sampling.prompts_per_update if number is None else number
+        indices = list(range(first, first + number))
+        if sampling.prompts_by == "pass_rate":
+            rates, floor = state.pass_rates, sampling.pass_rate_floor
+            indices = drawn(rates, lambda index: self.item(index).key, first, number, floor=floor, seed=self.seed)
         return [self.item(index) for index in indices], indices
 
     def item(self, index: int) -> Item:
@@ -132,6 +137,7 @@ class Collector:
             rows=rows,
             answers=None if self._outside is None or stopped else dict(zip(own_rows, answers, strict=True)),
             untaught=untaught,
+            off_policy_from=self.sampling.off_policy_from,
             sampler_failed=failed / max(1, failed + sum(len(one.on_policy) for one in shares)),
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from warnings import warn
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BeforeValidator, model_validator
 
 from rlgkd.agents.sampler_settings import SamplerSettings
@@ -50,6 +50,12 @@ class SamplingSettings(Settings):
     """Samples of each prompt; for larger models chosen by the job, if not given (docs/defaults.md)."""
     train_prompts: Count | None = None
     """Train on this many prompts alone, again and again; null takes as many as come."""
+    prompts_by: Literal["order", "pass_rate"] = "order"
+    """Which prompts are drawn: all in their order, or more often those whose texts are right sometimes (pass_rate)."""
+    passed_from: float = 0.5
+    """The reward from which a text is right for prompts_by."""
+    pass_rate_floor: Annotated[float, Gt(0), Le(1)] = 0.1
+    """The least chance of a prompt to be drawn by prompts_by when it comes; 1 draws all."""
     temperature: Positive = 1.0
     """The student's, in sampling and scoring alike."""
     teacher_temperature: Positive = 1.0
@@ -58,6 +64,8 @@ class SamplingSettings(Settings):
     """Granularity at which on-policy or off-policy texts are drawn: for each batch (the paper's) or each prompt."""
     off_policy: Literal["references", "teacher"] = "references"
     """What the off-policy texts are: the references, or texts that the teacher generates."""
+    off_policy_from: float | None = None
+    """The reward from which an off-policy text is learned from, and others are left out; null learns from all."""
     teacher_texts: PathText | None = None
     """File that keeps the teacher's texts, one for each prompt; null generates them again each time."""
     behaviour: Annotated[Variant | None, BEHAVIOUR] = None
@@ -391,6 +399,7 @@ class AlgorithmConfig(Settings):
         mixed = sampling.behaviour is not None
         several_epochs = self.optimizer.epochs > 1
         in_reward = reward.combination == "in_reward"
+        by_rate = sampling.prompts_by == "pass_rate"
         resamples = reward.drop_even_groups == "resample"
         steered, averaged = teacher.divergence_target is not None, teacher.teacher_decay is not None
         tokens, other_tokens = teacher.teacher_tokens, teacher.teacher_tokens != "same"
@@ -478,6 +487,12 @@ class AlgorithmConfig(Settings):
             ("teacher_decay", averaged and sampling.teacher_texts is not None,
              "the file would keep texts of teachers that are gone; leave one of them out"),
             ("off_policy", sampling.off_policy != "references" and on_policy_only, "set student_fraction below 1"),
+            ("off_policy_from", sampling.off_policy_from is not None and on_policy_only,
+             "set student_fraction below 1"),
+            ("prompts_by", by_rate and highest_fraction == 0,
+             "it goes by the student's own texts; set student_fraction above 0, or this to order"),
+            *((name, getattr(sampling, name) != getattr(SamplingSettings(), name) and not by_rate,
+               "set prompts_by to pass_rate") for name in ("passed_from", "pass_rate_floor")),
             ("mixture", sampling.mixture != "batch" and on_policy_only, "set student_fraction below 1"),
             ("drop_even_groups", bool(reward.drop_even_groups) and not self.rewarded, ignored),
             ("drop_even_groups", resamples and sampling.group_size == 1,
@@ -551,7 +566,7 @@ CHANGEABLE: Final = frozenset(
         *(f"{name}{part}" for name in ("alpha", "student_fraction") for part in ("", "_end", "_shape")),
         *Objective.declared(),
         *RewardSettings.declared(),
-        *("divergence_target", "alpha_rate", "off_policy", "mixture", "group_size"),
+        *("divergence_target", "alpha_rate", "off_policy", "off_policy_from", "mixture", "group_size"),
         *("learning_rate", "epochs", "max_grad_norm", "gradient_norms_every", "agreement_every"),
     }
 )

@@ -23,7 +23,7 @@ from rlgkd.lm.own_format import as_read_by
 from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ranks import ALONE, Ranks
 from rlgkd.teachers import AlignedTeacher, Answer, ModelTeacher, RoutedTeachers, Teacher, has_failed
-from rlgkd.types import ON_POLICY, Batch, Source, Trajectory
+from rlgkd.types import OFF_POLICY, ON_POLICY, Batch, Source, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class Rollout:
     """The rows whose passes this process runs; None is all."""
     untaught: Sequence[int] = ()
     """Rows that a teacher has nothing to say of: it reads a right text of their group, and there is none."""
+    off_policy_from: float | None = None
+    """The reward from which an off-policy text is learned from; None is any."""
     answers: Mapping[int, Answer] | None = None
     """What a teacher outside of the process was asked for, by this process's rows; None without such a teacher."""
     agreement: Agreement | None = None
@@ -95,9 +97,12 @@ class Rollout:
 
     @property
     def untaught_B(self) -> Tensor:
-        """[B], bool: the rows of `untaught`, which have no divergence."""
+        """[B], bool: the rows of `untaught` and off-policy texts below `off_policy_from`, which have no divergence."""
         untaught_B = torch.zeros(len(self.trajectories), dtype=torch.bool, device="cpu")
         untaught_B[list(self.untaught)] = True
+        if self.off_policy_from is not None:
+            for row, t in enumerate(self.trajectories):
+                untaught_B[row] |= t.source in OFF_POLICY and not t.score.reward >= self.off_policy_from  # also NaN
         return untaught_B
 
     def action_values(self, lm: Scorer, token_budget: int, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -31,7 +31,8 @@ class TrainingState:
     """Mean and deviation of all rewards of on-policy texts."""
     replay: list[Any] = field(default_factory=list)
     """Texts of earlier updates as JSON values, a list for each prompt, the newest last (rlgkd.agents.replay)."""
-
+    pass_rates: dict[str, float] = field(default_factory=dict)
+    """Running shares of right texts by the prompts' keys, where prompts are drawn by them (rlgkd.agents.pass_rates)."""
     waiting: WaitingTexts | None = None
     """Texts that servers have sampled for the next update already; None where there are none."""
 
@@ -40,7 +41,9 @@ class TrainingState:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["rewards"] = dataclasses.astuple(self.rewards)
         values["waiting"] = None if self.waiting is None else self.waiting.to_json()
-        return {name: value for name, value in values.items() if value or name not in ("replay", "waiting")}
+        return {
+            name: value for name, value in values.items() if value or name not in ("replay", "pass_rates", "waiting")
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -54,6 +57,9 @@ class TrainingState:
             raise TypeError(f"its rewards are {given['rewards']!r}")
         if not isinstance(given.get("replay", []), list):
             raise TypeError(f"its replay is {given['replay']!r:.60}")
+        rates = given.get("pass_rates", {})
+        if any(type(rate) not in (int, float) or not 0 <= rate <= 1 for rate in rates.values()):
+            raise ValueError(f"its pass_rates are {rates!r:.60}")
         waiting = given.get("waiting")
         given |= {"waiting": None if waiting is None else WaitingTexts.from_json(waiting)}
         state = cls(**given | {"rewards": RunningMeanStd(*given.get("rewards", ()))})

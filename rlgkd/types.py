@@ -56,6 +56,8 @@ class Source(StrEnum):
 
 ON_POLICY = (Source.STUDENT, Source.MIXED)
 """Sources sampled with the student, with recorded log-probabilities: the policy term applies to them."""
+OFF_POLICY = (Source.DATA, Source.TEACHER)
+"""Sources that the student has no part in."""
 
 
 Message = Mapping[str, Any]

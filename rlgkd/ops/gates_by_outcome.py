@@ -183,8 +183,8 @@ def sg_opd(
         agree_weight: The weight where the teacher likes a right text's token or dislikes a wrong text's, 0 or more.
         disagree_weight: The weight elsewhere, 0 or more.
 
-    Source: Xu et al. 2026, arXiv 2606.09304 (SG-OPD), without its phases of verified texts of the teacher; the weights
-    are those that a later paper reports for it.
+    Source: Xu et al. 2026, arXiv 2606.09304 (SG-OPD), whose phases of verified texts of the teacher are the recipe
+    sg-opd; the weights are those that a later paper reports for it.
 
     Examples:
         >>> sg_opd(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, -1.0], [1.0, -1.0]]))[1].tolist()

@@ -37,6 +37,7 @@ CAUSAL_ALONE = (
     "rlsd",
     "tgopd",
     "ra-opd",
+    "sg-opd",
     "r2-opd",
     "sdar",
     "aopd",
