@@ -191,7 +191,7 @@ class TextAlgorithm(TextAgent):
                 mismatch = self.rollout.mismatch(logp_BL)
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
-        teacher_lm = model_of(self.teacher)
+        teacher_lm = model_of(self._teacher_of_loss)
         if self.config.optimizer.epochs > 1 and teacher_lm is not None and self.following_teacher is None:
             with self.autocast():
                 prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
@@ -239,6 +239,11 @@ class TextAlgorithm(TextAgent):
         """The teacher, if it is not a model in this process."""
         return None if in_process(self.teacher) else self.teacher
 
+    @property
+    def _teacher_of_loss(self) -> Teacher | None:
+        """The teacher, but for a model in this process where texts alone are learned from."""
+        return None if self.objective.cross_entropy and in_process(self.teacher) else self.teacher
+
     def after_update(self) -> None:
         """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""
         if self.collector.served is not None:
@@ -276,7 +281,8 @@ class TextAlgorithm(TextAgent):
 
     def gradient_step(self, rollout: Rollout, credit: Credit) -> Means:
         """One gradient over the whole rollout, one step of the optimizer."""
-        means = self._accumulate(self.config.loss_objective(self.objective), self.teacher, rollout, credit)
+        teacher = self._teacher_of_loss if rollout.agreement is None else self.teacher
+        means = self._accumulate(self.config.loss_objective(self.objective), teacher, rollout, credit)
         optimizer = self.policy.optimizer
         norm = clip_gradients(self._trained(), self.max_grad_norm)
         if not norm.isfinite():  # an error here, not a model of NaNs one step later

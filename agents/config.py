@@ -269,6 +269,7 @@ class AlgorithmConfig(Settings):
         for field in ("teacher_decay", "teacher_prompt", "reference_model"):
             if (value := getattr(self.teacher, field)) is not None:
                 raise SettingError(field, value, f"give a teacher; the student itself would do: teacher={SELF}")
+        self._check_several(None)
         for name, wanted in (("off_policy", self.sampling.off_policy), ("behaviour", self.sampling.behaviour)):
             if wanted not in ("references", None):
                 raise SettingError(name, getattr(wanted, "name", wanted), "give a teacher, who generates these texts")
@@ -291,7 +292,7 @@ class AlgorithmConfig(Settings):
                 raise SettingError(name, getattr(given, name), remedy)
 
     def _check_several(self, teachers: Mapping[str, object] | None) -> None:
-        """Refuse what does not go with several teachers, and what only they take.
+        """Refuse what does not go with several teachers, and what only they take; None is one teacher or none.
 
         Raises: SettingError.
         """
@@ -308,9 +309,9 @@ class AlgorithmConfig(Settings):
         no_one_model = is_mixture or routed
         for name, wrong, remedy in (
             ("teacher_column", given.teacher_column != plain.teacher_column and not routed,
-             "there is one teacher for all texts; give teacher a mapping of names to models"),
+             "it is of several teachers; give teacher a mapping of names to models"),
             ("teacher_mix", given.teacher_mix is not None and teachers is None,
-             "there is one teacher; give teacher a mapping of names to models"),
+             "it is of several teachers; give teacher a mapping of names to models"),
             ("teacher_weights", weights is not None and given.teacher_mix is None, "set teacher_mix to product or sum"),
             ("teacher_weights", weights is not None and set(weights) != set(teachers or weights),
              f"give a weight for each of {', '.join(map(str, teachers or ()))}"),

@@ -47,6 +47,8 @@ API = {
     "Types": "rlgkd.types",
     "Errors": "rlgkd.errors",
 }
+TOGETHER = re.compile(r"(?<=\d)%? (?:±|to) (?=[-+]?\d)|(?<=\)) (?=\*)")
+"""What holds a value, its interval and its stars together: there no line of a table is to break."""
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -71,18 +73,29 @@ def on_files(files: Any, *, config: Any) -> Any:
     made |= {_env_page(name): _environment(name, takes, about) for name, (takes, about) in _environments().items()}
     made |= {f"api/{module}.md": f"# {title}\n\n::: {module}\n" for title, module in API.items()}
     written = {file.src_uri: Path(file.abs_src_path).read_text() for file in files.documentation_pages()}
-    for page, text in {**written, **made}.items():
+    to_read = {**written, **made}
+    while to_read:
+        page, text = to_read.popitem()
         for target, _ in LINK.findall(text):
             path = _in_repository(_origin(page), target)
-            if path and (ROOT / path).is_file() and not path.startswith("docs/") and path not in PROJECT_PAGES:
-                made[_source_page(path)] = _source(path)
+            if not path or not (ROOT / path).is_file() or path.startswith("docs/") or path in PROJECT_PAGES:
+                continue
+            shown = _source_page(path)
+            if shown in made or files.get_file_from_path(shown):
+                continue
+            if shown.endswith(".md"):
+                made[shown] = _source(path)
+                if path.endswith(".md"):
+                    to_read[shown] = made[shown]
+            else:
+                files.append(File.generated(config, shown, abs_src_path=str(ROOT / path)))
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Let links go to pages of the site."""
+    """Let links go to pages of the site, and intervals in tables stay in one line."""
     here = page.file.src_uri
 
     def linked(match: re.Match[str]) -> str:
@@ -99,11 +112,17 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             return match[0]
         return f"]({posixpath.relpath(target, posixpath.dirname(here) or '.')}{match[2] or ''})"
 
-    return LINK.sub(linked, markdown)
+    lines = [
+        TOGETHER.sub(lambda found: found[0].replace(" ", "&nbsp;"), line) if line.startswith("|") else line
+        for line in LINK.sub(linked, markdown).split("\n")
+    ]
+    return "\n".join(lines)
 
 
 def _origin(page: str) -> str:
     """The file of the repository that a page is made of, from whose folder its links go."""
+    if page.startswith("source/"):
+        return page.removeprefix("source/").removesuffix(".md")
     return next((source for source, made in PROJECT_PAGES.items() if made == page), f"docs/{page}")
 
 
@@ -115,7 +134,8 @@ def _in_repository(origin: str, target: str) -> str | None:
 
 
 def _source_page(path: str) -> str:
-    return f"source/{path}.md"
+    """Where a file of the repository is shown; a picture or a notebook is there as it is."""
+    return f"source/{path}" if path.endswith((".png", ".ipynb")) else f"source/{path}.md"
 
 
 def _source(path: str) -> str:

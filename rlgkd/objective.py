@@ -16,7 +16,8 @@ constant; then beta = alpha / ((1-alpha) L_y).
 
     exact             D_n over the vocabulary, differentiated through the logits
     sampled           of reverse KL, on own texts: -l is an advantage, in the first form; of forward KL, on the texts of
-                      the teacher or of data: -log p_S(y_n), the cross-entropy (SFT, SeqKD), which needs no teacher
+                      the teacher or of data: -log p_S(y_n), the cross-entropy (SFT, SeqKD), also where a teacher is
+                      known: of texts that are not its own, log p_T(y_n) - log p_S(y_n) would be no divergence
     sampled_centred   sampled reverse KL with D_n as a baseline: the same mean with less variance (vOPD)
     asymmetric        sampled reverse KL where l < 0, D_n elsewhere (AOPD, arXiv 2605.06387)
     fixed_negative    -1 as an advantage: needs no teacher, and a gate that chooses tokens, since over all of them its
@@ -293,11 +294,8 @@ class Objective(Settings):
 
         Arguments as of `loss`.
         """
-        if self.cross_entropy:  # without a teacher, less the entropy of the texts' author
-            cross_N = -student_logp_N
-            if teacher is not None:
-                cross_N = _teacher_logp(teacher, actions) - student_logp_N
-            return cross_N.detach(), cross_N
+        if self.cross_entropy:
+            return -student_logp_N.detach(), -student_logp_N
         if self.estimator == "fixed_negative":
             known_N = None if teacher is None else self.pointwise(teacher, student_logits_NV.detach())
             against_N = -torch.ones_like(actions.advantage_N)

@@ -355,6 +355,10 @@ def test_the_cross_entropy_of_the_teachers_texts_expects_the_gradient_of_its_for
         sampled = equation_5(**settings, estimator="sampled")
         given = gradient(sampled, student, teacher, text, torch.zeros(1, 1))
         assert torch.equal(gradient(sampled, student, None, text, torch.zeros(1, 1)), given)
+        known, unknown = (
+            accumulate(sampled, student, lm, text, torch.zeros(1, 1)).divergence for lm in (teacher, None)
+        )
+        assert known == unknown > 0, "of texts that are not the teacher's the log-ratio would be no divergence"
         total = total + probability * given
         exact = exact + probability * gradient(equation_5(**settings), student, teacher, text, torch.zeros(1, 1))
     torch.testing.assert_close(total, exact, atol=1e-6, rtol=1e-6)

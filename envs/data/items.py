@@ -133,7 +133,7 @@ def _split_items(
     """The items of rows, in the splits of the data or in those that its prompts' hashes belong to."""
     rows, in_memory = _read_rows(data, subset, max_rows)
     if isinstance(rows, dict) and set(rows) != {"train"}:
-        if split_shares != "auto":
+        if split_shares not in ("auto", None):
             remedy = f"the data has splits of its own ({', '.join(rows)}); leave split_shares at auto"
             raise SettingError("split_shares", split_shares, remedy)
         return _kept({split: row_items.items(part) for split, part in rows.items()}, row_items.unusable)

@@ -93,6 +93,9 @@ def _score_or_error(value: Any) -> Score | BaseException:
     if abs(score.reward) > LARGEST:
         kind = "an infinite reward" if math.isinf(score.reward) else f"a reward of {score.reward:g}"
         return ValueError(f"it returned {kind}; divide or clip it, to at most {LARGEST:g} in size")
+    for name, part in score.parts.items():
+        if abs(part) > LARGEST:
+            return ValueError(f"its part {name} is {part:g}; divide or clip it, to at most {LARGEST:g} in size")
     if score.steps is not None and not math.isnan(score.reward):
         total = sum(score.steps)
         if not math.isclose(total, score.reward, rel_tol=1e-4, abs_tol=1e-6):

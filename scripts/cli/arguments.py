@@ -29,9 +29,19 @@ def split_name(arguments: Sequence[str] | None, default: str) -> tuple[str, Sequ
 
 
 def split_names(arguments: Sequence[str] | None, default: str) -> tuple[str, str, Sequence[str]]:
-    """Separate the recipe under a file, the file or recipe, and the `key=value` arguments after them."""
+    """Separate the recipe under a file, the file or recipe, and the `key=value` arguments after them.
+
+    Where none is named and an environment is, the run is called after that and not after the default.
+
+    Examples:
+        >>> split_names(["env=rlgkd/Arithmetic-v0"], "quickstart")
+        ('', 'quickstart', ['name=Arithmetic-v0', 'env=rlgkd/Arithmetic-v0'])
+    """
     name, rest = split_name(arguments, default)
     file, overrides = split_file(rest)
+    env = next((one.removeprefix("env=") for one in overrides if one.startswith("env=")), "")
+    if rest is arguments and env:
+        overrides = [f"name={env.rpartition('/')[2]}", *overrides]
     return (name, file, overrides) if file else ("", name, overrides)
 
 

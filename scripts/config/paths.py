@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+from rlgkd.settings import marks
 from rlgkd.teachers.names import is_self
 
 OF_PATHS = ("student", "teacher", "tokenizer", "teacher_texts", "data", "reward", "quality", "tools", "trackers")
 """Settings that hold paths, those of the environment among them."""
-OF_METHODS = ("divergence", "policy_loss", "gate", "gap", "advantage", "behaviour")
+OF_METHODS = tuple(mark.kind for mark in marks(AlgorithmConfig))
 """Settings that name a function of the method, which may be the user's own."""
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems take 255."""

@@ -117,7 +117,7 @@ class RunConfig(Settings):
     checkpoint_minutes: Annotated[float, Ge(0)] = 15.0
     """Minutes after which the next whole update has a checkpoint, whatever checkpoint_every; 0 is never."""
     checkpoint_format: Literal["whole", "sharded"] = "whole"
-    """How checkpoints hold weights and moments: whole, as one process has them, or each process's share (docs/scale.md)."""
+    """How checkpoints hold weights and moments: whole, as one process has them, or each process's (docs/scale.md)."""
     process_timeout: Positive = 30.0
     """Minutes that a process waits for the others, if there are several (docs/scale.md)."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -151,7 +151,8 @@ class RunConfig(Settings):
         Raises: SettingError.
         """
         given = self.stages or ({},)
-        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0)
+        own = RunConfig.model_fields
+        return stages_of(given, self.algorithm, tokens=self.tokens, evaluates=self.eval_every > 0, of_run=own)
 
     def in_stage(self, number: int) -> RunConfig:
         """The run with the settings of a stage, counted from 0, as its own."""

@@ -12,7 +12,7 @@ while it trains (`rlgkd.agents.config.CHANGEABLE`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,16 @@ class Stage:
 
 
 def stages_of(
-    given: Sequence[Mapping[str, Any]], algorithm: AlgorithmConfig, *, tokens: int, evaluates: bool
+    given: Sequence[Mapping[str, Any]],
+    algorithm: AlgorithmConfig,
+    *,
+    tokens: int,
+    evaluates: bool,
+    of_run: Collection[str] = (),
 ) -> tuple[Stage, ...]:
     """The stages of a run of so many tokens with these settings, which evaluates on the way or not.
+
+    `of_run` are the names of settings that are not the agent's but the run's.
 
     Raises: SettingError, which names the stage, for a setting that is unknown, out of range, or cannot change, and for
     an `until` that never comes or cannot be known.
@@ -72,7 +79,7 @@ def stages_of(
             name=str(values.get("name") or stage_name(settings) or f"stage {number}"),
             end=end,
             plateau=plateau,
-            algorithm=_algorithm(settings, algorithm, where),
+            algorithm=_algorithm(settings, algorithm, where, of_run),
         )
         if number < len(given) and end >= tokens:
             _check_constant(stage.algorithm, where)
@@ -125,11 +132,13 @@ def _until(until: Any, field: str, *, tokens: int, last: bool) -> tuple[int, Pla
     return end, plateau
 
 
-def _algorithm(settings: Mapping[str, Any], algorithm: AlgorithmConfig, where: str) -> AlgorithmConfig:
+def _algorithm(
+    settings: Mapping[str, Any], algorithm: AlgorithmConfig, where: str, of_run: Collection[str]
+) -> AlgorithmConfig:
     """The agent's settings with the stage's over them."""
     kind = type(algorithm)
     for name, value in settings.items():
-        if name not in kind.declared():
+        if name not in kind.declared() and name not in of_run:
             raise SettingError(f"{where}.{name}", value, unknown_remedy(str(name), sorted(CHANGEABLE | {*OWN})))
         if name not in CHANGEABLE:
             raise SettingError(f"{where}.{name}", value, "it is one for the whole run; set it outside of the stages")

@@ -12,6 +12,7 @@ part, since an evaluation is a collective call, and all come to the same state; 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from rlgkd.scripts.report.metrics import metric_of
 from rlgkd.scripts.runs.folder import EVALUATIONS
 from rlgkd.scripts.runs.goal import Goal
 from rlgkd.scripts.runs.model_folders import publish, save_better
-from rlgkd.scripts.runs.overfitting import RecentRewards, warn
+from rlgkd.scripts.runs.overfitting import TrainingRewards, warn
 from rlgkd.scripts.runs.run_state import NONE_UNKNOWN, RunState
 from rlgkd.scripts.runs.stages import check_goals, ended_early, follow, goals, why_over
 from rlgkd.scripts.runs.stopping import StopRequest
@@ -68,7 +69,9 @@ class Course(BaseCallback):
         self.unknown: Mapping[str, Sequence[int]] = NONE_UNKNOWN
         """Measures of it that are not known at some prompts, with the prompts' numbers."""
         self.model: TextAlgorithm
-        self._rewards = RecentRewards()
+        self._rewards = TrainingRewards()
+        self._first_held_out = Interval()
+        """The reward of the first evaluation since the run was started or resumed."""
         self._whole = True
         """Whether the update that was begun last was finished."""
 
@@ -147,7 +150,9 @@ class Course(BaseCallback):
         self.scores, self.unknown = evaluation.scores(), evaluation.unknown_prompts()
         prompts = f"{settings.eval_every_prompts} {settings.eval_every_split} prompts"
         if settings.eval_every_split != model.split:
-            warn(model.watch, self._rewards.interval, self.scores["reward"], prompts)
+            if math.isnan(self._first_held_out.mean):
+                self._first_held_out = self.scores["reward"]
+            warn(model.watch, self._rewards, self._first_held_out, self.scores["reward"], prompts)
         check_goals(settings, self.scores)
         self.state = self.state.after_evaluation(
             self.scores,

@@ -1,7 +1,7 @@
-"""Whether the reward on held-out prompts is far below that of the texts which training just sampled.
+"""Whether training learns its prompts by heart: its reward rises on them, and not as much on held-out ones.
 
-Both are of the student's own samples at one temperature, so they differ by the prompts alone, and by what was learned
-of those that were trained on.
+Both rewards are of the student's own samples at one temperature, so they differ by the prompts alone. A hundred prompts
+may be harder than others by chance, which is no fault of training: what counts is by how much the gap has grown.
 """
 
 from __future__ import annotations
@@ -15,57 +15,66 @@ from rlgkd.agents.guards import Watch
 from rlgkd.statistics import Interval
 from rlgkd.types import ON_POLICY, Trajectory
 
-RECENT: Final = 512
-"""Texts of the newest updates that are compared, at most."""
+RECENT: Final = 128
+"""Texts of the newest updates that are compared, at most: older ones are of another student."""
+FIRST: Final = 256
+"""Texts of the first updates that these are compared with, at most."""
 ENOUGH: Final = 64
-"""And at least."""
+"""And at least, of either."""
 FAR_BELOW: Final = 0.2
-"""Share of the training's reward by which the held-out one is below it, and their intervals apart."""
+"""Share of the reward by which the gap has grown, and by more than the four intervals are wide."""
 
 
-class RecentRewards:
-    """The rewards of the student's newest texts."""
+class TrainingRewards:
+    """The rewards of the student's first and newest texts since training was started or resumed."""
 
     def __init__(self) -> None:
-        self._rewards: deque[float] = deque(maxlen=RECENT)
+        self._first: list[float] = []
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         """Take the texts of an update; those that the student did not write, or whose reward failed, do not count."""
-        self._rewards.extend(
-            t.score.reward for t in trajectories if t.source in ON_POLICY and math.isfinite(t.score.reward)
-        )
+        rewards = [t.score.reward for t in trajectories if t.source in ON_POLICY and math.isfinite(t.score.reward)]
+        self._recent.extend(rewards)
+        self._first.extend(rewards[: FIRST - len(self._first)])
 
     @property
-    def interval(self) -> Interval:
-        """Their mean with its 95% interval; NaN of too few."""
-        count = len(self._rewards)
-        if count < ENOUGH:
-            return Interval()
-        mean = math.fsum(self._rewards) / count
-        variance = math.fsum((reward - mean) ** 2 for reward in self._rewards) / (count - 1)
-        half = 1.96 * math.sqrt(variance / count)
-        return Interval(mean, mean - half, mean + half)
+    def first(self) -> Interval:
+        """The mean of the first ones with its 95% interval; NaN of too few."""
+        return _interval(self._first)
+
+    @property
+    def recent(self) -> Interval:
+        """The mean of the newest ones with its 95% interval; NaN of too few."""
+        return _interval(self._recent)
 
 
-def falls_short(training: Interval, held_out: Interval) -> bool:
-    """Whether the held-out reward is far below the training's; false where one is not known.
-
-    Examples:
-        >>> falls_short(Interval(0.9, 0.88, 0.92), Interval(0.6, 0.5, 0.7))
-        True
-        >>> falls_short(Interval(0.9, 0.88, 0.92), Interval(0.8, 0.7, 0.9))
-        False
-    """
-    scale = max(abs(training.mean), abs(held_out.mean))
-    return training.mean - held_out.mean > FAR_BELOW * scale and training.low > held_out.high
+def learns_by_heart(training: TrainingRewards, first: Interval, held_out: Interval) -> bool:
+    """Whether the held-out reward, `first` before training, has fallen far short; false where one is not known."""
+    then, now = training.first, training.recent
+    scale = max(abs(now.mean), abs(held_out.mean))
+    grown = (now.mean - held_out.mean) - (then.mean - first.mean)
+    unknown = math.hypot(*((one.high - one.low) / 2 for one in (then, now, first, held_out)))
+    return now.mean > then.mean and grown > FAR_BELOW * scale and grown > unknown and now.low > held_out.high
 
 
-def warn(watch: Watch, training: Interval, held_out: Interval, prompts: str) -> None:
-    """Say once that the reward on `prompts`, such as "64 validation prompts", falls short, if it does."""
-    if falls_short(training, held_out):
+def warn(watch: Watch, training: TrainingRewards, first: Interval, held_out: Interval, prompts: str) -> None:
+    """Say once that training learns by heart, if it does; `prompts` is such as "64 validation prompts"."""
+    if learns_by_heart(training, first, held_out):
         watch.warn_once(
             "held_out",
-            f"held-out: the reward is {held_out.mean:.3g} ({held_out.low:.3g} to {held_out.high:.3g}) on {prompts} and "
-            f"{training.mean:.3g} on those it trains on, which it learns by heart; give more prompts or fewer tokens, "
-            "raise alpha, or keep the best model (keep_best)",
+            f"held-out: the reward went from {first.mean:.3g} to {held_out.mean:.3g} ({held_out.low:.3g} to "
+            f"{held_out.high:.3g}) on {prompts} and from {training.first.mean:.3g} to {training.recent.mean:.3g} on "
+            "those it trains on, which it learns by heart; give more prompts or fewer tokens, raise alpha, or keep the "
+            "best model (keep_best)",
         )
+
+
+def _interval(rewards: Iterable[float]) -> Interval:
+    known = list(rewards)
+    if len(known) < ENOUGH:
+        return Interval()
+    mean = math.fsum(known) / len(known)
+    variance = math.fsum((reward - mean) ** 2 for reward in known) / (len(known) - 1)
+    half = 1.96 * math.sqrt(variance / len(known))
+    return Interval(mean, mean - half, mean + half)

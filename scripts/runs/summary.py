@@ -70,6 +70,12 @@ def trained_on(settings: RunConfig) -> list[str]:
     return sorted(found)
 
 
+def learns_from_references_alone(settings: RunConfig) -> bool:
+    """Whether neither a reward nor a teacher, by its probabilities or its texts, has a part in what is trained."""
+    texts = {stage.algorithm.sampling.off_policy for stage in settings.parts}
+    return trained_on(settings) == ["references"] and texts == {"references"}
+
+
 def held_out(settings: RunConfig, state: RunState) -> dict[str, Any]:
     """How the evaluations on the way went: how many, the best of them, and whether they ended the training."""
     best = state.watched.best

@@ -44,7 +44,13 @@ from rlgkd.scripts.runs.sources import sources
 from rlgkd.scripts.runs.speed import speed
 from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
-from rlgkd.scripts.runs.summary import held_out, rewards_of, stages, summarise
+from rlgkd.scripts.runs.summary import (
+    held_out,
+    learns_from_references_alone,
+    rewards_of,
+    stages,
+    summarise,
+)
 from rlgkd.scripts.runs.text_ids import with_day
 from rlgkd.scripts.runs.tracked import send_evaluation, tracked
 from rlgkd.scripts.tracking.libraries import check_trackers
@@ -257,6 +263,8 @@ def _evaluated_run(
         isinstance(teacher, LanguageModel | RoutedTeachers) and not settings.teacher_writes_as_start
     )  # any other writes no texts
     whose = "the student and the teacher" if both else "the student"
+    if teacher is not None and learns_from_references_alone(settings):
+        say(console, "the teacher is measured and not learned from, for references are: teacher=null saves the time")
     say(console, f"evaluating {whose} on up to {settings.eval_prompts} {settings.eval_split} prompts")
     before = evaluate(agent.student, teacher, agent.task, **scored)  # as it began, which a checkpoint will change
     taught = before if settings.teacher_writes_as_start else None

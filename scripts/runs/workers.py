@@ -14,12 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from rlgkd import checkpoint
+from rlgkd.errors import one_line
 from rlgkd.scripts._console import say
 from rlgkd.scripts.runs.progress_line import cut_to_width, live_line
 
@@ -61,7 +63,7 @@ def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(sorted({job.function.__module__ for job in jobs}))
     waiting = list(jobs)
-    running: dict[Any, tuple[Job, Any]] = {}  # by the process's sentinel
+    running: dict[Any, tuple[Job, Any, Connection]] = {}  # by the process's sentinel
     failed: dict[str, str] = {}
     finished = 0
     line = live_line(console, quiet=quiet)
@@ -71,20 +73,23 @@ def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -
             while waiting or running:
                 while waiting and len(running) < most:
                     job = waiting.pop(0)
-                    job.folder.mkdir(parents=True, exist_ok=True)
-                    process = context.Process(target=_run_job, args=(job,))
+                    with checkpoint.writing(job.folder):
+                        job.folder.mkdir(parents=True, exist_ok=True)
+                    reason, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_run_job, args=(job, sender))
                     process.start()
-                    running[process.sentinel] = (job, process)
+                    sender.close()
+                    running[process.sentinel] = (job, process, reason)
                 for sentinel in wait(list(running), timeout=POLL_SECONDS):
-                    job, process = running.pop(sentinel)
+                    job, process, reason = running.pop(sentinel)
                     process.join()
                     finished += job.size
                     if process.exitcode:
-                        failed[job.name] = last_line(job.folder / LOG, process.exitcode)
+                        failed[job.name] = _reason(reason) or last_line(job.folder / LOG, process.exitcode)
                         say(console, f"{job.name} failed: {failed[job.name]}")
                     elif quiet:
                         say(console, f"{job.name} done")
-                reached = [(job, job.reached) for job, _ in running.values()]
+                reached = [(job, job.reached) for job, _, _ in running.values()]
                 pieces = [f"{len(running)} running"]
                 if waiting:
                     pieces.append(f"{len(waiting)} to come")
@@ -95,9 +100,9 @@ def run_jobs(jobs: Sequence[Job], *, most: int, console: Console, quiet: bool) -
                     description=cut_to_width(pieces, console, separator=", "),
                 )
     finally:
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.terminate()  # a run that trains saves a checkpoint
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.join(STOP_SECONDS)
             process.kill()
             process.join()
@@ -112,8 +117,25 @@ def last_line(log: Path, exit_code: int) -> str:
     return lines[-1].removeprefix("rlgkd.errors.") if lines else f"exit code {exit_code}"
 
 
-def _run_job(job: Job) -> None:
-    """Be the job's process: write to its log, end with the main process, do the work."""
+def _reason(reason: Connection) -> str:
+    """What a job's process said of why it failed; empty if it could not."""
+    try:
+        return str(reason.recv())
+    except EOFError:
+        return ""
+
+
+def _run_job(job: Job, sender: Connection) -> None:
+    """Be the job's process, and say why it failed: not in its log alone, which a full disk does not take."""
+    try:
+        _work(job)
+    except Exception as error:
+        sender.send(f"{type(error).__name__}: {one_line(error)}")
+        raise
+
+
+def _work(job: Job) -> None:
+    """Write to the job's log, end with the main process, do the work."""
     # The terminal sends Ctrl-C to the whole group of processes; the main process handles it and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

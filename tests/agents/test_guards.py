@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from rlgkd.agents import Distill, Reinforce
 from rlgkd.agents.guards import GUARDS, Watch
 from rlgkd.envs.sb3 import TextVecEnv
-from rlgkd.scripts.runs.overfitting import RecentRewards, warn
+from rlgkd.scripts.runs.overfitting import TrainingRewards, warn
 from rlgkd.statistics import Interval
 from rlgkd.types import Source
 
@@ -175,15 +175,34 @@ def test_a_mixture_that_works_hears_nothing():
     assert trained(Reinforce, lambda text: float(text.startswith("B")), updates=30, **given) == []
 
 
+def rewards_of(*parts: tuple[float, int]) -> TrainingRewards:
+    """So many texts of these mean rewards, one part after another, and some that the student did not write."""
+    found = TrainingRewards()
+    for mean, number in parts:
+        for reward in (mean - 0.1, mean + 0.1) * (number // 2):
+            found.add([SimpleNamespace(score=SimpleNamespace(reward=reward), source=Source.STUDENT)])
+            found.add([SimpleNamespace(score=SimpleNamespace(reward=-9.0), source=Source.DATA)])
+    return found
+
+
 def test_prompts_that_are_learnt_by_heart_are_told_by_held_out_ones():
-    """The reward of held-out prompts a fifth below that of the texts of training, their intervals apart."""
-    agent_texts, watch = RecentRewards(), Watch(LOG_VOCABULARY)
-    for reward in (1.0, 0.8) * 32:
-        agent_texts.add([SimpleNamespace(score=SimpleNamespace(reward=reward), source=Source.STUDENT)])
-        agent_texts.add([SimpleNamespace(score=SimpleNamespace(reward=0.0), source=Source.DATA)])
-    assert agent_texts.interval.mean == pytest.approx(0.9)
-    for held_out in (Interval(0.8, 0.75, 0.85), Interval(0.6, 0.3, 0.9), Interval()):
-        warn(watch, agent_texts.interval, held_out, "64 validation prompts")
+    """The gap to the reward of training has grown by a fifth of it since the first updates."""
+    watch, begun = Watch(LOG_VOCABULARY), Interval(0.5, 0.4, 0.6)
+    learnt = rewards_of((0.5, 256), (0.9, 200))
+    assert (learnt.first.mean, learnt.recent.mean) == pytest.approx((0.5, 0.9))
+    for training, first, held_out in (
+        (learnt, begun, Interval(0.8, 0.75, 0.85)),  # both rise
+        (learnt, begun, Interval(0.6, 0.3, 0.9)),
+        (learnt, begun, Interval()),
+        (learnt, Interval(), Interval(0.6, 0.5, 0.7)),
+        (rewards_of((0.5, 62)), begun, Interval(0.1, 0.0, 0.2)),  # too few
+        # Prompts that were hard from the beginning, as 100 of GroundedSummary's can be.
+        (rewards_of((0.65, 256), (0.68, 200)), Interval(0.45, 0.35, 0.55), Interval(0.47, 0.37, 0.57)),
+        (rewards_of((0.6, 256), (0.5, 200)), begun, Interval(0.2, 0.1, 0.3)),  # whose reward falls learns nothing
+    ):
+        warn(watch, training, first, held_out, "64 validation prompts")
     assert watch.messages == []
-    warn(watch, agent_texts.interval, Interval(0.6, 0.5, 0.7), "64 validation prompts")
-    assert watch.messages[0].startswith("held-out: the reward is 0.6 (0.5 to 0.7) on 64 validation prompts")
+    warn(watch, learnt, begun, Interval(0.6, 0.5, 0.7), "64 validation prompts")
+    assert watch.messages[0].startswith(
+        "held-out: the reward went from 0.5 to 0.6 (0.5 to 0.7) on 64 validation prompts and from 0.5 to 0.9 on those"
+    )

@@ -219,8 +219,10 @@ def test_what_does_not_work_is_refused_before_the_first_update() -> None:
         ({"teacher_weights": {"math": 1.0, "code": 1.0}}, "set teacher_mix to product or sum"),
         ({"reference_model": "self"}, "it goes with one teacher"),
         ({"extrapolation": 2.0}, "set reference_model too"),
-        ({"teacher": lm(1), "teacher_column": "subject"}, "there is one teacher for all texts"),
-        ({"teacher": lm(1), "teacher_mix": "sum"}, "there is one teacher"),
+        ({"teacher": None, "alpha": 0.0, "teacher_weights": {"math": 1.0}}, "set teacher_mix to product or sum"),
+        ({"teacher": None, "alpha": 0.0, "teacher_mix": "sum"}, "it is of several teachers"),
+        ({"teacher": lm(1), "teacher_column": "subject"}, "it is of several teachers"),
+        ({"teacher": lm(1), "teacher_mix": "sum"}, "it is of several teachers"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=message):
             Reinforce(lm(0), env(), **{"teacher": teachers, **FEW, **settings})

@@ -144,7 +144,8 @@ def test_splits_may_be_a_mapping_and_a_lone_train_is_divided(tmp_path: Path) -> 
     assert {split: len(part) for split, part in splits.items()} == {"train": 60, "validation": 3}
     assert list(all_of(read_items({"train": ROWS}, **ASKED))) == list(SPLITS)
     with pytest.raises(SettingError, match=r"splits of its own .*train, validation"):
-        read_items(given_, split_shares=None, **ASKED)
+        read_items(given_, split_shares=(8, 1, 1), **ASKED)
+    assert all_of(read_items(given_, split_shares=None, **ASKED)) == splits
     with pytest.raises(DataError, match="give each split once"):
         read_items({"val": ROWS, "dev": ROWS}, **ASKED)
 

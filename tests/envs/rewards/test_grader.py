@@ -312,6 +312,7 @@ def test_the_numbers_within_a_score_become_floats() -> None:
         (1e20, r"a reward of 1e\+20; divide or clip it"),
         (-1e155, r"a reward of -1e\+155; divide or clip it"),
         (math.inf, "an infinite reward; divide or clip it"),
+        (Score(reward=1.0, parts={"a": math.inf}), "its part a is inf; divide or clip it"),
         (1j, "1j, which is no number"),
         (np.complex64(1), "which is no number"),
         ({"a": 1}, "{'a': 1}, which is no number"),

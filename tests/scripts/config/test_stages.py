@@ -54,6 +54,8 @@ def test_a_run_without_stages_is_one_part() -> None:
         ([{"alpha": 1}, {}], r"stages\[1\]\.until: None .*say when the stage ends"),
         ([{"until": 0.5}, {"alhpa": 0}], r"stages\[2\]\.alhpa: 0 .*'alpha'"),
         ([{"until": 0.5, "lora_rank": 2}, {}], r"stages\[1\]\.lora_rank: 2 .*one for the whole run"),
+        ([{"until": 0.5, "env": "mine"}, {}], r"stages\[1\]\.env: 'mine' .*one for the whole run"),
+        ([{"until": 0.5, "eval_every": 5}, {}], r"stages\[1\]\.eval_every: 5 .*outside of the stages"),
         ([{"until": 0.5, "alpha": 2}, {}], r"stages\[1\]\.alpha: 2 .*\[0, 1\]"),
         ([{"until": 0.5, "estimator": "k1"}, {}], r"stages\[1\]\.estimator: 'k1' .*expected gradient is 0"),
         ([{"until": 1000}, {}], r"stages\[1\]\.until: 1000 .*between 0 and 1,000 tokens"),

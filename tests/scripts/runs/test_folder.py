@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import chat_models
@@ -38,7 +39,7 @@ from rlgkd.scripts.config.paths import LONGEST_NAME, folder_name
 from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs import folder
 from rlgkd.scripts.runs.stopping import stoppable
-from rlgkd.scripts.runs.workers import Job, run_jobs
+from rlgkd.scripts.runs.workers import LOG, Job, run_jobs
 
 STUDENT = "embedded:grounded-student"
 
@@ -224,6 +225,25 @@ def test_jobs_save_when_they_are_stopped(
     assert stop.value.code == code
     assert all((job.folder / "saved").exists() for job in jobs)
     assert capsys.readouterr().err.endswith("stopped; go on with: rlgkd compare ...\n")
+
+
+def fail_to_write(folder: Path) -> None:
+    raise CheckpointError("run", str(folder), "it was not written (No space left on device): free space")
+
+
+def test_a_job_says_why_it_failed_where_the_disk_takes_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rlgkd compare` on a full disk named the exit code alone."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / LOG).symlink_to("/dev/full")
+    job = Job(name="a", folder=tmp_path / "a", function=fail_to_write, arguments=(tmp_path / "a",))
+    failed = run_jobs([job], most=1, console=Console(stderr=True), quiet=True)
+    assert failed["a"].startswith("CheckpointError: run: ") and "(No space left on device)" in failed["a"]
+    with pytest.raises(CheckpointError, match="it was not written"):
+        run_jobs([replace(job, folder=tmp_path / "a" / LOG / "b")], most=1, console=Console(stderr=True), quiet=True)
+    capsys.readouterr()
 
 
 def test_a_clone_without_links_says_so(tmp_path: Path) -> None:

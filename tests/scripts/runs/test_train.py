@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from rlgkd import agents
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import evaluate
@@ -113,6 +114,31 @@ def test_a_teacher_that_is_the_start_is_not_evaluated_again(tmp_path: Path, monk
     summary = json.loads((tmp_path / "2" / "summary.json").read_text())
     assert summary["teacher_scores"] == summary["before"]
     assert summary["before"]["reverse_kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_references_are_learned_alike_with_a_teacher_which_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its log-probabilities made the divergence of such updates negative, and cost a forward pass."""
+    small = ["tokens=300", "prompts_per_update=4", "eval_prompts=2", "threads=1", "epochs=2"]
+    asked = []
+    answers = MicroBatch.outputs_of
+    monkeypatch.setattr(MicroBatch, "outputs_of", lambda part, lm: asked.append(lm) or answers(part, lm))
+    rows = {}
+    for teacher, every in (("embedded:grounded-teacher", 0), ("embedded:grounded-teacher", 3), ("null", 0)):
+        out = tmp_path / f"{teacher[:4]}-{every}"
+        train.start(read("sft", [f"teacher={teacher}", f"agreement_every={every}", *small]), out, quiet=True)
+        with (out / "progress.csv").open() as file:
+            rows[out.name] = list(csv.DictReader(file))
+        assert bool(asked) is bool(every)
+        asked.clear()
+        said = "measured and not learned from" in capsys.readouterr().err
+        assert said is (teacher != "null")
+    for name in ("train/divergence", "train/loss"):
+        with_teacher, measured, without = ([row[name] for row in one] for one in rows.values())
+        assert with_teacher == measured == without and len(without) > 2 and all(float(value) > 0 for value in without)
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in rows]
+    assert weights[0] == weights[1] == weights[2]
 
 
 def test_the_run_can_be_evaluated_and_asked(finished: Path) -> None:
