@@ -29,6 +29,7 @@ from rlgkd.envs.rewards import rouge
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, fast, open_by_name
 from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
+from rlgkd.lm.lora import has_adapters
 from rlgkd.scripts._peak_memory import peak_mb
 from rlgkd.scripts.benchmarks.held_out import HeldOut
 from rlgkd.scripts.benchmarks.job import LORA_RANK, BenchmarkJob, read_job
@@ -75,7 +76,8 @@ def _time_generation(job: BenchmarkJob) -> dict[str, Any]:
 def _time_training(job: BenchmarkJob) -> dict[str, Any]:
     agent = make_agent(job)
     clock = _Clock(job.warmup, job.steps, HeldOut(job) if job.held_out else None)
-    keep_freed_memory_after_first(agent.policy.optimizer)
+    adapters = has_adapters(agent.student.module)
+    keep_freed_memory_after_first(agent.policy.optimizer, give_back_holes=adapters)
     timesteps = job.batch * job.new_tokens * (job.warmup + job.steps)
     agent.learn(total_timesteps=timesteps, callback=clock)
     peak = peak_mb()  # before the bound, which allocates on its own
