@@ -62,14 +62,23 @@ def said(caplog):
     ],
 )
 def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, name):
-    assert said({}, *[metrics] * (updates - 1), {}, *[metrics] * (updates - 1)) == []
-    assert said({}, *[metrics] * 50) == [name]
+    first = [{}] * 5
+    assert said(*first, *[metrics] * (updates - 1), {}, *[metrics] * (updates - 1)) == []
+    assert said(*first, *[metrics] * 50) == [name]
 
 
 def test_a_gate_for_which_all_texts_are_right_is_reported_only_if_they_were_from_the_beginning(said):
     all_right = {"train/gate_right": 1.0}
     assert said(*[all_right] * 5) == ["gate"] and said(*[all_right] * 4) == []
     assert said({}, *[all_right] * 50) == [], "a task that has been learnt"
+
+
+def test_a_first_update_that_was_low_by_chance_is_no_learning_rate(said):
+    """As in runs of the frontier's comparison, whose entropy of the first update was from 0.44 to 0.60."""
+    later = {"train/entropy": 1.4, "train/divergence": 0.8}
+    assert said({}, *[later] * 50) == []
+    assert said({}, *[later | {"train/entropy": 2.0, "train/divergence": 1.3}] * 50) == []
+    assert said({}, *[later] * 4, *[later | {"train/entropy": 2.0, "train/divergence": 1.3}] * 5) == ["learning_rate"]
 
 
 def test_every_guard_is_among_them():
