@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlgkd.lm._autograd import apply_function
-from rlgkd.lm.linear import add_weight_gradient, autocast_weights, onednn_linear
+from rlgkd.lm.linear import add_weight_gradient, autocast_weights, few_sizes, has_onednn, onednn_linear
 from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.policy_loss import log_probability
@@ -124,11 +125,18 @@ class _HeadLogits:
         self.weight_VH, self.bias_V = autocast_weights(*lm.head_on(states_NH.device))
 
     def __call__(self, chunk: slice) -> Tensor:
-        return onednn_linear(self.states_NH[chunk], self.weight_VH, self.bias_V)
+        """Those of the chunk's actions, and of padding after them (`padded`)."""
+        return onednn_linear(self.padded(chunk), self.weight_VH, self.bias_V)
+
+    def padded(self, chunk: slice) -> Tensor:
+        """The chunk's states, with zeros up to one of few numbers of rows (rlgkd.lm.linear.few_sizes)."""
+        states_NH = self.states_NH[chunk]
+        extra = _size(len(states_NH), self.weight_VH) - len(states_NH)
+        return pad(states_NH, (0, 0, 0, extra)) if extra else states_NH
 
     def at(self, chunk: slice) -> Callable[[slice], Tensor]:
         """A function of rows of the chunk that returns their tempered logits."""
-        raw_NV = self(chunk)
+        raw_NV = self(chunk)[: chunk.stop - chunk.start]
         return lambda rows: self.lm.tempered(raw_NV[rows])
 
 
@@ -182,11 +190,13 @@ class _FusedSum(torch.autograd.Function):
             grad_NV = _logits_gradient(head, teacher_at, loss, chunk, total, recorded, wanted=any(wanted))
             if grad_NV is None:
                 continue
+            rows = chunk.stop - chunk.start
+            padded_NH = head.padded(chunk)
             for tokens in _vocabulary_slices(grad_NV):
                 if 0 in grads:
-                    grads[0][chunk] += onednn_linear(grad_NV[:, tokens], head.weight_VH[tokens].T)
+                    grads[0][chunk] += onednn_linear(grad_NV[:, tokens], head.weight_VH[tokens].T)[:rows]
                 if 1 in grads:
-                    add_weight_gradient(grads[1][tokens], grad_NV[:, tokens], states_NH[chunk])
+                    add_weight_gradient(grads[1][tokens], grad_NV[:, tokens], padded_NH)
             if 2 in grads:
                 grads[2][: student.vocabulary] += grad_NV.sum(0)
             del grad_NV  # before the next one is made, so that it takes this one's memory
@@ -214,6 +224,8 @@ def _logits_gradient(
 ) -> Tensor | None:
     """The gradient [N, V] of a chunk's loss with respect to the raw logits; None if there is none or none is `wanted`.
 
+    It has the padding of `_HeadLogits`, with zeros.
+
     The loss is added to `total`. What it records is written to tensors [N] of all actions: small tensors for each chunk
     would outlive the large ones and lie between them, and the heap would grow with every chunk.
     """
@@ -233,6 +245,7 @@ def _logits_gradient(
         if wanted:
             has_gradient |= value.requires_grad
             raw_NV[rows] = torch.autograd.grad(value, raw_nV)[0] if value.requires_grad else 0.0
+    raw_NV[chunk.stop - chunk.start :] = 0.0
     return raw_NV if has_gradient else None
 
 
@@ -253,8 +266,17 @@ def _teacher_blocks(
 
 def _chunks(states_NH: Tensor, vocabulary: int) -> Iterator[slice]:
     """Slices of the actions: as few as fit, for each reads the whole head again."""
-    elements = CHUNK_ELEMENTS if states_NH.device.type == "cpu" else ACCELERATOR_ELEMENTS
-    return _even_slices(slice(0, len(states_NH)), elements // vocabulary)
+    if states_NH.device.type != "cpu":
+        return _even_slices(slice(0, len(states_NH)), ACCELERATOR_ELEMENTS // vocabulary)
+    largest = CHUNK_ELEMENTS // vocabulary
+    while few_sizes(largest) > largest:
+        largest -= 1
+    return _even_slices(slice(0, len(states_NH)), largest)
+
+
+def _size(rows: int, weight_VH: Tensor) -> int:
+    """The rows that are multiplied with the head for so many actions."""
+    return few_sizes(rows) if has_onednn(weight_VH) else rows
 
 
 def _blocks(chunk: slice, logits_NV: Tensor) -> Iterator[slice]:

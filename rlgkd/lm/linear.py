@@ -28,11 +28,24 @@ from rlgkd.ops._gradient import wants_gradient
 
 ONEDNN_MIN_MULTIPLICATIONS = 2**22
 """Multiplications from which on oneDNN pays. It builds a primitive for each new number of rows, in up to half a
-millisecond, and caches it."""
+millisecond, and keeps it for good, with 0.6 MiB of generated code: see `few_sizes`."""
 WEIGHT_GRADIENT_FACTOR = 4
 """Factor on `ONEDNN_MIN_MULTIPLICATIONS` for the gradient of a weight, one of whose operands must be copied first."""
 PREPACK_MIN_WEIGHTS = 2**17
 """Weights from which on `prepacked_linear` repacks: a smaller matrix is read from the caches, whatever its order."""
+
+
+def few_sizes(rows: int) -> int:
+    """Round a number of rows up to one of 16 sizes between a power of two and the next.
+
+    A process that meets ever new numbers of rows would grow by 0.6 MiB for each, of each product of an update, and what
+    stays lies between the large blocks that come and go, which then find no room (rlgkd.scripts.runs.allocator).
+
+    Examples:
+        >>> [few_sizes(rows) for rows in (31, 832, 1025, 3328)]
+        [31, 832, 1088, 3328]
+    """
+    return rows + -rows % (1 << max(0, rows.bit_length() - 5))
 
 
 class LinearFunction(Protocol):

@@ -164,12 +164,31 @@ def is_plain_linear(part: Any) -> bool:
     return type(part) is nn.Linear and type(part.weight) is nn.Parameter and not hasattr(part, "_hf_hook")
 
 
+def base_linear(part: Any) -> nn.Linear:
+    """A linear layer without the adapters that peft may have put around it."""
+    return cast(nn.Linear, part.base_layer if _has_adapter(part) else part)
+
+
 def merged_weight(part: Any) -> Tensor:
     """A linear layer's weight, plus its adapters where it has some and they are switched on."""
     if not _has_adapter(part):
         weight: Tensor = part.weight
         return weight
     return _with_adapters(part.base_layer.weight, [part])
+
+
+def low_rank(part: Any) -> tuple[Tensor, Tensor] | None:
+    """What adapters add to a linear layer's x W^T: x A^T B^T, with the scale in B; None if there is nothing.
+
+    Returns: A [rank, in] and B [out, rank], both differentiable; several adapters are one of their ranks' sum.
+    """
+    if not _has_adapter(part):
+        return None
+    names = _adding(part)
+    pairs = [(part.lora_A[name].weight, part.lora_B[name].weight * part.scaling[name]) for name in names]
+    if len(pairs) <= 1:
+        return pairs[0] if pairs else None
+    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
 
 
 @torch.no_grad()
@@ -192,10 +211,15 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor] | None:
 def _with_adapters(weight: Tensor, parts: Iterable[Any]) -> Tensor:
     """A weight plus what the layers of peft around it add."""
     for part in parts:
-        if not part.disable_adapters and not part.merged:
-            for name in part.active_adapters:
-                weight = weight + part.get_delta_weight(name).to(weight.dtype)
+        for name in _adding(part):
+            weight = weight + part.get_delta_weight(name).to(weight.dtype)
     return weight
+
+
+def _adding(part: Any) -> list[str]:
+    """The adapters that a layer of peft adds to its base: those that are switched on, that it has, and not merged."""
+    on = not part.disable_adapters and not part.merged
+    return [name for name in part.active_adapters if name in part.lora_A] if on else []
 
 
 def _adapted_weights(module: nn.Module) -> dict[str, list[Any]]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+LORA_RANK = 16
+"""Of `sft`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkJob:
@@ -19,13 +22,13 @@ class BenchmarkJob:
     prompts: Sequence[str]
     """Taken in order, again and again."""
     kind: str
-    """distill, gkd, rl, both, generate, ragged or loss; each runner takes some of them."""
+    """distill, gkd, rl, both, sft, generate, ragged or loss; each runner takes some of them."""
     batch: int
     """Sequences of one step."""
     group: int
     """Sequences for one prompt."""
     new_tokens: int
-    """New tokens of every sequence."""
+    """New tokens of every sequence; of `sft` the most of a reference."""
     steps: int
     warmup: int
     """Steps before the timed ones."""
@@ -33,8 +36,16 @@ class BenchmarkJob:
     seed: int
     bounded: bool = True
     """Whether the bound is measured too; it takes as long as some steps."""
+    references: Sequence[str] = ()
+    """Of `sft`, one for each prompt."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of rlgkd's agent, over those of the workload."""
+
+    @property
+    def rows(self) -> Sequence[str] | list[dict[str, str]]:
+        """The prompts, with their references where there are some."""
+        pairs = zip(self.prompts, self.references, strict=True) if self.references else ()
+        return [{"prompt": prompt, "reference": reference} for prompt, reference in pairs] or self.prompts
 
 
 def read_job(file: Path) -> BenchmarkJob:

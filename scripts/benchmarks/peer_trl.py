@@ -28,7 +28,7 @@ from typing import Any
 from rlgkd.errors import DependencyError, SettingError
 from rlgkd.scripts._errors import one_line_errors
 from rlgkd.scripts._peak_memory import peak_mb
-from rlgkd.scripts.benchmarks.job import BenchmarkJob, read_job
+from rlgkd.scripts.benchmarks.job import LORA_RANK, BenchmarkJob, read_job
 
 
 class Meter:
@@ -38,6 +38,8 @@ class Meter:
         self.seconds: list[float] = []
         self.tokens: list[int] = []
         self.loss: list[float] = []
+        self.peaks: list[float] = []
+        """The most memory of the process up to each step, in MiB."""
         self._start = 0.0
 
     def start(self) -> None:
@@ -48,6 +50,7 @@ class Meter:
     def stop(self) -> None:
         """End the step: the weights are updated, the gradients cleared."""
         self.seconds.append(time.perf_counter() - self._start)
+        self.peaks.append(peak_mb())
 
     def counted(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         """Return `generate` with its new tokens counted as the step's."""
@@ -84,10 +87,12 @@ def measure(job: BenchmarkJob) -> dict[str, Any]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     KINDS[job.kind](job, student, tokenizer, meter)
     steps = job.warmup + job.steps
-    assert meter.tokens == [job.batch * job.new_tokens] * steps and len(meter.seconds) == steps, meter.tokens
+    sampled = 0 if job.kind == "sft" else job.batch * job.new_tokens
+    assert meter.tokens == [sampled] * steps and len(meter.seconds) == steps, meter.tokens
     return {
         "seconds": meter.seconds[job.warmup :],
         "peak_mb": peak_mb(),
+        "peaks_mb": meter.peaks[job.warmup :],
         "loss": meter.loss[job.warmup :],
         "tokens": meter.tokens[job.warmup :],
         "versions": {package: version(package) for package in ("trl", "transformers", "torch")},
@@ -157,6 +162,23 @@ def _rl(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
     _train(trainer, rows, job, student, tokenizer, meter)
 
 
+def _sft(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
+    """Train LoRA of all linear layers but the head on references, the mean over the references' tokens."""
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    def trainer(common: dict[str, Any], **parts: Any) -> Any:
+        del common["temperature"]
+        settings = SFTConfig(**common | {"learning_rate": 1e-3}, train_sampling_strategy="sequential", max_length=None)
+        lora = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
+        return SFTTrainer(args=settings, peft_config=lora, **parts)
+
+    count = (job.warmup + job.steps) * job.batch
+    pairs = islice(cycle(zip(job.prompts, job.references, strict=True)), count)
+    rows = [{"prompt": prompt, "completion": reference} for prompt, reference in pairs]
+    _train(trainer, rows, job, student, tokenizer, meter)
+
+
 def _generate(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
     """Sample alone, by transformers."""
     prompts = iter(_prompts(job))
@@ -180,6 +202,7 @@ KINDS: dict[str, Callable[[BenchmarkJob, Any, Any, Meter], None]] = {
     "distill": _distill,
     "gkd": _gkd,
     "rl": _rl,
+    "sft": _sft,
     "generate": _generate,
 }
 

@@ -29,10 +29,10 @@ from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, fast, open_by_name
 from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
 from rlgkd.scripts._peak_memory import peak_mb
-from rlgkd.scripts.benchmarks.job import BenchmarkJob, read_job
+from rlgkd.scripts.benchmarks.job import LORA_RANK, BenchmarkJob, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 
-KINDS = ("distill", "rl", "both", "generate")
+KINDS = ("distill", "rl", "both", "sft", "generate")
 REPEATS = 3
 """Repeats of the bare products; the fastest counts, since a busy machine only adds."""
 
@@ -85,6 +85,7 @@ def _time_training(job: BenchmarkJob) -> dict[str, Any]:
         "tokens": clock.tokens,
         "loss": clock.losses,
         "peak_mb": peak,
+        "peaks_mb": clock.peaks,
         "bound": bound,
         **_device_figures(agent.device),
     }
@@ -104,7 +105,7 @@ def make_agent(job: BenchmarkJob) -> TextAlgorithm:
     """Return the agent of a job's step, on an environment of its prompts."""
     longest = max(len(ids) for ids in open_by_name(job.student).tokenizer(job.prompts)["input_ids"])
     env = TextGenerationEnv(
-        prompts=job.prompts,
+        prompts=job.rows,
         reward=_odd_length,
         tokenizer=job.student,
         max_prompt_tokens=longest,
@@ -118,6 +119,10 @@ def make_agent(job: BenchmarkJob) -> TextAlgorithm:
         "seed": job.seed,
         "device": "cpu",  # `device=auto` takes an accelerator
     }
+    if job.kind == "sft":
+        settings |= {"divergence": "forward_kl", "estimator": "sampled", "student_fraction": 0.0, "learning_rate": 1e-3}
+        settings |= {"reduction": "token_mean", "lora_rank": LORA_RANK}
+        return Distill(job.student, env, teacher=None, **{**settings, **job.settings})
     if job.kind == "distill":
         settings |= {"teacher": job.teacher, "divergence": "reverse_kl"}
         return Distill(job.student, env, **{**settings, **job.settings})
@@ -145,6 +150,8 @@ class _Clock(BaseCallback):
         self.tokens: list[int] = []
         self.prompt_tokens: list[int] = []
         self.losses: list[float] = []
+        self.peaks: list[float] = []
+        """The most memory of the process up to each timed update, in MiB."""
         self.inside = {"teacher": 0.0, "optimizer": 0.0}
         """Seconds of the update in progress."""
 
@@ -172,7 +179,7 @@ class _Clock(BaseCallback):
         self.generated = time.perf_counter() - self.start
 
     def _on_step(self) -> bool:
-        return True
+        return self.updates < self.warmup + self.steps
 
     def _on_training_end(self) -> None:
         self._close_update()
@@ -192,6 +199,7 @@ class _Clock(BaseCallback):
         self.tokens.append(sum(t.length for t in trajectories))
         self.prompt_tokens.append(sum(len(t.tokens_T) - t.length for t in trajectories))
         self.losses.append(float(self.agent.last_metrics["train/loss"]))
+        self.peaks.append(peak_mb())
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rlgkd.envs.tasks.docstrings import docstring_summary
 from rlgkd.envs.tasks.grounded.env import grounded_summary
 from rlgkd.errors import ModelError
 from rlgkd.lm import load, load_tokenizer, save
@@ -29,6 +30,7 @@ PEERS: dict[str, dict[str, Sequence[tuple[str, str]]]] = {
         "distill": [("DistillationTrainer", "distill"), ("GKDTrainer", "gkd")],
         "rl": [("GRPOTrainer", "rl")],
         "generate": [("transformers generate", "generate")],
+        "sft": [("SFTTrainer", "sft")],
         "both": [],
     }
 }
@@ -57,10 +59,15 @@ STEP_WORKLOADS: dict[str, dict[str, Any]] = {
     f"{family}-{kind}": {"kind": kind, "batch": batch, "group": 4 if kind in ("rl", "both") else 1, "new_tokens": 64}
     for family, batch in BATCHES.items()
     for kind in ("distill", "rl", "both", "generate")
-}
+} | {
+    "smollm2-sft": {
+        "kind": "sft", "batch": 16, "group": 1, "new_tokens": 32, "warmup": 5, "steps": 195, "bounded": False
+    }
+}  # fmt: skip
 GROWTH_BATCHES, GROWTH_LENGTHS = (8, 16, 32, 64), (32, 64, 128, 256, 512)
 MEMORY_FACTORS = (1, 4, 16)
 """Multiples of the batch for which the memory of the loss is measured."""
+DOCSTRINGS = 1024
 THREADS = 2
 
 
@@ -148,8 +155,17 @@ def prepared_job(workload: str, **changes: Any) -> Iterator[tuple[dict[str, Any]
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         family = workload.split("-")[0]
-        job = {**STEP_WORKLOADS[workload], **STEPS[family], "threads": THREADS, "seed": 0, **changes}
-        yield {**job, **_models_and_prompts(family, folder)}, folder
+        job = {**STEPS[family], "threads": THREADS, "seed": 0, **STEP_WORKLOADS[workload], **changes}
+        job |= _models_and_prompts(family, folder)
+        yield {**job, **(_docstrings(folder) if job["kind"] == "sft" else {})}, folder
+
+
+def _docstrings(folder: Path) -> dict[str, Any]:
+    """The job's part for SFT: docstrings of installed libraries of uneven lengths, for the whole model to learn."""
+    task = docstring_summary(tokenizer=str(folder / "teacher"))
+    items = [task.item("train", 0, index) for index in range(DOCSTRINGS)]
+    prompts = [f"{item.prompt}\n" for item in items]
+    return {"student": str(folder / "teacher"), "prompts": prompts, "references": [item.reference for item in items]}
 
 
 def _models_and_prompts(family: str, folder: Path) -> dict[str, Any]:
@@ -190,6 +206,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seconds = statistics.median(seconds for run in runs for seconds in run["seconds"])
     tokens = statistics.median(tokens for run in runs for tokens in run["tokens"])
     bound = min(run["bound"] for run in runs)
+    bounded = not math.isnan(bound)
     parts = {name: statistics.median(run["parts"][name] for run in runs) for name in runs[0].get("parts", ())}
     of_the_bound = statistics.median(run["bound"] / statistics.median(run["seconds"]) for run in runs)
     return {
@@ -197,11 +214,17 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "parts": {name: round(value, 4) for name, value in parts.items()},
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds),
-        "peak_mb": round(max(run["peak_mb"] for run in runs)),
-        "bound_seconds": round(bound, 4),
-        "of_the_bound": round(of_the_bound, 3),
+        **_peaks(runs),
+        **({"bound_seconds": round(bound, 4), "of_the_bound": round(of_the_bound, 3)} if bounded else {}),
         **{name: runs[0][name] for name in ("device", "device_peak_mb") if name in runs[0]},
     }
+
+
+def _peaks(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The most memory in MiB, and how much of it came after the steps of the warm-up and the first timed one."""
+    growth = [run["peaks_mb"][-1] / run["peaks_mb"][0] - 1.0 for run in runs if run.get("peaks_mb")]
+    peak = {"peak_mb": round(max(run["peak_mb"] for run in runs))}
+    return {**peak, "grown_since_warmup": round(max(growth), 3)} if growth else peak
 
 
 def compare_with_peer(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -215,7 +238,7 @@ def compare_with_peer(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mappin
         "seconds": round(statistics.median(seconds for run in theirs for seconds in run["seconds"]), 4),
         "times_as_long": round(statistics.median(ratios), 2),
         "tokens": statistics.median(tokens for run in theirs for tokens in run["tokens"]),
-        "peak_mb": round(peak),
+        **_peaks(theirs),
         "memory_of_it": round(max(run["peak_mb"] for run in ours) / peak, 3),
         "versions": theirs[0]["versions"],
     }

@@ -39,15 +39,17 @@ def keep_freed_memory_after_first(optimizer: Optimizer) -> None:
     go, and a later block as large as the head's gradient would find no hole between them: the heap would be a tenth
     larger.
     """
+    waiting = [True]
 
-    def keep(*_: object) -> None:
-        hook.remove()
-        keep_freed_memory()
+    def keep(*_: object) -> None:  # not removed here: torch is going through its hooks
+        if waiting:
+            waiting.clear()
+            keep_freed_memory()
 
     if keep_freed_memory():
         _glibc("malloc_trim")(0)
         _glibc("mallopt")(M_MMAP_THRESHOLD, SEPARATE_BLOCKS)
-        hook = optimizer.register_step_post_hook(keep)
+        optimizer.register_step_post_hook(keep)
 
 
 def _glibc(name: str) -> Callable[..., int]:

@@ -22,7 +22,7 @@ __all__ = ["DecodedModel", "LlamaDecoder", "PackedTokens", "decoder", "forward",
 def supported(module: PreTrainedModel, use: Literal["forward", "decode"]) -> bool:
     """Return whether `forward`, or `decoder`, can run the model, given with or without its head.
 
-    `forward` wants float32 on a CPU and unchanged layers; `decoder` takes any device and precision, and LoRA.
+    Both take LoRA. `forward` wants float32 on a CPU; `decoder` takes any device and precision.
     """
     return support.can_decode(module) if use == "decode" else support.can_forward(module)
 

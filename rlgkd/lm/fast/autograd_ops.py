@@ -1,15 +1,16 @@
-"""Fused RMSNorm, rotary embedding and SwiGLU with hand-written backward passes.
+"""Fused RMSNorm, rotary embedding, SwiGLU and LoRA with hand-written backward passes.
 
 Left to autograd, each would keep several tensors of the size of its input. These keep their inputs and recompute the
-rest: the normalised input, and the activation of the gate. Each takes the plain path where no gradient is formed.
+rest: the normalised input, the activation of the gate, and what an adapter makes of either. Each takes the plain path
+where no gradient is formed.
 
 Dimensions: N tokens, K heads, D numbers of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from rlgkd.lm._autograd import apply_function
-from rlgkd.lm.linear import linear_without_grad, weight_gradients
+from rlgkd.lm.linear import linear_without_grad, onednn_linear, weight_gradients
+from rlgkd.lm.lora import base_linear, low_rank
 from rlgkd.ops._gradient import wants_gradient
 
 
@@ -62,47 +64,101 @@ class _RmsNorm(torch.autograd.Function):
         return *_rms_norm_gradients(upstream.clone(), x / root, root, weight), None
 
 
-def rms_norm_linears(x: Tensor, norm: Tensor, sqrt_eps: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+class LinearWeights(NamedTuple):
+    """A linear layer: x W^T + b, plus x A^T B^T of its LoRA adapters."""
+
+    weight: Tensor
+    """W, [out, in]."""
+    bias: Tensor | None
+    a: Tensor | None
+    """A, [rank, in]; None without adapters."""
+    b: Tensor | None
+    """B, [out, rank], with the adapters' scale in it."""
+
+    @staticmethod
+    def of(part: nn.Module) -> LinearWeights:
+        """Those of a layer of torch's, or of peft's around one."""
+        base = base_linear(part)
+        return LinearWeights(base.weight, base.bias, *(low_rank(part) or (None, None)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, out], for callers that form no gradient through it."""
+        y = linear_without_grad(x, self.weight, self.bias)
+        if self.a is not None and self.b is not None:
+            y += linear_without_grad(linear_without_grad(x, self.a), self.b)
+        return y
+
+    def input_gradient(self, upstream: Tensor) -> Tensor:
+        """[N, in] from the gradient [N, out] of the output."""
+        x_grad = linear_without_grad(upstream, self.weight.T)
+        if self.a is not None and self.b is not None:
+            x_grad += linear_without_grad(linear_without_grad(upstream, self.b.T), self.a.T)
+        return x_grad
+
+    def gradients(self, upstream: Tensor, x: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
+        """Those of W, b, A and B, as far as they are `needed`; x [N, in] if one of W, A and B is."""
+        found: list[Tensor | None] = [None, upstream.sum(0) if needed[1] else None, None, None]
+        if needed[0] and x is not None:
+            (found[0],) = weight_gradients([upstream], x)
+        if (needed[2] or needed[3]) and x is not None and self.a is not None and self.b is not None:
+            (found[2],) = weight_gradients([linear_without_grad(upstream, self.b.T)], x)
+            (found[3],) = weight_gradients([upstream], linear_without_grad(x, self.a))
+        return found
+
+
+TENSORS = len(LinearWeights._fields)
+
+
+def linear(x: Tensor, part: nn.Module) -> Tensor:
+    """[N, in] -> [N, out]: a linear layer with its adapters, differentiable; keeps its input alone."""
+    weights = LinearWeights.of(part)
+    y = onednn_linear(x, weights.weight, weights.bias)
+    if weights.a is not None and weights.b is not None:
+        # Added in place: the backward pass of a linear layer does not need its output.
+        y = y.add_(onednn_linear(onednn_linear(x, weights.a), weights.b))
+    return y
+
+
+def rms_norm_linears(x: Tensor, norm: Tensor, sqrt_eps: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
     """The outputs of linear layers that share the input `rms_norm(x)`; `norm` is the norm's weight."""
-    weights = [part.weight for part in linears]
-    biases = [part.bias for part in linears]
-    if wants_gradient(x, norm, *weights, *biases):
-        outputs: tuple[Tensor, ...] = apply_function(_RmsNormLinears, x, norm, sqrt_eps, *weights, *biases)
+    layers = [LinearWeights.of(part) for part in linears]
+    tensors = [tensor for layer in layers for tensor in layer]
+    if wants_gradient(x, norm, *tensors):
+        outputs: tuple[Tensor, ...] = apply_function(_RmsNormLinears, x, norm, sqrt_eps, *tensors)
         return outputs
     y = rms_norm(x, norm, sqrt_eps)
-    return tuple(linear_without_grad(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return tuple(layer(y) for layer in layers)
 
 
 class _RmsNormLinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Tensor, sqrt_eps: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.linears = len(parameters) // 2
-        weights = parameters[: ctx.linears]
-        biases = parameters[ctx.linears :]
+    def forward(ctx: Any, x: Tensor, norm: Tensor, sqrt_eps: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         root = _root(x, sqrt_eps)
-        ctx.save_for_backward(x, norm, root, *weights)
+        ctx.save_for_backward(x, norm, root, *tensors)
         y = _scale(x, norm, root)
-        return tuple(linear_without_grad(y, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return tuple(layer(y) for layer in _layers(tensors))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm, root, *weights = ctx.saved_tensors
-        needs_weights = ctx.needs_input_grad[3 : 3 + ctx.linears]
-        needs_biases = ctx.needs_input_grad[3 + ctx.linears :]
+        x, norm, root, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
         unit = x / root
-        weight_grads = _needed(needs_weights, lambda: weight_gradients(upstreams, unit * norm))
-        bias_grads = _needed(needs_biases, lambda: [upstream.sum(0) for upstream in upstreams])
-        y_grad = linear_without_grad(upstreams[0], weights[0].T)
-        for upstream, weight in zip(upstreams[1:], weights[1:], strict=True):
-            y_grad += linear_without_grad(upstream, weight.T)
-        return *_rms_norm_gradients(y_grad, unit, root, norm), None, *weight_grads, *bias_grads
+        layers = _layers(tensors)
+        y = unit * norm if any(needed) else None
+        grads: list[Tensor | None] = []
+        for upstream, layer in zip(upstreams, layers, strict=True):
+            grads += layer.gradients(upstream, y, needed[len(grads) : len(grads) + TENSORS])
+        del y
+        y_grad = layers[0].input_gradient(upstreams[0])
+        for upstream, layer in zip(upstreams[1:], layers[1:], strict=True):
+            y_grad += layer.input_gradient(upstream)
+        return *_rms_norm_gradients(y_grad, unit, root, norm), None, *grads
 
 
-def _needed(needed: Sequence[bool], compute: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor | None]:
-    """The computed gradients, None where one is not needed; nothing is computed if none is."""
-    gradients = compute() if any(needed) else [None] * len(needed)
-    return [gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True)]
+def _layers(tensors: Sequence[Tensor | None]) -> list[LinearWeights]:
+    """Linear layers from the tensors of all, one after another."""
+    return [LinearWeights(*tensors[i : i + TENSORS]) for i in range(0, len(tensors), TENSORS)]  # type: ignore[arg-type]
 
 
 def apply_rotary(x_NKD: Tensor, cos_N1D: Tensor, signed_sin_N1D: Tensor) -> Tensor:
@@ -140,28 +196,31 @@ class _Rotary(torch.autograd.Function):
         return x_grad.addcmul_(upstream, cos_N1D), None, None
 
 
-def swiglu_down(gate: Tensor, up: Tensor, down: nn.Linear) -> Tensor:
+def swiglu_down(gate: Tensor, up: Tensor, down: nn.Module) -> Tensor:
     """W (silu(gate) * up) + b (Shazeer 2020, arXiv 2002.05202); overwrites `gate` where no gradient is formed."""
-    if wants_gradient(gate, up, down.weight, down.bias):
-        output: Tensor = apply_function(_SwigluDown, gate, up, down.weight, down.bias)
+    layer = LinearWeights.of(down)
+    if wants_gradient(gate, up, *layer):
+        output: Tensor = apply_function(_SwigluDown, gate, up, *layer)
         return output
-    return linear_without_grad(silu(gate, inplace=True).mul_(up), down.weight, down.bias)
+    return layer(silu(gate, inplace=True).mul_(up))
 
 
 class _SwigluDown(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
-        return linear_without_grad(silu(gate).mul_(up), weight, bias)
+    def forward(ctx: Any, gate: Tensor, up: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate, up, *tensors)
+        (layer,) = _layers(tensors)
+        return layer(silu(gate).mul_(up))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, weight = ctx.saved_tensors
-        product_grad = linear_without_grad(upstream, weight.T)
+        gate, up, *tensors = ctx.saved_tensors
+        (layer,) = _layers(tensors)
+        needed = ctx.needs_input_grad[2:]
+        product_grad = layer.input_gradient(upstream)
         activation = silu(gate)
-        (weight_grad,) = _needed(ctx.needs_input_grad[2:3], lambda: weight_gradients([upstream], activation * up))
-        bias_grad = upstream.sum(0) if ctx.needs_input_grad[3] else None
+        grads = layer.gradients(upstream, activation * up if any(needed) else None, needed)
         up_grad = activation.mul_(product_grad)
         gate_grad = torch.ops.aten.silu_backward(product_grad.mul_(up), gate)
-        return gate_grad, up_grad, weight_grad, bias_grad
+        return gate_grad, up_grad, *grads

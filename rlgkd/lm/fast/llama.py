@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rlgkd.lm._autograd import apply_function
 from rlgkd.lm.fast.attention import AttentionPlan, packed_attention, plan_attention
-from rlgkd.lm.fast.autograd_ops import apply_rotary, rms_norm, rms_norm_linears, signed_sin, swiglu_down
+from rlgkd.lm.fast.autograd_ops import apply_rotary, linear, rms_norm, rms_norm_linears, signed_sin, swiglu_down
 from rlgkd.lm.fast.packed import PackedTokens
-from rlgkd.lm.linear import onednn_linear
+from rlgkd.lm.linear import few_sizes
 from rlgkd.ops._gradient import wants_gradient
 
 BROADCAST_MIN_HEAD_DIM = 64
@@ -56,7 +56,9 @@ def forward(
         head_VH: The head's weight, if the loss depends on the states through it.
         on_layer: Receives keys and values, for a KV cache.
     """
-    wanted_M, inverse_M = wanted_M.unique(return_inverse=True)  # sorted, as the plan of attention needs them
+    first_M, inverse_M = wanted_M.unique(return_inverse=True)  # sorted, as the plan of attention needs them
+    wanted_M = _with_others(first_M, packed)
+    inverse_M = torch.searchsorted(wanted_M, first_M)[inverse_M]
     embed = body.embed_tokens
     if embed.weight is head_VH and wants_gradient(head_VH):
         state_NH, head_VH = cast(
@@ -84,6 +86,19 @@ def forward(
     if not len(body.layers):
         state_NH = state_NH[wanted_M]
     return rms_norm(state_NH, body.norm.weight, sqrt_eps).index_select(0, inverse_M), head_VH
+
+
+def _with_others(wanted_M: Tensor, packed: PackedTokens) -> Tensor:
+    """Indices of tokens, rising, and those of others, so that there are few different numbers of them.
+
+    The others are of the last columns, for attention computes the columns from the first that is wanted.
+    """
+    extra = min(few_sizes(len(wanted_M)), len(packed.token_N)) - len(wanted_M)
+    if extra == 0:
+        return wanted_M
+    column_N = packed.flat_index_N % packed.width
+    column_N[wanted_M] = -1
+    return torch.cat([wanted_M, column_N.topk(extra).indices]).sort().values
 
 
 def _rotary_tables(body: Any, state_NH: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +149,7 @@ def _layer_forward(
         on_layer(key, value)
     output = packed_attention(query, key, value, packed, plan, attention.scaling)
     # Added in place: the backward pass of a linear layer does not need its output.
-    state_NH = onednn_linear(output.flatten(1), attention.o_proj.weight, attention.o_proj.bias).add_(state_NH)
+    state_NH = linear(output.flatten(1), attention.o_proj).add_(state_NH)
     norm = layer.post_attention_layernorm.weight
     gate, up = rms_norm_linears(state_NH, norm, sqrt_eps, mlp.gate_proj, mlp.up_proj)
     return swiglu_down(gate, up, mlp.down_proj).add_(state_NH)

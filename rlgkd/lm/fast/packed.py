@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlgkd.lm.attention_mask import additive_mask
+from rlgkd.lm.linear import few_sizes
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,20 @@ class PackedTokens:
     ) -> PackedTokens:
         """Pack the tokens of rows; `is_token_RT` is false at padding, `visible_RTT` true where one token sees another.
 
-        N is rounded up with padding, if there is any, to one of 32 sizes between a power of two and the next: oneDNN
-        builds a primitive for each size that it meets (rlgkd.lm.linear), so they should be few.
+        N is rounded up with padding to one of few sizes (rlgkd.lm.linear.few_sizes); what the grid lacks of it is added
+        in rows of its own.
         """
+        tokens = int(is_token_RT.sum())
+        extra = few_sizes(tokens) - tokens
+        missing = extra - (is_token_RT.numel() - tokens)
+        if missing > 0:
+            more = -(-missing // tokens_RT.shape[1])
+            tokens_RT, positions_RT, is_token_RT = (
+                torch.cat([x, x.new_zeros(more, x.shape[1])]) for x in (tokens_RT, positions_RT, is_token_RT)
+            )
+            if len(visible_RTT) > 1:
+                visible_RTT = torch.cat([visible_RTT, torch.ones_like(visible_RTT[:more]).tril_()])
         is_token = is_token_RT.flatten()
-        tokens = int(is_token.sum())
-        extra = -tokens % max(1, 2 ** (tokens.bit_length() - 6))
         flat_index_N = (is_token | ((~is_token).cumsum(0) <= extra)).nonzero()[:, 0]
         rows, width = tokens_RT.shape
         return PackedTokens(

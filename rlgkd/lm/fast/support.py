@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlgkd.lm.lora import is_mergeable_linear, is_plain_linear
+from rlgkd.lm.lora import is_mergeable_linear
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures that differ from Llama by a bias or a norm at most."""
@@ -26,7 +26,7 @@ def is_llama_family(module: PreTrainedModel) -> bool:
 
 
 def can_forward(module: PreTrainedModel) -> bool:
-    """Return whether `forward` runs the model: unchanged layers, in float32 on a CPU, where it gains most.
+    """Return whether `forward` runs the model: plain layers, LoRA too, in float32 on a CPU, where it gains most.
 
     Hooks on its submodules would not be called.
     """
@@ -34,7 +34,7 @@ def can_forward(module: PreTrainedModel) -> bool:
     if not is_llama_family(module) or body.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     plain = type(body.get_input_embeddings()) is nn.Embedding
-    plain = plain and all(map(is_plain_linear, _projections(body)))
+    plain = plain and all(map(is_mergeable_linear, _projections(body)))
     return plain and body.dtype == torch.float32
 
 

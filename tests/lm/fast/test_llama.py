@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from transformers import DynamicCache
 
 from rlgkd.lm import LanguageModel, linear
@@ -15,6 +17,7 @@ from rlgkd.lm.fast.support import FAMILIES
 from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.linear import weight_gradients
+from rlgkd.lm.lora import add_adapters
 from rlgkd.types import Batch, RowLayout
 
 WORDS = [f"w{n}" for n in range(30)]
@@ -179,7 +182,91 @@ def test_no_gradient_is_computed_for_frozen_weights(kind, monkeypatch):
 
     monkeypatch.setattr(autograd_ops, "weight_gradients", counted)
     check_same(*both_ways(lm, batch_of(), monkeypatch))
-    assert len(formed) == 3  # of queries, keys and values; of gate and up; of down
+    assert len(formed) == 4  # of queries, of gate and up, of down
+
+
+def adapters(lm: LanguageModel, rank: int = 3) -> None:
+    """Give the model adapters away from their start, at which they add nothing."""
+    dtype = lm.module.dtype
+    add_adapters(lm.module, rank)
+    for name, parameter in lm.module.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(len(name)))
+    lm.module.to(dtype)
+
+
+@pytest.mark.parametrize("how", ["one", "two", "off", "merged", "of some layers", "checkpointed"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_adapters_have_the_states_and_gradients_that_they_have_in_peft(kind, how, monkeypatch):
+    lm = family(kind, **({"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}))
+    if how == "of some layers":
+        lm.module.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+        lm.module.eval().double()
+    else:
+        adapters(lm)
+    layers = [part for part in lm.module.modules() if isinstance(part, LoraLayer)]
+    if how == "two":
+        for part in layers:
+            part.update_layer("other", 2, lora_alpha=5, config=LoraConfig(r=2, init_lora_weights=False))
+            part.set_adapter(["default", "other"])
+        lm.module.eval().double()
+    for part in layers:
+        if how == "off":
+            part.enable_adapters(False)
+        if how == "merged":
+            part.merge()
+    if how == "checkpointed":
+        enable_gradient_checkpointing(lm.module)
+    if how in ("off", "merged"):  # a loss needs something to learn
+        lm.module.get_input_embeddings().weight.requires_grad_(True)
+    ours, theirs = both_ways(lm, batch_of(), monkeypatch)
+    assert any("lora_" in name for name in ours) == (how not in ("off", "merged"))
+    check_same(ours, theirs)
+
+
+def test_adapters_in_single_precision_with_onednn_keep_no_more_than_their_inputs(monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN_MIN_MULTIPLICATIONS", 1)
+    lm, plain = (family("llama", double=False) for _ in range(2))
+    adapters(lm)
+    check_same(*both_ways(lm, batch_of(), monkeypatch), rtol=1e-3, atol=1e-4)
+
+    def kept(model: LanguageModel) -> int:
+        found: dict[int, int] = {}
+
+        def keep(tensor):
+            if not isinstance(tensor, torch.nn.Parameter):
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.states(batch_of(PROMPTS * 8, LENGTHS * 8, shared=False))
+        return sum(found.values())
+
+    assert kept(lm) < 1.3 * kept(plain)
+
+
+def test_ever_new_batches_need_few_kinds_of_products(monkeypatch):
+    """oneDNN keeps half a megabyte for each shape that it has met, until the process ends."""
+    monkeypatch.setattr(linear, "ONEDNN_MIN_MULTIPLICATIONS", 1)
+    shapes: set[tuple[object, ...]] = set()
+    call = linear._call_onednn
+
+    def recorded(x, weight, bias, residual=None):
+        shapes.add((*x.shape, *x.stride(), *weight.shape, *weight.stride()))
+        return call(x, weight, bias, residual)
+
+    monkeypatch.setattr(linear, "_call_onednn", recorded)
+    lm, plain = (family("llama", double=False, tie_word_embeddings=True) for _ in range(2))
+    adapters(lm)
+    random = np.random.default_rng(0)
+    for model in (lm, plain):
+        shapes.clear()
+        after = []
+        for _ in range(40):
+            lengths = random.integers(3, 9, 40)
+            states_and_gradients(model, batch_of((7,) * 40, tuple(lengths.tolist()), shared=False))
+            after.append(len(shapes))
+        assert after[-1] < 6 * after[0]
 
 
 def test_checkpointed_layers_run_twice_and_give_the_same_gradients(monkeypatch):

@@ -96,8 +96,18 @@ def test_a_setting_reaches_the_agent(models: Path) -> None:
 def test_generation_is_timed_alone(models: Path) -> None:
     measured = step.measure(job(models, kind="generate"))
     assert len(measured["seconds"]) == 2 and all(0 < tokens <= 20 for tokens in measured["tokens"])
-    with pytest.raises(SettingError, match="kind: 'sft' does not work; choose one of distill, rl, both, generate"):
-        step.measure(job(models, kind="sft"))
+    with pytest.raises(SettingError, match="kind: 'dpo' does not work; choose one of distill, rl, both, sft, generate"):
+        step.measure(job(models, kind="dpo"))
+
+
+def test_adapters_are_fine_tuned_on_references_and_the_memory_of_each_step_is_kept(models: Path) -> None:
+    pairs = {"prompts": ["w1 w2 w3", "w4 w5"], "references": ["w6 w7", "w8"]}
+    measured = step.measure(job(models, kind="sft", batch=2, bounded=False, **pairs))
+    assert len(measured["seconds"]) == len(measured["peaks_mb"]) == 2 and measured["tokens"] == [5, 5]
+    summary = workloads.summarise([{**measured, "peak_mb": 3.0, "peaks_mb": [2.0, 3.0]}])
+    assert (summary["peak_mb"], summary["grown_since_warmup"]) == (3, 0.5) and "of_the_bound" not in summary
+    losses = measured["loss"]
+    assert losses[1] < losses[0]
 
 
 def test_lengths_are_spread_and_one_is_the_limit() -> None:

@@ -59,8 +59,8 @@ def test_without_trl_there_is_one_line_that_says_what_to_install(
 
 
 def test_an_unknown_kind_of_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="kind: 'sft' does not work; choose one of distill, gkd, rl"):
-        peer_trl.measure(BenchmarkJob(**job(tmp_path, kind="sft")))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="kind: 'dpo' does not work; choose one of distill, gkd, rl"):
+        peer_trl.measure(BenchmarkJob(**job(tmp_path, kind="dpo")))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="getrusage does count the parent's on Linux alone")
@@ -127,20 +127,21 @@ def test_the_loss_of_distillation_trainer_is_our_divergence_s_mean_over_tokens(b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "group"), [("distill", 1), ("gkd", 1), ("rl", 2), ("generate", 1)])
+@pytest.mark.parametrize(("kind", "group"), [("distill", 1), ("gkd", 1), ("rl", 2), ("sft", 1), ("generate", 1)])
 def test_trl_takes_the_steps_that_were_asked_for_and_prints_one_line(kind: str, group: int, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     tokenizer = tiny.word_tokenizer(*(f"w{n}" for n in range(1, VOCABULARY)))
     for name, seed in (("teacher", 1), ("student", 2)):
         save(tiny.model(vocabulary=VOCABULARY, seed=seed), tokenizer, tmp_path / name)
     file = tmp_path / "job.json"
-    file.write_text(json.dumps(job(tmp_path, kind=kind, group=group)))
+    references = ["w11", "w12 w13", "w14", "w15 w16 w17"] if kind == "sft" else []
+    file.write_text(json.dumps(job(tmp_path, kind=kind, group=group, references=references)))
     command = [sys.executable, "-m", "rlgkd.scripts.benchmarks.peer_trl", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
-    assert measured.keys() == {"seconds", "peak_mb", "loss", "tokens", "versions"}
-    assert measured["tokens"] == [20, 20] and len(measured["seconds"]) == 2
+    assert measured.keys() == {"seconds", "peak_mb", "peaks_mb", "loss", "tokens", "versions"}
+    assert measured["tokens"] == ([0, 0] if kind == "sft" else [20, 20]) and len(measured["seconds"]) == 2
     assert min(measured["seconds"]) > 0 and measured["peak_mb"] > 100
     assert len(measured["loss"]) == (0 if kind == "generate" else 2)
     if kind in ("distill", "gkd"):

@@ -50,6 +50,7 @@ class Probe(BaseCallback):
 agent = build_agent(read("quickstart", ["prompts_per_update=2"]))
 tokens = 3 * 2 * agent.config.sampling.group_size * agent.task.max_new_tokens
 keep_freed_memory_after_first(agent.policy.optimizer)
+agent.policy.optimizer.register_step_post_hook(lambda *_: None)  # a hook of somebody else's
 agent.learn(tokens, callback=Probe())
 allocate_and_free()
 """
