@@ -211,8 +211,8 @@ GUARDS: Final = (
         fires=_one_term,
         updates=2,
         message="alpha: the gradient of the policy term is {policy_grad_norm:.2g} long, that of the divergence "
-        "{divergence_grad_norm:.2g}: one of them says nothing; choose alpha so that both do (docs/choosing-alpha.md), or another gate "
-        "where one is 0",
+        "{divergence_grad_norm:.2g}: one of them says nothing; choose alpha so that both do (docs/choosing-alpha.md), "
+        "or another gate where one is 0",
     ),
     Guard(
         name="mismatch",
