@@ -185,29 +185,34 @@ def test_a_mixture_that_works_hears_nothing():
 
 
 def rewards_of(*parts: tuple[float, int]) -> TrainingRewards:
-    """So many texts of these mean rewards, one part after another, and some that the student did not write."""
+    """So many prompts of these mean rewards, of four texts each, and a text that the student did not write."""
+
+    def text(reward: float, source: Source = Source.STUDENT) -> SimpleNamespace:
+        return SimpleNamespace(score=SimpleNamespace(reward=reward), source=source, item=SimpleNamespace(key="a"))
+
     found = TrainingRewards()
     for mean, number in parts:
-        for reward in (mean - 0.1, mean + 0.1) * (number // 2):
-            found.add([SimpleNamespace(score=SimpleNamespace(reward=reward), source=Source.STUDENT)])
-            found.add([SimpleNamespace(score=SimpleNamespace(reward=-9.0), source=Source.DATA)])
+        for spread in (0.1, -0.1) * (number // 2):
+            own = [text(mean + spread + within) for within in (0.4, -0.4, 0.4, -0.4)]
+            found.add([*own, text(math.nan), text(-9.0, Source.DATA)])
     return found
 
 
 def test_prompts_that_are_learnt_by_heart_are_told_by_held_out_ones():
     """The gap to the reward of training has grown by a fifth of it since the first updates."""
     watch, begun = Watch(LOG_VOCABULARY), Interval(0.5, 0.4, 0.6)
-    learnt = rewards_of((0.5, 256), (0.9, 200))
+    learnt = rewards_of((0.5, 64), (0.9, 64))
     assert (learnt.first.mean, learnt.recent.mean) == pytest.approx((0.5, 0.9))
+    assert learnt.recent.high - 0.9 == pytest.approx(1.96 * 0.1 / 63**0.5), "texts of one prompt are no more prompts"
     for training, first, held_out in (
         (learnt, begun, Interval(0.8, 0.75, 0.85)),  # both rise
         (learnt, begun, Interval(0.6, 0.3, 0.9)),
         (learnt, begun, Interval()),
         (learnt, Interval(), Interval(0.6, 0.5, 0.7)),
-        (rewards_of((0.5, 62)), begun, Interval(0.1, 0.0, 0.2)),  # too few
+        (rewards_of((0.5, 8), (0.9, 6)), begun, Interval(0.1, 0.0, 0.2)),  # too few
         # Prompts that were hard from the beginning, as 100 of GroundedSummary's can be.
-        (rewards_of((0.65, 256), (0.68, 200)), Interval(0.45, 0.35, 0.55), Interval(0.47, 0.37, 0.57)),
-        (rewards_of((0.6, 256), (0.5, 200)), begun, Interval(0.2, 0.1, 0.3)),  # whose reward falls learns nothing
+        (rewards_of((0.65, 64), (0.68, 64)), Interval(0.45, 0.35, 0.55), Interval(0.47, 0.37, 0.57)),
+        (rewards_of((0.6, 64), (0.5, 64)), begun, Interval(0.2, 0.1, 0.3)),  # whose reward falls learns nothing
     ):
         warn(watch, training, first, held_out, "64 validation prompts")
     assert watch.messages == []
