@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
+import torch
 import yaml
 from annotated_types import Ge, Le, Lt, MinLen
-import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlgkd import agents
