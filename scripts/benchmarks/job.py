@@ -38,14 +38,28 @@ class BenchmarkJob:
     """Whether the bound is measured too; it takes as long as some steps."""
     references: Sequence[str] = ()
     """Of `sft`, one for each prompt."""
+    learning_rate: float = 1e-5
+    student_share: float = 1.0
+    """lambda of GKD: the share of batches that the student samples; the others are references."""
+    held_out: Sequence[Mapping[str, str]] = ()
+    """Prompts with references on which the student is measured; with them texts end as the student ends them, and the
+    reward is ROUGE-L."""
+    measure_every: int = 1
+    """Updates between two such measurements."""
+    longest_prompt: int = 0
+    """Tokens of the longest prompt, the held-out ones too; 0 is that of `prompts`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of rlgkd's agent, over those of the workload."""
 
     @property
     def rows(self) -> Sequence[str] | list[dict[str, str]]:
         """The prompts, with their references where there are some."""
-        pairs = zip(self.prompts, self.references, strict=True) if self.references else ()
-        return [{"prompt": prompt, "reference": reference} for prompt, reference in pairs] or self.prompts
+        return rows_of(self.prompts, self.references) if self.references else self.prompts
+
+
+def rows_of(prompts: Sequence[str], references: Sequence[str]) -> list[dict[str, str]]:
+    """Prompts with their references."""
+    return [{"prompt": prompt, "reference": reference} for prompt, reference in zip(prompts, references, strict=True)]
 
 
 def read_job(file: Path) -> BenchmarkJob:

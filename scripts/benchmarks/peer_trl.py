@@ -7,7 +7,7 @@ heads multiplied in chunks, no gradient checkpointing, nothing saved. The rest o
 Liger, other kernels, fewer bits) needs a GPU. All is float32. In both of its distilling trainers `beta` is 0 for
 forward and 1 for reverse KL.
 
-Left out: how good the student becomes.
+With held-out prompts it also measures how good the student becomes (rlgkd.scripts.benchmarks.held_out).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.errors import DependencyError, SettingError
+from rlgkd.lm import LanguageModel
 from rlgkd.scripts._errors import one_line_errors
 from rlgkd.scripts._peak_memory import peak_mb
-from rlgkd.scripts.benchmarks.job import LORA_RANK, BenchmarkJob, read_job
+from rlgkd.scripts.benchmarks.job import LORA_RANK, BenchmarkJob, read_job, rows_of
 
 
 class Meter:
@@ -40,6 +41,8 @@ class Meter:
         self.loss: list[float] = []
         self.peaks: list[float] = []
         """The most memory of the process up to each step, in MiB."""
+        self.held_out: Callable[[], None] = lambda: None
+        """Measures the student between two steps."""
         self._start = 0.0
 
     def start(self) -> None:
@@ -51,6 +54,7 @@ class Meter:
         """End the step: the weights are updated, the gradients cleared."""
         self.seconds.append(time.perf_counter() - self._start)
         self.peaks.append(peak_mb())
+        self.held_out()
 
     def counted(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         """Return `generate` with its new tokens counted as the step's."""
@@ -85,15 +89,26 @@ def measure(job: BenchmarkJob) -> dict[str, Any]:
     student.generate = meter.counted(student.generate)
     tokenizer = transformers.AutoTokenizer.from_pretrained(job.student, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    held_out = None
+    if job.held_out:
+        from rlgkd.scripts.benchmarks.held_out import HeldOut
+
+        held_out = HeldOut(job)
+        meter.held_out = lambda: held_out.measure(
+            len(meter.seconds), sum(meter.seconds), LanguageModel(student, tokenizer)
+        )
+        meter.held_out()
     KINDS[job.kind](job, student, tokenizer, meter)
     steps = job.warmup + job.steps
+    assert len(meter.seconds) == steps, len(meter.seconds)
     sampled = 0 if job.kind == "sft" else job.batch * job.new_tokens
-    assert meter.tokens == [sampled] * steps and len(meter.seconds) == steps, meter.tokens
+    assert job.held_out or meter.tokens == [sampled] * steps, meter.tokens
     return {
         "seconds": meter.seconds[job.warmup :],
         "peak_mb": peak_mb(),
         "peaks_mb": meter.peaks[job.warmup :],
         "loss": meter.loss[job.warmup :],
+        **({"curve": held_out.curve} if held_out else {}),
         "tokens": meter.tokens[job.warmup :],
         "versions": {package: version(package) for package in ("trl", "transformers", "torch")},
     }
@@ -109,7 +124,7 @@ def _distill(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> N
             beta=1.0,
             max_completion_length=job.new_tokens,
             shuffle_dataset=False,
-            generation_kwargs={"min_new_tokens": job.new_tokens},
+            generation_kwargs=_fixed_length(job),
         )
         return DistillationTrainer(args=settings, teacher_model=_model(job.teacher), **parts)
 
@@ -123,27 +138,45 @@ def _gkd(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
 
     def trainer(common: dict[str, Any], **parts: Any) -> Any:
         settings = GKDConfig(
-            **common, beta=1.0, lmbda=1.0, max_new_tokens=job.new_tokens, train_sampling_strategy="sequential"
+            **common,
+            beta=1.0,
+            lmbda=job.student_share,
+            max_new_tokens=job.new_tokens,
+            train_sampling_strategy="sequential",
         )
         made = GKDTrainer(args=settings, teacher_model=_model(job.teacher), **parts)
-        made.generation_config.min_new_tokens = job.new_tokens
+        if not job.held_out:
+            made.generation_config.min_new_tokens = job.new_tokens
         return made
 
     # The loss is a sum divided by the number of labels in the data, so each row needs a completion of the right length,
     # whatever its tokens; the trainer replaces it by what the student samples.
-    def row(prompt: str) -> dict[str, Any]:
+    def row(prompt: str, reference: str) -> dict[str, Any]:
         ids = tokenizer(prompt)["input_ids"]
-        mask = [0] * len(ids) + [1] * job.new_tokens
-        return {"prompt": prompt, "input_ids": ids + ids[-1:] * job.new_tokens, "completion_mask": mask}
+        completion = ids[-1:] * job.new_tokens
+        if reference:
+            completion = [*tokenizer(reference)["input_ids"], tokenizer.eos_token_id]
+        mask = [0] * len(ids) + [1] * len(completion)
+        return {"prompt": prompt, "input_ids": ids + completion, "completion_mask": mask}
 
-    _train(trainer, [row(prompt) for prompt in _prompts(job)], job, student, tokenizer, meter)
+    references = cycle(job.references or [""])
+    rows = [row(*pair) for pair in zip(_prompts(job), references, strict=False)]
+    _train(trainer, rows, job, student, tokenizer, meter)
 
 
 def _rl(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
     """Train by GRPO without a reference model; rewards are lengths of texts, so that a group's advantages are not 0."""
     from trl import GRPOConfig, GRPOTrainer
 
-    def reward(completions: Sequence[str], **_: Any) -> list[float]:
+    overlap: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
+    if job.held_out:
+        from rlgkd.scripts.benchmarks.held_out import reward_of
+
+        overlap = reward_of(rows_of(job.prompts, job.references))
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+        if overlap is not None:
+            return overlap(prompts, completions)
         return [float(len(text)) for text in completions]
 
     def trainer(common: dict[str, Any], **parts: Any) -> Any:
@@ -154,7 +187,7 @@ def _rl(job: BenchmarkJob, student: Any, tokenizer: Any, meter: Meter) -> None:
             num_iterations=1,
             max_completion_length=job.new_tokens,
             shuffle_dataset=False,
-            generation_kwargs={"min_new_tokens": job.new_tokens},
+            generation_kwargs=_fixed_length(job),
         )
         return GRPOTrainer(args=settings, reward_funcs=reward, **parts)
 
@@ -238,7 +271,7 @@ def _train(
             "per_device_train_batch_size": job.batch,
             "gradient_accumulation_steps": 1,
             "temperature": 1.0,
-            "learning_rate": 1e-5,
+            "learning_rate": job.learning_rate,
             "lr_scheduler_type": "constant",
             "use_cpu": True,
             "bf16": False,
@@ -252,6 +285,11 @@ def _train(
         data = Dataset.from_list(rows)
         made = trainer(common, model=student, train_dataset=data, processing_class=tokenizer, callbacks=[Steps()])
         made.train()
+
+
+def _fixed_length(job: BenchmarkJob) -> dict[str, int] | None:
+    """What keeps texts from ending before the limit, where speed alone is measured."""
+    return None if job.held_out else {"min_new_tokens": job.new_tokens}
 
 
 def _prompts(job: BenchmarkJob) -> list[str]:

@@ -25,10 +25,13 @@ from rlgkd.agents import GRPO, Distill
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.devices import is_cuda, synchronize
 from rlgkd.envs import TextGenerationEnv
+from rlgkd.envs.rewards import rouge
 from rlgkd.errors import SettingError
 from rlgkd.lm import LanguageModel, decode, fast, open_by_name
 from rlgkd.lm.linear import autocast_weights, linear_without_grad, prepacked_linear, weight_gradients
+from rlgkd.lm.lora import has_adapters
 from rlgkd.scripts._peak_memory import peak_mb
+from rlgkd.scripts.benchmarks.held_out import HeldOut
 from rlgkd.scripts.benchmarks.job import LORA_RANK, BenchmarkJob, read_job
 from rlgkd.scripts.runs.allocator import keep_freed_memory, keep_freed_memory_after_first
 
@@ -72,8 +75,9 @@ def _time_generation(job: BenchmarkJob) -> dict[str, Any]:
 
 def _time_training(job: BenchmarkJob) -> dict[str, Any]:
     agent = make_agent(job)
-    clock = _Clock(job.warmup, job.steps)
-    keep_freed_memory_after_first(agent.policy.optimizer)
+    clock = _Clock(job.warmup, job.steps, HeldOut(job) if job.held_out else None)
+    adapters = has_adapters(agent.student.module)
+    keep_freed_memory_after_first(agent.policy.optimizer, give_back_holes=adapters)
     timesteps = job.batch * job.new_tokens * (job.warmup + job.steps)
     agent.learn(total_timesteps=timesteps, callback=clock)
     peak = peak_mb()  # before the bound, which allocates on its own
@@ -86,6 +90,7 @@ def _time_training(job: BenchmarkJob) -> dict[str, Any]:
         "loss": clock.losses,
         "peak_mb": peak,
         "peaks_mb": clock.peaks,
+        **({"curve": clock.held_out.curve} if clock.held_out else {}),
         "bound": bound,
         **_device_figures(agent.device),
     }
@@ -103,10 +108,12 @@ def _device_figures(device: torch.device) -> dict[str, Any]:
 
 def make_agent(job: BenchmarkJob) -> TextAlgorithm:
     """Return the agent of a job's step, on an environment of its prompts."""
-    longest = max(len(ids) for ids in open_by_name(job.student).tokenizer(job.prompts)["input_ids"])
+    longest = job.longest_prompt or max(
+        len(ids) for ids in open_by_name(job.student).tokenizer(job.prompts)["input_ids"]
+    )
     env = TextGenerationEnv(
         prompts=job.rows,
-        reward=_odd_length,
+        reward=rouge("rougeL") if job.held_out else _odd_length,
         tokenizer=job.student,
         max_prompt_tokens=longest,
         max_new_tokens=job.new_tokens,
@@ -115,7 +122,7 @@ def make_agent(job: BenchmarkJob) -> TextAlgorithm:
     settings: dict[str, Any] = {
         "prompts_per_update": job.batch // job.group,
         "group_size": job.group,
-        "learning_rate": 1e-5,
+        "learning_rate": job.learning_rate,
         "seed": job.seed,
         "device": "cpu",  # `device=auto` takes an accelerator
     }
@@ -124,7 +131,9 @@ def make_agent(job: BenchmarkJob) -> TextAlgorithm:
         settings |= {"reduction": "token_mean", "lora_rank": LORA_RANK}
         return Distill(job.student, env, teacher=None, **{**settings, **job.settings})
     if job.kind == "distill":
-        settings |= {"teacher": job.teacher, "divergence": "reverse_kl"}
+        settings |= {"teacher": job.teacher, "divergence": "reverse_kl", "student_fraction": job.student_share}
+        if job.held_out:  # as the peers' losses are reduced
+            settings |= {"reduction": "token_mean"}
         return Distill(job.student, env, **{**settings, **job.settings})
     settings |= {"epochs": 1, "alpha": 0.0}
     if job.kind == "both":
@@ -140,10 +149,11 @@ def _odd_length(completions: Sequence[str]) -> list[float]:
 class _Clock(BaseCallback):
     """Seconds of each update and of its parts, taken around the agent's, the teacher's and the optimizer's calls."""
 
-    def __init__(self, warmup: int, steps: int) -> None:
+    def __init__(self, warmup: int, steps: int, held_out: HeldOut | None = None) -> None:
         super().__init__()
         self.warmup = warmup
         self.steps = steps
+        self.held_out = held_out
         self.updates = -1
         self.seconds: list[float] = []
         self.parts: dict[str, list[float]] = {name: [] for name in ("generate", "teacher", "optimizer", "update")}
@@ -185,11 +195,17 @@ class _Clock(BaseCallback):
         self._close_update()
 
     def _close_update(self) -> None:
-        """Record the update that has just ended."""
+        """Record the update that has just ended, if it is one of the job's."""
         self.updates += 1
         # Completions that end early leave tokens for more updates than there are steps.
-        if not self.warmup < self.updates <= self.warmup + self.steps:
+        if self.updates > self.warmup + self.steps:
             return
+        if self.updates > self.warmup:
+            self._record()
+        if self.held_out is not None:
+            self.held_out.measure(self.updates, sum(self.seconds), self.agent.student)
+
+    def _record(self) -> None:
         seconds = time.perf_counter() - self.start
         rest = seconds - self.generated - sum(self.inside.values())
         self.seconds.append(seconds)

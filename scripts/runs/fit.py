@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import Logger
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.lm.lora import has_adapters
 from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.allocator import keep_freed_memory_after_first
 from rlgkd.scripts.runs.course import Course
@@ -75,7 +76,8 @@ def fit(
                 )
                 callbacks = [course, held.enter_context(closing(recorder))]  # a checkpoint comes after an evaluation
         if trains:
-            keep_freed_memory_after_first(agent.policy.optimizer)
+            adapters = has_adapters(agent.student.module)
+            keep_freed_memory_after_first(agent.policy.optimizer, give_back_holes=adapters)
             with stop.at_whole_update():
                 agent.learn(remaining, callback=callbacks, reset_num_timesteps=False)
                 stop.heed(ranks.gather(lambda: stop.number))

@@ -146,3 +146,24 @@ def test_trl_takes_the_steps_that_were_asked_for_and_prints_one_line(kind: str, 
     assert len(measured["loss"]) == (0 if kind == "generate" else 2)
     if kind in ("distill", "gkd"):
         assert min(measured["loss"]) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["distill", "gkd", "rl"])
+def test_trl_s_student_is_measured_between_steps(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    tokenizer = tiny.word_tokenizer(*(f"w{n}" for n in range(1, VOCABULARY)))
+    for name, seed in (("teacher", 1), ("student", 2)):
+        save(tiny.model(vocabulary=VOCABULARY, seed=seed), tokenizer, tmp_path / name)
+    share, group = (0.5, 1) if method == "gkd" else (1.0, 2 if method == "rl" else 1)
+    given = job(tmp_path, kind=method, group=group, warmup=0, references=["w11", "w12 w13", "w14", "w15 w16 w17"])
+    held_out = [{"prompt": "w1 w5", "reference": "w2 w3"}, {"prompt": "w7", "reference": "w2"}]
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(given | {"student_share": share, "held_out": held_out, "longest_prompt": 4}))
+    command = [sys.executable, "-m", "rlgkd.scripts.benchmarks.peer_trl", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert [point["update"] for point in measured["curve"]] == [0, 1, 2]
+    assert measured["curve"][2]["seconds"] == pytest.approx(sum(measured["seconds"]), abs=0.01)
+    assert all(point["reverse_kl"] > 0 for point in measured["curve"])

@@ -54,6 +54,24 @@ agent.policy.optimizer.register_step_post_hook(lambda *_: None)  # a hook of som
 agent.learn(tokens, callback=Probe())
 allocate_and_free()
 """
+HOLES = """
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+keep_freed_memory_after_first(optimizer, give_back_holes=sys.argv[1] == "given back")
+optimizer.step()
+blocks, stay = [], []
+for _ in range(64):
+    blocks.append(torch.ones(2**18))  # 1 MiB
+    stay.append(torch.ones(2**10))
+before = resident()
+del blocks
+optimizer.step()
+print(before, before - resident())
+"""
 needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc, or one before 2.33")
 
 
@@ -78,3 +96,10 @@ def test_the_first_update_has_large_blocks_from_the_system_and_later_ones_keep_t
     assert first <= -(2**24)
     assert len(later) >= 2
     assert not any(later)
+
+
+@needs_glibc
+@pytest.mark.parametrize(("way", "returned"), [("kept", False), ("given back", True)])
+def test_each_later_step_gives_the_heap_s_holes_back_if_asked_to(way, returned):
+    ((_, freed),) = blocks(HOLES, way)
+    assert (freed > 48 * 2**20) == returned
