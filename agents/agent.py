@@ -259,7 +259,7 @@ class TextAgent(TokenAlgorithm):
         self.max_grad_norm = config.optimizer.max_grad_norm
         self.learning_rate = config.optimizer.learning_rate
         self._setup_lr_schedule()
-        self.watch.first = {}  # what is usual for one objective is not for another
+        self.watch.begin_again()
 
     def check_change(self, config: AlgorithmConfig) -> None:
         """Refuse settings with which `reconfigure` could not go on.

@@ -111,9 +111,9 @@ class TextAlgorithm(TextAgent):
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
         if going:
-            rewards = [t.score.reward for t in [*self.rollout.on_policy, *self.rollout.discarded]]
+            seen = [*self.rollout.on_policy, *self.rollout.discarded]
+            rewards = [t.score.reward for t in seen]
             if self.config.sampling.prompts_by == "pass_rate":
-                seen = [*self.rollout.on_policy, *self.rollout.discarded]
                 passed_from = self.config.sampling.passed_from
                 self.state.pass_rates = updated(self.state.pass_rates, seen, passed_from=passed_from)
             self.state.rewards = self.state.rewards.updated(rewards, [not math.isnan(reward) for reward in rewards])

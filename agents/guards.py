@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,8 @@ class Guard:
     comparison with a metric that the first update lacks is false."""
     updates: int
     """For so many updates in a row that say something of it, before it is reported."""
+    compared_with: int = 1
+    """How many of the first updates "the first one's" is the mean of, where that of one is too noisy."""
     unless: str = ""
     """Not if this other warning has been given, which says why."""
     message: str
@@ -171,6 +173,7 @@ GUARDS: Final = (
         fires=_unsettled,
         updates=5,
         unless="random",
+        compared_with=5,
         message="learning_rate: the student becomes less certain (entropy {first_entropy:.3g} to {entropy:.3g} nats) "
         "and leaves its teacher (divergence {first_divergence:.3g} to {divergence:.3g}); divide it by ten, or raise "
         "alpha",
@@ -208,7 +211,8 @@ GUARDS: Final = (
         fires=_one_term,
         updates=2,
         message="alpha: the gradient of the policy term is {policy_grad_norm:.2g} long, that of the divergence "
-        "{divergence_grad_norm:.2g}: one of them says nothing; choose alpha so that both do (docs/choosing-alpha.md)",
+        "{divergence_grad_norm:.2g}: one of them says nothing; choose alpha so that both do (docs/choosing-alpha.md), "
+        "or another gate where one is 0",
     ),
     Guard(
         name="mismatch",
@@ -230,23 +234,29 @@ class Watch:
     """In nats."""
     speaks: bool = True
     """Whether warnings are logged: of several processes by one."""
-    first: Metrics = field(default_factory=dict)
-    """Those of the first update since the agent was built."""
     messages: list[str] = field(default_factory=list)
     """What has been reported."""
+    _first: list[Metrics] = field(default_factory=list)
+    """Those of the first updates since the agent was built, or since its objective changed."""
     _streaks: dict[str, int] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
 
     def see(self, metrics: Metrics) -> None:
         """Warn of what this update shows."""
-        self.first = self.first or dict(metrics)
+        if len(self._first) < max(guard.compared_with for guard in GUARDS):
+            self._first.append(dict(metrics))
         for guard in GUARDS:
             if any(math.isnan(_value(metrics, name)) for name in guard.reads):
                 continue
-            fires = guard.fires(self.first, metrics, self.log_vocabulary)
+            first = _mean(self._first[: guard.compared_with], guard.reads)
+            fires = guard.fires(first, metrics, self.log_vocabulary)
             streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
             if streak >= guard.updates and guard.unless not in self._reported:
-                self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(self.first, "first_")))
+                self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(first, "first_")))
+
+    def begin_again(self) -> None:
+        """Compare with the updates from now on: what is usual for one objective is not for another."""
+        self._first.clear()
 
     def warn_once(self, name: str, message: str) -> None:
         """Log a warning, unless one of this name has been."""
@@ -256,6 +266,12 @@ class Watch:
         self.messages.append(message)
         if self.speaks:
             _log.warning("%s", message)
+
+
+def _mean(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
+    """The mean of each of these metrics over the updates in which it is known."""
+    known = {name: [one[name] for one in updates if not math.isnan(_value(one, name))] for name in names}
+    return {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
 
 
 def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:

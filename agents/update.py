@@ -71,7 +71,8 @@ def accumulate_gradient(
         credit: Their advantages, and the weights of a gate.
         max_new_tokens: The length that the reduction `constant` divides by.
         with_policy_term: False leaves the divergence alone.
-        left_out_B: bool [B]: rows without a divergence, of which the teacher says nothing; None is none.
+        left_out_B: bool [B]: rows without a divergence, since the teacher says nothing of them or they are not learned
+            from; None is none.
     """
     trajectories = rollout.trajectories
     policy_B, divergence_B = term_weights(objective, trajectories, credit.valid_B, max_new_tokens, left_out_B)

@@ -117,13 +117,17 @@ def hidden(parent: Path) -> list[str]:
     return [path.name for path in parent.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_training_continued_after_load_equals_uninterrupted_training_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_training_continued_after_load_equals_uninterrupted_training_bit_for_bit(
+    name: str, sharded: bool, tmp_path: Path
+) -> None:
     seed(1)
     model = Tied()
     optimizer = OPTIMIZERS[name](model)
     train(model, optimizer, 3)
-    folder = checkpoint.save(tmp_path / "step-3", model=model, optimizer=optimizer, state={"step": 3})
+    state = {"step": 3}
+    folder = checkpoint.save(tmp_path / "step-3", model=model, optimizer=optimizer, state=state, sharded=sharded)
     saved = bits([model.state_dict(), optimizer.state_dict()])
     losses = train(model, optimizer, 4)
 
@@ -195,12 +199,14 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     assert torch.equal(other.head.weight, model.get_parameter("embed.weight"))
 
 
-def test_views_of_one_storage_are_saved_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_views_of_one_storage_are_saved_apart(sharded: bool, tmp_path: Path) -> None:
     model, optimizer = tiny()
     flat = torch.arange(10.0)
     model.register_buffer("front", flat[:6])
     model.register_buffer("back", flat[4:])
-    folder = checkpoint.save(tmp_path / "step-1", model=model, optimizer=optimizer, state={})
+    model.register_buffer("transposed", flat[:6].view(2, 3).T)
+    folder = checkpoint.save(tmp_path / "step-1", model=model, optimizer=optimizer, state={}, sharded=sharded)
     flat.zero_()
     checkpoint.load(folder, model=model, optimizer=optimizer)
     assert torch.equal(flat, torch.arange(10.0))

@@ -310,7 +310,8 @@ def _written(folder: Path, ranks: Ranks) -> Iterator[Path]:
 def _read_tensors(folder: Path, like: Callable[[str, str], Tensor | None]) -> dict[str, dict[str, Tensor]]:
     """All tensors of a whole checkpoint by kind and name; parts as `read_shards` has them."""
     if (folder / SHARDS).exists():
-        return read_shards(folder / SHARDS, like)
+        empty: dict[str, dict[str, Tensor]] = {kind: {} for kind in TENSORS}  # an optimizer before its first step
+        return empty | read_shards(folder / SHARDS, like)
     return {kind: load_file(folder / file) for kind, file in TENSORS.items()}
 
 

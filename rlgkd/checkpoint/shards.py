@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlgkd.checkpoint.state import storable
 from rlgkd.ranks import Ranks
 from rlgkd.sharding import is_shard
 
@@ -34,6 +35,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], rank
     from torch.distributed.checkpoint.state_dict_saver import save
 
     flat = {f"{kind}/{name}": tensor.detach() for kind, named in tensors.items() for name, tensor in named.items()}
+    flat |= storable({name: tensor for name, tensor in flat.items() if not is_shard(tensor)}, writes=True)
     with _as_errors():
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         save(flat, storage_writer=writer, no_dist=ranks.size == 1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
+import torch
 import yaml
 from annotated_types import Ge, Le, Lt, MinLen
 from pydantic import BeforeValidator, Field, model_validator
@@ -141,6 +142,9 @@ class RunConfig(Settings):
             raise SettingError("keep_best", self.keep_best, "set eval_every, the tokens between evaluations")
         if self.patience and self.keep_best is None:
             raise SettingError("patience", self.patience, "set keep_best, the measure that it waits for")
+        if self.checkpoint_format == "sharded" and torch.__version__ < "2.9":  # it compares as versions do
+            remedy = f"torch {torch.__version__} does not write such; install 2.9 or a later one, or set it to whole"
+            raise SettingError("checkpoint_format", "sharded", remedy)
         _ = self.parts
         return self
 

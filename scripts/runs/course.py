@@ -151,7 +151,8 @@ class Course(BaseCallback):
         prompts = f"{settings.eval_every_prompts} {settings.eval_every_split} prompts"
         if settings.eval_every_split != model.split:
             if math.isnan(self._first_held_out.mean):
-                self._first_held_out = self.scores["reward"]
+                # Texts from before it, of a run that was resumed, are of another student.
+                self._first_held_out, self._rewards = self.scores["reward"], TrainingRewards()
             warn(model.watch, self._rewards, self._first_held_out, self.scores["reward"], prompts)
         check_goals(settings, self.scores)
         self.state = self.state.after_evaluation(

@@ -15,28 +15,33 @@ from rlgkd.agents.guards import Watch
 from rlgkd.statistics import Interval
 from rlgkd.types import ON_POLICY, Trajectory
 
-RECENT: Final = 128
-"""Texts of the newest updates that are compared, at most: older ones are of another student."""
-FIRST: Final = 256
-"""Texts of the first updates that these are compared with, at most."""
-ENOUGH: Final = 64
-"""And at least, of either."""
+PROMPTS: Final = 64
+"""How many of the first prompts, and of the newest ones, are compared at most: older texts are of another student."""
+ENOUGH: Final = 16
+"""And at least."""
 FAR_BELOW: Final = 0.2
 """Share of the reward by which the gap has grown, and by more than the four intervals are wide."""
 
 
 class TrainingRewards:
-    """The rewards of the student's first and newest texts since training was started or resumed."""
+    """The rewards of the student's first and newest texts since training was started or resumed.
+
+    The mean of each prompt's texts is one number: texts of one prompt say less of the others than as many prompts.
+    """
 
     def __init__(self) -> None:
         self._first: list[float] = []
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._recent: deque[float] = deque(maxlen=PROMPTS)
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         """Take the texts of an update; those that the student did not write, or whose reward failed, do not count."""
-        rewards = [t.score.reward for t in trajectories if t.source in ON_POLICY and math.isfinite(t.score.reward)]
-        self._recent.extend(rewards)
-        self._first.extend(rewards[: FIRST - len(self._first)])
+        of_prompt: dict[str, list[float]] = {}
+        for t in trajectories:
+            if t.source in ON_POLICY and math.isfinite(t.score.reward):
+                of_prompt.setdefault(t.item.key, []).append(t.score.reward)
+        means = [math.fsum(rewards) / len(rewards) for rewards in of_prompt.values()]
+        self._recent.extend(means)
+        self._first.extend(means[: PROMPTS - len(self._first)])
 
     @property
     def first(self) -> Interval:

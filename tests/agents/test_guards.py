@@ -62,14 +62,23 @@ def said(caplog):
     ],
 )
 def test_a_fault_is_reported_once_when_it_has_lasted(said, metrics, updates, name):
-    assert said({}, *[metrics] * (updates - 1), {}, *[metrics] * (updates - 1)) == []
-    assert said({}, *[metrics] * 50) == [name]
+    first = [{}] * 5
+    assert said(*first, *[metrics] * (updates - 1), {}, *[metrics] * (updates - 1)) == []
+    assert said(*first, *[metrics] * 50) == [name]
 
 
 def test_a_gate_for_which_all_texts_are_right_is_reported_only_if_they_were_from_the_beginning(said):
     all_right = {"train/gate_right": 1.0}
     assert said(*[all_right] * 5) == ["gate"] and said(*[all_right] * 4) == []
     assert said({}, *[all_right] * 50) == [], "a task that has been learnt"
+
+
+def test_a_first_update_that_was_low_by_chance_is_no_learning_rate(said):
+    """As in runs of the frontier's comparison, whose entropy of the first update was from 0.44 to 0.60."""
+    later = {"train/entropy": 1.4, "train/divergence": 0.8}
+    assert said({}, *[later] * 50) == []
+    assert said({}, *[later | {"train/entropy": 2.0, "train/divergence": 1.3}] * 50) == []
+    assert said({}, *[later] * 4, *[later | {"train/entropy": 2.0, "train/divergence": 1.3}] * 5) == ["learning_rate"]
 
 
 def test_every_guard_is_among_them():
@@ -176,29 +185,34 @@ def test_a_mixture_that_works_hears_nothing():
 
 
 def rewards_of(*parts: tuple[float, int]) -> TrainingRewards:
-    """So many texts of these mean rewards, one part after another, and some that the student did not write."""
+    """So many prompts of these mean rewards, of four texts each, and a text that the student did not write."""
+
+    def text(reward: float, source: Source = Source.STUDENT) -> SimpleNamespace:
+        return SimpleNamespace(score=SimpleNamespace(reward=reward), source=source, item=SimpleNamespace(key="a"))
+
     found = TrainingRewards()
     for mean, number in parts:
-        for reward in (mean - 0.1, mean + 0.1) * (number // 2):
-            found.add([SimpleNamespace(score=SimpleNamespace(reward=reward), source=Source.STUDENT)])
-            found.add([SimpleNamespace(score=SimpleNamespace(reward=-9.0), source=Source.DATA)])
+        for spread in (0.1, -0.1) * (number // 2):
+            own = [text(mean + spread + within) for within in (0.4, -0.4, 0.4, -0.4)]
+            found.add([*own, text(math.nan), text(-9.0, Source.DATA)])
     return found
 
 
 def test_prompts_that_are_learnt_by_heart_are_told_by_held_out_ones():
     """The gap to the reward of training has grown by a fifth of it since the first updates."""
     watch, begun = Watch(LOG_VOCABULARY), Interval(0.5, 0.4, 0.6)
-    learnt = rewards_of((0.5, 256), (0.9, 200))
+    learnt = rewards_of((0.5, 64), (0.9, 64))
     assert (learnt.first.mean, learnt.recent.mean) == pytest.approx((0.5, 0.9))
+    assert learnt.recent.high - 0.9 == pytest.approx(1.96 * 0.1 / 63**0.5), "texts of one prompt are no more prompts"
     for training, first, held_out in (
         (learnt, begun, Interval(0.8, 0.75, 0.85)),  # both rise
         (learnt, begun, Interval(0.6, 0.3, 0.9)),
         (learnt, begun, Interval()),
         (learnt, Interval(), Interval(0.6, 0.5, 0.7)),
-        (rewards_of((0.5, 62)), begun, Interval(0.1, 0.0, 0.2)),  # too few
+        (rewards_of((0.5, 8), (0.9, 6)), begun, Interval(0.1, 0.0, 0.2)),  # too few
         # Prompts that were hard from the beginning, as 100 of GroundedSummary's can be.
-        (rewards_of((0.65, 256), (0.68, 200)), Interval(0.45, 0.35, 0.55), Interval(0.47, 0.37, 0.57)),
-        (rewards_of((0.6, 256), (0.5, 200)), begun, Interval(0.2, 0.1, 0.3)),  # whose reward falls learns nothing
+        (rewards_of((0.65, 64), (0.68, 64)), Interval(0.45, 0.35, 0.55), Interval(0.47, 0.37, 0.57)),
+        (rewards_of((0.6, 64), (0.5, 64)), begun, Interval(0.2, 0.1, 0.3)),  # whose reward falls learns nothing
     ):
         warn(watch, training, first, held_out, "64 validation prompts")
     assert watch.messages == []

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch.torch_version import TorchVersion
 
 from rlgkd.errors import SettingError
 from rlgkd.scripts.comparison.grid import grid, parse_variation
@@ -28,6 +30,16 @@ def test_overrides_are_yaml_values_and_the_dump_reads_back_the_same() -> None:
     assert settings.algorithm.model.student_layers == (0, 1)
     assert settings.env_settings == {"split": "train"}
     assert check(yaml.safe_load(dump(settings))) == settings
+
+
+def test_checkpoints_in_parts_are_refused_by_a_torch_that_does_not_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("2.9.0", "2.10.1+cpu", torch.__version__):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        assert read("quickstart", ["checkpoint_format=sharded"]).checkpoint_format == "sharded"
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.0+cpu"))
+    assert read("quickstart").checkpoint_format == "whole"
+    with pytest.raises(SettingError, match=r"^checkpoint_format: 'sharded' .*2\.8\.0.*install 2\.9"):
+        read("quickstart", ["checkpoint_format=sharded"])
 
 
 def test_a_number_with_an_exponent_alone_is_a_number_wherever_settings_are_read(tmp_path: Path) -> None:
