@@ -54,7 +54,7 @@ class SamplingSettings(Settings):
     """Which prompts are drawn: all in their order, or more often those whose texts are right sometimes (pass_rate)."""
     passed_from: float = 0.5
     """The reward from which a text is right for prompts_by."""
-    pass_rate_floor: Annotated[float, Gt(0), Le(1)] = 0.1
+    pass_rate_floor: Annotated[float, Ge(0.01), Le(1)] = 0.1
     """The least chance of a prompt to be drawn by prompts_by when it comes; 1 draws all."""
     temperature: Positive = 1.0
     """The student's, in sampling and scoring alike."""

@@ -248,7 +248,7 @@ class Watch:
         for guard in GUARDS:
             if any(math.isnan(_value(metrics, name)) for name in guard.reads):
                 continue
-            first = _mean(self._first[: guard.compared_with], guard.reads)
+            first = _usual(self._first[: guard.compared_with], guard.reads)
             fires = guard.fires(first, metrics, self.log_vocabulary)
             streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
             if streak >= guard.updates and guard.unless not in self._reported:
@@ -268,10 +268,17 @@ class Watch:
             _log.warning("%s", message)
 
 
-def _mean(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
-    """The mean of each of these metrics over the updates in which it is known."""
+def _usual(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
+    """The mean of each of these metrics over the updates in which it is known, in a run that does not break at once.
+
+    There it would be that of the broken run, so of several updates, whose metrics are not negative, it is at most 1.5
+    times the first one's.
+    """
     known = {name: [one[name] for one in updates if not math.isnan(_value(one, name))] for name in names}
-    return {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
+    means = {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
+    if len(updates) == 1:
+        return means
+    return {name: min(mean, 1.5 * known[name][0]) if known[name] else mean for name, mean in means.items()}
 
 
 def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:

@@ -22,7 +22,7 @@ def chance(rate: float | None, floor: float) -> float:
 
     Args:
         rate: In [0, 1]; None if it is not known.
-        floor: The least probability, in (0, 1].
+        floor: The least probability, in [0.01, 1].
 
     Examples:
         >>> [chance(rate, 0.1) for rate in (None, 0.0, 0.25, 0.5, 1.0)]

@@ -121,7 +121,7 @@ def save(
 
     Raises:
         CheckpointError: The folder could not be written (a full disk, for example), or a value is neither tensor nor
-            JSON. The other processes raise ProcessError.
+            JSON. Of several processes each raises it where one could not write its part, else ProcessError.
 
     Examples:
         >>> import tempfile, torch
@@ -341,8 +341,9 @@ def _foreign(folder: Path) -> Iterator[None]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds nothing but a checkpoint's files, whole or not."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, SHARDS, MANIFEST}
+    """Whether a folder holds nothing but a checkpoint's files, whole or not; shards alone may be anybody's."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {SHARDS}
+    return names <= {*FILES, SHARDS, MANIFEST} and names != {SHARDS}
 
 
 def _number(folder: Path) -> float:
