@@ -14,7 +14,6 @@ start, and no number of times is given.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -25,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, MinLen
 from rich.console import Console
 
+from rlgkd.checkpoint import atomic_write
 from rlgkd.errors import SettingError
 from rlgkd.lm import load, load_tokenizer, save
 from rlgkd.scripts._console import say
@@ -96,7 +96,8 @@ def quality(settings: QualitySettings, peer: str = "") -> dict[str, Any]:
             for number, (method, rate, seed, side) in enumerate(missing, start=1):
                 job = {**shared, **_kind(method, side), "learning_rate": rate, "seed": seed}
                 run = run_job(job, STEP_RUNNER if side == "rlgkd" else PEER_RUNNERS[side], folder)
-                _write(_file(out, method, rate, seed, side), {name: run[name] for name in KEPT if name in run})
+                kept = {name: run[name] for name in KEPT if name in run}
+                atomic_write(_file(out, method, rate, seed, side), json.dumps(kept))
                 say(Console(stderr=True), f"{number} of {len(missing)}: {method}, {rate:g}, seed {seed}, {side}")
     found = {cell: json.loads(_file(out, *cell).read_text()) for cell in cells}
     return {method: _compared(method, settings, sides, found) for method in settings.methods}
@@ -225,15 +226,8 @@ def _check_folder(settings: QualitySettings, out: Path) -> None:
     file = out / "settings.json"
     if not file.exists():
         (out / "cells").mkdir(parents=True, exist_ok=True)
-        _write(file, shared)
+        atomic_write(file, json.dumps(shared))
     before = json.loads(file.read_text())
     for name, value in shared.items():
         if before.get(name) != value:
             raise SettingError(name, value, f"the cells in {out} have {before.get(name)}; give another `out`")
-
-
-def _write(file: Path, value: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, file)

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.comparison.grid import Cell, Grid
-from rlgkd.scripts.config.recipes import RECIPES
-from rlgkd.scripts.config.run import check
+from rlgkd.scripts.comparison.grid import Grid
+from rlgkd.scripts.reproduction.grids import method_of, named_grid
 
 SHARED: Mapping[str, Any] = {"threads": 1, "checkpoint_every": 10, "learning_rate_end": 0.1}
 CELL_TOKENS = 10_000
@@ -101,19 +99,9 @@ def healing_grid(
         "learning_rate": task.healing["learning_rate"],
         "eval_prompts": prompts,
     }
-    cells = []
-    for name, (recipe, changes) in methods.items():
-        own = {
-            k: v for k, v in load_yaml((RECIPES / f"{recipe}.yaml").read_text()).items() if k not in OF_THE_COMPARISON
-        }
-        own |= changes
+    settings = {
+        name: {**method_of(recipe, OF_THE_COMPARISON), **changes} for name, (recipe, changes) in methods.items()
+    }
+    for own in settings.values():
         own["prompts_per_update"] = max(1, task.healing["prompts_per_update"] // own.get("group_size", 1))
-        cells.append(Cell(name=name, values={"method": name}, settings=check({**common, **own})))
-    return Grid(
-        base=check({**common, "agent": "Distill"}),
-        vary={"method": [cell.name for cell in cells]},
-        cells=cells,
-        seeds=range(seeds),
-        samples=1,
-        baselines=cells[:1],
-    )
+    return named_grid(common, settings, seeds=seeds, samples=1)

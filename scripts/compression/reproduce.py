@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlgkd.scripts._errors import check_one_process, one_line_errors
+from rlgkd.scripts._errors import one_line_errors
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.compression.cells import ONE_SEED, SHARED, TASKS, THREE_SEEDS, Task, healing_grid
 from rlgkd.scripts.config.run import read
+from rlgkd.scripts.reproduction.command import parsed
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.cut import cut
 from rlgkd.scripts.runs.folder import CONFIG, MODEL, SUMMARY
@@ -87,25 +88,13 @@ def _trained(recipe: str, out: Path, settings: Mapping[str, Any], given: Given) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the smaller models of all tasks, or of some."""
-    with one_line_errors():
-        check_one_process("reproduce_compression.py")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/compression"), help="folder of all parts")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="some of them, with commas")
     parser.add_argument("--until", choices=PARTS, default=PARTS[-1], help="the last part to make")
-    parser.add_argument("--tokens", type=int, default=0, help="of each run, instead of its own, for a trial")
-    parser.add_argument("--prompts", type=int, default=200, help="of the evaluation at the end of a run")
     parser.add_argument("--cut-prompts", type=int, default=12, help="on whose texts the cuts are measured")
-    parser.add_argument("--jobs", type=int, default=0, help="cells at the same time; 0 is one for each core")
-    parser.add_argument("--quiet", action="store_true")
-    found = vars(parser.parse_args(arguments))
-    names = found.pop("tasks").split(",")
-    unknown = [name for name in names if name not in TASKS]
-    if unknown:
-        parser.error(f"--tasks: {unknown[0]} is not one of {', '.join(TASKS)}")
+    given = parsed(parser, "reproduce_compression.py", TASKS, "compression", arguments)
     with one_line_errors():
-        for name in names:
-            print(reproduce(TASKS[name], Given(**found)))
+        for task in given.pop("tasks"):
+            print(reproduce(task, Given(**given)))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.comparison.grid import Cell, Grid
-from rlgkd.scripts.config.recipes import RECIPES
-from rlgkd.scripts.config.run import check
+from rlgkd.scripts.comparison.grid import Grid
+from rlgkd.scripts.reproduction.grids import method_of, named_grid
 
 COMMON_SETTINGS = (
     *("name", "env", "student", "tokens", "eval_prompts", "threads", "learning_rate", "prompts_per_update"),
@@ -118,8 +116,7 @@ TASKS = {
 
 def recipe(name: str, **over: Any) -> dict[str, Any]:
     """Return what makes a recipe's method, with some of it changed."""
-    given = load_yaml((RECIPES / f"{name}.yaml").read_text())
-    return {key: value for key, value in given.items() if key not in COMMON_SETTINGS} | over
+    return method_of(name, COMMON_SETTINGS) | over
 
 
 def eq_5(alpha: float) -> str:
@@ -195,19 +192,8 @@ def task_grid(task: Task, seeds: int, teacher: str = "", *, tokens: int = 0, pro
         "eval_every": max(1, tokens // EVALUATIONS),
         "eval_every_prompts": min(VALIDATION_PROMPTS, prompts),
     }
-    cells = [
-        Cell(
-            name=name,
-            values={"method": name},
-            settings=check({**common, "learning_rate": method.rate * common["learning_rate"], **method.settings}),
-        )
+    settings = {
+        name: {"learning_rate": method.rate * common["learning_rate"], **method.settings}
         for name, method in methods().items()
-    ]
-    return Grid(
-        base=check({**common, "agent": "Distill"}),
-        vary={"method": [cell.name for cell in cells]},
-        cells=cells,
-        seeds=range(seeds),
-        samples=2,
-        baselines=cells[:1],
-    )
+    }
+    return named_grid(common, settings, seeds=seeds, samples=2)

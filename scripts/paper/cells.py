@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.comparison.grid import Cell, Grid
+from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.config.recipes import RECIPES
-from rlgkd.scripts.config.run import check
+from rlgkd.scripts.reproduction.grids import named_grid
 
 METHOD_SETTINGS = (
     "agent",
@@ -177,15 +177,4 @@ def paper_grid(task: PaperTask, seeds: int, *, tokens: int = 0, prompts: int = 2
         "threads": 1,
         "tokens": tokens,
     }
-    cells = [
-        Cell(name=name, values={"cell": name}, settings=check({**common, **settings}))
-        for name, settings in cell_settings(task, tokens).items()
-    ]
-    return Grid(
-        base=check({**common, "agent": "Distill"}),
-        vary={"cell": [cell.name for cell in cells]},
-        cells=cells,
-        seeds=range(seeds),
-        samples=samples,
-        baselines=[cells[2]],
-    )
+    return named_grid(common, cell_settings(task, tokens), key="cell", seeds=seeds, samples=samples, baseline=2)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rlgkd.scripts._errors import check_one_process, one_line_errors
 
@@ -44,13 +44,27 @@ def read_command(
         name: Of the folders in runs/ and docs/.
         arguments: Those of the process by default.
     """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=Path("docs") / name, help="folder of the page")
+    parser.add_argument("--seeds", type=int, default=5)
+    return Given(**parsed(parser, script, tasks, name, arguments))
+
+
+def parsed(
+    parser: argparse.ArgumentParser,
+    script: str,
+    tasks: Mapping[str, Task],
+    name: str,
+    arguments: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Read a command line with a parser that has what is a script's own, and all that each of them takes besides.
+
+    Returns: What was given, by name; `tasks` is a list of tasks.
+    """
     with one_line_errors():
         check_one_process(script)
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the runs")
-    parser.add_argument("--docs", type=Path, default=Path("docs") / name, help="folder of the page")
     parser.add_argument("--tasks", default=",".join(tasks), help="some of them, with commas")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=0, help="of a run, instead of the task's own, for a trial")
     parser.add_argument("--prompts", type=int, default=200, help="of the evaluation")
     parser.add_argument("--jobs", type=int, default=0, help="runs at the same time; 0 is one for each core")
@@ -60,4 +74,4 @@ def read_command(
     unknown = [one for one in names if one not in tasks]
     if unknown:
         parser.error(f"--tasks: {unknown[0]} is not one of {', '.join(tasks)}")
-    return Given(tasks=[tasks[one] for one in names], **found)
+    return {"tasks": [tasks[one] for one in names], **found}
