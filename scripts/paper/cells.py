@@ -151,8 +151,6 @@ def cell_settings(task: PaperTask, tokens: int) -> dict[str, dict[str, Any]]:
         "agent": "Reinforce",
         "prompts_per_update": 16,
         "group_size": 4,
-        "policy_reduction": "constant",
-        "divergence_reduction": "sequence_mean",
         "learning_rate": RL_RATE * task.settings["learning_rate"],
         **COMPARED_DIVERGENCES["JSD(0.9)"],
     }
