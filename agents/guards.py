@@ -42,8 +42,8 @@ class Guard:
     reads: tuple[str, ...]
     """Metrics without which an update says nothing of it: those of some updates alone are compared at these."""
     fires: Callable[[Metrics, Metrics, Greatest], bool]
-    """(the first update's metrics, this one's, the greatest values) -> whether it shows; a comparison with a metric that
-    the first update lacks is false."""
+    """(the first update's metrics, this one's, the greatest values) -> whether it shows; a comparison with a metric
+    that the first update lacks is false."""
     updates: int
     """For so many updates in a row that say something of it, before it is reported."""
     compared_with: int = 1
@@ -262,7 +262,7 @@ class Seen:
         """
         seen = cls(**values)
         texts = [*seen.reported, *seen.messages]
-        numbers = [value for metrics in [*seen.first, seen.streaks] for value in metrics.values()]
+        numbers = [value for metrics in seen.first for value in metrics.values()] + [*seen.streaks.values()]
         lists = all(isinstance(one, list) for one in (seen.first, seen.reported, seen.messages))
         if not (lists and {*map(type, texts)} <= {str} and {*map(type, numbers)} <= {int, float}):
             raise TypeError(f"its guards are {values!r:.60}")

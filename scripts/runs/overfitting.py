@@ -89,9 +89,9 @@ def warn(watch: Watch, training: TrainingRewards, held_out: Interval, prompts: s
         watch.warn_once(
             "held_out",
             f"held-out: the reward went from {training.held_out.mean:.3g} to {held_out.mean:.3g} "
-            f"({held_out.low:.3g} to {held_out.high:.3g}) on {prompts} and from {training.first.mean:.3g} to {training.recent.mean:.3g} on "
-            "those it trains on, which it learns by heart; give more prompts or fewer tokens, raise alpha, or keep the "
-            "best model (keep_best)",
+            f"({held_out.low:.3g} to {held_out.high:.3g}) on {prompts} and from {training.first.mean:.3g} to "
+            f"{training.recent.mean:.3g} on those it trains on, which it learns by heart; give more prompts or fewer "
+            "tokens, raise alpha, or keep the best model (keep_best)",
         )
 
 
