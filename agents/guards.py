@@ -14,6 +14,9 @@ from typing import Any, Final, Self
 
 _log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
+STUDENT: Final = "rollout/student"
+"""The share of an update's texts that the student wrote. A guard that reads it asks what they are like, of which an
+update on references alone says nothing."""
 OTHER_LENGTH: Final = 1.5
 """The factor in the length of texts from which on a reward that rises may rise by length alone."""
 HEAVY_TAIL: Final = 25.0
@@ -149,7 +152,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="ended",
-        reads=("rollout/ended",),
+        reads=("rollout/ended", STUDENT),
         fires=_never_ended,
         updates=20,
         message="max_new_tokens: no text of 20 updates ended by itself; raise it, give a stop string, or first teach "
@@ -192,7 +195,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="length",
-        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha"),
+        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha", STUDENT),
         fires=_reward_by_length,
         updates=10,
         message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts went from "
@@ -201,7 +204,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="repetition",
-        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha"),
+        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha", STUDENT),
         fires=_reward_by_repetition,
         updates=5,
         message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts repeat themselves "
@@ -286,13 +289,15 @@ class Watch:
     def see(self, metrics: Metrics) -> None:
         """Warn of what this update shows."""
         seen = self.seen
-        if len(seen.first) < max(guard.compared_with for guard in GUARDS):
+        is_first_of_student = _value(metrics, STUDENT) > 0 and not any(_value(one, STUDENT) > 0 for one in seen.first)
+        if len(seen.first) < max(guard.compared_with for guard in GUARDS) or is_first_of_student:
             compared = {name for guard in GUARDS for name in guard.reads if math.isfinite(_value(metrics, name))}
             seen.first.append({name: float(metrics[name]) for name in sorted(compared)})
         for guard in GUARDS:
-            if any(math.isnan(_value(metrics, name)) for name in guard.reads):
+            if not _says_something(metrics, guard):
                 continue
-            first = _usual(seen.first[: guard.compared_with], guard.reads)
+            known = [one for one in seen.first if _says_something(one, guard)]
+            first = _usual(known[: guard.compared_with], guard.reads)
             fires = guard.fires(first, metrics, self.greatest)
             streak = seen.streaks[guard.name] = seen.streaks.get(guard.name, 0) + 1 if fires else 0
             if streak >= guard.updates and guard.unless not in seen.reported:
@@ -312,17 +317,22 @@ class Watch:
             _log.warning("%s", message)
 
 
+def _says_something(metrics: Metrics, guard: Guard) -> bool:
+    """Whether an update says something of a guard's fault."""
+    without_students = STUDENT in guard.reads and _value(metrics, STUDENT) == 0
+    return not without_students and not any(math.isnan(_value(metrics, name)) for name in guard.reads)
+
+
 def _usual(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
-    """The mean of each of these metrics over the updates in which it is known, in a run that does not break at once.
+    """The mean of each of these metrics, in a run that does not break at once; NaN without updates.
 
     There it would be that of the broken run, so of several updates, whose metrics are not negative, it is at most 1.5
     times the first one's.
     """
-    known = {name: [one[name] for one in updates if not math.isnan(_value(one, name))] for name in names}
-    means = {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
-    if len(updates) == 1:
-        return means
-    return {name: min(mean, 1.5 * known[name][0]) if known[name] else mean for name, mean in means.items()}
+    if not updates:
+        return dict.fromkeys(names, math.nan)
+    means = {name: math.fsum(one[name] for one in updates) / len(updates) for name in names}
+    return means if len(updates) == 1 else {name: min(means[name], 1.5 * updates[0][name]) for name in names}
 
 
 def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:
