@@ -122,7 +122,7 @@ def test_what_was_seen_goes_through_json():
 
 
 def test_references_between_the_students_texts_end_no_streak_and_are_not_compared_with(said):
-    """As in recipe docstring-smollm2, of whose updates a quarter is on references: they end, the student's texts do not."""
+    """As in recipe docstring-smollm2, with a quarter of its updates on references, which end where its texts do not."""
     references = {"rollout/student": 0.0, "rollout/ended": 1.0, "rollout/ep_rew_mean": 0.1, "rollout/ep_len_mean": 60.0}
     never = {"rollout/ended": 0.0}
     assert said(*[references, never] * 19) == []
