@@ -49,11 +49,12 @@ from rlgkd.agents.sources import Sources
 from rlgkd.agents.teachers import check_texts
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.item_checks import check_references, check_teacher_prompts
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
-from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
+from rlgkd.rollout import sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
 from rlgkd.sharding import whole

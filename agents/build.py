@@ -26,10 +26,11 @@ from rlgkd.agents.teachers import (
 )
 from rlgkd.cutting import best_cut
 from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm.copies import copy_sharing_frozen, frozen_view, weights_digest
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.layers import marked_layers
-from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, frozen_view, load, load_tokenizer, weights_digest
+from rlgkd.lm.loading import dtype_of, load, load_tokenizer
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.placement import is_fixed
@@ -74,8 +75,12 @@ def with_chosen_layers(
         cut = best_cut(whole, task, number)
     _log.warning(
         "student_layers: %d: of %s layers %d to %d are left out; reverse KL to the whole model %.3f nats a token",
-        number, whole.module.config.name_or_path or "the student", cut.left_out[0], cut.left_out[-1], cut.reverse_kl,
-    )  # fmt: skip
+        number,
+        whole.module.config.name_or_path or "the student",
+        cut.left_out[0],
+        cut.left_out[-1],
+        cut.reverse_kl,
+    )
     model = config.model.model_copy(update={"student_layers": cut.kept})
     return config.model_copy(update={"model": model}), whole.module
 

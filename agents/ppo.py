@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from rlgkd.agents._signature import PPOSettings
 from rlgkd.agents.advantages import Credit
+from rlgkd.agents.agent_settings import ADVANTAGE, RewardSettings
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
+from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.rollout import Rollout

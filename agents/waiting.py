@@ -79,7 +79,14 @@ def _episode(text: Mapping[str, Any], item: Item) -> Episode:
     logp_T, entropy_T = np.zeros(len(tokens_T), dtype=np.float32), np.zeros(len(tokens_T), dtype=np.float32)
     logp_T[mask_T], entropy_T[mask_T] = text["logp"], np.nan
     return Episode(
-        item=item, tokens_T=tokens_T, action_mask_T=mask_T, logp_T=logp_T, entropy_T=entropy_T,
-        stop=StopReason(text["stop"]), source=Source.STUDENT, sample=int(text["sample"]), text=str(text["text"]),
+        item=item,
+        tokens_T=tokens_T,
+        action_mask_T=mask_T,
+        logp_T=logp_T,
+        entropy_T=entropy_T,
+        stop=StopReason(text["stop"]),
+        source=Source.STUDENT,
+        sample=int(text["sample"]),
+        text=str(text["text"]),
         turns=tuple(map(str, text["turns"])),
-    )  # fmt: skip
+    )

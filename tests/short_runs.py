@@ -15,7 +15,8 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.config.reading import dump, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.rewind import rewind

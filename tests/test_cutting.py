@@ -12,10 +12,10 @@ from rlgkd.cutting import best_cut, cuts, jeffreys
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError, ModelError, SettingError
 from rlgkd.lm import load, load_tokenizer, open_by_name
-from rlgkd.lm.loading import weights_digest
+from rlgkd.lm.copies import weights_digest
 from rlgkd.rollout import sample_episodes
 from rlgkd.scripts.cli import main
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.cut import cut
 from rlgkd.scripts.runs.train import start
 

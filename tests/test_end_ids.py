@@ -18,7 +18,7 @@ from rlgkd.lm import load, load_tokenizer, open_by_name, save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.text_format import model_end_ids
 from rlgkd.rollout import replay_episodes
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import evaluate as command
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.generate import complete

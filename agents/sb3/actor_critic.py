@@ -85,10 +85,11 @@ class LanguageModelActorCritic(ActorCriticPolicy):
             )
         if self.language_model.context < tokens.shape[0]:
             raise ModelError(
-                "model", name,
+                "model",
+                name,
                 f"its context of {self.language_model.context} tokens is shorter than the environment's "
                 f"{tokens.shape[0]}; lower max_prompt_tokens or max_new_tokens",
-            )  # fmt: skip
+            )
         self.module, self.mask, self.reader = model, mask, PrefixCache(self.language_model)
         self.value_net = nn.Linear(self.language_model.head.in_features, 1, device=self.language_model.device)
         nn.init.zeros_(self.value_net.weight)

@@ -18,7 +18,8 @@ import yaml
 from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import folder_name, settled
-from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
+from rlgkd.scripts.config.reading import check, put_over
+from rlgkd.scripts.config.run import RunConfig, setting_names
 from rlgkd.scripts.config.stages import check_heard, stage_name
 
 COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")

@@ -68,11 +68,18 @@ ONE_SEED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "supervised KD": ("supervised-kd", {}),
     "forward KL": ("on-policy-kd", {}),
     "GKD, lambda 0.5": ("gkd", {}),
-    "distil, then RL": ("opd-then-rl", {"group_size": 4, "eval_every": 0, "stages": [
-        {"name": "OPD", "alpha": 1, "divergence": "reverse_kl", "reduction": "token_mean", "until": 0.5},
-        {"name": "RL", "alpha": 0},
-    ]}),
-}  # fmt: skip
+    "distil, then RL": (
+        "opd-then-rl",
+        {
+            "group_size": 4,
+            "eval_every": 0,
+            "stages": [
+                {"name": "OPD", "alpha": 1, "divergence": "reverse_kl", "reduction": "token_mean", "until": 0.5},
+                {"name": "RL", "alpha": 0},
+            ],
+        },
+    ),
+}
 
 
 def healing_grid(

@@ -22,7 +22,7 @@ from typing import Any
 from rlgkd.scripts._errors import one_line_errors
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.compression.cells import ONE_SEED, SHARED, TASKS, THREE_SEEDS, Task, healing_grid
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.reproduction.command import parsed
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.cut import cut

@@ -20,7 +20,7 @@ from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.results import RESULTS
 from rlgkd.scripts.comparison.run_cell import rounded
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.frontier.cells import TASKS, Task, task_grid
 from rlgkd.scripts.frontier.page import write_page
 from rlgkd.scripts.report.lenient import to_float

@@ -20,7 +20,8 @@ from rlgkd.lm import LanguageModel, open_by_name
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import rollout
 from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.config.run import RunConfig, read_without_code
+from rlgkd.scripts.config.reading import read_without_code
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
 
 OF_TEXTS = ("end_tokens", "skip_special_tokens", "stop", "prompt", "max_new_tokens")

@@ -32,7 +32,8 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.config.reading import dump, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory

@@ -27,8 +27,9 @@ from short_runs import go_on
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from rlgkd.lm import load_tokenizer, save
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.config.recipes import RECIPES, recipe_names
-from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -16,7 +16,7 @@ from teacher_server import serving
 from rlgkd.agents import Distill, Reinforce
 from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, TeacherError
 from rlgkd.lm import load, load_tokenizer
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import evaluate, train
 from rlgkd.scripts.runs.teach import teach
 from rlgkd.teachers import collate

@@ -14,7 +14,7 @@ from rlgkd.lm import open_by_name
 from rlgkd.scripts.comparison import run_cell
 from rlgkd.scripts.comparison.grid import grid
 from rlgkd.scripts.comparison.results import untrained_models
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.train import make_env
 
 SMALL = ("tokens=8", "prompts_per_update=1", "group_size=2", "eval_prompts=1", "env_settings={max_new_tokens: 4}")

@@ -13,7 +13,8 @@ from torch.torch_version import TorchVersion
 from rlgkd.errors import SettingError
 from rlgkd.scripts.comparison.grid import grid, parse_variation
 from rlgkd.scripts.config.other_names import OTHERS
-from rlgkd.scripts.config.run import RunConfig, check, dump, read, setting_names
+from rlgkd.scripts.config.reading import check, dump, read
+from rlgkd.scripts.config.run import RunConfig, setting_names
 
 
 def parameters(settings: RunConfig) -> dict[str, float]:

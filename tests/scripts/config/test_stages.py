@@ -11,7 +11,7 @@ from rlgkd.errors import SettingError
 from rlgkd.ops.schedule import Schedule
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import grid, parse_variation
-from rlgkd.scripts.config.run import check, dump, read
+from rlgkd.scripts.config.reading import check, dump, read
 from rlgkd.scripts.config.stages import Plateau
 
 

@@ -19,7 +19,8 @@ from rich.console import Console
 from rlgkd import checkpoint
 from rlgkd.errors import SettingError
 from rlgkd.scripts.config.changes import NEEDS_A_NEW_RUN, changes
-from rlgkd.scripts.config.run import RunConfig, check, read
+from rlgkd.scripts.config.reading import check, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.runs import train

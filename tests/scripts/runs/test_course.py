@@ -21,7 +21,7 @@ from short_runs import SMALL, begin, begin_and_end, crash, evaluations, go_on, i
 
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError, SettingError
-from rlgkd.scripts.config.run import check, read
+from rlgkd.scripts.config.reading import check, read
 from rlgkd.scripts.report.html import write_report
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs import train

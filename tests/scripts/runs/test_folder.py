@@ -36,7 +36,7 @@ from rlgkd.lm.loading import load_config
 from rlgkd.scripts import cli
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.paths import LONGEST_NAME, folder_name
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import folder
 from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.workers import LOG, Job, run_jobs

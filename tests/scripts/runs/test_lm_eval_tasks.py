@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from rlgkd.errors import DependencyError, SettingError
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.lm_eval_tasks import compared, models_of, table
 
 STUDENT, TEACHER = "embedded:arithmetic-student", "embedded:arithmetic-teacher"

@@ -12,7 +12,7 @@ from sampler_server import SamplerServer, sampling
 
 from rlgkd.errors import SamplerError
 from rlgkd.lm import load, load_tokenizer
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs import train
 

@@ -17,7 +17,7 @@ from rlgkd.lm import load, load_tokenizer
 from rlgkd.scripts.comparison.grid import grid
 from rlgkd.scripts.comparison.results import untrained_models
 from rlgkd.scripts.comparison.run_cell import measure_untrained, train_and_measure
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs import evaluate, train
 from rlgkd.scripts.runs.teach import teach

@@ -22,7 +22,7 @@ from short_runs import SMALL, begin, begin_and_end, crash, evaluations, go_on, i
 from rlgkd import agents, checkpoint
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import SettingError
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.report.view import stage_beginnings
 from rlgkd.scripts.runs import train

@@ -28,7 +28,7 @@ from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import evaluate
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import rewind, train
 from rlgkd.scripts.runs.summary import rewards_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlgkd.errors import CheckpointError, DependencyError, SettingError
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.tracking import trackers
 from rlgkd.scripts.tracking.libraries import check_trackers
