@@ -107,7 +107,7 @@ class TextAgent(TokenAlgorithm):
                 (docs/scale.md). May be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
-            seed: Of everything random.
+            seed: That of everything random.
             verbose: 0 or 1, as in SB3.
             tensorboard_log: Folder for TensorBoard events.
             stats_window_size: Episodes in SB3's `ep_info_buffer`.
@@ -124,6 +124,7 @@ class TextAgent(TokenAlgorithm):
             raise ModelError("tokenizer", type(tokenizer).__name__, "give a loaded tokenizer of transformers")
         given: dict[str, Any] = dict(settings)
         named = {name for name, value in given.items() if value is not None and value != "auto"}
+        # Built twice: what is chosen depends on the other settings (LoRA, alpha), which are to be checked first.
         chosen = choices(policy, self.Config(**with_choices(given, ())), named, str(device))
         for choice in chosen:
             _log.warning("chosen: %s", choice)
@@ -144,6 +145,7 @@ class TextAgent(TokenAlgorithm):
             policy=LanguageModelPolicy,  # SB3's actor-critic is not needed here
             env=as_sb3(env),
             learning_rate=self.config.optimizer.learning_rate,
+            # SB3 requires these and shows them; none has a part in Eq. 5, whose knobs are in the objective.
             n_steps=1,
             gamma=1.0,
             gae_lambda=1.0,
@@ -246,7 +248,7 @@ class TextAgent(TokenAlgorithm):
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.
 
         Args:
-            config: Of the agent's own class. What differs from its present settings is among CHANGEABLE.
+            config: Settings of the agent's own class. What differs from its present settings is among CHANGEABLE.
             schedules: The remaining progress of `learn` at which schedules of the objective begin and end.
 
         Raises: SettingError for another setting that differs, or one that teacher or task do not go with.
@@ -425,5 +427,5 @@ class TextAgent(TokenAlgorithm):
         agent = cls(env=env, **saved)
         agent.state = state
         if "alpha" in settings or agent.steering is None:
-            agent.state.alpha = None
+            agent.state.alpha = None  # what an older training steered it to is not what was asked for now
         return agent

@@ -149,7 +149,7 @@ class OptimizerSettings(Settings):
     """The steps of AdamW."""
 
     learning_rate: Positive | Callable[[float], float] = 1e-4
-    """Of AdamW; for larger models chosen if not given (docs/defaults.md). In Python also a function of the progress."""
+    """AdamW's; for larger models chosen if not given (docs/defaults.md). In Python also a function of the progress."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Weight decay of matrices; biases and norms have none."""
     max_grad_norm: Positive = 1.0

@@ -92,6 +92,7 @@ class TextAlgorithm(TextAgent):
             if self.config.reward.drop_even_groups == "resample":
                 self.rollout = resampled(
                     self.rollout,
+                    # On-policy: what is replaced were groups of the student's.
                     lambda number: collect(*self.collector.next_items(self.state, number), 1.0),
                     rounds=self.config.reward.resample_rounds,
                     group_size=self.config.sampling.group_size,
@@ -99,6 +100,7 @@ class TextAlgorithm(TextAgent):
                 )
             self.rollout = self._corrected(self.rollout)
         self.state.waiting = None
+        # Steps counted this rank's tokens as they came; what training is measured by are those of all ranks.
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
         if going:
@@ -183,6 +185,7 @@ class TextAlgorithm(TextAgent):
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
         teacher_lm = model_of(self._teacher_of_loss)
+        # Each epoch reads the same states of a teacher that stays: computed once, at the memory of [tokens, hidden].
         if self.config.optimizer.epochs > 1 and teacher_lm is not None and self.following_teacher is None:
             with self.autocast():
                 prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
@@ -257,6 +260,7 @@ class TextAlgorithm(TextAgent):
 
     def gradient_step(self, rollout: Rollout, credit: Credit) -> Means:
         """One gradient over the whole rollout, one step of the optimizer."""
+        # A loss that reads no teacher gets it all the same where the agreement with it is measured in this pass.
         teacher = self._teacher_of_loss if rollout.agreement is None else self.teacher
         means = self._accumulate(self.config.loss_objective(self.objective), teacher, rollout, credit)
         optimizer = self.policy.optimizer
@@ -269,7 +273,7 @@ class TextAlgorithm(TextAgent):
         optimizer.zero_grad()
         if self.following_teacher is not None:
             self.following_teacher.step()
-            rollout.forget_teacher_states()
+            rollout.forget_teacher_states()  # they are of the teacher before this step
         self.logger.record("train/loss", means.loss)
         self.logger.record("train/entropy", means.entropy)
         self.logger.record("train/grad_norm", norm.item())
@@ -311,6 +315,7 @@ class TextAlgorithm(TextAgent):
             if credit.auxiliary is not None:
                 credit.auxiliary.metrics()  # forgets the losses of the pass that does not count
         if teacher is not None and teacher is self.outside_teacher:
+            # Failures are counted by each rank for its own texts: where one has too many, all leave here.
             self.ranks.together(teacher.settle)
         sum_gradients(self._trained(), self.ranks)
         return means

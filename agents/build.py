@@ -232,6 +232,8 @@ def build_optimizer(
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # A second moment of 0.95, as language models are trained with (Brown et al. 2020, arXiv 2005.14165): at 0.999 it
+    # remembers a thousand updates, which is more than many of these runs have.
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
 
 
@@ -285,5 +287,6 @@ def trainable_state(module: nn.Module) -> nn.Module:
     """
     if all(p.requires_grad for p in module.parameters()):
         return module
+    # A ParameterDict takes no name with a dot in it, which is how torch tells modules apart.
     trained = {name.replace(".", "/"): p for name, p in module.named_parameters() if p.requires_grad}
     return nn.ParameterDict(trained)

@@ -161,7 +161,7 @@ def check_combination(config: AgentSettings) -> None:
 
 
 def _replay_rules(config: AgentSettings) -> list[Rule]:
-    """Of `replay_size` and what goes with it."""
+    """The rules of `replay_size` and what goes with it."""
     sampling, given = config.sampling, SamplingSettings()
     replays, both = sampling.replay_size > 0, sampling.replay_terms == "both"
     return [
@@ -187,7 +187,7 @@ def _replay_rules(config: AgentSettings) -> list[Rule]:
 
 
 def _sharding_rules(config: AgentSettings) -> list[Rule]:
-    """Of what models that are shared out over processes do not do."""
+    """The rules of what models that are shared out over processes do not do."""
     given, shared = config.teacher, config.model.sharding != "none"
     remedy = "sharding shares one teacher out, of the student's tokens and where the student is; leave this out"
     elsewhere = ("teacher_mix", "reference_model", "teacher_device", "teacher_quantization")

@@ -99,7 +99,7 @@ def _student_values(rollout: Rollout, student: LanguageModel) -> tuple[Tensor, T
     for part in rollout.micro_batches:
         token_N = student.actions(part.batch)
 
-        def of_student(
+        def of_student(  # token_N as a default binds this part's: a closure would see the loop's latest
             student_NV: Tensor, _: TeacherAt, chunk: slice, token_N: Tensor = token_N
         ) -> tuple[Tensor, dict[str, Tensor]]:
             logp_N, entropy_N = log_probability_and_entropy(student_NV, token_N[chunk])

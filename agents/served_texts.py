@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlgkd.agents.state import TrainingState
-from rlgkd.agents.waiting import WaitingTexts, to_json
+from rlgkd.agents.text_json import to_json
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import SamplerError
 from rlgkd.lm.generate import OnStep
 from rlgkd.lm.model import LanguageModel
@@ -112,4 +113,4 @@ class ServedTexts:
 
 def _as_json(texts: Texts, rows: Sequence[int]) -> tuple[list[dict[str, object]], int]:
     episodes = zip(texts.episodes, texts.indices, strict=True)
-    return [to_json(episode, rows[index]) for episode, index in episodes], texts.failed
+    return [{"prompt": rows[index], **to_json(episode)} for episode, index in episodes], texts.failed

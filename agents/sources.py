@@ -160,6 +160,7 @@ class Sources:
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
         template = "" if self.teacher.format is None else self.teacher.format.template
+        # What is usual (no stop string, one end token, ...) is left out, so that older files stay valid.
         return {
             "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,

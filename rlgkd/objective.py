@@ -218,7 +218,7 @@ class Objective(Settings):
 
     @property
     def reductions(self) -> tuple[Reduction, Reduction]:
-        """Of the policy term, and of the divergence."""
+        """The reductions of the policy term and of the divergence."""
         return self.policy_reduction or self.reduction, self.divergence_reduction or self.reduction
 
     @property

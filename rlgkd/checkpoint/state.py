@@ -29,7 +29,7 @@ class Contents:
     """What a checkpoint holds; its tensors are the live ones, of which some may be shards."""
 
     tensors: dict[str, dict[str, Tensor]]
-    """Of the model each once, and of the optimizer, by kind and name."""
+    """The model's, each once, and the optimizer's, by kind and name."""
     texts: dict[str, str]
     """The JSON files."""
 

@@ -26,7 +26,7 @@ from rlgkd.types import Batch, Episode, Item, Source, StopReason
 from rlgkd.vllm_server import VllmServer
 
 TOKENS = 48
-"""Of the fixed text."""
+"""Length of the fixed text."""
 SAMPLED = 8
 """Tokens that the server samples after it, if texts are long enough."""
 EXACT = 1e-3

@@ -29,7 +29,7 @@ from rlgkd.types import Episode
 from rlgkd.vllm_server import headers
 
 BYTES_OF_TOKEN = 128
-"""Of JSON, at most, for one token of the top k (85 are usual)."""
+"""Bytes of JSON, at most, for one token of the top k (85 are usual)."""
 MOVED = 0.25
 """Mean difference, in nats a token, beyond which the fixed text was scored by another model; in 16 bits the order of
 sums changes it by some 0.05."""

@@ -41,7 +41,7 @@ BEST = {"reverse_kl": min, "reward": max}
 """Measures, and which of two values is better."""
 TASKS = {"embedded": "rlgkd/GroundedSummary-v0", "smollm2": "rlgkd/DocstringSummary-v0"}
 PROMPTS = 1024
-"""Of the training data."""
+"""Prompts of the training data."""
 KEPT = ("curve", "seconds", "peak_mb", "versions")
 """What a cell keeps of its run."""
 GROWS = ("methods", "rates", "seeds", "out")

@@ -127,7 +127,7 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
 
 
 MAX_SEEDS = 10_000
-"""Of a comparison, each of which is a run."""
+"""Seeds of a comparison, each of which is a run."""
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -15,7 +15,7 @@ from rlgkd.scripts.reproduction.grids import method_of, named_grid
 
 SHARED: Mapping[str, Any] = {"threads": 1, "checkpoint_every": 10, "learning_rate_end": 0.1}
 CELL_TOKENS = 10_000
-"""Of each cell of the comparison."""
+"""Tokens of each cell of the comparison."""
 OF_THE_COMPARISON = ("name", "learning_rate", "prompts_per_update", "eval_every")
 """Settings of a recipe that all cells have alike."""
 
@@ -28,7 +28,7 @@ class Task:
     env: str
     model: str
     layers: int
-    """Of the student."""
+    """Layers that the student keeps."""
     teacher: Mapping[str, Any]
     """Settings of the run that teaches the model the task, over the recipe sft."""
     healing: Mapping[str, Any]

@@ -90,7 +90,7 @@ class RunConfig(Settings):
     keep_best: str | None = None
     """Measure by which the best model of these evaluations is kept in the folder best; -NAME if less is better."""
     patience: Annotated[int, Ge(0)] = 0
-    """Of these evaluations, so many in a row without a better keep_best end the training; 0 never ends it."""
+    """So many of these evaluations in a row without a better keep_best end the training; 0 never ends it."""
     stages: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_mappings)] = ()
     """Parts of the run with their own settings of the objective, one after another (docs/stages.md)."""
     checkpoint_every: Count = 50

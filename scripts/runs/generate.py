@@ -62,9 +62,9 @@ def complete(
     Args:
         model: A model's name or path, or the folder of a run.
         prompts: Texts; where a run's prompts have a template of several columns, rows of JSON.
-        seed: Of the samples.
+        seed: That of the samples.
         greedy: Take the likeliest token.
-        filters: Of the tokens.
+        filters: Which tokens may be sampled.
         say: Takes a line on how prompts are written.
         given: The fields of `Format`.
 

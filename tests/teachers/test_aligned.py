@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import Logger
 from tokenizers import normalizers
 
 from rlgkd.agents import Distill, Reinforce
+from rlgkd.agents.micro_batch import micro_batches
 from rlgkd.envs import TextTask
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import evaluate
@@ -234,6 +235,19 @@ def test_in_the_reward_each_text_is_charged_the_log_ratio_of_its_bytes() -> None
         columns = np.flatnonzero(text.episode.action_mask_T)
         theirs = logp_TV[columns - 1, tokens[0, columns]].sum().item()
         assert ratio_L.sum().item() == pytest.approx(t.logp_T.sum() - theirs, rel=1e-4)
+
+
+def test_every_micro_batch_is_padded_by_the_model_that_reads_it() -> None:
+    """The teacher's padding need not be a token of the student's, nor its device the student's."""
+    own, other = tiny.bpe_tokenizer(*ENGLISH), tiny.bpe_tokenizer(*OTHER, special="</s>")
+    other.add_special_tokens({"pad_token": "<pad>"})
+    student, teacher = lm_of(own), lm_of(other)
+    texts = [episode(student, [*own(" the" * words)["input_ids"], END]) for words in (9, 7, 5, 3, 1)]
+    parts = list(micro_batches(student, texts, 2 * len(texts[0].tokens_T), aligned(student, teacher)))
+    assert len(parts) > 1 and student.pad != teacher.pad
+    for lm, batches in ((student, [part.batch for part in parts]), (teacher, [part.teacher_batch for part in parts])):
+        padding = [batch.tokens_BT[batch.attention_mask_BT == 0].tolist() for batch in batches]
+        assert padding[0] and padding[1] and {id_ for some in padding for id_ in some} == {lm.pad}
 
 
 def test_evaluation_measures_both_ways() -> None:
