@@ -23,9 +23,16 @@ from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.stopping import stoppable
 
 SMALL = [
-    "agent=Reinforce", "tokens=300", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1",
-    "learning_rate=0.003", "env_settings.max_new_tokens=16", "checkpoint_every=2",
-]  # fmt: skip
+    "agent=Reinforce",
+    "tokens=300",
+    "prompts_per_update=2",
+    "group_size=2",
+    "eval_prompts=2",
+    "threads=1",
+    "learning_rate=0.003",
+    "env_settings.max_new_tokens=16",
+    "checkpoint_every=2",
+]
 """Some six updates."""
 
 

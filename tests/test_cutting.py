@@ -41,8 +41,10 @@ def test_each_cut_is_as_far_from_the_whole_as_plain_transformers_says(task):
         for episode in episodes:
             ids, actions = torch.from_numpy(episode.tokens_T)[None].long(), torch.from_numpy(episode.action_mask_T)[1:]
             with torch.no_grad():
-                p, q = (m(ids, use_cache=False).logits[0, :-1][actions].double().log_softmax(-1)
-                        for m in (whole.module, module))  # fmt: skip
+                p, q = (
+                    m(ids, use_cache=False).logits[0, :-1][actions].double().log_softmax(-1)
+                    for m in (whole.module, module)
+                )
             kls["forward"].append((p.exp() * (p - q)).sum(-1))
             kls["reverse"].append((q.exp() * (q - p)).sum(-1))
         assert one.forward_kl == pytest.approx(float(torch.cat(kls["forward"]).mean()), rel=1e-3)

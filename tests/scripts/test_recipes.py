@@ -51,8 +51,13 @@ CAUSAL_ALONE = (
 """Recipes whose T5 students are left out: `srpo` and `tip` stand for gates, of which these are others; `mopd` names its
 teachers, which cannot be replaced by one."""
 SMALL = (
-    "tokens=300", "prompts_per_update=2", "eval_prompts=2", "eval_split=validation", "warmup=0", "eval_every_prompts=2",
-)  # fmt: skip
+    "tokens=300",
+    "prompts_per_update=2",
+    "eval_prompts=2",
+    "eval_split=validation",
+    "warmup=0",
+    "eval_every_prompts=2",
+)
 PINNED = ("train/loss", "train/divergence", "rollout/ep_rew_mean")
 UPDATES = 3
 

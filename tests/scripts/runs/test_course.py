@@ -98,10 +98,11 @@ def test_the_report_shows_them_and_rings_the_best(whole: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("end", "update"),
     [
-        (interrupt, 3), (crash, 4),
+        (interrupt, 3),
+        (crash, 4),
         *(pytest.param(end, update, marks=minutes) for end in (interrupt, crash) for update in range(6)),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_ended_at_any_update_and_was_resumed_is_the_one_that_was_not(
     end: Callable[[], None], update: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,9 +241,14 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
     assert RunState.from_json(json.loads(json.dumps(state.to_json()))) == state
     assert state.after_changes(["stages"]).stage_watched == Watched()
     for bad in (
-        {"evaluations": -1}, {"watched": {"since": "2"}}, {"more": 1}, {"watched": {"best": {"value": "x"}}},
-        {"stages": [{"updates": "3", "tokens": 1}]}, {"stages": [{"updates": 3}]}, {"stage_watched": 3},
-    ):  # fmt: skip
+        {"evaluations": -1},
+        {"watched": {"since": "2"}},
+        {"more": 1},
+        {"watched": {"best": {"value": "x"}}},
+        {"stages": [{"updates": "3", "tokens": 1}]},
+        {"stages": [{"updates": 3}]},
+        {"stage_watched": 3},
+    ):
         with pytest.raises((TypeError, ValueError, KeyError, AttributeError)):
             RunState.from_json(bad)
 
@@ -284,11 +290,19 @@ def test_a_reward_that_fails_at_the_hard_prompt_makes_no_model_the_best(
     )
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": f" Say {n}."}) + "\n" for n in range(4)))
     settings = [
-        "env=rlgkd/Dataset-v0", f"env_settings.data={tmp_path / 'data.jsonl'}", "env_settings.split_shares=null",
-        f"env_settings.reward={tmp_path / 'fails_later.py'}:reward", "env_settings.max_failed_rewards=1",
-        "env_settings.max_prompt_tokens=16", "student=embedded:grounded-student", "teacher=", "alpha=0",
-        *WATCHED, "learning_rate=1e-12", "tokens=120",
-    ]  # fmt: skip
+        "env=rlgkd/Dataset-v0",
+        f"env_settings.data={tmp_path / 'data.jsonl'}",
+        "env_settings.split_shares=null",
+        f"env_settings.reward={tmp_path / 'fails_later.py'}:reward",
+        "env_settings.max_failed_rewards=1",
+        "env_settings.max_prompt_tokens=16",
+        "student=embedded:grounded-student",
+        "teacher=",
+        "alpha=0",
+        *WATCHED,
+        "learning_rate=1e-12",
+        "tokens=120",
+    ]
     out = run(tmp_path / "run", *settings)
     rows = evaluations(out)
     assert rows[0]["reward"] == 0.75 and rows[-1]["reward"] == 1.0

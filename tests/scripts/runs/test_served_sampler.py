@@ -18,9 +18,19 @@ from rlgkd.scripts.runs import train
 
 STUDENT = "embedded:grounded-student"
 SMALL = (
-    "agent=GRPO", "tokens=240", "prompts_per_update=2", "group_size=2", "eval_prompts=1", "warmup=0", "threads=1",
-    "checkpoint_every=1", "staleness=1", "policy_loss=clipped", "max_mismatch=5", "sampler_retries=0",
-)  # fmt: skip
+    "agent=GRPO",
+    "tokens=240",
+    "prompts_per_update=2",
+    "group_size=2",
+    "eval_prompts=1",
+    "warmup=0",
+    "threads=1",
+    "checkpoint_every=1",
+    "staleness=1",
+    "policy_loss=clipped",
+    "max_mismatch=5",
+    "sampler_retries=0",
+)
 
 
 @pytest.fixture

@@ -18,9 +18,16 @@ from rlgkd.scripts.tracking.libraries import check_trackers
 
 FAULTY = Path(__file__).with_name("faulty_trackers.py")
 TINY = (
-    "agent=Reinforce", "alpha=0.5", "tokens=1600", "prompts_per_update=1", "group_size=2", "eval_prompts=2",
-    "checkpoint_every=20", "threads=1", "tracker_texts_every=1",
-)  # fmt: skip
+    "agent=Reinforce",
+    "alpha=0.5",
+    "tokens=1600",
+    "prompts_per_update=1",
+    "group_size=2",
+    "eval_prompts=2",
+    "checkpoint_every=20",
+    "threads=1",
+    "tracker_texts_every=1",
+)
 """Some sixty updates of two texts."""
 
 
