@@ -226,7 +226,7 @@ class TextAlgorithm(TextAgent):
     def after_update(self) -> None:
         """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""
         if self.collector.served is not None:
-            self.collector.served.settle_next(self.state)
+            self.collector.served.resolve_next(self.state)
         if self.state.updates >= CONSTANT_UPDATES and self.constant_reward is not None:
             self.watch.warn_once("reward", of_constant_reward(self.constant_reward, self.state.rewards.count))
 
@@ -316,7 +316,7 @@ class TextAlgorithm(TextAgent):
                 credit.auxiliary.metrics()  # forgets the losses of the pass that does not count
         if teacher is not None and teacher is self.outside_teacher:
             # Failures are counted by each rank for its own texts: where one has too many, all leave here.
-            self.ranks.together(teacher.settle)
+            self.ranks.together(teacher.resolve)
         sum_gradients(self._trained(), self.ranks)
         return means
 

@@ -78,6 +78,7 @@ def corrected(
         )
     if settings.importance == "none":
         return rollout.with_log_probabilities(None, student, entropy_BL=entropy_BL, rows=rows), metrics
+    # Clamped so that a weight is finite in float32, in which the loss has it.
     w_BL, log_cap = log_w_BL.clamp(max=80.0).exp(), float(np.log(settings.importance_cap))
     if settings.importance == "truncate":
         cut_N = log_w_N > log_cap

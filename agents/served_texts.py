@@ -2,7 +2,7 @@
 
 Without staleness: the weights go to the servers, then the texts are asked for and waited for. With staleness 1 an
 update finds its texts waiting; the weights as they are now go to the servers, and while this update trains these sample
-the texts of the next one, which are settled, by all processes, before anything else happens.
+the texts of the next one, which are waited for, by all processes, before anything else happens.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ServedTexts:
         pending = self._asked([items[row] for row in rows], [stream_indices[row] for row in rows], group)
         self._ahead = update, group, list(rows), pending
 
-    def settle_next(self, state: TrainingState) -> None:
+    def resolve_next(self, state: TrainingState) -> None:
         """Wait for the texts of the next update, if they were asked for, and put them into the state; collective.
 
         Raises: SamplerError as `PendingTexts.finish`, or if there are none; ProcessError on the other processes.

@@ -145,6 +145,7 @@ def evaluate(
     measures_PG = {name: np.array(values).reshape(prompts, group) for name, values in columns.items()}
     if group > 1:
         measures_PG |= _group_measures(measures_PG, [texts[row : row + group] for row in range(0, len(texts), group)])
+    # What some batch could not measure (no reference at an item, no teacher's tokens) is a measure of none.
     complete = {name: rows for name, rows in rows_of.items() if len(rows) in (prompts, prompts * group)}
     for name, rows in complete.items():
         measures_PG[name] = np.array([float(row.mean()) for row in rows]).reshape(prompts, -1)

@@ -143,7 +143,7 @@ def sample_episodes(
         )
         for row, completion in zip(some, completions, strict=True):
             row.take(completion)
-    return [row.episode(source) for row in rows if row.dialogue.turns]
+    return [row.episode(source) for row in rows if row.dialogue.turns]  # without those that had not begun
 
 
 def share_end_ids(task: Task, policy: LanguageModel) -> None:

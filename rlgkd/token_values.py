@@ -49,7 +49,7 @@ def token_values(
         states_NH = policy.states(batch)
         if teacher is not None:
             known = [None if answer.exception() else answer.result() for answer in answers]
-            teacher.settle()
+            teacher.resolve()
             outputs = collate(known, lengths, policy.device)
             failed = [row for row, text in enumerate(known) if text is None]
 

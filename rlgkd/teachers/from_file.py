@@ -75,7 +75,7 @@ class FileTeacher:
             answers.append(answer)
         return answers
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Nothing is pending."""
 
     def cancel(self) -> None:

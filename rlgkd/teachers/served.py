@@ -74,7 +74,7 @@ class ServedTeacher:
         self._pending.append(batch)
         return answers
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Wait for all answers and count what failed.
 
         Raises: TeacherError if too many texts have failed; ModelError if the server has another model than it had.

@@ -162,7 +162,7 @@ def _scored(teacher: OutsideTeacher, episodes: Sequence[Episode]) -> list[tuple[
     """
     answers = teacher.submit(episodes)
     errors = [error for answer in answers if (error := answer.exception()) is not None]
-    teacher.settle()
+    teacher.resolve()
     if errors:
         why = f"it failed for {len(errors)} of {len(answers)} texts: {one_line(errors[0], 200)}"
         raise TeacherError("teacher", teacher.name, f"{why}; nothing was written") from errors[0]

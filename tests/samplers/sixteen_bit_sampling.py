@@ -46,7 +46,7 @@ class CopiedSampler(ServedTexts):
         )
         return Texts(episodes=episodes, indices=[index for index in range(len(items)) for _ in range(group)])
 
-    def settle_next(self, state) -> None:
+    def resolve_next(self, state) -> None:
         pass
 
 
