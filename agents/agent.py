@@ -37,7 +37,7 @@ from rlgkd.agents.build import (
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.defaults import choices, with_choices
-from rlgkd.agents.guards import Watch
+from rlgkd.agents.guards import Greatest, Watch
 from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
 from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
@@ -51,6 +51,7 @@ from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.item_checks import check_references, check_teacher_prompts
 from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.divergence import greatest
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
@@ -206,7 +207,7 @@ class TextAgent(TokenAlgorithm):
             if self.teacher.module is not self.student.module:
                 self.trained_parts["teacher"] = self.teacher.module
         self.served_texts = open_served_texts(self.task, config, self.student, seed=seed, ranks=self.ranks)
-        self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
+        self.watch = Watch(self._greatest(), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
         if (teachers := model_of(self.teacher)) is not None:
@@ -262,7 +263,12 @@ class TextAgent(TokenAlgorithm):
         self.max_grad_norm = config.optimizer.max_grad_norm
         self.learning_rate = config.optimizer.learning_rate
         self._setup_lr_schedule()
+        self.watch.greatest = self._greatest()
         self.watch.begin_again()
+
+    def _greatest(self) -> Greatest:
+        divergence = greatest(self.objective.divergence.function)
+        return Greatest(entropy=math.log(self.student.vocabulary), divergence=divergence)
 
     def check_change(self, config: AlgorithmConfig) -> None:
         """Refuse settings with which `reconfigure` could not go on.

@@ -5,11 +5,12 @@ A run's own report says the same of its end (rlgkd.scripts.report.remarks); thes
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Self
 
 _log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
@@ -25,15 +26,24 @@ MISMATCH: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Greatest:
+    """What entropy and divergence can be at most, in nats."""
+
+    entropy: float
+    """The logarithm of the vocabulary's size."""
+    divergence: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guard:
     """A fault that shows in the metrics of an update."""
 
     name: str
     reads: tuple[str, ...]
     """Metrics without which an update says nothing of it: those of some updates alone are compared at these."""
-    fires: Callable[[Metrics, Metrics, float], bool]
-    """(the first update's metrics, this one's, the logarithm of the vocabulary's size in nats) -> whether it shows; a
-    comparison with a metric that the first update lacks is false."""
+    fires: Callable[[Metrics, Metrics, Greatest], bool]
+    """(the first update's metrics, this one's, the greatest values) -> whether it shows; a comparison with a metric
+    that the first update lacks is false."""
     updates: int
     """For so many updates in a row that say something of it, before it is reported."""
     compared_with: int = 1
@@ -48,65 +58,67 @@ def _value(metrics: Metrics, name: str) -> float:
     return metrics.get(name, math.nan)
 
 
-def _collapsed(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _collapsed(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     entropy = _value(now, "train/entropy")
-    return entropy < 0.01 * log_vocabulary and 10 * entropy < _value(first, "train/entropy")
+    return entropy < 0.01 * greatest.entropy and 10 * entropy < _value(first, "train/entropy")
 
 
-def _random(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(first, "train/entropy") < 0.9 * log_vocabulary < _value(now, "train/entropy")
+def _random(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return _value(first, "train/entropy") < 0.9 * greatest.entropy < _value(now, "train/entropy")
 
 
-def _left_teacher(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "train/divergence") > 10 * max(_value(first, "train/divergence"), 0.1)
+def _left_teacher(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    begun = _value(first, "train/divergence")
+    halfway = (begun + greatest.divergence) / 2  # a bounded one, such as JSD, is never ten times as much
+    return _value(now, "train/divergence") > min(10 * max(begun, 0.1), halfway)
 
 
-def _never_ended(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _never_ended(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     return _value(now, "rollout/ended") == 0.0
 
 
-def _no_gradient(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _no_gradient(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     return _value(now, "train/grad_norm") == 0.0
 
 
-def _none_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _none_right(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     return _value(now, "train/gate_right") == 0.0
 
 
-def _all_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _all_right(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     # From the first update on: of a task that has been learnt all texts are right too.
     return _value(first, "train/gate_right") == _value(now, "train/gate_right") == 1.0
 
 
-def _unsettled(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _unsettled(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     entropy, divergence = _value(first, "train/entropy"), _value(first, "train/divergence")
     leaves = _value(now, "train/divergence") > 1.5 * max(divergence, 0.1)
     return leaves and _value(now, "train/entropy") > max(1.3 * entropy, 0.1)
 
 
-def _reward_by_length(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _reward_by_length(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     factor = _value(now, "rollout/ep_len_mean") / _value(first, "rollout/ep_len_mean")
     rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
     return _value(now, "train/alpha") < 1 and rises and max(factor, 1 / factor) > OTHER_LENGTH
 
 
-def _reward_by_repetition(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _reward_by_repetition(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     repeats = _value(now, "rollout/repeated") > 0.2 + _value(first, "rollout/repeated")
     rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
     return _value(now, "train/alpha") < 1 and rises and repeats
 
 
-def _heavy_tail(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _heavy_tail(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     return _value(now, "agreement/gap_p99") > HEAVY_TAIL
 
 
-def _one_term(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _one_term(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     policy, divergence = _value(now, "train/policy_grad_norm"), _value(now, "train/divergence_grad_norm")
     is_start = not _value(now, "train/divergence") > 1e-3  # a teacher that is the student's start says nothing yet
     return not is_start and max(policy, divergence) > TERMS_APART * min(policy, divergence)
 
 
-def _mismatch(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _mismatch(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     return _value(now, "train/mismatch") > MISMATCH
 
 
@@ -227,43 +239,75 @@ GUARDS: Final = (
 
 
 @dataclass
+class Seen:
+    """What has been seen and said of a training; a run that goes on goes on with it."""
+
+    first: list[dict[str, float]] = field(default_factory=list)
+    """What guards compare with: of the first updates since the agent was built, or since its objective changed."""
+    streaks: dict[str, int] = field(default_factory=dict)
+    """By guard, for how many updates in a row it has shown."""
+    reported: list[str] = field(default_factory=list)
+    """Names of the warnings that are not given again."""
+    messages: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The values as JSON has them; `from_json` takes them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_json` gave.
+
+        Raises: TypeError, ValueError or AttributeError for values that it does not give.
+        """
+        seen = cls(**values)
+        texts = [*seen.reported, *seen.messages]
+        numbers = [value for metrics in seen.first for value in metrics.values()] + [*seen.streaks.values()]
+        lists = all(isinstance(one, list) for one in (seen.first, seen.reported, seen.messages))
+        if not (lists and {*map(type, texts)} <= {str} and {*map(type, numbers)} <= {int, float}):
+            raise TypeError(f"its guards are {values!r:.60}")
+        return seen
+
+
+@dataclass
 class Watch:
     """The guards over the updates of one training, and its other warnings, each of them once."""
 
-    log_vocabulary: float
-    """In nats."""
+    greatest: Greatest
     speaks: bool = True
     """Whether warnings are logged: of several processes by one."""
-    messages: list[str] = field(default_factory=list)
-    """What has been reported."""
-    _first: list[Metrics] = field(default_factory=list)
-    """Those of the first updates since the agent was built, or since its objective changed."""
-    _streaks: dict[str, int] = field(default_factory=dict)
-    _reported: set[str] = field(default_factory=set)
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def messages(self) -> list[str]:
+        """What has been reported."""
+        return self.seen.messages
 
     def see(self, metrics: Metrics) -> None:
         """Warn of what this update shows."""
-        if len(self._first) < max(guard.compared_with for guard in GUARDS):
-            self._first.append(dict(metrics))
+        seen = self.seen
+        if len(seen.first) < max(guard.compared_with for guard in GUARDS):
+            compared = {name for guard in GUARDS for name in guard.reads if math.isfinite(_value(metrics, name))}
+            seen.first.append({name: float(metrics[name]) for name in sorted(compared)})
         for guard in GUARDS:
             if any(math.isnan(_value(metrics, name)) for name in guard.reads):
                 continue
-            first = _usual(self._first[: guard.compared_with], guard.reads)
-            fires = guard.fires(first, metrics, self.log_vocabulary)
-            streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
-            if streak >= guard.updates and guard.unless not in self._reported:
+            first = _usual(seen.first[: guard.compared_with], guard.reads)
+            fires = guard.fires(first, metrics, self.greatest)
+            streak = seen.streaks[guard.name] = seen.streaks.get(guard.name, 0) + 1 if fires else 0
+            if streak >= guard.updates and guard.unless not in seen.reported:
                 self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(first, "first_")))
 
     def begin_again(self) -> None:
         """Compare with the updates from now on: what is usual for one objective is not for another."""
-        self._first.clear()
+        self.seen.first.clear()
 
     def warn_once(self, name: str, message: str) -> None:
         """Log a warning, unless one of this name has been."""
-        if name in self._reported:
+        if name in self.seen.reported:
             return
-        self._reported.add(name)
-        self.messages.append(message)
+        self.seen.reported.append(name)
+        self.seen.messages.append(message)
         if self.speaks:
             _log.warning("%s", message)
 

@@ -81,7 +81,7 @@ def outcome(out: Path) -> dict[str, Any]:
         **trained(out),
         **{name: (out / name).read_bytes() for name in files},
         **{name: (newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")},
-        "state": (state["training"], state["run"]),
+        "state": [state[name] for name in ("training", "run", "guards", "training_rewards")],
     }
 
 

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from on_request import minutes
@@ -44,6 +45,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("runs") / "whole", *WATCHED)
 
 
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "progress.csv").open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def guards_of(out: Path) -> dict[str, list[Any]]:
+    newest = checkpoint.latest(out / "checkpoints")
+    assert newest is not None
+    return json.loads((newest / "state.json").read_text())["guards"]
+
+
 def tokens_of(rows: list[dict[str, float]]) -> list[float]:
     return [row["time/total_timesteps"] for row in rows]
 
@@ -59,8 +71,7 @@ def test_evaluations_change_no_bit_of_what_is_trained(whole: Path, tmp_path: Pat
 
 def test_there_is_a_row_before_training_at_each_multiple_and_at_the_end(whole: Path) -> None:
     rows = evaluations(whole)
-    with (whole / "progress.csv").open(newline="") as file:
-        totals = [0.0, *(float(row["time/total_timesteps"]) for row in csv.DictReader(file))]
+    totals = [0.0, *(float(row["time/total_timesteps"]) for row in rows_of(whole))]
     passed = [after for before, after in pairwise(totals) if after // 60 > before // 60]
     assert tokens_of(rows) == sorted({0.0, *passed, totals[-1]}) and len(rows) > 5
     assert all(row["reward/low"] <= row["reward"] <= row["reward/high"] for row in rows)
@@ -109,6 +120,27 @@ def test_a_run_that_ended_at_any_update_and_was_resumed_is_the_one_that_was_not(
     begin_and_end(tmp_path / "run", *WATCHED, end=end, update=update, monkeypatch=monkeypatch)
     go_on(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_guards_go_on_with_what_they_have_seen_and_do_not_say_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ["learning_rate=0.3", "alpha=0.1", "tokens=400"]
+    begin(tmp_path / "whole", *given)
+    said = [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.guards"]
+    assert any("the student leaves its teacher" in line for line in said)
+    caplog.clear()
+    late = len(rows_of(tmp_path / "whole")) - 2
+    begin_and_end(tmp_path / "run", *given, end=interrupt, update=late, monkeypatch=monkeypatch)
+    go_on(tmp_path / "run")
+    assert [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.guards"] == said
+    seen = guards_of(tmp_path / "run")
+    assert seen == guards_of(tmp_path / "whole") and seen["messages"] == said
+    # With another objective, what is usual is not known yet; what was said stays in the summary.
+    go_on(tmp_path / "run", "tokens=500", "alpha=0.2")
+    changed = guards_of(tmp_path / "run")
+    assert changed["messages"][: len(said)] == said
+    assert changed["first"][0] not in seen["first"] and len(changed["first"]) < len(seen["first"])
 
 
 def test_a_model_that_no_checkpoint_knows_of_is_not_the_best(whole: Path, tmp_path: Path) -> None:
