@@ -37,7 +37,7 @@ from rlgkd.agents.build import (
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.defaults import choices, with_choices
-from rlgkd.agents.guards import Greatest, Watch
+from rlgkd.agents.guards import Greatest
 from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
 from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
@@ -47,6 +47,7 @@ from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.teachers import check_texts
+from rlgkd.agents.watch import Watch
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.item_checks import check_references, check_teacher_prompts

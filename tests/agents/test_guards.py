@@ -13,7 +13,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd.agents import Distill, Reinforce
-from rlgkd.agents.guards import GUARDS, Greatest, Seen, Watch
+from rlgkd.agents.guards import GUARDS, Greatest
+from rlgkd.agents.watch import Seen, Watch
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.scripts.runs.overfitting import TrainingRewards, warn
 from rlgkd.statistics import Interval
@@ -243,7 +244,7 @@ def test_a_training_that_is_made_to_fail_hears_of_it(message, given):
 
 
 def test_a_distillation_that_works_hears_nothing(caplog):
-    with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
+    with caplog.at_level(logging.WARNING, "rlgkd.agents.watch"):
         assert trained(Distill, updates=30, learning_rate=0.003, agreement_every=1) == []
     assert not caplog.records
 

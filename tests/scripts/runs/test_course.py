@@ -127,13 +127,13 @@ def test_guards_go_on_with_what_they_have_seen_and_do_not_say_it_again(
 ) -> None:
     given = ["learning_rate=0.3", "alpha=0.1", "tokens=400"]
     begin(tmp_path / "whole", *given)
-    said = [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.guards"]
+    said = [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.watch"]
     assert any("the student leaves its teacher" in line for line in said)
     caplog.clear()
     late = len(rows_of(tmp_path / "whole")) - 2
     begin_and_end(tmp_path / "run", *given, end=interrupt, update=late, monkeypatch=monkeypatch)
     go_on(tmp_path / "run")
-    assert [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.guards"] == said
+    assert [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.watch"] == said
     seen = guards_of(tmp_path / "run")
     assert seen == guards_of(tmp_path / "whole") and seen["messages"] == said
     # With another objective, what is usual is not known yet; what was said stays in the summary.

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from rlgkd import checkpoint
-from rlgkd.agents.guards import Seen
+from rlgkd.agents.watch import Seen
 from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
