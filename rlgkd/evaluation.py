@@ -47,7 +47,8 @@ class Evaluation:
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> one value per prompt, the mean over its samples; NaN where it is not defined."""
     by_position: dict[str, np.ndarray] = field(default_factory=dict)
-    """`reverse_kl` and `reverse_kl_data` -> [prompts, positions], nats per token; NaN after a prompt's longest text."""
+    """`reverse_kl`, `reverse_kl_data` and their like -> [prompts, positions], nats per token; NaN after a prompt's
+    longest text."""
 
     def __repr__(self) -> str:
         """The means: the arrays would fill pages."""
@@ -92,6 +93,7 @@ def evaluate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    forward_kl: bool = False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Sample `group` completions for each of the split's first `prompts` items and measure them.
@@ -105,6 +107,8 @@ def evaluate(
       train-inference mismatch. A served teacher gives them over its top k tokens and one bucket, never more than the
       whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none.
       One with other tokens gives `reverse_kl` by the log-ratios of the sampled spans, or both through its map;
+    - with `forward_kl`, `forward_kl` and `forward_kl_data` too: KL(teacher || policy) at the same prefixes, wherever
+      the teacher gives a distribution;
     - for a group of two or more, `self_bleu` and `distinct1` to `distinct3` of its completions and, for each measure of
       CHECKABLE that is 0 or 1, `truth@2` and its like: the probability that one of so many completions is correct, for
       powers of two.
@@ -120,7 +124,7 @@ def evaluate(
 
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or combined with `greedy`.
     """
-    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p))
+    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p), forward_kl)
     counts: Any = (prompts, group)
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
@@ -175,6 +179,8 @@ class _Draw:
     seed: int
     greedy: bool
     filters: Filters
+    forward_kl: bool
+    """Whether the divergence is measured in this direction too."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class _BatchMeasures:
 
     trajectories: list[Trajectory]
     token_values: dict[str, list[np.ndarray]]
-    """`reverse_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
+    """`NAME_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
 
     def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _BatchMeasures:
         return replace(self, trajectories=change(self.trajectories))
@@ -210,10 +216,12 @@ def _measure_batch(
     if draw.filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
         # One forward pass for both, since they share their prompts.
         with cancelled_on_error(teacher):
-            values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(draw.filters))
+            values |= _token_values(
+                policy, teacher, [*sampled, *given], entropy=bool(draw.filters), forward_kl=draw.forward_kl
+            )
     measures = {name: rows[: len(sampled)] for name, rows in values.items()}
     if has_references:
-        measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
+        measures |= {f"{name}_data": rows[len(sampled) :] for name, rows in values.items() if name.endswith("_kl")}
     return _BatchMeasures(sampled, measures)
 
 
@@ -273,9 +281,14 @@ def _position_means(rows: Sequence[np.ndarray], prompts: int) -> np.ndarray:
 
 @torch.inference_mode()
 def _token_values(
-    policy: LanguageModel, teacher: Teacher | None, trajectories: Sequence[Episode], *, entropy: bool
+    policy: LanguageModel,
+    teacher: Teacher | None,
+    trajectories: Sequence[Episode],
+    *,
+    entropy: bool,
+    forward_kl: bool,
 ) -> dict[str, list[np.ndarray]]:
-    """Return, per completion and token, the entropy (if asked for) and, given a teacher, KL(policy || teacher)."""
+    """Return, per completion and token, entropy and forward KL (if asked for) and, given a teacher, the reverse KL."""
     batch = _batch_of(policy, trajectories)
     lengths = [t.length for t in trajectories]
     outputs: TeacherOutputs | None = None
@@ -305,24 +318,28 @@ def _token_values(
         logits_NV: torch.Tensor, teacher_n: TeacherAt, chunk: slice
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
+        if teacher_n is None:
+            return logits_NV.new_zeros(()), records
         if isinstance(teacher_n, KnownSpans):
             written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
             records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
-        elif isinstance(teacher_n, MappedTokens):
-            reverse_kl_N = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
-            records["reverse_kl"] = torch.where(teacher_n.known_n, reverse_kl_N, 0.0)
-        elif isinstance(teacher_n, KnownTokens):
-            records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
-        elif teacher_n is not None:
-            records["reverse_kl"] = divergence.reverse_kl(teacher_n, logits_NV)
+            return logits_NV.new_zeros(()), records
+        in_bucket = isinstance(teacher_n, MappedTokens | KnownTokens)
+        pair = teacher_n.with_bucket(logits_NV) if in_bucket else (teacher_n, logits_NV)
+        records["reverse_kl"] = divergence.reverse_kl(*pair)
+        if forward_kl:
+            records["forward_kl"] = divergence.forward_kl(*pair)
+        if isinstance(teacher_n, MappedTokens):
+            records |= {name: torch.where(teacher_n.known_n, records[name], 0.0) for name in records if "kl" in name}
         return logits_NV.new_zeros(()), records
 
     _, records = fused_sum(policy, states_NH, record, outputs)
     if failed:
         known_N = np.repeat([row not in failed for row in range(len(lengths))], lengths)
-        records["reverse_kl"] = records["reverse_kl"].masked_fill(
-            torch.from_numpy(~known_N).to(policy.device), torch.nan
-        )
+        unknown_N = torch.from_numpy(~known_N).to(policy.device)
+        records |= {
+            name: found.masked_fill(unknown_N, torch.nan) for name, found in records.items() if name != "entropy"
+        }
     return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
 
 

@@ -1,0 +1,72 @@
+"""Runs that such a script makes before its comparison, and models that it measures besides the comparison's."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlgkd.devices import best_device
+from rlgkd.lm import open_by_name
+from rlgkd.rollout import share_end_ids
+from rlgkd.scripts.comparison.run_cell import is_measured, measure, write
+from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.runs import train
+from rlgkd.scripts.runs.folder import CONFIG, MODEL, SUMMARY
+from rlgkd.scripts.runs.train import make_env
+
+
+def trained(recipe: str, out: Path, settings: Mapping[str, Any], *, quiet: bool) -> str:
+    """Train a recipe with settings over it, from where its folder stands to its end; return the model's folder.
+
+    Raises: what `rlgkd train` raises.
+    """
+    if not (out / SUMMARY).is_file():
+        if (out / CONFIG).is_file():
+            train.resume(out, quiet=quiet)
+        else:
+            changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+            train.start(read(recipe, changes), out, quiet=quiet)
+    return str((out / MODEL).resolve())
+
+
+def measured(
+    model: str, base: RunConfig, folder: Path, *, samples: int = 1, temperature: float = 1.0, teacher: bool = True
+) -> None:
+    """Measure a model as the cells of a comparison are, unless that has been done; the result is in `folder`.
+
+    Args:
+        model: Its name or folder.
+        base: The comparison's settings.
+        folder: Of `measured.json`.
+        samples: Texts of each prompt.
+        temperature: At which it is sampled.
+        teacher: Whether the divergence to the comparison's teacher is measured.
+
+    Raises: ModelError for a model that cannot be opened.
+    """
+    if is_measured(base, samples, folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(base.threads)
+    task = make_env(base.env, base.env_settings, student=base.student, seed=0).task
+    student = open_by_name(model, temperature=temperature, device=best_device())
+    share_end_ids(task, student)
+    distance_to = open_by_name(str(base.teacher), device=best_device()) if teacher else None
+    write(measure(student, distance_to, task, base, samples), base, samples, folder)
+
+
+def machine() -> str:
+    """Return processor, cores, torch and the day in a line."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.date.today().isoformat()}"
