@@ -12,14 +12,15 @@ from rlgkd.envs.rewards import rouge
 from rlgkd.scripts.comparison.cell_statistics import paired_change, scores
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.results import plain_intervals
-from rlgkd.scripts.comparison.run_cell import MEASURED
 from rlgkd.scripts.compression.cells import OURS, Task
-from rlgkd.scripts.reproduction.curves import SECONDS, at_seconds, draw_curves, held_out_curve
+from rlgkd.scripts.reproduction.curves import SECONDS, at_seconds, draw_curves, held_out_curves
+from rlgkd.scripts.reproduction.entries import cell_entries, entry, measures_in, missing_of
 from rlgkd.scripts.reproduction.tables import (
     Entry,
     change_table,
     change_text,
     entry_table,
+    missing_line,
     table_head,
     texts_side_by_side,
 )
@@ -49,39 +50,23 @@ def gathered(task: Task, folder: Path, grids: Mapping[str, Grid]) -> dict[str, A
         folder: Its folder.
         grids: Folder of a comparison in it -> grid.
     """
-    teacher = _measured(folder / MEASURED_IN / "teacher")
+    teacher = measures_in(folder / MEASURED_IN / "teacher")
     like = rouge("rougeL")
 
-    def run(found: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-        own = dict(found["measures"])
-        if teacher is not None:
-            own[LIKE_TEACHER] = like(completions=found["first_texts"], references=teacher["first_texts"])
-        return {"seed": seed, "measures": own, "texts": found["texts"]}
+    def more(found: Mapping[str, Any]) -> dict[str, list[float]]:
+        if teacher is None:
+            return {}
+        return {LIKE_TEACHER: like(completions=found["first_texts"], references=teacher["first_texts"])}
 
-    models = []
-    for name, title in WHOLE.items():
-        found = _measured(folder / MEASURED_IN / name)
-        models.append({"name": title, "runs": [] if found is None else [run(found, None)]})
+    models = [entry(title, {None: folder / MEASURED_IN / name}, more) for name, title in WHOLE.items()]
     cells: list[dict[str, Any]] = []
-    missing = [entry["name"] for entry in models if not entry["runs"]]
     curves = {}
     for part, grid in grids.items():
-        for cell in grid.cells:
-            there = {seed: _measured(folder / part / cell.run_folder(seed)) for seed in grid.seeds}
-            missing += [f"{cell.name} seed {seed}" for seed, found in there.items() if found is None]
-            runs = [run(found, seed) for seed, found in there.items() if found is not None]
-            cells.append({"name": cell.name, "runs": runs})
-            if curve := held_out_curve(cell, grid, folder / part):
-                curves[cell.name] = curve
+        cells += cell_entries(grid, folder / part, more)
+        curves |= held_out_curves(grid, folder / part)
     speed = json.loads((folder / SPEED).read_text()) if (folder / SPEED).is_file() else None
+    missing = missing_of([*models, *cells])
     return {"models": models, "cells": cells, "missing": missing, "curves": curves, "speed": speed}
-
-
-def _measured(folder: Path) -> dict[str, Any] | None:
-    if not (folder / MEASURED).is_file():
-        return None
-    found: dict[str, Any] = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
-    return found
 
 
 def write_page(found: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], docs: Path, machine: str) -> Path:
@@ -120,8 +105,7 @@ def _task_lines(task: Task, results: Mapping[str, Any], docs: Path) -> list[str]
     models, cells = results["models"], results["cells"]
     measures = {**task.measures, **MEASURES}
     lines = []
-    if results["missing"]:
-        lines += [f"Missing so far: {', '.join(results['missing'])}.", ""]
+    lines += missing_line(results["missing"])
     lines += [*entry_table("model", models, measures), "", *_kept_share(task, models), ""]
     lines += ["All ways to heal from the cut student, at equal tokens:", ""]
     lines += [*entry_table("method", cells, measures), ""]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,11 @@ from rlgkd.errors import CheckpointError
 from rlgkd.scripts._errors import one_line_errors
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
-from rlgkd.scripts.comparison.results import TEACHER, untrained_models
 from rlgkd.scripts.compression.cells import SHARED, TASKS, Task, healing_grid
 from rlgkd.scripts.compression.page import MEASURED_IN, SPEED, gathered, write_page
 from rlgkd.scripts.compression.speed import ROWS, speed
 from rlgkd.scripts.reproduction.command import parsed
-from rlgkd.scripts.reproduction.runs import machine, measured, trained
+from rlgkd.scripts.reproduction.runs import machine, measured, share_measures, trained
 from rlgkd.scripts.runs.cut import cut
 from rlgkd.scripts.runs.folder import MODEL
 from rlgkd.scripts.runs.train import make_env
@@ -93,7 +91,7 @@ def reproduce(task: Task, given: Given) -> Path:
         checkpoint.atomic_write(folder / SPEED, json.dumps(found, indent=1) + "\n")
     if "compared" in parts:
         for name, grid in grids.items():
-            _share_measures(grid, folder, folder / name)
+            share_measures(grid, folder / MEASURED_IN, folder / name, start="student")
             try:
                 compare(grid, folder / name, jobs=given.jobs, quiet=given.quiet)
             except CheckpointError as error:  # not one cell could be run; the page says so of each
@@ -108,13 +106,6 @@ def grids_of(task: Task, folder: Path, given: Given) -> dict[str, Grid]:
         name: healing_grid(task, part, **models, tokens=given.tokens, prompts=given.prompts)
         for name, part in task.parts.items()
     }
-
-
-def _share_measures(grid: Grid, folder: Path, out: Path) -> None:
-    """Give a comparison the measures of its untrained models, which the task's folder has."""
-    for model in untrained_models(grid):
-        own = folder / MEASURED_IN / ("teacher" if model.name == TEACHER else "student")
-        shutil.copytree(own, out / model.folder, dirs_exist_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

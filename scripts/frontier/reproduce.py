@@ -19,7 +19,7 @@ from rlgkd.scripts.comparison.results import RESULTS
 from rlgkd.scripts.frontier.cells import TASKS, Task, task_grid
 from rlgkd.scripts.frontier.page import write_page
 from rlgkd.scripts.reproduction.command import Given, read_command
-from rlgkd.scripts.reproduction.curves import held_out_curve
+from rlgkd.scripts.reproduction.curves import held_out_curves
 from rlgkd.scripts.reproduction.runs import trained
 
 
@@ -38,7 +38,7 @@ def reproduce(given: Given[Task]) -> list[Path]:
         if results["missing"]:
             raise SystemExit(f"{task.name}: could not be run: {', '.join(results['missing'])}; run again")
         more = {"quality": task.quality, "tokens": grid.base.tokens, "prompts": given.prompts}
-        curves = {cell.name: held_out_curve(cell, grid, folder) for cell in grid.cells}
+        curves = held_out_curves(grid, folder)
         pages.append(write_page(task.name, {**results, **more, "curves": curves}, given.docs))
     return pages
 

@@ -53,6 +53,12 @@ def held_out_curve(cell: Cell, grid: Grid, folder: Path) -> dict[str, list[float
     return {"tokens": rounded(at)} | {name: rounded(np.mean([c[name] for c in seeds], axis=0)) for name in shared}
 
 
+def held_out_curves(grid: Grid, folder: Path) -> dict[str, dict[str, list[float | None]]]:
+    """Return the curve of each cell that has one, by its name."""
+    curves = {cell.name: held_out_curve(cell, grid, folder) for cell in grid.cells}
+    return {name: curve for name, curve in curves.items() if curve}
+
+
 def _columns(file: Path) -> dict[str, list[float]]:
     names, rows = read_rows(file)
     return {name: [to_float(row[number]) for row in rows] for number, name in enumerate(names)}

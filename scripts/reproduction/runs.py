@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 from rlgkd.devices import best_device
 from rlgkd.lm import open_by_name
 from rlgkd.rollout import share_end_ids
+from rlgkd.scripts.comparison.grid import Grid
+from rlgkd.scripts.comparison.results import TEACHER, untrained_models
 from rlgkd.scripts.comparison.run_cell import is_measured, measure, write
 from rlgkd.scripts.config.run import RunConfig, read
 from rlgkd.scripts.runs import train
@@ -61,6 +64,16 @@ def measured(
     share_end_ids(task, student)
     distance_to = open_by_name(str(base.teacher), device=best_device()) if teacher else None
     write(measure(student, distance_to, task, base, samples), base, samples, folder)
+
+
+def share_measures(grid: Grid, measures: Path, out: Path, *, start: str) -> None:
+    """Give a comparison in `out` the measures of its untrained models, which `measured` has left in `measures`.
+
+    Those of the teacher are in `measures/teacher`, those of the student before training in `measures/{start}`.
+    """
+    for model in untrained_models(grid):
+        own = measures / (TEACHER if model.is_teacher else start)
+        shutil.copytree(own, out / model.folder, dirs_exist_ok=True)
 
 
 def machine() -> str:

@@ -46,6 +46,11 @@ def entry_table(first: str, entries: Sequence[Entry], measures: Mapping[str, str
     return lines
 
 
+def missing_line(missing: Sequence[str]) -> list[str]:
+    """Return the line that names what is missing, and an empty one; nothing if nothing is."""
+    return [f"Missing so far: {', '.join(missing)}.", ""] if missing else []
+
+
 def change_table(first: str, pairs: Sequence[tuple[Entry, Entry]], measures: Mapping[str, str]) -> list[str]:
     """Return the lines of a table with the paired changes of pairs, the first less the second.
 
