@@ -25,13 +25,14 @@ from pathlib import Path
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts._errors import one_line_errors
+from rlgkd.scripts._machine import machine
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.compression.cells import SHARED, TASKS, Task, healing_grid
 from rlgkd.scripts.compression.page import MEASURED_IN, SPEED, gathered, write_page
 from rlgkd.scripts.compression.speed import ROWS, speed
 from rlgkd.scripts.reproduction.command import parsed
-from rlgkd.scripts.reproduction.runs import machine, measured, share_measures, trained
+from rlgkd.scripts.reproduction.runs import measured, share_measures, trained
 from rlgkd.scripts.runs.cut import cut
 from rlgkd.scripts.runs.folder import MODEL
 from rlgkd.scripts.runs.train import make_env

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +70,3 @@ def share_measures(grid: Grid, measures: Path, out: Path, *, start: str) -> None
     for model in untrained_models(grid):
         own = measures / (TEACHER if model.is_teacher else start)
         shutil.copytree(own, out / model.folder, dirs_exist_ok=True)
-
-
-def machine() -> str:
-    """Return processor, cores, torch and the day in a line."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.date.today().isoformat()}"

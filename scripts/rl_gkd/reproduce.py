@@ -15,9 +15,10 @@ from typing import Any
 
 from rlgkd.errors import CheckpointError
 from rlgkd.scripts._errors import one_line_errors
+from rlgkd.scripts._machine import machine
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.reproduction.command import Given, read_command
-from rlgkd.scripts.reproduction.runs import machine, measured, share_measures, trained
+from rlgkd.scripts.reproduction.runs import measured, share_measures, trained
 from rlgkd.scripts.rl_gkd.cells import REFERENCE_SEED, SHARED, TASKS, Task, rl_gkd_grid
 from rlgkd.scripts.rl_gkd.page import CELLS, MEASURED_IN, gathered, write_page
 
