@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LORA_RANK = 16
-"""Of `sft`."""
+"""Rank of the adapters in `sft`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class BenchmarkJob:
     bounded: bool = True
     """Whether the bound is measured too; it takes as long as some steps."""
     references: Sequence[str] = ()
-    """Of `sft`, one for each prompt."""
+    """The texts of `sft`, one for each prompt."""
     learning_rate: float = 1e-5
     precision: str = "float32"
     """Of training: float32, or bfloat16 for mixed precision."""

@@ -55,7 +55,7 @@ STUDENTS = {
 """Families, with one whose student lacks the block that `rlgkd cut` leaves out on docstrings (docs/models.md)."""
 TASKS = {name: "rlgkd/GroundedSummary-v0" if name == "embedded" else "rlgkd/DocstringSummary-v0" for name in STUDENTS}
 PROMPTS = 1024
-"""Of the training data."""
+"""Prompts of the training data."""
 KEPT = ("curve", "seconds", "peak_mb", "versions")
 """What a cell keeps of its run."""
 GROWS = ("methods", "rates", "precisions", "seeds", "out")

@@ -18,15 +18,16 @@ import numpy as np
 from rich.console import Console
 
 from rlgkd import checkpoint
+from rlgkd.agents.agent_settings import TeacherSettings
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import TeacherSettings
 from rlgkd.agents.teachers import fitted, open_outside_teacher, open_several, open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import load
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.config.reading import dump, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs.fit import fit

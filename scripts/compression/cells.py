@@ -16,7 +16,7 @@ from rlgkd.scripts.reproduction.grids import method_of, named_grid
 
 SHARED: Mapping[str, Any] = {"threads": 1, "checkpoint_every": 10, "learning_rate_end": 0.1, "eval_forward_kl": True}
 CELL_TOKENS = 10_000
-"""Of each cell of the comparison."""
+"""Tokens of each cell of the comparison."""
 EVALUATIONS, VALIDATION_PROMPTS = 4, 32
 """Held-out measurements while a cell trains, and their prompts."""
 OF_THE_COMPARISON = ("name", "learning_rate", "prompts_per_update", "eval_every")
@@ -62,7 +62,7 @@ class Task:
     env_settings: Mapping[str, Any] = field(default_factory=dict)
     model: str
     layers: int
-    """Of the student."""
+    """Layers that the student keeps."""
     teacher: Mapping[str, Any]
     """Settings of the run that teaches the model the task, over the recipe sft."""
     healing: Mapping[str, Any]

@@ -49,9 +49,9 @@ class Given:
     until: str
     """The last of PARTS."""
     tokens: int
-    """Of each run, instead of its own; 0 is its own."""
+    """Tokens of each run, instead of its own; 0 is its own."""
     prompts: int
-    """Of each evaluation at an end."""
+    """Prompts of each evaluation at an end."""
     cut_prompts: int
     speed_pairs: int
     jobs: int

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+from rlgkd.lm.model_names import EMBEDDED, SMOLLM2
 from rlgkd.settings import marks
 from rlgkd.teachers.names import is_self
 

@@ -24,9 +24,9 @@ class Given(Generic[Task]):
     """Folder of the page."""
     seeds: int
     tokens: int
-    """Of a run; 0 are the task's own."""
+    """Tokens of a run; 0 are the task's own."""
     prompts: int
-    """Of the evaluation."""
+    """Prompts of the evaluation."""
     jobs: int
     """Runs at the same time; 0 is one for each core."""
     quiet: bool
@@ -47,7 +47,7 @@ def read_command(
         script: The script's name, for an error.
         doc: What `--help` shows.
         tasks: Name -> task, all of them by default.
-        name: Of the folders in runs/ and docs/.
+        name: That of the folders in runs/ and docs/.
         arguments: Those of the process by default.
         seeds: How many where the command line says nothing.
     """

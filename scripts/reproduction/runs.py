@@ -16,7 +16,8 @@ from rlgkd.rollout import share_end_ids
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.results import TEACHER, untrained_models
 from rlgkd.scripts.comparison.run_cell import is_measured, measure, write
-from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.config.reading import read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.folder import CONFIG, MODEL, SUMMARY
 from rlgkd.scripts.runs.train import make_env

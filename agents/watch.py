@@ -1,0 +1,105 @@
+"""Watches a training: holds the guards to its updates, and gives each of its warnings once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from rlgkd.agents.guards import GUARDS, Greatest, Metrics, value
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Seen:
+    """What has been seen and said of a training; a run that goes on goes on with it."""
+
+    first: list[dict[str, float]] = field(default_factory=list)
+    """What guards compare with: of the first updates since the agent was built, or since its objective changed."""
+    streaks: dict[str, int] = field(default_factory=dict)
+    """By guard, for how many updates in a row it has shown."""
+    reported: list[str] = field(default_factory=list)
+    """Names of the warnings that are not given again."""
+    messages: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The values as JSON has them; `from_json` takes them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_json` gave.
+
+        Raises: TypeError, ValueError or AttributeError for values that it does not give.
+        """
+        seen = cls(**values)
+        texts = [*seen.reported, *seen.messages]
+        numbers = [number for metrics in seen.first for number in metrics.values()] + [*seen.streaks.values()]
+        lists = all(isinstance(one, list) for one in (seen.first, seen.reported, seen.messages))
+        if not (lists and {*map(type, texts)} <= {str} and {*map(type, numbers)} <= {int, float}):
+            raise TypeError(f"its guards are {values!r:.60}")
+        return seen
+
+
+@dataclass
+class Watch:
+    """The guards over the updates of one training, and its other warnings, each of them once."""
+
+    greatest: Greatest
+    speaks: bool = True
+    """Whether warnings are logged: of several processes by one."""
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def messages(self) -> list[str]:
+        """What has been reported."""
+        return self.seen.messages
+
+    def see(self, metrics: Metrics) -> None:
+        """Warn of what this update shows."""
+        seen = self.seen
+        if len(seen.first) < max(guard.compared_with for guard in GUARDS):
+            compared = {name for guard in GUARDS for name in guard.reads if math.isfinite(value(metrics, name))}
+            seen.first.append({name: float(metrics[name]) for name in sorted(compared)})
+        for guard in GUARDS:
+            if any(math.isnan(value(metrics, name)) for name in guard.reads):
+                continue
+            first = _usual(seen.first[: guard.compared_with], guard.reads)
+            fires = guard.fires(first, metrics, self.greatest)
+            streak = seen.streaks[guard.name] = seen.streaks.get(guard.name, 0) + 1 if fires else 0
+            if streak >= guard.updates and guard.unless not in seen.reported:
+                self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(first, "first_")))
+
+    def begin_again(self) -> None:
+        """Compare with the updates from now on: what is usual for one objective is not for another."""
+        self.seen.first.clear()
+
+    def warn_once(self, name: str, message: str) -> None:
+        """Log a warning, unless one of this name has been."""
+        if name in self.seen.reported:
+            return
+        self.seen.reported.append(name)
+        self.seen.messages.append(message)
+        if self.speaks:
+            _log.warning("%s", message)
+
+
+def _usual(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
+    """The mean of each of these metrics over the updates in which it is known, in a run that does not break at once.
+
+    There it would be that of the broken run, so of several updates, whose metrics are not negative, it is at most 1.5
+    times the first one's.
+    """
+    known = {name: [one[name] for one in updates if not math.isnan(value(one, name))] for name in names}
+    means = {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
+    if len(updates) == 1:
+        return means
+    return {name: min(mean, 1.5 * known[name][0]) if known[name] else mean for name, mean in means.items()}
+
+
+def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:
+    return {prefix + name.rpartition("/")[2]: value for name, value in metrics.items()}
