@@ -71,8 +71,10 @@ def token_values(
             written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
             records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
             return logits_NV.new_zeros(()), records
-        in_bucket = isinstance(teacher_n, MappedTokens | KnownTokens)
-        pair = teacher_n.with_bucket(logits_NV) if in_bucket else (teacher_n, logits_NV)
+        if isinstance(teacher_n, MappedTokens | KnownTokens):
+            pair = teacher_n.with_bucket(logits_NV)
+        else:
+            pair = teacher_n, logits_NV
         records["reverse_kl"] = divergence.reverse_kl(*pair)
         if forward_kl:
             records["forward_kl"] = divergence.forward_kl(*pair)

@@ -124,8 +124,12 @@ def quality(settings: QualitySettings, peer: str = "") -> dict[str, Any]:
         for method, seed in product(settings.methods, range(1, settings.seeds)):
             same = [(method, recipes[0], seed, side) for side in sides]
             cells.run([*same, *((method, best[method][side], seed, side) for side in sides)])
-    compared = {method: _compared(method, settings, recipes[0], best[method], cells) for method in settings.methods}
-    curves = {method: _curves(method, settings, recipes[0], best[method], cells) for method in settings.methods}
+    compared: dict[str, Any] = {
+        method: _compared(method, settings, recipes[0], best[method], cells) for method in settings.methods
+    }
+    curves: dict[str, Any] = {
+        method: _curves(method, settings, recipes[0], best[method], cells) for method in settings.methods
+    }
     write_files(settings.flat(), compared, curves, out)
     return compared
 

@@ -24,7 +24,7 @@ def write_files(
     """Write them; return the page's path.
 
     Args:
-        settings: Of the benchmark.
+        settings: The benchmark's.
         compared: Method -> what was found.
         curves: Method -> its curves.
         out: The folder.

@@ -24,6 +24,10 @@ OF_THE_COMPARISON = ("name", "learning_rate", "prompts_per_update", "eval_every"
 Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 """Name -> recipe, and settings over it."""
 
+STAGES = (
+    {"name": "OPD", "alpha": 1, "divergence": "reverse_kl", "reduction": "token_mean", "until": 0.5},
+    {"name": "RL", "alpha": 0},
+)
 OURS = "on-policy reverse KL"
 THREE_SEEDS: Methods = {
     "SFT": ("sft", {}),
@@ -37,11 +41,8 @@ ONE_SEED: Methods = {
     "supervised KD": ("supervised-kd", {}),
     "forward KL": ("on-policy-kd", {}),
     "GKD, lambda 0.5": ("gkd", {}),
-    "distil, then RL": ("opd-then-rl", {"group_size": 4, "stages": [
-        {"name": "OPD", "alpha": 1, "divergence": "reverse_kl", "reduction": "token_mean", "until": 0.5},
-        {"name": "RL", "alpha": 0},
-    ]}),
-}  # fmt: skip
+    "distil, then RL": ("opd-then-rl", {"group_size": 4, "stages": STAGES}),
+}
 FIRST_FOUR: Methods = dict([*THREE_SEEDS.items()][:4])
 
 

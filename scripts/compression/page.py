@@ -60,7 +60,7 @@ def gathered(task: Task, folder: Path, grids: Mapping[str, Grid]) -> dict[str, A
 
     models = [entry(title, {None: folder / MEASURED_IN / name}, more) for name, title in WHOLE.items()]
     cells: list[dict[str, Any]] = []
-    curves = {}
+    curves: dict[str, Any] = {}
     for part, grid in grids.items():
         cells += cell_entries(grid, folder / part, more)
         curves |= held_out_curves(grid, folder / part)
@@ -135,8 +135,10 @@ def _kept_share(task: Task, models: Sequence[Entry]) -> list[str]:
     own = next(iter(task.measures))
     theirs, ours = scores(teacher)[own].mean, scores(healed)[own].mean
     share = f"{ours / theirs:.1%} of the teacher's {task.measures[own]}" if theirs else f"{ours:.3f}"
-    changes = [f"{label} {change_text(paired_change(healed, teacher, name))}"
-               for name, label in {**task.measures, "ended": "ends"}.items()]  # fmt: skip
+    changes = [
+        f"{label} {change_text(paired_change(healed, teacher, name))}"
+        for name, label in {**task.measures, "ended": "ends"}.items()
+    ]
     return [f"The healed student keeps {share}; less its teacher: {'; '.join(changes)}."]
 
 
@@ -165,6 +167,8 @@ def _speed_lines(speed: Mapping[str, Any]) -> list[str]:
         rates = [f"{row['tokens_per_second'][name]:.1f}" for name in names]
         ratios = f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}"
         lines.append(f"| {row['rows']} | {' | '.join(rates)} | {row['times_as_fast']:.2f} | {ratios} |")
-    sizes = [f"{name} {size['parameters'] / 1e6:.1f} million parameters, {size['bytes'] / 2**20:.0f} MiB"
-             for name, size in speed["models"].items()]  # fmt: skip
+    sizes = [
+        f"{name} {size['parameters'] / 1e6:.1f} million parameters, {size['bytes'] / 2**20:.0f} MiB"
+        for name, size in speed["models"].items()
+    ]
     return [*lines, "", f"Sizes: {'; '.join(sizes)}.", ""]

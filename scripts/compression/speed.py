@@ -26,9 +26,9 @@ def speed(
     Args:
         models: Name -> folder.
         prompts: Token ids, as many as the most of ROWS.
-        new_tokens: Of each text.
+        new_tokens: New tokens of each text.
         pairs: How often each model writes; once more before, untimed.
-        threads: Of torch.
+        threads: Threads of torch.
     """
     torch.set_num_threads(threads)
     opened = {

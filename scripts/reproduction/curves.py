@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,7 +87,10 @@ def draw_curves(curves: Mapping[str, Curve], measures: Mapping[str, str], pictur
 def _draw_panel(axes: Axes, curves: Mapping[str, Curve], over: str, measure: str) -> None:
     for number, (name, curve) in enumerate(curves.items()):
         if over in curve and measure in curve:
-            look = {"color": COLOURS[number % len(COLOURS)], "ls": DASHES[number // len(COLOURS) % len(DASHES)]}
+            look: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)],
+                "ls": DASHES[number // len(COLOURS) % len(DASHES)],
+            }
             axes.plot(np.array(curve[over], float), np.array(curve[measure], float), label=name, lw=1.4, **look)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -45,7 +45,7 @@ def measured(
     Args:
         model: Its name or folder.
         base: The comparison's settings.
-        folder: Of `measured.json`.
+        folder: Where `measured.json` is, or will be.
         samples: Texts of each prompt.
         temperature: At which it is sampled.
         teacher: Whether the divergence to the comparison's teacher is measured.

@@ -18,7 +18,7 @@ STAGES = "distil, then RL"
 EVALUATIONS, VALIDATION_PROMPTS = 4, 64
 """Held-out measurements while a cell trains, and their prompts."""
 REFERENCE_SEED = 100
-"""Of the runs on references: the cells' own would give them the same prompts first."""
+"""Seed of the runs on references: the cells' own would give them the same prompts first."""
 OF_THE_TASK = ("name", "learning_rate", "prompts_per_update", "group_size", "eval_every")
 """Settings of a recipe that all cells have alike."""
 SHARED: Mapping[str, Any] = {"threads": 1, "checkpoint_every": 10, "lora_rank": 16}
@@ -100,8 +100,8 @@ def rl_gkd_grid(task: Task, seeds: int, *, start: str, teacher: str, tokens: int
         seeds: How many.
         start: The folder of the student's start.
         teacher: The teacher's.
-        tokens: Of a cell; 0 are the task's own.
-        prompts: Of the evaluation at the end, with a text each.
+        tokens: Tokens of a cell; 0 are the task's own.
+        prompts: Prompts of the evaluation at the end, with a text each.
 
     Raises: SettingError.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,15 +131,11 @@ def draw_frontier(entries: Sequence[Entry], x: str, y: str, labels: Mapping[str,
     models = set(MODELS.values())
     for number, one in enumerate(found for found in entries if found["runs"]):
         own = scores(one)
-        at, bars = [], {}
-        for name, axis in ((x, "xerr"), (y, "yerr")):
-            score = own[name]
-            at.append(score.mean)
-            errors = [score.mean - score.low, score.high - score.mean]
-            bars[axis] = [[error] if math.isfinite(error) else [0.0] for error in errors]
         colour = COLOURS[number % len(COLOURS)]
-        look = {"color": colour, "mfc": "white" if one["name"] in models else colour, "label": one["name"]}
-        axes.errorbar(*at, **bars, marker="o", ls="", ms=6, capsize=2, lw=1, **look)
+        look: dict[str, Any] = {"color": colour, "mfc": "white" if one["name"] in models else colour}
+        bars = [[[score.mean - score.low], [score.high - score.mean]] for score in (own[x], own[y])]
+        look |= {"xerr": bars[0], "yerr": bars[1], "marker": "o", "ls": "", "ms": 6, "capsize": 2, "lw": 1}
+        axes.errorbar(own[x].mean, own[y].mean, label=one["name"], **look)
     axes.set_xlabel(labels[x], fontsize=8)
     axes.set_ylabel(f"{labels[y]}, which no training sees", fontsize=8)
     axes.tick_params(labelsize=8)

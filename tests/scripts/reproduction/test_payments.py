@@ -12,8 +12,11 @@ from rlgkd.scripts.runs.train import make_env
 def test_the_record_and_the_line_are_of_the_payment_that_was_made() -> None:
     for seed in range(50):
         row = payments.draw(random.Random(seed))
-        made = [template.format(thing=thing, **json.loads(row["record"]))
-                for template in payments.MADE for thing in payments.THINGS]  # fmt: skip
+        made = [
+            template.format(thing=thing, **json.loads(row["record"]))
+            for template in payments.MADE
+            for thing in payments.THINGS
+        ]
         assert sum(sentence in row["note"] for sentence in made) == 1
         assert row["line"] == f"{row['name']}, {row['date']}, {row['amount']}"
         assert row["note"] == payments.draw(random.Random(seed))["note"]

@@ -51,15 +51,20 @@ def results(**right: float) -> dict:
         rows = [(value + 0.02 * rng.normal(size=40)).tolist() for _ in seeds]
         reward = [0.9 if key == "rl" else 0.5] * 40
         texts = [{"prompt": "a note", "reference": "a line", "text": "b | c"}] * 40
-        runs = [{"seed": seed, "measures": {"right": row, "reward": reward}, "texts": texts}
-                for seed, row in zip(seeds, rows, strict=True)]  # fmt: skip
+        runs = [
+            {"seed": seed, "measures": {"right": row, "reward": reward}, "texts": texts}
+            for seed, row in zip(seeds, rows, strict=True)
+        ]
         return {"name": names[key], "runs": runs}
 
     cells = [made(key, value) for key, value in right.items() if key != "start"]
     there = {cell["name"] for cell in cells}
     cells += [{"name": name, "runs": []} for name in (RL, *MIXTURES, DISTILLATION, STAGES) if name not in there]
-    curves = {names[key]: {"tokens": [0.0, 1.0], "right": [0.1, value], "reward": [0.1, 0.5], "seconds": [0.0, 9.0]}
-              for key, value in right.items() if key != "start"}  # fmt: skip
+    curves = {
+        names[key]: {"tokens": [0.0, 1.0], "right": [0.1, value], "reward": [0.1, 0.5], "seconds": [0.0, 9.0]}
+        for key, value in right.items()
+        if key != "start"
+    }
     models = [
         {"name": "the model as it came", "runs": []},
         made("start", right["start"]),
