@@ -1,18 +1,16 @@
 """Guards: what the numbers of an update say is going wrong, each reported once, with its remedy.
 
 A run's own report says the same of its end (rlgkd.scripts.report.remarks); these speak while there is time to stop.
+watch.py holds them to the updates of a training.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
-_log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
 STUDENT: Final = "rollout/student"
 """The share of an update's texts that the student wrote. A guard that reads it asks what they are like, of which an
@@ -57,72 +55,73 @@ class Guard:
     """What is reported; `{metric}` is this update's value, `{first_metric}` the first one's."""
 
 
-def _value(metrics: Metrics, name: str) -> float:
+def value(metrics: Metrics, name: str) -> float:
+    """The metric of this name; NaN if the update has none."""
     return metrics.get(name, math.nan)
 
 
 def _collapsed(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    entropy = _value(now, "train/entropy")
-    return entropy < 0.01 * greatest.entropy and 10 * entropy < _value(first, "train/entropy")
+    entropy = value(now, "train/entropy")
+    return entropy < 0.01 * greatest.entropy and 10 * entropy < value(first, "train/entropy")
 
 
 def _random(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    return _value(first, "train/entropy") < 0.9 * greatest.entropy < _value(now, "train/entropy")
+    return value(first, "train/entropy") < 0.9 * greatest.entropy < value(now, "train/entropy")
 
 
 def _left_teacher(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    begun = _value(first, "train/divergence")
+    begun = value(first, "train/divergence")
     halfway = (begun + greatest.divergence) / 2  # a bounded one, such as JSD, is never ten times as much
-    return _value(now, "train/divergence") > min(10 * max(begun, 0.1), halfway)
+    return value(now, "train/divergence") > min(10 * max(begun, 0.1), halfway)
 
 
 def _never_ended(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    return _value(now, "rollout/ended") == 0.0
+    return value(now, "rollout/ended") == 0.0
 
 
 def _no_gradient(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    return _value(now, "train/grad_norm") == 0.0
+    return value(now, "train/grad_norm") == 0.0
 
 
 def _none_right(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    return _value(now, "train/gate_right") == 0.0
+    return value(now, "train/gate_right") == 0.0
 
 
 def _all_right(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     # From the first update on: of a task that has been learnt all texts are right too.
-    return _value(first, "train/gate_right") == _value(now, "train/gate_right") == 1.0
+    return value(first, "train/gate_right") == value(now, "train/gate_right") == 1.0
 
 
 def _unsettled(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    entropy, divergence = _value(first, "train/entropy"), _value(first, "train/divergence")
-    leaves = _value(now, "train/divergence") > 1.5 * max(divergence, 0.1)
-    return leaves and _value(now, "train/entropy") > max(1.3 * entropy, 0.1)
+    entropy, divergence = value(first, "train/entropy"), value(first, "train/divergence")
+    leaves = value(now, "train/divergence") > 1.5 * max(divergence, 0.1)
+    return leaves and value(now, "train/entropy") > max(1.3 * entropy, 0.1)
 
 
 def _reward_by_length(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    factor = _value(now, "rollout/ep_len_mean") / _value(first, "rollout/ep_len_mean")
-    rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
-    return _value(now, "train/alpha") < 1 and rises and max(factor, 1 / factor) > OTHER_LENGTH
+    factor = value(now, "rollout/ep_len_mean") / value(first, "rollout/ep_len_mean")
+    rises = value(now, "rollout/ep_rew_mean") > value(first, "rollout/ep_rew_mean")
+    return value(now, "train/alpha") < 1 and rises and max(factor, 1 / factor) > OTHER_LENGTH
 
 
 def _reward_by_repetition(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    repeats = _value(now, "rollout/repeated") > 0.2 + _value(first, "rollout/repeated")
-    rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
-    return _value(now, "train/alpha") < 1 and rises and repeats
+    repeats = value(now, "rollout/repeated") > 0.2 + value(first, "rollout/repeated")
+    rises = value(now, "rollout/ep_rew_mean") > value(first, "rollout/ep_rew_mean")
+    return value(now, "train/alpha") < 1 and rises and repeats
 
 
 def _heavy_tail(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    return _value(now, "agreement/gap_p99") > HEAVY_TAIL
+    return value(now, "agreement/gap_p99") > HEAVY_TAIL
 
 
 def _one_term(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    policy, divergence = _value(now, "train/policy_grad_norm"), _value(now, "train/divergence_grad_norm")
-    is_start = not _value(now, "train/divergence") > 1e-3  # a teacher that is the student's start says nothing yet
+    policy, divergence = value(now, "train/policy_grad_norm"), value(now, "train/divergence_grad_norm")
+    is_start = not value(now, "train/divergence") > 1e-3  # a teacher that is the student's start says nothing yet
     return not is_start and max(policy, divergence) > TERMS_APART * min(policy, divergence)
 
 
 def _mismatch(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
-    return _value(now, "train/mismatch") > MISMATCH
+    return value(now, "train/mismatch") > MISMATCH
 
 
 GUARDS: Final = (
@@ -239,101 +238,3 @@ GUARDS: Final = (
         "model",
     ),
 )
-
-
-@dataclass
-class Seen:
-    """What has been seen and said of a training; a run that goes on goes on with it."""
-
-    first: list[dict[str, float]] = field(default_factory=list)
-    """What guards compare with: of the first updates since the agent was built, or since its objective changed."""
-    streaks: dict[str, int] = field(default_factory=dict)
-    """By guard, for how many updates in a row it has shown."""
-    reported: list[str] = field(default_factory=list)
-    """Names of the warnings that are not given again."""
-    messages: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The values as JSON has them; `from_json` takes them back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_json` gave.
-
-        Raises: TypeError, ValueError or AttributeError for values that it does not give.
-        """
-        seen = cls(**values)
-        texts = [*seen.reported, *seen.messages]
-        numbers = [value for metrics in seen.first for value in metrics.values()] + [*seen.streaks.values()]
-        lists = all(isinstance(one, list) for one in (seen.first, seen.reported, seen.messages))
-        if not (lists and {*map(type, texts)} <= {str} and {*map(type, numbers)} <= {int, float}):
-            raise TypeError(f"its guards are {values!r:.60}")
-        return seen
-
-
-@dataclass
-class Watch:
-    """The guards over the updates of one training, and its other warnings, each of them once."""
-
-    greatest: Greatest
-    speaks: bool = True
-    """Whether warnings are logged: of several processes by one."""
-    seen: Seen = field(default_factory=Seen)
-
-    @property
-    def messages(self) -> list[str]:
-        """What has been reported."""
-        return self.seen.messages
-
-    def see(self, metrics: Metrics) -> None:
-        """Warn of what this update shows."""
-        seen = self.seen
-        is_first_of_student = _value(metrics, STUDENT) > 0 and not any(_value(one, STUDENT) > 0 for one in seen.first)
-        if len(seen.first) < max(guard.compared_with for guard in GUARDS) or is_first_of_student:
-            compared = {name for guard in GUARDS for name in guard.reads if math.isfinite(_value(metrics, name))}
-            seen.first.append({name: float(metrics[name]) for name in sorted(compared)})
-        for guard in GUARDS:
-            if not _says_something(metrics, guard):
-                continue
-            known = [one for one in seen.first if _says_something(one, guard)]
-            first = _usual(known[: guard.compared_with], guard.reads)
-            fires = guard.fires(first, metrics, self.greatest)
-            streak = seen.streaks[guard.name] = seen.streaks.get(guard.name, 0) + 1 if fires else 0
-            if streak >= guard.updates and guard.unless not in seen.reported:
-                self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(first, "first_")))
-
-    def begin_again(self) -> None:
-        """Compare with the updates from now on: what is usual for one objective is not for another."""
-        self.seen.first.clear()
-
-    def warn_once(self, name: str, message: str) -> None:
-        """Log a warning, unless one of this name has been."""
-        if name in self.seen.reported:
-            return
-        self.seen.reported.append(name)
-        self.seen.messages.append(message)
-        if self.speaks:
-            _log.warning("%s", message)
-
-
-def _says_something(metrics: Metrics, guard: Guard) -> bool:
-    """Whether an update says something of a guard's fault."""
-    without_students = STUDENT in guard.reads and _value(metrics, STUDENT) == 0
-    return not without_students and not any(math.isnan(_value(metrics, name)) for name in guard.reads)
-
-
-def _usual(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
-    """The mean of each of these metrics, in a run that does not break at once; NaN without updates.
-
-    There it would be that of the broken run, so of several updates, whose metrics are not negative, it is at most 1.5
-    times the first one's.
-    """
-    if not updates:
-        return dict.fromkeys(names, math.nan)
-    means = {name: math.fsum(one[name] for one in updates) / len(updates) for name in names}
-    return means if len(updates) == 1 else {name: min(means[name], 1.5 * updates[0][name]) for name in names}
-
-
-def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:
-    return {prefix + name.rpartition("/")[2]: value for name, value in metrics.items()}

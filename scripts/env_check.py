@@ -47,8 +47,8 @@ def check_environment(settings: RunConfig, prompts: int = 64) -> Iterator[Outcom
     """Yield the outcomes, each as soon as it is known.
 
     Args:
-        settings: Of a run; its environment is checked, with the tokenizer of its student.
-        prompts: Of each split.
+        settings: Those of a run; its environment is checked, with the tokenizer of its student.
+        prompts: How many of each split.
 
     Raises: what making the environment raises: SettingError, DataError, ModelError.
     """

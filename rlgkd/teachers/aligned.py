@@ -77,7 +77,7 @@ class AlignedTeacher:
     special: Mapping[int, int]
     """The student's special tokens -> the teacher's of the same name."""
     map: VocabularyMap | None = None
-    """Of its vocabulary to the student's; None sees the written tokens alone."""
+    """The map of its vocabulary to the student's; None sees the written tokens alone."""
 
     def read(self, episodes: Sequence[Episode]) -> list[AlignedText]:
         """The texts as the teacher reads them, aligned.

@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
     from rlgkd import ranks
-    from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config import reading
     from rlgkd.scripts.config.choices import chooser
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
@@ -41,7 +41,7 @@ def train(
         from rlgkd.scripts.runs import dry_run as trial
 
         recipe, source, overrides = split_names(arguments, "quickstart")
-        for line in trial.dry_run(run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))):
+        for line in trial.dry_run(reading.read(source, overrides, recipe=recipe, choose=chooser(_say))):
             typer.echo(shown(line))
         return
     if resume is not None:
@@ -51,7 +51,7 @@ def train(
     else:
         recipe, source, overrides = split_names(arguments, "quickstart")
         settings = training.agreed_settings(
-            lambda: run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))
+            lambda: reading.read(source, overrides, recipe=recipe, choose=chooser(_say))
         )
         folder = out or Path("runs") / f"{folder_name(settings.name)}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
@@ -76,7 +76,7 @@ def compare(
     """Compare runs over the values of some settings and seeds: how much teacher, and does it help?"""
     from rlgkd.scripts.comparison import compare as comparison
     from rlgkd.scripts.comparison.grid import grid, parse_seeds, parse_variation
-    from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config import reading
     from rlgkd.scripts.config.choices import chooser
     from rlgkd.scripts.config.paths import folder_name
 
@@ -84,7 +84,7 @@ def compare(
     if alphas or not variations:
         variations.insert(0, f"alpha={alphas or DEFAULT_ALPHAS}")
     recipe, source, overrides = split_names(arguments, "compare")
-    base = run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))
+    base = reading.read(source, overrides, recipe=recipe, choose=chooser(_say))
     varied: dict[str, list[object]] = {}
     for variation in variations:
         key, values = parse_variation(variation)

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import gymnasium as gym
 
 from rlgkd.agents.config import AlgorithmConfig
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.config.recipes import RECIPES, recipe_names
-from rlgkd.scripts.config.run import AgentName, RunConfig, config_of, read
+from rlgkd.scripts.config.run import AgentName, RunConfig, config_of
 from rlgkd.settings import REQUIRED, Declared, arguments_of
 
 METHOD_COORDINATES = (
@@ -111,7 +112,7 @@ def plain(value: Any) -> str:
 def everything() -> dict[str, list[Setting]]:
     """Every kind with its entries; in the place of a default, a note on where the thing stands."""
     from rlgkd.envs.rewards.registry import shipped_rewards
-    from rlgkd.lm.loading import model_names
+    from rlgkd.lm.model_names import model_names
     from rlgkd.ops.behaviour_policy import BEHAVIOURS
     from rlgkd.ops.divergence import DIVERGENCES
     from rlgkd.ops.gap import GAPS

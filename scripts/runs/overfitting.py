@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from typing import Any, Final, Self
 
-from rlgkd.agents.guards import Watch
+from rlgkd.agents.watch import Watch
 from rlgkd.statistics import Interval
 from rlgkd.types import ON_POLICY, Trajectory
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
 from rlgkd.agents.config import CHANGEABLE
-from rlgkd.agents.guards import Seen
 from rlgkd.agents.state import TrainingState
+from rlgkd.agents.watch import Seen
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import AROUND_TRAINING, Change

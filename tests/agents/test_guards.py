@@ -13,7 +13,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd.agents import Distill, Reinforce
-from rlgkd.agents.guards import GUARDS, Greatest, Seen, Watch
+from rlgkd.agents.guards import GUARDS, Greatest
+from rlgkd.agents.watch import Seen, Watch
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.scripts.runs.overfitting import TrainingRewards, warn
 from rlgkd.statistics import Interval
@@ -21,11 +22,20 @@ from rlgkd.types import Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 FINE = {
-    "train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "train/alpha": 0.5, "train/mismatch": 1e-6,
-    "train/policy_grad_norm": 1.0, "train/divergence_grad_norm": 0.5, "agreement/gap_p99": 3.0,
-    "rollout/ended": 0.5, "rollout/ep_rew_mean": 0.5, "rollout/ep_len_mean": 16.0, "rollout/repeated": 0.05,
+    "train/entropy": 1.0,
+    "train/divergence": 0.5,
+    "train/grad_norm": 1.0,
+    "train/alpha": 0.5,
+    "train/mismatch": 1e-6,
+    "train/policy_grad_norm": 1.0,
+    "train/divergence_grad_norm": 0.5,
+    "agreement/gap_p99": 3.0,
+    "rollout/ended": 0.5,
+    "rollout/ep_rew_mean": 0.5,
+    "rollout/ep_len_mean": 16.0,
+    "rollout/repeated": 0.05,
     "train/gate_right": 0.5, "rollout/student": 1.0,
-}  # fmt: skip
+}
 GREATEST = Greatest(entropy=math.log(1000))
 
 
@@ -203,18 +213,33 @@ class ChangesTheModel(BaseCallback):
         ("the texts collapse into one", {"updates": 30, "alpha": 0.0, "learning_rate": 0.3}),
         (
             "while texts went from",
-            {"reward": lambda text: float(len(text.split())), "updates": 30, "alpha": 0.0, "learning_rate": 0.03,
-             "max_new_tokens": 16},
+            {
+                "reward": lambda text: float(len(text.split())),
+                "updates": 30,
+                "alpha": 0.0,
+                "learning_rate": 0.03,
+                "max_new_tokens": 16,
+            },
         ),
         (
             "while texts repeat themselves",
-            {"reward": lambda text: float(text.count("B")), "updates": 30, "alpha": 0.0, "learning_rate": 0.03,
-             "max_new_tokens": 16},
+            {
+                "reward": lambda text: float(text.count("B")),
+                "updates": 30,
+                "alpha": 0.0,
+                "learning_rate": 0.03,
+                "max_new_tokens": 16,
+            },
         ),
         (
             "no text of 20 updates ended by itself",
-            {"reward": lambda text: float(len(text.split()) == 3), "updates": 40, "alpha": 0.0, "learning_rate": 0.1,
-             "max_new_tokens": 3},
+            {
+                "reward": lambda text: float(len(text.split()) == 3),
+                "updates": 40,
+                "alpha": 0.0,
+                "learning_rate": 0.1,
+                "max_new_tokens": 3,
+            },
         ),
         ("few tokens decide", {"updates": 2, "teacher_temperature": 0.01, "agreement_every": 1}),
         ("one of them says nothing", {"updates": 2, "alpha": 1e-4, "gradient_norms_every": 1}),
@@ -222,7 +247,7 @@ class ChangesTheModel(BaseCallback):
         ("nothing is learnt", {"reward": lambda text: float("Z" in text), "updates": 6, "alpha": 0.0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_a_training_that_is_made_to_fail_hears_of_it(message, given):
     said = trained(Reinforce, **given)
     assert any(message in one for one in said) or (
@@ -231,7 +256,7 @@ def test_a_training_that_is_made_to_fail_hears_of_it(message, given):
 
 
 def test_a_distillation_that_works_hears_nothing(caplog):
-    with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
+    with caplog.at_level(logging.WARNING, "rlgkd.agents.watch"):
         assert trained(Distill, updates=30, learning_rate=0.003, agreement_every=1) == []
     assert not caplog.records
 

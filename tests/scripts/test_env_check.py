@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlgkd.scripts import cli
-from rlgkd.scripts.config.run import check, read
+from rlgkd.scripts.config.reading import check, read
 from rlgkd.scripts.env_check import Outcome, check_environment
 from rlgkd.scripts.project import write_project
 from rlgkd.scripts.runs import train

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from rlgkd import checkpoint
-from rlgkd.agents.guards import Seen
+from rlgkd.agents.watch import Seen
 from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
@@ -124,8 +124,9 @@ def test_scores_that_are_not_finite_are_null_in_json_and_unknown_in_a_report(tmp
         {"before": {"reward": score, "truth": {"mean": 0.5}}, "examples": ({"reward": np.float64("nan")},)}
     )
     assert json.loads(text, parse_constant=pytest.fail) == {
-        "before": {"reward": dict.fromkeys(score), "truth": {"mean": 0.5}}, "examples": [{"reward": None}],
-    }  # fmt: skip
+        "before": {"reward": dict.fromkeys(score), "truth": {"mean": 0.5}},
+        "examples": [{"reward": None}],
+    }
     (tmp_path / "summary.json").write_text(text)
     assert len(measure_rows(read_run(tmp_path).summary)) == 1
 
