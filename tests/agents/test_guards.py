@@ -34,7 +34,8 @@ FINE = {
     "rollout/ep_rew_mean": 0.5,
     "rollout/ep_len_mean": 16.0,
     "rollout/repeated": 0.05,
-    "train/gate_right": 0.5, "rollout/student": 1.0,
+    "train/gate_right": 0.5,
+    "rollout/student": 1.0,
 }
 GREATEST = Greatest(entropy=math.log(1000))
 
