@@ -40,7 +40,8 @@ class Evaluation:
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> one value per prompt, the mean over its samples; NaN where it is not defined."""
     by_position: dict[str, np.ndarray] = field(default_factory=dict)
-    """`reverse_kl` and `reverse_kl_data` -> [prompts, positions], nats per token; NaN after a prompt's longest text."""
+    """`reverse_kl`, `reverse_kl_data` and their like -> [prompts, positions], nats per token; NaN after a prompt's
+    longest text."""
 
     def __repr__(self) -> str:
         """The means: the arrays would fill pages."""
@@ -85,6 +86,7 @@ def evaluate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    forward_kl: bool = False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Sample `group` completions for each of the split's first `prompts` items and measure them.
@@ -98,6 +100,8 @@ def evaluate(
       train-inference mismatch. A served teacher gives them over its top k tokens and one bucket, never more than the
       whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none.
       One with other tokens gives `reverse_kl` by the log-ratios of the sampled spans, or both through its map;
+    - with `forward_kl`, `forward_kl` and `forward_kl_data` too: KL(teacher || policy) at the same prefixes, wherever
+      the teacher gives a distribution;
     - for a group of two or more, `self_bleu` and `distinct1` to `distinct3` of its completions and, for each measure of
       CHECKABLE that is 0 or 1, `truth@2` and its like: the probability that one of so many completions is correct, for
       powers of two.
@@ -113,7 +117,7 @@ def evaluate(
 
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or combined with `greedy`.
     """
-    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p))
+    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p), forward_kl)
     counts: Any = (prompts, group)
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
@@ -168,6 +172,8 @@ class _Draw:
     seed: int
     greedy: bool
     filters: Filters
+    forward_kl: bool
+    """Whether the divergence is measured in this direction too."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class _BatchMeasures:
 
     trajectories: list[Trajectory]
     token_values: dict[str, list[np.ndarray]]
-    """`reverse_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
+    """`NAME_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
 
     def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _BatchMeasures:
         return replace(self, trajectories=change(self.trajectories))
@@ -203,10 +209,12 @@ def _measure_batch(
     if draw.filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
         # One forward pass for both, since they share their prompts.
         with cancelled_on_error(teacher):
-            values |= token_values(policy, teacher, [*sampled, *given], entropy=bool(draw.filters))
+            values |= token_values(
+                policy, teacher, [*sampled, *given], entropy=bool(draw.filters), forward_kl=draw.forward_kl
+            )
     measures = {name: rows[: len(sampled)] for name, rows in values.items()}
     if has_references:
-        measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
+        measures |= {f"{name}_data": rows[len(sampled) :] for name, rows in values.items() if name.endswith("_kl")}
     return _BatchMeasures(sampled, measures)
 
 

@@ -25,9 +25,17 @@ from rlgkd.types import Batch, Episode
 
 @torch.inference_mode()
 def token_values(
-    policy: LanguageModel, teacher: Teacher | None, trajectories: Sequence[Episode], *, entropy: bool
+    policy: LanguageModel,
+    teacher: Teacher | None,
+    trajectories: Sequence[Episode],
+    *,
+    entropy: bool,
+    forward_kl: bool = False,
 ) -> dict[str, list[np.ndarray]]:
-    """Return, per completion and token, the entropy (if asked for) and, given a teacher, KL(policy || teacher)."""
+    """Return, per completion and token, the entropy (if asked for) and, given a teacher, KL(policy || teacher).
+
+    With `forward_kl` KL(teacher || policy) too, wherever the teacher gives a distribution.
+    """
     batch = _batch_of(policy, trajectories)
     lengths = [t.length for t in trajectories]
     outputs: TeacherOutputs | None = None
@@ -57,24 +65,30 @@ def token_values(
         logits_NV: torch.Tensor, teacher_n: TeacherAt, chunk: slice
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
+        if teacher_n is None:
+            return logits_NV.new_zeros(()), records
         if isinstance(teacher_n, KnownSpans):
             written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
             records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
-        elif isinstance(teacher_n, MappedTokens):
-            reverse_kl_N = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
-            records["reverse_kl"] = torch.where(teacher_n.known_n, reverse_kl_N, 0.0)
-        elif isinstance(teacher_n, KnownTokens):
-            records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
-        elif teacher_n is not None:
-            records["reverse_kl"] = divergence.reverse_kl(teacher_n, logits_NV)
+            return logits_NV.new_zeros(()), records
+        if isinstance(teacher_n, MappedTokens | KnownTokens):
+            pair = teacher_n.with_bucket(logits_NV)
+        else:
+            pair = teacher_n, logits_NV
+        records["reverse_kl"] = divergence.reverse_kl(*pair)
+        if forward_kl:
+            records["forward_kl"] = divergence.forward_kl(*pair)
+        if isinstance(teacher_n, MappedTokens):
+            records |= {name: torch.where(teacher_n.known_n, records[name], 0.0) for name in records if "kl" in name}
         return logits_NV.new_zeros(()), records
 
     _, records = fused_sum(policy, states_NH, record, outputs)
     if failed:
         known_N = np.repeat([row not in failed for row in range(len(lengths))], lengths)
-        records["reverse_kl"] = records["reverse_kl"].masked_fill(
-            torch.from_numpy(~known_N).to(policy.device), torch.nan
-        )
+        unknown_N = torch.from_numpy(~known_N).to(policy.device)
+        records |= {
+            name: found.masked_fill(unknown_N, torch.nan) for name, found in records.items() if name != "entropy"
+        }
     return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
 
 

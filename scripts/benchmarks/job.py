@@ -39,6 +39,8 @@ class BenchmarkJob:
     references: Sequence[str] = ()
     """The texts of `sft`, one for each prompt."""
     learning_rate: float = 1e-5
+    precision: str = "float32"
+    """Precision of training: float32, or bfloat16 for mixed precision."""
     student_share: float = 1.0
     """lambda of GKD: the share of batches that the student samples; the others are references."""
     held_out: Sequence[Mapping[str, str]] = ()

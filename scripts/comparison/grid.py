@@ -22,7 +22,10 @@ from rlgkd.scripts.config.reading import check, put_over
 from rlgkd.scripts.config.run import RunConfig, setting_names
 from rlgkd.scripts.config.stages import check_heard, stage_name
 
-COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
+COMMON = (
+    *("name", "env", "seed", "threads", "device", "checkpoint_every"),
+    *("eval_split", "eval_prompts", "eval_seed", "eval_forward_kl"),
+)
 """Settings that all cells share."""
 
 

@@ -81,6 +81,8 @@ class RunConfig(Settings):
     """Prompts of the evaluation; for larger models on a CPU fewer, if not given (docs/defaults.md)."""
     eval_seed: Annotated[int, Ge(0)] = 0
     """Seed of the evaluation's prompts and samples: the same whatever the seed of training."""
+    eval_forward_kl: bool = False
+    """Whether evaluations measure KL(teacher || student), too, on the student's texts and on references."""
     eval_every: Annotated[int, Ge(0)] = 0
     """Tokens between evaluations on held-out prompts while it trains; 0 is none."""
     eval_every_prompts: Count = 64

@@ -125,7 +125,16 @@ METRICS: Final = {
             unit="nats/token",
             relative=True,
             limits=POSITIVE,
-            note="teacher to student",
+            note="teacher to student, on the student's texts",
+        ),
+        Metric(
+            key="forward_kl_data",
+            label="Forward KL on references",
+            better=-1,
+            unit="nats/token",
+            relative=True,
+            limits=POSITIVE,
+            note="the same on the references' prefixes",
         ),
         Metric(
             key="length",

@@ -33,7 +33,13 @@ class Given(Generic[Task]):
 
 
 def read_command(
-    script: str, doc: str | None, tasks: Mapping[str, Task], name: str, arguments: Sequence[str] | None
+    script: str,
+    doc: str | None,
+    tasks: Mapping[str, Task],
+    name: str,
+    arguments: Sequence[str] | None,
+    *,
+    seeds: int = 5,
 ) -> Given[Task]:
     """Read the command line of a script; leave with a message if it cannot be understood.
 
@@ -43,10 +49,11 @@ def read_command(
         tasks: Name -> task, all of them by default.
         name: That of the folders in runs/ and docs/.
         arguments: Those of the process by default.
+        seeds: How many where the command line says nothing.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=Path("docs") / name, help="folder of the page")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=seeds)
     return Given(**parsed(parser, script, tasks, name, arguments))
 
 

@@ -143,6 +143,7 @@ class Course(BaseCallback):
             split=settings.eval_every_split,
             prompts=settings.eval_every_prompts,
             seed=settings.eval_seed,
+            forward_kl=settings.eval_forward_kl,
             ranks=model.ranks,
         )
         # In the row of the update that follows it in times.csv.

@@ -120,6 +120,7 @@ def _evaluation(agent: TextAlgorithm, settings: RunConfig) -> Generator[str, Non
     measured = min(settings.eval_prompts, agent.task.size(settings.eval_split))
     prompts = min(TRIAL_PROMPTS, measured)
     given: dict[str, Any] = {"split": settings.eval_split, "prompts": prompts, "seed": settings.eval_seed}
+    given["forward_kl"] = settings.eval_forward_kl
     seconds = 0.0
     parts = []
     models: list[tuple[str, LanguageModel | RoutedTeachers, int]] = [("the student before and after", agent.student, 2)]

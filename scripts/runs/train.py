@@ -250,6 +250,7 @@ def _evaluated_run(
         "split": settings.eval_split,
         "prompts": settings.eval_prompts,
         "seed": settings.eval_seed,
+        "forward_kl": settings.eval_forward_kl,
         "ranks": ranks,
     }
     made_from = input_files(settings)
