@@ -1,7 +1,8 @@
 """What the agents share: how they train.
 
 An update is GKD's Algorithm 1 with a reward: sample texts (`collect_rollouts`), turn their scores into advantages
-(`credit`), and descend the loss of Eq. 5 (`train`, `gradient_step`). How an agent is built and saved is in agent.py.
+(`credit`), and descend the loss of Eq. 5 (`train`, `gradient_step`). How an agent is built and saved is in agent.py,
+what is measured of an update besides its loss in measurements.py.
 """
 
 from __future__ import annotations
