@@ -91,12 +91,15 @@ def measure(job: BenchmarkJob) -> dict[str, Any]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     held_out = None
     if job.held_out:
-        from rlgkd.scripts.benchmarks.held_out import HeldOut
+        from rlgkd.scripts.benchmarks.held_out import HeldOut, own_forward
 
         held_out = HeldOut(job)
-        meter.held_out = lambda: held_out.measure(
-            len(meter.seconds), sum(meter.seconds), LanguageModel(student, tokenizer)
-        )
+
+        def measure_student() -> None:
+            with own_forward(student):
+                held_out.measure(len(meter.seconds), sum(meter.seconds), LanguageModel(student, tokenizer))
+
+        meter.held_out = measure_student
         meter.held_out()
     KINDS[job.kind](job, student, tokenizer, meter)
     steps = job.warmup + job.steps

@@ -110,8 +110,10 @@ def _task_lines(task: Task, results: Mapping[str, Any], docs: Path) -> list[str]
     lines += ["All ways to heal from the cut student, at equal tokens:", ""]
     lines += [*entry_table("method", cells, measures), ""]
     ours, *others = sorted(cells, key=lambda entry: entry["name"] != OURS)
-    lines += [f"{OURS} less each other, paired by seed and prompt; a star: the 95% interval excludes zero.", ""]
-    lines += [*change_table("difference", [(ours, other) for other in others if other["runs"]], measures), ""]
+    pairs = [(ours, other) for other in others if ours["runs"] and other["runs"]]
+    if pairs:
+        lines += [f"{OURS} less each other, paired by seed and prompt; a star: the 95% interval excludes zero.", ""]
+        lines += [*change_table("difference", pairs, measures), ""]
     if results["curves"]:
         picture = docs / f"{task.name}.png"
         own = next(iter(task.measures))
@@ -134,7 +136,9 @@ def _kept_share(task: Task, models: Sequence[Entry]) -> list[str]:
         return []
     own = next(iter(task.measures))
     theirs, ours = scores(teacher)[own].mean, scores(healed)[own].mean
-    share = f"{ours / theirs:.1%} of the teacher's {task.measures[own]}" if theirs else f"{ours:.3f}"
+    if not theirs:
+        return [f"The teacher has not learned the task: its {task.measures[own]} is 0."]
+    share = f"{ours / theirs:.1%} of the teacher's {task.measures[own]}"
     changes = [
         f"{label} {change_text(paired_change(healed, teacher, name))}"
         for name, label in {**task.measures, "ended": "ends"}.items()

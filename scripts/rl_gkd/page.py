@@ -106,9 +106,11 @@ def _task_lines(task: Task, results: Mapping[str, Any], docs: Path) -> list[str]
     lines += [*entry_table("model", models, task.measures), ""]
     lines += [f"{task.cells['tokens']:,} tokens a cell unless the command said otherwise:", ""]
     lines += [*entry_table("cell", cells, task.measures), ""]
-    pairs = [(by_name[ours], by_name[theirs]) for theirs in (RL, DISTILLATION) for ours in (*MIXTURES, STAGES)]
-    lines += ["Paired by seed and prompt; a star: the 95% interval excludes zero.", ""]
-    lines += [*change_table("difference", [pair for pair in pairs if all(e["runs"] for e in pair)], task.measures), ""]
+    every = [(by_name[ours], by_name[theirs]) for theirs in (RL, DISTILLATION) for ours in (*MIXTURES, STAGES)]
+    pairs = [pair for pair in every if all(one["runs"] for one in pair)]
+    if pairs:
+        lines += ["Paired by seed and prompt; a star: the 95% interval excludes zero.", ""]
+        lines += [*change_table("difference", pairs, task.measures), ""]
     frontier = docs / f"{task.name}-frontier.png"
     draw_frontier([*models, *cells], "reward", task.quality, task.measures, frontier)
     lines += [f"![Reward and {label} of each cell]({frontier.name})", ""]

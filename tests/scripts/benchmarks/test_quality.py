@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from rlgkd.errors import SettingError
 from rlgkd.scripts.benchmarks import quality as module
+from rlgkd.scripts.benchmarks.held_out import own_forward
 from rlgkd.scripts.benchmarks.quality import QualitySettings, quality, seconds_to
 
 
@@ -117,6 +120,17 @@ def test_other_seeds_run_by_the_first_recipe_and_at_each_sides_best_alone(
         QualitySettings(**{**grid, "out": str(tmp_path / "new")}, precisions=["float32", "bfloat16"]), "trl"
     )
     assert again["distill"]["best"]["rlgkd"] == {"rate": 0.1, "precision": "bfloat16"}
+
+
+def test_a_student_is_measured_without_what_its_trainer_put_around_it() -> None:
+    model = nn.Linear(1, 1)
+    around = model.__dict__["forward"] = lambda x: x.bfloat16()
+    with own_forward(model):
+        assert model(torch.ones(1, 1)).dtype == torch.float32
+    assert model.forward is around
+    with own_forward(plain := nn.Linear(1, 1)):
+        pass
+    assert "forward" not in plain.__dict__
 
 
 def test_a_level_that_is_the_start_or_is_not_reached_gives_no_time() -> None:
