@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 Metrics = Mapping[str, float]
+STUDENT: Final = "rollout/student"
+"""The share of an update's texts that the student wrote. A guard that reads it asks what they are like, of which an
+update on references alone says nothing."""
 OTHER_LENGTH: Final = 1.5
 """The factor in the length of texts from which on a reward that rises may rise by length alone."""
 HEAVY_TAIL: Final = 25.0
@@ -148,7 +151,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="ended",
-        reads=("rollout/ended",),
+        reads=("rollout/ended", STUDENT),
         fires=_never_ended,
         updates=20,
         message="max_new_tokens: no text of 20 updates ended by itself; raise it, give a stop string, or first teach "
@@ -191,7 +194,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="length",
-        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha"),
+        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha", STUDENT),
         fires=_reward_by_length,
         updates=10,
         message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts went from "
@@ -200,7 +203,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="repetition",
-        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha"),
+        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha", STUDENT),
         fires=_reward_by_repetition,
         updates=5,
         message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts repeat themselves "

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from rlgkd.agents.guards import GUARDS, Greatest, Metrics, value
+from rlgkd.agents.guards import GUARDS, STUDENT, Greatest, Guard, Metrics, value
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +62,15 @@ class Watch:
     def see(self, metrics: Metrics) -> None:
         """Warn of what this update shows."""
         seen = self.seen
-        if len(seen.first) < max(guard.compared_with for guard in GUARDS):
+        is_first_of_student = value(metrics, STUDENT) > 0 and not any(value(one, STUDENT) > 0 for one in seen.first)
+        if len(seen.first) < max(guard.compared_with for guard in GUARDS) or is_first_of_student:
             compared = {name for guard in GUARDS for name in guard.reads if math.isfinite(value(metrics, name))}
             seen.first.append({name: float(metrics[name]) for name in sorted(compared)})
         for guard in GUARDS:
-            if any(math.isnan(value(metrics, name)) for name in guard.reads):
+            if not _says_something(metrics, guard):
                 continue
-            first = _usual(seen.first[: guard.compared_with], guard.reads)
+            known = [one for one in seen.first if _says_something(one, guard)]
+            first = _usual(known[: guard.compared_with], guard.reads)
             fires = guard.fires(first, metrics, self.greatest)
             streak = seen.streaks[guard.name] = seen.streaks.get(guard.name, 0) + 1 if fires else 0
             if streak >= guard.updates and guard.unless not in seen.reported:
@@ -88,17 +90,22 @@ class Watch:
             _log.warning("%s", message)
 
 
+def _says_something(metrics: Metrics, guard: Guard) -> bool:
+    """Whether an update says something of a guard's fault."""
+    without_students = STUDENT in guard.reads and value(metrics, STUDENT) == 0
+    return not without_students and not any(math.isnan(value(metrics, name)) for name in guard.reads)
+
+
 def _usual(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
-    """The mean of each of these metrics over the updates in which it is known, in a run that does not break at once.
+    """The mean of each of these metrics, in a run that does not break at once; NaN without updates.
 
     There it would be that of the broken run, so of several updates, whose metrics are not negative, it is at most 1.5
     times the first one's.
     """
-    known = {name: [one[name] for one in updates if not math.isnan(value(one, name))] for name in names}
-    means = {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
-    if len(updates) == 1:
-        return means
-    return {name: min(mean, 1.5 * known[name][0]) if known[name] else mean for name, mean in means.items()}
+    if not updates:
+        return dict.fromkeys(names, math.nan)
+    means = {name: math.fsum(one[name] for one in updates) / len(updates) for name in names}
+    return means if len(updates) == 1 else {name: min(means[name], 1.5 * updates[0][name]) for name in names}
 
 
 def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:

@@ -268,7 +268,7 @@ class TextTask:
         ids = self._prompt_ids(self._encoder, item)
         if len(ids) > self.max_prompt_tokens:
             remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"
-            raise TooLongError("prompt", item.key, remedy)
+            raise TooLongError("prompt", item.key, remedy, len(ids))
         return ids
 
     def _prompt_ids(self, encoder: TextEncoder, item: Item) -> list[int]:

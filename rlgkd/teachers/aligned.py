@@ -130,7 +130,7 @@ class AlignedTeacher:
         for is_action, run in groupby(zip(actions[start:], tokens[start:], strict=True), key=itemgetter(0)):
             part = [token for _, token in run]
             if is_action:
-                closed = part[-1] in self.ends
+                closed = part[-1] in self.ends  # else the reply has to close the turn, in the teacher's own way
                 part = [id_ for segment in self._segments(part) for id_ in found.add(*segment)]
             elif self.form is not None:
                 assert self.form.encode_reply is not None, "its tokens are others, so replies are written again"

@@ -16,7 +16,7 @@ from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts._yaml import dump_yaml, load_yaml
 from rlgkd.scripts.config.other_names import OTHERS
 from rlgkd.scripts.config.paths import OF_METHODS, settled
-from rlgkd.scripts.config.recipes import values_of
+from rlgkd.scripts.config.recipes import METHOD, values_of
 from rlgkd.scripts.config.run import AgentName, RunConfig, config_of, setting_names
 from rlgkd.scripts.config.stages import check_heard
 from rlgkd.secret_masks import masked
@@ -67,6 +67,22 @@ def read(
     if of_recipe and chosen.get("student") != values.get("student"):
         given -= {"learning_rate"} - own  # a recipe's is that of the models it was made with
     return check({**chosen, **choose(config, frozenset(given))})
+
+
+def replaced(recipe: str, source: str | Path) -> str:
+    """One line on what a file replaces of the method of the recipe that it is put over; empty if it keeps the method.
+
+    Raises: SettingError as `read` does.
+    """
+    method = read(recipe).flat()
+    over = values_of(source, RunConfig.model_fields["agent"].default)[0]
+    changes = [
+        f"{name} {over[name]} instead of {method[name]}"
+        for name in METHOD
+        if name in over and over[name] != method.get(name)
+    ]
+    remedy = "leave out of the file what the recipe is to decide"
+    return f"{source} is put over {recipe}: {', '.join(changes)}; {remedy}" if changes else ""
 
 
 def read_without_code(source: Path) -> RunConfig:

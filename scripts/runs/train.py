@@ -267,7 +267,8 @@ def _evaluated_run(
     whose = "the student and the teacher" if both else "the student"
     if teacher is not None and learns_from_references_alone(settings):
         say(console, "the teacher is measured and not learned from, for references are: teacher=null saves the time")
-    say(console, f"evaluating {whose} on up to {settings.eval_prompts} {settings.eval_split} prompts")
+    prompts = min(settings.eval_prompts, agent.task.size(settings.eval_split))
+    say(console, f"evaluating {whose} on {prompts} {settings.eval_split} prompts")
     before = evaluate(agent.student, teacher, agent.task, **scored)  # as it began, which a checkpoint will change
     taught = before if settings.teacher_writes_as_start else None
     if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:

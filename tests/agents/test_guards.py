@@ -35,6 +35,7 @@ FINE = {
     "rollout/ep_len_mean": 16.0,
     "rollout/repeated": 0.05,
     "train/gate_right": 0.5,
+    "rollout/student": 1.0,
 }
 GREATEST = Greatest(entropy=math.log(1000))
 
@@ -129,6 +130,18 @@ def test_what_was_seen_goes_through_json():
     for wrong in (*numbers, {"reported": "ab"}, {"messages": [1]}, {"x": 1}):
         with pytest.raises((TypeError, ValueError, AttributeError)):
             Seen.from_json(wrong)
+
+
+def test_references_between_the_students_texts_end_no_streak_and_are_not_compared_with(said):
+    """As in recipe docstring-smollm2, with a quarter of its updates on references, which end where its texts do not."""
+    references = {"rollout/student": 0.0, "rollout/ended": 1.0, "rollout/ep_rew_mean": 0.1, "rollout/ep_len_mean": 60.0}
+    never = {"rollout/ended": 0.0}
+    assert said(*[references, never] * 19) == []
+    assert said(*[references, never] * 20) == ["max_new_tokens"]
+    assert said(*[references] * 50) == []
+    assert said(*[references] * 9, *[{}] * 50) == [], "the reward of references is no beginning"
+    shorter = {"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 8.0}
+    assert said(*[references] * 9, {}, *[references, shorter] * 10) == ["reward"]
 
 
 def test_every_guard_is_among_them():

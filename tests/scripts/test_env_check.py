@@ -84,6 +84,11 @@ def test_prompts_in_two_splits_and_references_that_do_not_fit_are_found(project:
     assert "6 of 6 do not fit; raise max_new_tokens" in found["references"]
 
 
+def test_few_prompts_of_the_evaluation_are_said(project: Path) -> None:
+    said = [outcome.text for outcome in outcomes(project) if outcome.mark == "note" and outcome.what == "splits"]
+    assert len(said) == 1 and said[0].startswith("the evaluation has 6 test prompts: ")
+
+
 def test_embedded_environments_pass() -> None:
     for env in ("rlgkd/GroundedSummary-v0", "rlgkd/Arithmetic-v0", "rlgkd/Translate-v0"):
         assert failed([*check_environment(check({"env": env}), 8)]) == set(), env

@@ -13,7 +13,7 @@ from torch.torch_version import TorchVersion
 from rlgkd.errors import SettingError
 from rlgkd.scripts.comparison.grid import grid, parse_variation
 from rlgkd.scripts.config.other_names import OTHERS
-from rlgkd.scripts.config.reading import check, dump, read
+from rlgkd.scripts.config.reading import check, dump, read, replaced
 from rlgkd.scripts.config.run import RunConfig, setting_names
 
 
@@ -162,6 +162,15 @@ def test_a_file_is_put_over_a_recipe_and_overrides_over_both(tmp_path: Path) -> 
     for key in ("agent", "divergence", "beta", "student_fraction", "off_policy"):
         assert settings.get(key) == recipe.get(key)
     assert settings["env_settings"] == {} and settings["teacher"] == "embedded:translate-teacher"  # not the recipe's
+
+
+def test_what_a_file_replaces_of_a_recipes_method_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("agent: Reinforce\nalpha: 0.25\nlearning_rate: 0.01\n")
+    said = replaced("on-policy-kd", file)
+    assert "mine.yaml is put over on-policy-kd: agent Reinforce instead of Distill, alpha 0.25 instead of 1.0;" in said
+    file.write_text("agent: Distill\ntokens: 100\n")
+    assert replaced("on-policy-kd", file) == ""
 
 
 def test_another_divergence_in_the_file_drops_the_recipes_parameters(tmp_path: Path) -> None:
