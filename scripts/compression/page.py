@@ -54,7 +54,7 @@ def gathered(task: Task, folder: Path, grids: Mapping[str, Grid]) -> dict[str, A
     like = rouge("rougeL")
 
     def more(found: Mapping[str, Any]) -> dict[str, list[float]]:
-        if teacher is None:
+        if teacher is None or "first_texts" not in found:  # measured by an older version
             return {}
         return {LIKE_TEACHER: like(completions=found["first_texts"], references=teacher["first_texts"])}
 
