@@ -188,10 +188,12 @@ MARKS: Final = {
     "better": "\N{BLACK UP-POINTING TRIANGLE} better",
     "worse": "\N{BLACK DOWN-POINTING TRIANGLE} worse",
     "changed": "\N{BLACK DIAMOND} changed",
+    "doubtful": "\N{WHITE UP-POINTING TRIANGLE} in doubt",
     "unclear": "\N{WHITE CIRCLE} not clear",
     "": DASH,
 }
-"""Verdict -> how it is shown. The first three: the 95% interval of the change excludes zero."""
+"""Verdict -> how it is shown. The first four: the 95% interval of the change excludes zero; doubtful is a rise that
+texts gone wrong have, too (rlgkd.scripts.report.remarks)."""
 
 
 def metric_of(key: str) -> Metric:
