@@ -9,7 +9,7 @@ import torch
 
 from rlgkd.agents.state import TrainingState
 from rlgkd.errors import ModelError
-from rlgkd.lm.loading import copy_sharing_frozen
+from rlgkd.lm.copies import copy_sharing_frozen
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops.schedule import steered
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlgkd.agents.config import RewardSettings
+from rlgkd.agents.agent_settings import RewardSettings
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.rollout import Rollout
 from rlgkd.ops.returns import UNSCALED, overlong_penalty

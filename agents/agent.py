@@ -37,7 +37,7 @@ from rlgkd.agents.build import (
 from rlgkd.agents.collect import Collector
 from rlgkd.agents.config import CHANGEABLE, AlgorithmConfig
 from rlgkd.agents.defaults import choices, with_choices
-from rlgkd.agents.guards import Watch
+from rlgkd.agents.guards import Greatest
 from rlgkd.agents.persistence import is_saved_teacher, read_agent, write_agent
 from rlgkd.agents.probing import TeacherAnswers
 from rlgkd.agents.rollout import Rollout
@@ -47,13 +47,16 @@ from rlgkd.agents.sb3.token_algorithm import TokenAlgorithm
 from rlgkd.agents.signature import document
 from rlgkd.agents.sources import Sources
 from rlgkd.agents.teachers import check_texts
+from rlgkd.agents.watch import Watch
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import Evaluation, evaluate
+from rlgkd.item_checks import check_references, check_teacher_prompts
 from rlgkd.lm.model import LanguageModel
+from rlgkd.ops.divergence import greatest
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.returns import overlong_penalty
 from rlgkd.ranks import join
-from rlgkd.rollout import check_references, check_teacher_prompts, sample_episodes
+from rlgkd.rollout import sample_episodes
 from rlgkd.secret_masks import masked
 from rlgkd.settings import span
 from rlgkd.sharding import whole
@@ -106,7 +109,7 @@ class TextAgent(TokenAlgorithm):
                 (docs/scale.md). May be left out only if alpha is 0.
             tokenizer: The student's, for a loaded model; by default the one of its name, else the environment's.
             device: `auto` or what `accelerate` uses anyway (`cpu` forces the CPU).
-            seed: Of everything random.
+            seed: That of everything random.
             verbose: 0 or 1, as in SB3.
             tensorboard_log: Folder for TensorBoard events.
             stats_window_size: Episodes in SB3's `ep_info_buffer`.
@@ -123,6 +126,7 @@ class TextAgent(TokenAlgorithm):
             raise ModelError("tokenizer", type(tokenizer).__name__, "give a loaded tokenizer of transformers")
         given: dict[str, Any] = dict(settings)
         named = {name for name, value in given.items() if value is not None and value != "auto"}
+        # Built twice: what is chosen depends on the other settings (LoRA, alpha), which are to be checked first.
         chosen = choices(policy, self.Config(**with_choices(given, ())), named, str(device))
         for choice in chosen:
             _log.warning("chosen: %s", choice)
@@ -143,6 +147,7 @@ class TextAgent(TokenAlgorithm):
             policy=LanguageModelPolicy,  # SB3's actor-critic is not needed here
             env=as_sb3(env),
             learning_rate=self.config.optimizer.learning_rate,
+            # SB3 requires these and shows them; none has a part in Eq. 5, whose knobs are in the objective.
             n_steps=1,
             gamma=1.0,
             gae_lambda=1.0,
@@ -203,7 +208,7 @@ class TextAgent(TokenAlgorithm):
             if self.teacher.module is not self.student.module:
                 self.trained_parts["teacher"] = self.teacher.module
         self.served_texts = open_served_texts(self.task, config, self.student, seed=seed, ranks=self.ranks)
-        self.watch = Watch(math.log(self.student.vocabulary), speaks=self.ranks.main)
+        self.watch = Watch(self._greatest(), speaks=self.ranks.main)
         self._follow(config)
         self.sources.check_file(self.split, config.sampling.train_prompts)
         if (teachers := model_of(self.teacher)) is not None:
@@ -245,7 +250,7 @@ class TextAgent(TokenAlgorithm):
         """Train by other settings of the objective from the next update on; models, optimizer and state stay.
 
         Args:
-            config: Of the agent's own class. What differs from its present settings is among CHANGEABLE.
+            config: Settings of the agent's own class. What differs from its present settings is among CHANGEABLE.
             schedules: The remaining progress of `learn` at which schedules of the objective begin and end.
 
         Raises: SettingError for another setting that differs, or one that teacher or task do not go with.
@@ -259,7 +264,12 @@ class TextAgent(TokenAlgorithm):
         self.max_grad_norm = config.optimizer.max_grad_norm
         self.learning_rate = config.optimizer.learning_rate
         self._setup_lr_schedule()
+        self.watch.greatest = self._greatest()
         self.watch.begin_again()
+
+    def _greatest(self) -> Greatest:
+        divergence = greatest(self.objective.divergence.function)
+        return Greatest(entropy=math.log(self.student.vocabulary), divergence=divergence)
 
     def check_change(self, config: AlgorithmConfig) -> None:
         """Refuse settings with which `reconfigure` could not go on.
@@ -424,5 +434,5 @@ class TextAgent(TokenAlgorithm):
         agent = cls(env=env, **saved)
         agent.state = state
         if "alpha" in settings or agent.steering is None:
-            agent.state.alpha = None
+            agent.state.alpha = None  # what an older training steered it to is not what was asked for now
         return agent

@@ -21,7 +21,7 @@ from rlgkd.ranks import Ranks
 from rlgkd.types import ON_POLICY, Trajectory
 
 PREFIX = "agreement/"
-"""Of the columns in the log, and of the records of a loss."""
+"""How the columns in the log, and the records of a loss, begin."""
 THIRDS = ("first", "middle", "last")
 Values = np.ndarray
 
@@ -56,7 +56,7 @@ class Agreement:
         """What to log, by column; empty if nothing was measured. All ranks have to call it.
 
         Args:
-            trajectories: Of the update, the student's first, a prompt's samples next to each other.
+            trajectories: Those of the update, the student's first, a prompt's samples next to each other.
             failed_B: bool [B]: texts of which the teacher has said nothing.
             group_size: Samples of each prompt.
             ranks: The processes that share the texts.

@@ -1,7 +1,8 @@
 """What the agents share: how they train.
 
 An update is GKD's Algorithm 1 with a reward: sample texts (`collect_rollouts`), turn their scores into advantages
-(`credit`), and descend the loss of Eq. 5 (`train`, `gradient_step`). How an agent is built and saved is in agent.py.
+(`credit`), and descend the loss of Eq. 5 (`train`, `gradient_step`). How an agent is built and saved is in agent.py,
+what is measured of an update besides its loss in measurements.py.
 """
 
 from __future__ import annotations
@@ -18,38 +19,29 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlgkd.agents.advantages import Credit, Rewards, credit_of, no_credit, rewards_of
 from rlgkd.agents.agent import TextAgent
-from rlgkd.agents.agreement import Agreement
 from rlgkd.agents.gating import gated
-from rlgkd.agents.metrics import (
-    CONSTANT_UPDATES,
-    LONG_TEXT,
-    constant_reward,
-    of_constant_reward,
-    of_reductions,
-    rollout_metrics,
-    teacher_metrics,
+from rlgkd.agents.measurements import (
+    record_agreement,
+    record_row,
+    record_terms,
+    record_update,
+    terms_are_due,
+    with_agreement,
 )
+from rlgkd.agents.metrics import CONSTANT_UPDATES, constant_reward, of_constant_reward
 from rlgkd.agents.micro_batch import prefetch_teacher_states
 from rlgkd.agents.mismatch import corrected
 from rlgkd.agents.pass_rates import updated
 from rlgkd.agents.replay import drawn, kept, replayed
 from rlgkd.agents.resample import resampled
 from rlgkd.agents.rollout import Rollout
-from rlgkd.agents.update import Means, accumulate_gradient, divergence_per_reward
+from rlgkd.agents.update import Means, accumulate_gradient
 from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import TrainingError
 from rlgkd.objective import Objective
-from rlgkd.sharding import clip_gradients, release, sum_gradients, total_norm
-from rlgkd.teachers import (
-    AlignedTeacher,
-    OutsideTeacher,
-    RoutedTeachers,
-    Teacher,
-    cancelled_on_error,
-    in_process,
-    model_of,
-)
-from rlgkd.types import OFF_POLICY, Item, reads_sibling
+from rlgkd.sharding import clip_gradients, release, sum_gradients
+from rlgkd.teachers import OutsideTeacher, Teacher, cancelled_on_error, in_process, model_of
+from rlgkd.types import Item
 
 
 class TextAlgorithm(TextAgent):
@@ -101,6 +93,7 @@ class TextAlgorithm(TextAgent):
             if self.config.reward.drop_even_groups == "resample":
                 self.rollout = resampled(
                     self.rollout,
+                    # On-policy: what is replaced were groups of the student's.
                     lambda number: collect(*self.collector.next_items(self.state, number), 1.0),
                     rounds=self.config.reward.resample_rounds,
                     group_size=self.config.sampling.group_size,
@@ -108,6 +101,7 @@ class TextAlgorithm(TextAgent):
                 )
             self.rollout = self._corrected(self.rollout)
         self.state.waiting = None
+        # Steps counted this rank's tokens as they came; what training is measured by are those of all ranks.
         self.num_timesteps = before + self.rollout.tokens
         going = not self.rollout.stopped
         if going:
@@ -192,38 +186,24 @@ class TextAlgorithm(TextAgent):
                 self.rollout = self.rollout.with_log_probabilities(logp_BL, self.student)
         credit = self.gated(self.credit(self.rollout))
         teacher_lm = model_of(self._teacher_of_loss)
+        # Each epoch reads the same states of a teacher that stays: computed once, at the memory of [tokens, hidden].
         if self.config.optimizer.epochs > 1 and teacher_lm is not None and self.following_teacher is None:
             with self.autocast():
                 prefetch_teacher_states(teacher_lm, self.rollout.micro_batches)
-        if self._measures_terms():
-            self.measure_terms(self.rollout, credit)
-        rollout = self._measured(self.rollout)
+        if terms_are_due(self):
+            record_terms(self, self._accumulate, credit)
+        rollout = with_agreement(self, self.rollout)
         for epoch in range(self.config.optimizer.epochs):
             means = self.gradient_step(rollout, credit)
             if epoch == 0:  # the student that sampled is measured, not a later one
-                self._record_agreement(rollout)
+                record_agreement(self, rollout)
                 mismatch = means.mismatch if math.isnan(mismatch) else mismatch
                 rollout = self.rollout
         if not math.isnan(mismatch) and self.collector.served is None:  # else known since the texts came
             self.logger.record("train/mismatch", mismatch)
         self.rollout.forget_teacher_states()
         release(self.student, self.teacher)
-        self.logger.record("train/alpha", self.objective.alpha)
-        if isinstance(self.teacher, AlignedTeacher):
-            self.logger.record("train/teacher_aligned", self.rollout.aligned_share())
-            if means.unmapped is not None:
-                self.logger.record("train/teacher_unmapped", means.unmapped)
-        if self.teacher is not None and self.objective.alpha < 1:
-            self._record_beta()
-        if reads_sibling(self.config.teacher.teacher_prompt or ""):
-            self.logger.record("train/no_sibling", self.rollout.untaught_B.float().mean().item())
-        if self.config.sampling.off_policy_from is not None:
-            off_policy = [row for row, t in enumerate(self.trajectories) if t.source in OFF_POLICY]
-            if off_policy:
-                left_out = self.rollout.untaught_B[off_policy].float().mean().item()
-                self.logger.record("train/off_policy_left_out", left_out)
-        if self.outside_teacher is not None:
-            self.logger.record("train/teacher_failed", self.rollout.failed_B().float().mean().item())
+        record_update(self, means)
         if self.steering is not None and self.rollout.on_policy and math.isfinite(means.divergence):
             self.steering.step(self.state, alpha=self.objective.alpha, divergence=means.divergence)
         self.logger.record("time/update", time.perf_counter() - began, exclude="csv")
@@ -247,7 +227,7 @@ class TextAlgorithm(TextAgent):
     def after_update(self) -> None:
         """Take in texts that were sampled meanwhile, and warn once of a reward that never differs."""
         if self.collector.served is not None:
-            self.collector.served.settle_next(self.state)
+            self.collector.served.resolve_next(self.state)
         if self.state.updates >= CONSTANT_UPDATES and self.constant_reward is not None:
             self.watch.warn_once("reward", of_constant_reward(self.constant_reward, self.state.rewards.count))
 
@@ -281,6 +261,7 @@ class TextAlgorithm(TextAgent):
 
     def gradient_step(self, rollout: Rollout, credit: Credit) -> Means:
         """One gradient over the whole rollout, one step of the optimizer."""
+        # A loss that reads no teacher gets it all the same where the agreement with it is measured in this pass.
         teacher = self._teacher_of_loss if rollout.agreement is None else self.teacher
         means = self._accumulate(self.config.loss_objective(self.objective), teacher, rollout, credit)
         optimizer = self.policy.optimizer
@@ -293,7 +274,7 @@ class TextAlgorithm(TextAgent):
         optimizer.zero_grad()
         if self.following_teacher is not None:
             self.following_teacher.step()
-            rollout.forget_teacher_states()
+            rollout.forget_teacher_states()  # they are of the teacher before this step
         self.logger.record("train/loss", means.loss)
         self.logger.record("train/entropy", means.entropy)
         self.logger.record("train/grad_norm", norm.item())
@@ -311,7 +292,6 @@ class TextAlgorithm(TextAgent):
         teacher: Teacher | None,
         rollout: Rollout,
         credit: Credit,
-        *,
         with_policy_term: bool = True,
     ) -> Means:
         """The gradient over the whole rollout, in parameters that had none."""
@@ -336,67 +316,14 @@ class TextAlgorithm(TextAgent):
             if credit.auxiliary is not None:
                 credit.auxiliary.metrics()  # forgets the losses of the pass that does not count
         if teacher is not None and teacher is self.outside_teacher:
-            self.ranks.together(teacher.settle)
+            # Failures are counted by each rank for its own texts: where one has too many, all leave here.
+            self.ranks.together(teacher.resolve)
         sum_gradients(self._trained(), self.ranks)
         return means
 
     def _trained(self) -> list[torch.Tensor]:
         """The parameters that the optimizer steps."""
         return [p for group in self.policy.optimizer.param_groups for p in group["params"]]
-
-    def measure_terms(self, rollout: Rollout, credit: Credit) -> None:
-        """Record the norms of the policy term's gradient and of the divergence's, each with its weight in Eq. 5.
-
-        Costs a pass for each and leaves no gradient. A loss besides Eq. 5's, such as a value head's, is in neither.
-        """
-        credit = dataclasses.replace(credit, auxiliary=None)
-        nothing_BL = torch.zeros(len(rollout.trajectories), rollout.longest, device="cpu")
-        # The gate besides, for what is distilled without a teacher.
-        policy_alone = dataclasses.replace(credit, divergence_gate_BL=nothing_BL)
-        no_horizon = self.objective.model_copy(update={"horizon": 0.0})
-        terms: dict[str, tuple[Objective, Teacher | None, Credit, bool]] = {
-            "policy": (no_horizon, None, policy_alone, True),
-            "divergence": (self.objective, self.teacher, credit, False),
-        }
-        for name, (objective, teacher, one, with_policy_term) in terms.items():
-            self._accumulate(objective, teacher, rollout, one, with_policy_term=with_policy_term)
-            gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
-            self.logger.record(f"train/{name}_grad_norm", total_norm(gradients).item())
-            self.student.module.zero_grad()
-
-    def _measures_terms(self) -> bool:
-        """Whether this update's gradient has two terms, and it is time to measure them."""
-        every = self.config.optimizer.gradient_norms_every
-        mixes = self.config.reward.combination == "in_loss" and 0 < self.objective.alpha < 1
-        return mixes and every > 0 and self._n_updates % every == 0 and bool(self.rollout.on_policy)
-
-    def _measured(self, rollout: Rollout) -> Rollout:
-        """The rollout, of which the agreement with the teacher is measured if it is time to."""
-        every = self.config.teacher.agreement_every
-        if self.teacher is None or every == 0 or self._n_updates % every:
-            return rollout
-        return dataclasses.replace(rollout, agreement=Agreement(self.student.end_ids))
-
-    def _record_agreement(self, rollout: Rollout) -> None:
-        """Record what was measured of the agreement with the teacher (docs/runs.md), if anything."""
-        if rollout.agreement is None:
-            return
-        group_size = self.config.sampling.group_size
-        found = rollout.agreement.metrics(
-            rollout.trajectories, rollout.failed_B() | rollout.untaught_B, group_size=group_size, ranks=self.ranks
-        )
-        for name, value in found.items():
-            self.logger.record(name, value)
-
-    def _record_beta(self) -> None:
-        """Record beta, and warn once if it changes with the length of texts."""
-        alpha, ratio = self.objective.alpha, 1.0
-        if self.config.reward.combination == "in_loss":
-            ratio = divergence_per_reward(self.objective, self.trajectories, self.task.max_new_tokens)
-        beta = alpha / (1 - alpha) * ratio
-        self.logger.record("train/beta", beta)
-        if alpha > 0 and max(ratio, 1 / ratio) > LONG_TEXT:
-            self.watch.warn_once("beta", of_reductions(alpha, beta))
 
     @property
     def constant_reward(self) -> float | None:
@@ -405,18 +332,7 @@ class TextAlgorithm(TextAgent):
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write one row: means over the latest batch, so that a row depends on its update alone."""
-        self.logger.record("time/iterations", iteration, exclude="tensorboard")
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        seconds = time.perf_counter() - self._began
-        tokens = sum(t.length for t in [*self.trajectories, *self.rollout.discarded])
-        self.logger.record("time/tokens_per_second", tokens / seconds, exclude="csv")
-        for name, value in rollout_metrics([*self.trajectories, *self.rollout.discarded]).items():
-            self.logger.record(name, value)
-        if isinstance(self.teacher, RoutedTeachers):
-            for name, value in teacher_metrics(self.trajectories, self.teacher.name_of).items():
-                self.logger.record(name, value)
-        if self.config.reward.drop_even_groups == "resample":
-            self.logger.record("rollout/discarded", sum(t.length for t in self.rollout.discarded) / tokens)
+        record_row(self, iteration, seconds=time.perf_counter() - self._began)
         self.last_metrics = dict(self.logger.name_to_value)
         self.watch.see(self.last_metrics)
         self.logger.dump(step=self.num_timesteps)

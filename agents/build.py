@@ -26,10 +26,11 @@ from rlgkd.agents.teachers import (
 )
 from rlgkd.cutting import best_cut
 from rlgkd.errors import ModelError, SettingError
+from rlgkd.lm.copies import copy_sharing_frozen, frozen_view, weights_digest
 from rlgkd.lm.encoder_decoder import language_model
 from rlgkd.lm.gradient_checkpointing import enable_gradient_checkpointing
 from rlgkd.lm.layers import marked_layers
-from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, frozen_view, load, load_tokenizer, weights_digest
+from rlgkd.lm.loading import dtype_of, load, load_tokenizer
 from rlgkd.lm.lora import adapter_name, add_adapters, check_adapters, unwrapped
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.placement import is_fixed
@@ -74,8 +75,12 @@ def with_chosen_layers(
         cut = best_cut(whole, task, number)
     _log.warning(
         "student_layers: %d: of %s layers %d to %d are left out; reverse KL to the whole model %.3f nats a token",
-        number, whole.module.config.name_or_path or "the student", cut.left_out[0], cut.left_out[-1], cut.reverse_kl,
-    )  # fmt: skip
+        number,
+        whole.module.config.name_or_path or "the student",
+        cut.left_out[0],
+        cut.left_out[-1],
+        cut.reverse_kl,
+    )
     model = config.model.model_copy(update={"student_layers": cut.kept})
     return config.model_copy(update={"model": model}), whole.module
 
@@ -227,6 +232,8 @@ def build_optimizer(
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # A second moment of 0.95, as language models are trained with (Brown et al. 2020, arXiv 2005.14165): at 0.999 it
+    # remembers a thousand updates, which is more than many of these runs have.
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=device.type in FUSED_ADAMW or None)
 
 
@@ -280,5 +287,6 @@ def trainable_state(module: nn.Module) -> nn.Module:
     """
     if all(p.requires_grad for p in module.parameters()):
         return module
+    # A ParameterDict takes no name with a dot in it, which is how torch tells modules apart.
     trained = {name.replace(".", "/"): p for name, p in module.named_parameters() if p.requires_grad}
     return nn.ParameterDict(trained)

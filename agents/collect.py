@@ -97,9 +97,11 @@ class Collector:
             self.served.push()
 
         def share() -> _Share:
+            # Texts alone go to the other ranks: micro-batches are on this device, and answers may be pending.
             own, parts[:], answers[:] = self._sample(on_policy_P, items, indices, on_step, waiting)
             return own if self.ranks.size == 1 else own.with_texts(without_items)
 
+        # A sharded model that decodes must be whole: a rank with more steps than others would else wait for their part.
         writers = [lm for lm in self.sources.writers if self.served is None or lm is not self.sources.student]
         with cancelled_on_error(self.sources.teacher), whole(*writers):
             shares = self.ranks.gather(share)
@@ -212,6 +214,7 @@ class Collector:
             student, teacher = self.sources.student, self.sources.teacher
             lm = model_of(teacher)
             # The passes of a sharded teacher are collective calls, and other processes may not be waiting.
+            # One that reads siblings has nothing to read yet: which text is right is what the scores will say.
             idle = going and scoring.pending and not self.reads_sibling
             if idle and lm is not None and not is_sharded(lm.module):
                 parts = list(micro_batches(student, episodes, self.token_budget, teacher))

@@ -54,7 +54,7 @@ def gated(
     Of a gate by outcome also `train/gate_right`, the share of the texts with a reward that count as right.
 
     Args:
-        credit: Of the rollout.
+        credit: The rollout's.
         rollout: Split into micro-batches.
         objective: Whose gate it is, and whose divergence it may ask for.
         student: The model that sampled.

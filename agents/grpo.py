@@ -11,8 +11,9 @@ ratio="sequence", CISPO (arXiv 2506.13585) policy_loss="clipped_weight", reducti
 
 from __future__ import annotations
 
+from rlgkd.agents.agent_settings import ADVANTAGE, RewardSettings
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
+from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.objective import POLICY_LOSS, Objective
 
 

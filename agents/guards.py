@@ -1,18 +1,20 @@
 """Guards: what the numbers of an update say is going wrong, each reported once, with its remedy.
 
 A run's own report says the same of its end (rlgkd.scripts.report.remarks); these speak while there is time to stop.
+watch.py holds them to the updates of a training.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-_log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
+STUDENT: Final = "rollout/student"
+"""The share of an update's texts that the student wrote. A guard that reads it asks what they are like, of which an
+update on references alone says nothing."""
 OTHER_LENGTH: Final = 1.5
 """The factor in the length of texts from which on a reward that rises may rise by length alone."""
 HEAVY_TAIL: Final = 25.0
@@ -25,15 +27,24 @@ MISMATCH: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Greatest:
+    """What entropy and divergence can be at most, in nats."""
+
+    entropy: float
+    """The logarithm of the vocabulary's size."""
+    divergence: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guard:
     """A fault that shows in the metrics of an update."""
 
     name: str
     reads: tuple[str, ...]
     """Metrics without which an update says nothing of it: those of some updates alone are compared at these."""
-    fires: Callable[[Metrics, Metrics, float], bool]
-    """(the first update's metrics, this one's, the logarithm of the vocabulary's size in nats) -> whether it shows; a
-    comparison with a metric that the first update lacks is false."""
+    fires: Callable[[Metrics, Metrics, Greatest], bool]
+    """(the first update's metrics, this one's, the greatest values) -> whether it shows; a comparison with a metric
+    that the first update lacks is false."""
     updates: int
     """For so many updates in a row that say something of it, before it is reported."""
     compared_with: int = 1
@@ -44,70 +55,73 @@ class Guard:
     """What is reported; `{metric}` is this update's value, `{first_metric}` the first one's."""
 
 
-def _value(metrics: Metrics, name: str) -> float:
+def value(metrics: Metrics, name: str) -> float:
+    """The metric of this name; NaN if the update has none."""
     return metrics.get(name, math.nan)
 
 
-def _collapsed(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    entropy = _value(now, "train/entropy")
-    return entropy < 0.01 * log_vocabulary and 10 * entropy < _value(first, "train/entropy")
+def _collapsed(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    entropy = value(now, "train/entropy")
+    return entropy < 0.01 * greatest.entropy and 10 * entropy < value(first, "train/entropy")
 
 
-def _random(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(first, "train/entropy") < 0.9 * log_vocabulary < _value(now, "train/entropy")
+def _random(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return value(first, "train/entropy") < 0.9 * greatest.entropy < value(now, "train/entropy")
 
 
-def _left_teacher(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "train/divergence") > 10 * max(_value(first, "train/divergence"), 0.1)
+def _left_teacher(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    begun = value(first, "train/divergence")
+    halfway = (begun + greatest.divergence) / 2  # a bounded one, such as JSD, is never ten times as much
+    return value(now, "train/divergence") > min(10 * max(begun, 0.1), halfway)
 
 
-def _never_ended(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "rollout/ended") == 0.0
+def _never_ended(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return value(now, "rollout/ended") == 0.0
 
 
-def _no_gradient(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "train/grad_norm") == 0.0
+def _no_gradient(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return value(now, "train/grad_norm") == 0.0
 
 
-def _none_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "train/gate_right") == 0.0
+def _none_right(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return value(now, "train/gate_right") == 0.0
 
 
-def _all_right(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
+def _all_right(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
     # From the first update on: of a task that has been learnt all texts are right too.
-    return _value(first, "train/gate_right") == _value(now, "train/gate_right") == 1.0
+    return value(first, "train/gate_right") == value(now, "train/gate_right") == 1.0
 
 
-def _unsettled(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    entropy, divergence = _value(first, "train/entropy"), _value(first, "train/divergence")
-    leaves = _value(now, "train/divergence") > 1.5 * max(divergence, 0.1)
-    return leaves and _value(now, "train/entropy") > max(1.3 * entropy, 0.1)
+def _unsettled(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    entropy, divergence = value(first, "train/entropy"), value(first, "train/divergence")
+    leaves = value(now, "train/divergence") > 1.5 * max(divergence, 0.1)
+    return leaves and value(now, "train/entropy") > max(1.3 * entropy, 0.1)
 
 
-def _reward_by_length(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    factor = _value(now, "rollout/ep_len_mean") / _value(first, "rollout/ep_len_mean")
-    rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
-    return _value(now, "train/alpha") < 1 and rises and max(factor, 1 / factor) > OTHER_LENGTH
+def _reward_by_length(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    factor = value(now, "rollout/ep_len_mean") / value(first, "rollout/ep_len_mean")
+    rises = value(now, "rollout/ep_rew_mean") > value(first, "rollout/ep_rew_mean")
+    return value(now, "train/alpha") < 1 and rises and max(factor, 1 / factor) > OTHER_LENGTH
 
 
-def _reward_by_repetition(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    repeats = _value(now, "rollout/repeated") > 0.2 + _value(first, "rollout/repeated")
-    rises = _value(now, "rollout/ep_rew_mean") > _value(first, "rollout/ep_rew_mean")
-    return _value(now, "train/alpha") < 1 and rises and repeats
+def _reward_by_repetition(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    repeats = value(now, "rollout/repeated") > 0.2 + value(first, "rollout/repeated")
+    rises = value(now, "rollout/ep_rew_mean") > value(first, "rollout/ep_rew_mean")
+    return value(now, "train/alpha") < 1 and rises and repeats
 
 
-def _heavy_tail(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "agreement/gap_p99") > HEAVY_TAIL
+def _heavy_tail(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return value(now, "agreement/gap_p99") > HEAVY_TAIL
 
 
-def _one_term(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    policy, divergence = _value(now, "train/policy_grad_norm"), _value(now, "train/divergence_grad_norm")
-    is_start = not _value(now, "train/divergence") > 1e-3  # a teacher that is the student's start says nothing yet
+def _one_term(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    policy, divergence = value(now, "train/policy_grad_norm"), value(now, "train/divergence_grad_norm")
+    is_start = not value(now, "train/divergence") > 1e-3  # a teacher that is the student's start says nothing yet
     return not is_start and max(policy, divergence) > TERMS_APART * min(policy, divergence)
 
 
-def _mismatch(first: Metrics, now: Metrics, log_vocabulary: float) -> bool:
-    return _value(now, "train/mismatch") > MISMATCH
+def _mismatch(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
+    return value(now, "train/mismatch") > MISMATCH
 
 
 GUARDS: Final = (
@@ -137,7 +151,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="ended",
-        reads=("rollout/ended",),
+        reads=("rollout/ended", STUDENT),
         fires=_never_ended,
         updates=20,
         message="max_new_tokens: no text of 20 updates ended by itself; raise it, give a stop string, or first teach "
@@ -180,7 +194,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="length",
-        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha"),
+        reads=("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/alpha", STUDENT),
         fires=_reward_by_length,
         updates=10,
         message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts went from "
@@ -189,7 +203,7 @@ GUARDS: Final = (
     ),
     Guard(
         name="repetition",
-        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha"),
+        reads=("rollout/ep_rew_mean", "rollout/repeated", "train/alpha", STUDENT),
         fires=_reward_by_repetition,
         updates=5,
         message="reward: it rose from {first_ep_rew_mean:.3g} to {ep_rew_mean:.3g} while texts repeat themselves "
@@ -224,62 +238,3 @@ GUARDS: Final = (
         "model",
     ),
 )
-
-
-@dataclass
-class Watch:
-    """The guards over the updates of one training, and its other warnings, each of them once."""
-
-    log_vocabulary: float
-    """In nats."""
-    speaks: bool = True
-    """Whether warnings are logged: of several processes by one."""
-    messages: list[str] = field(default_factory=list)
-    """What has been reported."""
-    _first: list[Metrics] = field(default_factory=list)
-    """Those of the first updates since the agent was built, or since its objective changed."""
-    _streaks: dict[str, int] = field(default_factory=dict)
-    _reported: set[str] = field(default_factory=set)
-
-    def see(self, metrics: Metrics) -> None:
-        """Warn of what this update shows."""
-        if len(self._first) < max(guard.compared_with for guard in GUARDS):
-            self._first.append(dict(metrics))
-        for guard in GUARDS:
-            if any(math.isnan(_value(metrics, name)) for name in guard.reads):
-                continue
-            first = _usual(self._first[: guard.compared_with], guard.reads)
-            fires = guard.fires(first, metrics, self.log_vocabulary)
-            streak = self._streaks[guard.name] = self._streaks.get(guard.name, 0) + 1 if fires else 0
-            if streak >= guard.updates and guard.unless not in self._reported:
-                self.warn_once(guard.name, guard.message.format(**_names(metrics), **_names(first, "first_")))
-
-    def begin_again(self) -> None:
-        """Compare with the updates from now on: what is usual for one objective is not for another."""
-        self._first.clear()
-
-    def warn_once(self, name: str, message: str) -> None:
-        """Log a warning, unless one of this name has been."""
-        if name in self._reported:
-            return
-        self._reported.add(name)
-        self.messages.append(message)
-        if self.speaks:
-            _log.warning("%s", message)
-
-
-def _usual(updates: Sequence[Metrics], names: Sequence[str]) -> Metrics:
-    """The mean of each of these metrics over the updates in which it is known, in a run that does not break at once.
-
-    There it would be that of the broken run, so of several updates, whose metrics are not negative, it is at most 1.5
-    times the first one's.
-    """
-    known = {name: [one[name] for one in updates if not math.isnan(_value(one, name))] for name in names}
-    means = {name: math.fsum(values) / len(values) if values else math.nan for name, values in known.items()}
-    if len(updates) == 1:
-        return means
-    return {name: min(mean, 1.5 * known[name][0]) if known[name] else mean for name, mean in means.items()}
-
-
-def _names(metrics: Metrics, prefix: str = "") -> dict[str, float]:
-    return {prefix + name.rpartition("/")[2]: value for name, value in metrics.items()}

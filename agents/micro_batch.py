@@ -65,11 +65,11 @@ class MicroBatch:
         return to_device(values_B[self._row_and_number_N[0]], self.mask_BT.device)
 
     def gather(self, values_BT: Tensor) -> Tensor:
-        """[N], the values at the actions' places in [B, T]."""
+        """[N], the values at the actions' rows and columns of [B, T]."""
         return values_BT[self.batch.action_index_N]
 
     def scatter(self, values_N: Tensor) -> Tensor:
-        """Put the actions' values [N] at their places in [B, T], with 0 elsewhere."""
+        """Put the actions' values [N] at their rows and columns of [B, T], with 0 elsewhere."""
         return values_N.new_zeros(self.mask_BT.shape).index_put(self.batch.action_index_N, values_N)
 
     def outputs_of(self, teacher: Teacher) -> TeacherOutputs:
@@ -140,8 +140,9 @@ def micro_batches(
         if isinstance(teacher, LanguageModel | ModelMixture) and teacher.format is not None:
             part.teacher_batch = Batch.collate(as_read_by(teacher, chosen), pad=teacher.pad, device=teacher.device)
         if isinstance(teacher, AlignedTeacher):
-            part.aligned, lm = teacher.read(chosen), teacher.lm
-            part.teacher_batch = Batch.collate([text.episode for text in part.aligned], pad=lm.pad, device=lm.device)
+            part.aligned = teacher.read(chosen)
+            read = [text.episode for text in part.aligned]
+            part.teacher_batch = Batch.collate(read, pad=teacher.lm.pad, device=teacher.lm.device)
         yield part
     for _ in range(most - len(groups)):
         yield idle_batch(lm)

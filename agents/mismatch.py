@@ -78,6 +78,7 @@ def corrected(
         )
     if settings.importance == "none":
         return rollout.with_log_probabilities(None, student, entropy_BL=entropy_BL, rows=rows), metrics
+    # Clamped so that a weight is finite in float32, in which the loss has it.
     w_BL, log_cap = log_w_BL.clamp(max=80.0).exp(), float(np.log(settings.importance_cap))
     if settings.importance == "truncate":
         cut_N = log_w_N > log_cap
@@ -99,7 +100,7 @@ def _student_values(rollout: Rollout, student: LanguageModel) -> tuple[Tensor, T
     for part in rollout.micro_batches:
         token_N = student.actions(part.batch)
 
-        def of_student(
+        def of_student(  # token_N as a default binds this part's: a closure would see the loop's latest
             student_NV: Tensor, _: TeacherAt, chunk: slice, token_N: Tensor = token_N
         ) -> tuple[Tensor, dict[str, Tensor]]:
             logp_N, entropy_N = log_probability_and_entropy(student_NV, token_N[chunk])

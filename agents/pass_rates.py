@@ -42,10 +42,11 @@ def drawn(
         first: Where the stream goes on.
         number: How many are wanted.
         floor: As `chance` takes it.
-        seed: Of the coins, one for each stream index.
+        seed: Orders the coins, one for each stream index.
     """
     indices: list[int] = []
     while len(indices) < number:  # ends with probability 1, since each has the chance `floor`
+        # A coin of the stream index, not of a generator's state: a run that is resumed throws the same ones again.
         if uniforms(seed, "prompts_by", first, 1)[0] < chance(rates.get(key(first)), floor):
             indices.append(first)
         first += 1

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from rlgkd.agents._signature import PPOSettings
 from rlgkd.agents.advantages import Credit
+from rlgkd.agents.agent_settings import ADVANTAGE, RewardSettings
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import ADVANTAGE, AlgorithmConfig, RewardSettings
+from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.agents.persistence import agent_folder
 from rlgkd.agents.rollout import Rollout
@@ -45,13 +46,13 @@ class PPOConfig(AlgorithmConfig):
     reward: RewardSettings = RewardSettings(advantage=ADVANTAGE("raw"))
     objective: Objective = Objective(policy_loss=POLICY_LOSS("clipped"), reduction="token_mean")
     gae_lambda: Fraction = 0.95
-    """Of PPO: 0 trusts the values alone, 1 the rewards alone."""
+    """The lambda of PPO's advantages: 0 trusts the values alone, 1 the rewards alone."""
     value_coefficient: Annotated[float, Ge(0)] = 0.1
-    """Of PPO: weight of the value head's squared error, whose gradient reaches the student too."""
+    """Weight of the squared error of PPO's value head, whose gradient reaches the student too."""
     value_clip: Annotated[float, Ge(0)] | None = 0.2
-    """Of PPO: how far a value may move from the one it had in sampling; null lets it go."""
+    """How far a value of PPO may move from the one it had in sampling; null lets it go."""
     normalise_advantages: bool = True
-    """Of PPO: bring the batch's advantages to mean 0 and deviation 1."""
+    """Bring the advantages of PPO's batch to mean 0 and deviation 1."""
 
 
 class PPO(TextAlgorithm):

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from rlgkd.agents.rollout import Rollout, rows_by_tokens
+from rlgkd.agents.text_json import from_json, to_json
 from rlgkd.ops.sampling import uniforms
-from rlgkd.types import ON_POLICY, Item, Score, Source, StopReason, Trajectory
+from rlgkd.types import ON_POLICY, Item, Score, Source, Trajectory
 
 Group = list[dict[str, Any]]
 """The samples of a prompt, as JSON values."""
@@ -48,7 +49,7 @@ def replayed(
     """A rollout with texts of earlier updates among its own: on-policy for the policy term, else to be distilled alone.
 
     Args:
-        rollout: Of an update; a teacher outside of the process has not been asked for anything.
+        rollout: That of an update; a teacher outside of the process has not been asked for anything.
         groups: The texts.
         item: The item at an index of the stream.
         in_policy_term: Whether they have one.
@@ -71,37 +72,14 @@ def replayed(
 def _to_json(t: Trajectory, index: int) -> dict[str, Any]:
     return {
         "index": index,
-        "sample": t.sample,
-        "tokens": t.tokens_T.tolist(),
-        "actions": np.flatnonzero(t.action_mask_T).tolist(),
-        "logp": t.logp_T[t.action_mask_T].tolist(),
+        **to_json(t),
         "entropy": t.entropy_T[t.action_mask_T].tolist(),
-        "stop": str(t.stop),
-        "text": t.text,
-        "turns": list(t.turns),
         "reward": None if np.isnan(t.score.reward) else t.score.reward,
         "steps": None if t.score.steps is None else list(t.score.steps),
     }
 
 
 def _from_json(sample: Mapping[str, Any], item: Item, source: Source) -> Trajectory:
-    tokens_T = np.array(sample["tokens"], dtype=np.int64)
-    mask_T = np.zeros(len(tokens_T), dtype=bool)
-    mask_T[sample["actions"]] = True
-    values = {name: np.zeros(len(tokens_T), dtype=np.float32) for name in ("logp", "entropy")}
-    for name, values_T in values.items():
-        values_T[mask_T] = sample[name]
     reward = np.nan if sample["reward"] is None else sample["reward"]
-    return Trajectory(
-        item=item,
-        tokens_T=tokens_T,
-        action_mask_T=mask_T,
-        logp_T=values["logp"],
-        entropy_T=values["entropy"],
-        stop=StopReason(sample["stop"]),
-        source=source,
-        sample=sample["sample"],
-        text=sample["text"],
-        turns=tuple(sample["turns"]),
-        score=Score(reward=reward, steps=None if sample["steps"] is None else tuple(sample["steps"])),
-    )
+    steps = None if sample["steps"] is None else tuple(sample["steps"])
+    return from_json(sample, item, source).scored(Score(reward=reward, steps=steps))

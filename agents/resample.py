@@ -54,7 +54,7 @@ def resampled(
 
 
 def _even(rollout: Rollout, group_size: int) -> list[bool]:
-    """Of each group of on-policy texts, whether its rewards are all the same."""
+    """Whether the rewards of each group of on-policy texts are all the same."""
     on_policy = rollout.on_policy
     valid_B = torch.tensor([not math.isnan(t.score.reward) for t in on_policy], dtype=torch.bool, device="cpu")
     flags: list[bool] = even_groups(on_policy, valid_B.view(-1, group_size)).tolist() if on_policy else []

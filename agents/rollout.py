@@ -170,6 +170,7 @@ class Rollout:
 
     def mismatch(self, logp_BL: Tensor) -> float:
         """The mean |log p - log p as it sampled|, in nats, over the tokens of the student's own texts; NaN of none."""
+        # In float32 it is rounding; more says that the policy which trains is not the one that sampled (dropout, say).
         apart = [
             np.abs(logp_BL[row, : t.length].numpy() - t.logp_T[t.action_mask_T])
             for row, t in enumerate(self.trajectories)

@@ -2,7 +2,7 @@
 
 Without staleness: the weights go to the servers, then the texts are asked for and waited for. With staleness 1 an
 update finds its texts waiting; the weights as they are now go to the servers, and while this update trains these sample
-the texts of the next one, which are settled, by all processes, before anything else happens.
+the texts of the next one, which are waited for, by all processes, before anything else happens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlgkd.agents.state import TrainingState
-from rlgkd.agents.waiting import WaitingTexts, to_json
+from rlgkd.agents.text_json import to_json
+from rlgkd.agents.waiting import WaitingTexts
 from rlgkd.errors import SamplerError
 from rlgkd.lm.generate import OnStep
 from rlgkd.lm.model import LanguageModel
@@ -64,7 +65,7 @@ class ServedTexts:
         pending = self._asked([items[row] for row in rows], [stream_indices[row] for row in rows], group)
         self._ahead = update, group, list(rows), pending
 
-    def settle_next(self, state: TrainingState) -> None:
+    def resolve_next(self, state: TrainingState) -> None:
         """Wait for the texts of the next update, if they were asked for, and put them into the state; collective.
 
         Raises: SamplerError as `PendingTexts.finish`, or if there are none; ProcessError on the other processes.
@@ -112,4 +113,4 @@ class ServedTexts:
 
 def _as_json(texts: Texts, rows: Sequence[int]) -> tuple[list[dict[str, object]], int]:
     episodes = zip(texts.episodes, texts.indices, strict=True)
-    return [to_json(episode, rows[index]) for episode, index in episodes], texts.failed
+    return [{"prompt": rows[index], **to_json(episode)} for episode, index in episodes], texts.failed

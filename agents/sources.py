@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlgkd.agents.config import SamplingSettings
+from rlgkd.agents.agent_settings import SamplingSettings
 from rlgkd.checkpoint import GrowingFile, atomic_write, writing
 from rlgkd.dialogue import end_ids_of, stop_strings
 from rlgkd.errors import DataError, one_line
 from rlgkd.file_kinds import other_kind
+from rlgkd.item_checks import MAX_CHECKED
+from rlgkd.lm.copies import weights_digest
 from rlgkd.lm.generate import CoSampler, OnStep
-from rlgkd.lm.loading import weights_digest
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ranks import ALONE, Ranks
-from rlgkd.rollout import MAX_CHECKED, reference_episodes, replay_episodes, sample_episodes
+from rlgkd.rollout import reference_episodes, replay_episodes, sample_episodes
 from rlgkd.teachers import RoutedTeachers, Teacher
 from rlgkd.teachers.from_file import FileTeacher
 from rlgkd.types import Episode, Item, Source, Task
@@ -159,6 +160,7 @@ class Sources:
         stops = stop_strings(self.task)
         end_ids = end_ids_of(self.task, self.teacher.end_ids)
         template = "" if self.teacher.format is None else self.teacher.format.template
+        # What is usual (no stop string, one end token, ...) is left out, so that older files stay valid.
         return {
             "teacher": weights_digest(self.teacher.module),
             "temperature": self.teacher.temperature,

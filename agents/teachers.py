@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgkd.agents.config import AlgorithmConfig
 from rlgkd.errors import DependencyError, ModelError, SettingError
+from rlgkd.lm.copies import copy_sharing_frozen
 from rlgkd.lm.encoder_decoder import language_model
-from rlgkd.lm.loading import copy_sharing_frozen, dtype_of, load, load_tokenizer
+from rlgkd.lm.loading import dtype_of, load, load_tokenizer
 from rlgkd.lm.lora import unwrapped
 from rlgkd.lm.mixture import ModelMixture
 from rlgkd.lm.model import LanguageModel

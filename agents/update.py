@@ -139,7 +139,7 @@ def accumulate_gradient(
         )
         if credit.auxiliary is not None:
             loss = loss + credit.auxiliary(states_NH, actions.policy_weight_N, part)
-        loss.backward()
+        loss.backward()  # frees this micro-batch's activations before the next one's forward pass
         losses.append(loss.detach())
         if not recorded:
             entropies.append((records["entropy"] * part.per_row(~recorded_B)).sum())
@@ -158,6 +158,7 @@ def accumulate_gradient(
     sums = [
         sum_on_host(scalars) for scalars in (losses, divergences, entropies, mismatches, unmapped, *by_teacher.values())
     ]
+    # One exchange for all numbers: each would wait for the slowest rank.
     loss_sum, divergence, entropy, mismatch, unmapped_sum, known, *of_each = rollout.ranks.sum_numbers(
         [*sums[:5], float(with_map), *sums[5:]]
     )

@@ -19,8 +19,9 @@ import rlgkd  # noqa: F401 - registers the environments
 from rlgkd.envs.sb3 import make_sb3_vec_env
 from rlgkd.errors import RlgkdError
 from rlgkd.scripts.config import catalogue
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.config.recipes import RECIPES, recipe_names
-from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.config.run import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT_PAGES = {
@@ -156,13 +157,26 @@ def _recipe(name: str) -> str:
         if key != "name"
     ]
     settings: RunConfig = read(name)
-    return "\n".join([
-        f"# {name}", "", comment, "",
-        f"    rlgkd train {name}", "",
-        f"It trains `{settings.agent}` on [`{settings.env}`](../{_env_page(settings.env)}).", "",
-        "| setting | here | default |", "| --- | --- | --- |", *rows, "",
-        "## The file", "", f"```yaml\n{text}```", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            comment,
+            "",
+            f"    rlgkd train {name}",
+            "",
+            f"It trains `{settings.agent}` on [`{settings.env}`](../{_env_page(settings.env)}).",
+            "",
+            "| setting | here | default |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+            "## The file",
+            "",
+            f"```yaml\n{text}```",
+            "",
+        ]
+    )
 
 
 def _environments() -> dict[str, tuple[str, str]]:

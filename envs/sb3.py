@@ -71,7 +71,7 @@ class TextVecEnv(VecEnv):
         for row, outcome in outcomes.items():
             reward_N[row] = outcome.reward
             done_N[row] = True
-            length = len(self._episodes.actions(row))
+            length = len(self._episodes.actions(row))  # before the reset, which begins the row's next text
             infos[row] = {
                 **outcome.info,
                 "terminal_observation": self._episodes.tokens_NT[row].copy(),

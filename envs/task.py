@@ -42,7 +42,7 @@ Reply = Callable[[Item, Sequence[str]], str | None]
 at the end of the episode."""
 AT_LIMIT = ("terminate", "truncate")
 MAX_TOKENS = 2**24
-"""Of a text: more than any model's context, and rows of this length can still be made."""
+"""The longest limit of a text: more than any model's context, and rows of this length can still be made."""
 CHARACTERS_PER_TOKEN = 1000
 """No text has tokens so long on the average: a prompt that would need them is too long before it is encoded."""
 _log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class TextTask:
                 column may hold a list of right answers: the best match counts as the reward, and training on references
                 takes the first.
             split_shares: Tenths of a lone file's prompts for train, validation and test; None gives all to each.
-            shares: Of a mapping of names to data, how many items of each follow one another, again and again, such as
+            shares: Where data is a mapping of names, how many items of each follow one another, again and again, as
                 {math: 2, code: 1}; the column `source` has the name, unless the data has one. None: one kind.
             subset: Configuration of a data set of the Hugging Face hub.
             max_rows: Rows that are read of each split; None reads all. Streaming data sets need it.
@@ -268,7 +268,7 @@ class TextTask:
         ids = self._prompt_ids(self._encoder, item)
         if len(ids) > self.max_prompt_tokens:
             remedy = f"it has {len(ids)} tokens; shorten it or raise max_prompt_tokens, now {self.max_prompt_tokens}"
-            raise TooLongError("prompt", item.key, remedy)
+            raise TooLongError("prompt", item.key, remedy, len(ids))
         return ids
 
     def _prompt_ids(self, encoder: TextEncoder, item: Item) -> list[int]:

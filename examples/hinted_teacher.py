@@ -31,9 +31,16 @@ ITEMS, TEACH_TOKENS, TRAIN_TOKENS, PROMPTS = 8000, 120_000, 30_000, 192
 def with_hint(student: str, seed: int = 0) -> Distill:
     """The student with itself as a teacher that reads the reference too."""
     return Distill(
-        student, ENV, teacher="self", teacher_prompt=HINT, divergence="reverse_kl", learning_rate=5e-4,
-        prompts_per_update=16, group_size=2, seed=seed,
-    )  # fmt: skip
+        student,
+        ENV,
+        teacher="self",
+        teacher_prompt=HINT,
+        divergence="reverse_kl",
+        learning_rate=5e-4,
+        prompts_per_update=16,
+        group_size=2,
+        seed=seed,
+    )
 
 
 def taught(folder: Path) -> str:
@@ -52,9 +59,15 @@ def taught(folder: Path) -> str:
             prompts=rows, reward="exact", tokenizer=STUDENT, max_prompt_tokens=200, max_new_tokens=task.max_new_tokens
         )
         agent = Distill(
-            STUDENT, env, divergence="forward_kl", estimator="sampled", student_fraction=0.0, learning_rate=1e-3,
-            prompts_per_update=64, group_size=1,
-        )  # fmt: skip
+            STUDENT,
+            env,
+            divergence="forward_kl",
+            estimator="sampled",
+            student_fraction=0.0,
+            learning_rate=1e-3,
+            prompts_per_update=64,
+            group_size=1,
+        )
         agent.learn(TEACH_TOKENS)
         agent.save(folder)
     return str(folder)

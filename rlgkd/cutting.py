@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from rlgkd.errors import SettingError
+from rlgkd.lm.copies import frozen_view
 from rlgkd.lm.fused_loss import TeacherAt, fused_sum
 from rlgkd.lm.layers import keep_layers, layer_count
-from rlgkd.lm.loading import frozen_view
 from rlgkd.lm.model import LanguageModel
 from rlgkd.ops import divergence
 from rlgkd.rollout import sample_episodes

@@ -23,13 +23,19 @@ MAX_VALUE = 500
 
 
 class RlgkdError(Exception):
-    """Base of every error that the user can fix: one line that names the field, the value and the remedy."""
+    r"""Base of every error that the user can fix: one line that names the field, the value and the remedy.
+
+    Examples:
+        >>> module = type("Module", (), {"__repr__": lambda self: "Two(\n  lines)"})()
+        >>> print(SettingError("model", module, "give a name"))
+        model: Two( lines) does not work; give a name
+    """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
         self.field = field
         self.value = value
         self.remedy = remedy
-        text = repr(masked(value))
+        text = re.sub(r"\s*\n\s*", " ", repr(masked(value)))  # such as that of a module, which has many lines
         if len(text) > MAX_VALUE:
             text = f"{text[:MAX_VALUE]}..."
         super().__init__(shown(f"{field}: {text} does not work; {remedy}"))
@@ -50,6 +56,11 @@ class DataError(RlgkdError, ValueError):
 class TooLongError(DataError):
     """A prompt that is longer than its limit, or that the model's context has no room for."""
 
+    def __init__(self, field: str, value: object, remedy: str, tokens: int = 0) -> None:
+        super().__init__(field, value, remedy)
+        self.tokens = tokens
+        """How long it is; 0 where that is not known."""
+
 
 def in_one_message(errors: Sequence[tuple[str, DataError]], seen: int, hint: str = "") -> DataError:
     """Return the error that stands for several of `seen` rows: the first one, how many there are, and the first keys.
@@ -58,12 +69,16 @@ def in_one_message(errors: Sequence[tuple[str, DataError]], seen: int, hint: str
         >>> errors = [(f"x:{n}", DataError("prompt", f"x:{n}", "it is empty")) for n in range(7)]
         >>> print(in_one_message(errors, 9))
         prompt: 'x:0' does not work; it is empty. 7 of 9 rows cannot be used: 'x:0', 'x:1', 'x:2', 'x:3', 'x:4', ...
+        >>> print(in_one_message([(key, TooLongError("prompt", key, "it is long", 50)) for key in "ab"], 9))
+        prompt: 'a' does not work; it is long. 2 of 9 rows cannot be used: 'a', 'b'; the longest has 50 tokens
     """
     first = errors[0][1]
     remedy = first.remedy
     if len(errors) > 1:
         shown = [*[repr(key) for key, _ in errors[:MAX_KEYS]], *["..."] * (len(errors) > MAX_KEYS)]
         remedy += f". {len(errors)} of {seen} rows cannot be used: {', '.join(shown)}"
+        if longest := max(error.tokens if isinstance(error, TooLongError) else 0 for _, error in errors):
+            remedy += f"; the longest has {longest} tokens"
     return type(first)(first.field, first.value, remedy + hint)
 
 

@@ -12,25 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from rlgkd.diversity import distinct, pass_at, self_bleu
 from rlgkd.errors import SettingError
-from rlgkd.lm.fused_loss import TeacherAt, TeacherOutputs, fused_sum
-from rlgkd.lm.mixture import ModelMixture, Scorer
 from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.own_format import as_read_by
-from rlgkd.ops import divergence, policy_loss
-from rlgkd.ops.byte_spans import KnownSpans
 from rlgkd.ops.logit_filters import Filters
-from rlgkd.ops.top_k_bucket import KnownTokens
-from rlgkd.ops.vocabulary_map import MappedTokens
 from rlgkd.ranks import ALONE, Ranks, with_items, without_items
 from rlgkd.rollout import reference_episodes, rollout
 from rlgkd.sharding import whole
 from rlgkd.statistics import Interval, prompt_interval
-from rlgkd.teachers import AlignedTeacher, RoutedTeachers, Teacher, cancelled_on_error, collate, in_process
-from rlgkd.types import Batch, Episode, Item, Task, Trajectory
+from rlgkd.teachers import AlignedTeacher, RoutedTeachers, Teacher, cancelled_on_error, in_process
+from rlgkd.token_values import token_values
+from rlgkd.types import Item, Task, Trajectory
 
 CHECKABLE = ("truth", "exact", "reward")
 """Measures that say whether a completion is correct, if they are 0 or 1 for every completion."""
@@ -47,7 +40,8 @@ class Evaluation:
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> one value per prompt, the mean over its samples; NaN where it is not defined."""
     by_position: dict[str, np.ndarray] = field(default_factory=dict)
-    """`reverse_kl` and `reverse_kl_data` -> [prompts, positions], nats per token; NaN after a prompt's longest text."""
+    """`reverse_kl`, `reverse_kl_data` and their like -> [prompts, positions], nats per token; NaN after a prompt's
+    longest text."""
 
     def __repr__(self) -> str:
         """The means: the arrays would fill pages."""
@@ -92,6 +86,7 @@ def evaluate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    forward_kl: bool = False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Sample `group` completions for each of the split's first `prompts` items and measure them.
@@ -105,6 +100,8 @@ def evaluate(
       train-inference mismatch. A served teacher gives them over its top k tokens and one bucket, never more than the
       whole, and NaN for a prompt at which it fails; one that gives no tokens but the written ones, or is a file, none.
       One with other tokens gives `reverse_kl` by the log-ratios of the sampled spans, or both through its map;
+    - with `forward_kl`, `forward_kl` and `forward_kl_data` too: KL(teacher || policy) at the same prefixes, wherever
+      the teacher gives a distribution;
     - for a group of two or more, `self_bleu` and `distinct1` to `distinct3` of its completions and, for each measure of
       CHECKABLE that is 0 or 1, `truth@2` and its like: the probability that one of so many completions is correct, for
       powers of two.
@@ -120,7 +117,7 @@ def evaluate(
 
     Raises: SettingError if prompts or group < 1, or for a filter outside its range or combined with `greedy`.
     """
-    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p))
+    draw = _Draw(task, group, seed, greedy, Filters(top_k=top_k, top_p=top_p, min_p=min_p), forward_kl)
     counts: Any = (prompts, group)
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise SettingError("prompts", prompts, "evaluate at least 1, with at least 1 sample of each")
@@ -131,8 +128,7 @@ def evaluate(
     batches = [items[start : start + batch_size] for start in range(0, prompts, batch_size)]
 
     def measure() -> list[_BatchMeasures]:
-        own = [_measure_batch(policy, teacher, batches[number], draw)
-               for number in ranks.share(len(batches))]  # fmt: skip
+        own = [_measure_batch(policy, teacher, batches[number], draw) for number in ranks.share(len(batches))]
         return [one.with_texts(without_items) for one in own] if ranks.size > 1 else own
 
     with whole(policy, teacher):
@@ -140,10 +136,10 @@ def evaluate(
     if ranks.size > 1:
         measured = [one.with_texts(lambda texts: with_items(texts, items)) for one in measured]
     trajectories = [t for one in measured for t in one.trajectories]
-    token_values: dict[str, list[np.ndarray]] = {}
+    rows_of: dict[str, list[np.ndarray]] = {}
     for one in measured:
         for name, rows in one.token_values.items():
-            token_values.setdefault(name, []).extend(rows)
+            rows_of.setdefault(name, []).extend(rows)
 
     texts = [t.text for t in trajectories]
     qualities = task.quality([t.item for t in trajectories], texts)
@@ -153,7 +149,8 @@ def evaluate(
     measures_PG = {name: np.array(values).reshape(prompts, group) for name, values in columns.items()}
     if group > 1:
         measures_PG |= _group_measures(measures_PG, [texts[row : row + group] for row in range(0, len(texts), group)])
-    complete = {name: rows for name, rows in token_values.items() if len(rows) in (prompts, prompts * group)}
+    # What some batch could not measure (no reference at an item, no teacher's tokens) is a measure of none.
+    complete = {name: rows for name, rows in rows_of.items() if len(rows) in (prompts, prompts * group)}
     for name, rows in complete.items():
         measures_PG[name] = np.array([float(row.mean()) for row in rows]).reshape(prompts, -1)
     measures_PG["length"] = np.array([float(t.length) for t in trajectories]).reshape(prompts, group)
@@ -175,6 +172,8 @@ class _Draw:
     seed: int
     greedy: bool
     filters: Filters
+    forward_kl: bool
+    """Whether the divergence is measured in this direction too."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class _BatchMeasures:
 
     trajectories: list[Trajectory]
     token_values: dict[str, list[np.ndarray]]
-    """`reverse_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
+    """`NAME_kl_data` has a row for each prompt, or is missing; the others have one for each trajectory."""
 
     def with_texts(self, change: Callable[[Sequence[Trajectory]], list[Trajectory]]) -> _BatchMeasures:
         return replace(self, trajectories=change(self.trajectories))
@@ -210,10 +209,12 @@ def _measure_batch(
     if draw.filters or teacher is not None:  # with a filter, the recorded entropy is not that of the policy
         # One forward pass for both, since they share their prompts.
         with cancelled_on_error(teacher):
-            values |= _token_values(policy, teacher, [*sampled, *given], entropy=bool(draw.filters))
+            values |= token_values(
+                policy, teacher, [*sampled, *given], entropy=bool(draw.filters), forward_kl=draw.forward_kl
+            )
     measures = {name: rows[: len(sampled)] for name, rows in values.items()}
     if has_references:
-        measures["reverse_kl_data"] = values["reverse_kl"][len(sampled) :]
+        measures |= {f"{name}_data": rows[len(sampled) :] for name, rows in values.items() if name.endswith("_kl")}
     return _BatchMeasures(sampled, measures)
 
 
@@ -269,63 +270,3 @@ def _position_means(rows: Sequence[np.ndarray], prompts: int) -> np.ndarray:
         padded_PGL[prompt, sample, : len(row)] = row
     count_PL = np.isfinite(padded_PGL).sum(axis=1)
     return np.where(count_PL > 0, np.nansum(padded_PGL, axis=1) / np.maximum(count_PL, 1), np.nan)
-
-
-@torch.inference_mode()
-def _token_values(
-    policy: LanguageModel, teacher: Teacher | None, trajectories: Sequence[Episode], *, entropy: bool
-) -> dict[str, list[np.ndarray]]:
-    """Return, per completion and token, the entropy (if asked for) and, given a teacher, KL(policy || teacher)."""
-    batch = _batch_of(policy, trajectories)
-    lengths = [t.length for t in trajectories]
-    outputs: TeacherOutputs | None = None
-    failed: list[int] = []
-    token_N = policy.actions(batch)
-    if isinstance(teacher, LanguageModel | ModelMixture):
-        read = batch if policy.format is teacher.format else _batch_of(teacher, trajectories)
-        outputs = (teacher, teacher.states(read))
-        states_NH = policy.states(batch)
-    elif isinstance(teacher, AlignedTeacher):
-        aligned = teacher.read(trajectories)
-        read = Batch.collate([text.episode for text in aligned], pad=teacher.lm.pad, device=teacher.lm.device)
-        logp_N = batch.logp_BT[batch.action_index_N]
-        outputs = teacher.outputs(aligned, teacher.lm.states(read), read, logp_N)
-        states_NH = policy.states(batch)
-    else:
-        assert not isinstance(teacher, RoutedTeachers), "each batch has one"
-        answers = [] if teacher is None else teacher.submit(trajectories)
-        states_NH = policy.states(batch)
-        if teacher is not None:
-            known = [None if answer.exception() else answer.result() for answer in answers]
-            teacher.settle()
-            outputs = collate(known, lengths, policy.device)
-            failed = [row for row, text in enumerate(known) if text is None]
-
-    def record(
-        logits_NV: torch.Tensor, teacher_n: TeacherAt, chunk: slice
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        records = {"entropy": policy_loss.entropy(logits_NV)} if entropy else {}
-        if isinstance(teacher_n, KnownSpans):
-            written_N = policy_loss.log_probability(logits_NV, token_N[chunk]) + teacher_n.other_logp_N
-            records["reverse_kl"] = (written_N - teacher_n.token_logp_N) / teacher_n.tokens_N
-        elif isinstance(teacher_n, MappedTokens):
-            reverse_kl_N = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
-            records["reverse_kl"] = torch.where(teacher_n.known_n, reverse_kl_N, 0.0)
-        elif isinstance(teacher_n, KnownTokens):
-            records["reverse_kl"] = divergence.reverse_kl(*teacher_n.with_bucket(logits_NV))
-        elif teacher_n is not None:
-            records["reverse_kl"] = divergence.reverse_kl(teacher_n, logits_NV)
-        return logits_NV.new_zeros(()), records
-
-    _, records = fused_sum(policy, states_NH, record, outputs)
-    if failed:
-        known_N = np.repeat([row not in failed for row in range(len(lengths))], lengths)
-        records["reverse_kl"] = records["reverse_kl"].masked_fill(
-            torch.from_numpy(~known_N).to(policy.device), torch.nan
-        )
-    return {name: [row.cpu().double().numpy() for row in values.split(lengths)] for name, values in records.items()}
-
-
-def _batch_of(lm: Scorer, episodes: Sequence[Episode]) -> Batch:
-    """The episodes as the model reads them, on its device."""
-    return Batch.collate(as_read_by(lm, episodes), pad=lm.pad, device=lm.device)

@@ -218,7 +218,7 @@ class Objective(Settings):
 
     @property
     def reductions(self) -> tuple[Reduction, Reduction]:
-        """Of the policy term, and of the divergence."""
+        """The reductions of the policy term and of the divergence."""
         return self.policy_reduction or self.reduction, self.divergence_reduction or self.reduction
 
     @property
@@ -316,7 +316,7 @@ class Objective(Settings):
             cost_N = cost_N / teacher.tokens_N
         if self.estimator == "k2":
             return cost_N, _weighed(0.5 * log_ratio_N.square(), actions)
-        if self.estimator == "k3":
+        if self.estimator == "k3":  # exp beyond 88 is infinite in float32, and its gradient with it
             return cost_N, _weighed(torch.expm1((-log_ratio_N).clamp(max=80.0)) + log_ratio_N, actions)
         gap_N: Tensor = self.gap.function(teacher_logp_N, written_logp_N.detach())
         if self.estimator == "sampled":
@@ -336,6 +336,7 @@ class Objective(Settings):
     def mean_gap(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """sum_v p_S(v) gap(v) at each position: [..., V], [..., V] -> [...]."""
         log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+        # What the student cannot write has no part in its mean, but 0 times an infinite gap is NaN.
         mean: Tensor = (log_q.exp() * self.gap.function(log_p, log_q)).nan_to_num(nan=0.0).sum(-1)
         return mean
 

@@ -14,19 +14,15 @@ import numpy.typing as npt
 
 from rlgkd import scoring
 from rlgkd.dialogue import Dialogue, end_ids_of, ending_with, stop_strings
-from rlgkd.errors import DataError, SettingError, TooLongError, in_one_message
+from rlgkd.errors import SettingError, TooLongError
+from rlgkd.item_checks import check_reference
 from rlgkd.lm.generate import Completion, CoSampler, OnStep, decode
-from rlgkd.lm.mixture import Scorer
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.own_format import tokens_as_read
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.ops.sampling import uniforms
 from rlgkd.scoring import Ended
-from rlgkd.teachers import ModelTeacher, RoutedTeachers
-from rlgkd.types import SIBLING, Episode, Item, Source, StopReason, Task, Trajectory
-
-MAX_CHECKED = 200_000
-"""Items that are all checked before training; of more, only the first is."""
+from rlgkd.types import Episode, Item, Source, StopReason, Task, Trajectory
 
 
 def rollout(
@@ -147,7 +143,7 @@ def sample_episodes(
         )
         for row, completion in zip(some, completions, strict=True):
             row.take(completion)
-    return [row.episode(source) for row in rows if row.dialogue.turns]
+    return [row.episode(source) for row in rows if row.dialogue.turns]  # without those that had not begun
 
 
 def share_end_ids(task: Task, policy: LanguageModel) -> None:
@@ -269,72 +265,6 @@ def _shifted(uniforms_BT: npt.NDArray[np.float64], starts: Sequence[int]) -> npt
     for row, start in enumerate(starts):
         shifted_BT[row, : uniforms_BT.shape[1] - start] = uniforms_BT[row, start:]
     return shifted_BT
-
-
-def check_reference(item: Item) -> None:
-    """Raise DataError if the item has none."""
-    if not item.reference:
-        raise DataError("reference", item.key, "it has none; give references or set student_fraction to 1")
-
-
-def check_references(task: Task, split: str, seed: int) -> None:
-    """Check before training that every item has a reference that can be encoded.
-
-    Of items without end, and of more than `MAX_CHECKED`, the first of the stream is checked.
-
-    Raises: DataError that counts the items that have none, and names the first ones.
-    """
-    size = task.size(split)
-    number = size if size <= MAX_CHECKED else 1
-    found: list[tuple[str, DataError]] = []
-    for index in range(number):
-        item = task.item(split, seed, index)
-        try:
-            check_reference(item)
-            task.encode_completion(item.reference)
-        except DataError as error:
-            found.append((item.key, error))
-    if found:
-        raise in_one_message(found, number)
-
-
-def check_teacher_prompts(teacher: ModelTeacher, task: Task, split: str, seed: int) -> None:
-    """Check before training that every item has a teacher, and that one which sees more can read its prompt for it.
-
-    Of items without end, and of more than `MAX_CHECKED`, the first of the stream is checked. A text of the group, which
-    is not there yet, is taken to be as long as texts may be.
-
-    Raises: DataError for unknown teachers, columns that are missing or null, and prompts that are too long; it counts
-    them, and names the first ones.
-    """
-    if not isinstance(teacher, RoutedTeachers) and (teacher.format is None or not teacher.format.template):
-        return
-    size = task.size(split)
-    number = size if size <= MAX_CHECKED else 1
-    found: list[tuple[str, DataError]] = []
-    for index in range(number):
-        item = task.item(split, seed, index)
-        try:
-            reader = teacher.of(item) if isinstance(teacher, RoutedTeachers) else teacher
-            _check_teacher_prompt(reader, item, task.max_new_tokens)
-        except DataError as error:
-            found.append((item.key, error))
-    if found:
-        raise in_one_message(found, number)
-
-
-def _check_teacher_prompt(reader: Scorer, item: Item, max_new_tokens: int) -> None:
-    """Raise DataError if a teacher that sees more cannot read its prompt for the item."""
-    form = reader.format
-    if form is None or not form.template:
-        return
-    room = reader.context - max_new_tokens * (2 if form.reads_sibling else 1)
-    if form.reads_sibling:
-        item = dataclasses.replace(item, columns={**item.columns, SIBLING: ""})
-    length = len(form.encode_prompt(item))
-    if length > room:
-        remedy = f"it has {length} tokens for {item.key}, and the teacher's context has room for {room}"
-        raise TooLongError("teacher_prompt", form.template, f"{remedy}; shorten it or lower max_new_tokens")
 
 
 def encode_within(lm: LanguageModel, task: Task, item: Item) -> list[int]:

@@ -119,7 +119,7 @@ class PromptFormat:
     end_ids: frozenset[int] = frozenset()
     """The tokens that close a turn, of either model."""
     template: str = ""
-    """Of the prompt, where the teacher sees more than the student; empty if it does not."""
+    """The template of prompts in which the teacher sees more than the student; empty if it does not."""
 
     @property
     def reads_sibling(self) -> bool:

@@ -27,6 +27,8 @@ from rlgkd.types import Item, Task
 SPLITS: Final = ("train", "validation", "test")
 ONE_BY_ONE: Final = 4
 """Answers that are also scored alone."""
+FEW_PROMPTS: Final = 32
+"""Fewer in the evaluation are said: an interval reaches about 2 / sqrt(n) standard deviations each way."""
 Mark = Literal["ok", "FAIL", "note"]
 
 
@@ -47,14 +49,17 @@ def check_environment(settings: RunConfig, prompts: int = 64) -> Iterator[Outcom
     """Yield the outcomes, each as soon as it is known.
 
     Args:
-        settings: Of a run; its environment is checked, with the tokenizer of its student.
-        prompts: Of each split.
+        settings: Those of a run; its environment is checked, with the tokenizer of its student.
+        prompts: How many of each split.
 
     Raises: what making the environment raises: SettingError, DataError, ModelError.
     """
     task = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed).task
     items = dict(_items(task, settings.seed, prompts))
     yield Outcome("ok", "splits", ", ".join(f"{split} {task.size(split):,} prompts" for split in items))
+    if settings.eval_split in items and (size := task.size(settings.eval_split)) < FEW_PROMPTS:
+        remedy = "its intervals will be wide; give more rows, or a larger share of them (env_settings.split_shares)"
+        yield Outcome("note", "splits", f"the evaluation has {size} {settings.eval_split} prompts: {remedy}")
     # Without shares every row is in every split, on purpose.
     shared: Mark = "note" if settings.env_settings.get("split_shares", "auto") is None else "FAIL"
     yield from _prompts(task, items, shared)

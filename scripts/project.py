@@ -29,6 +29,7 @@ env_settings:
 
 student: embedded:grounded-student # a path, a name of the hub, ...
 teacher: embedded:grounded-teacher # the same; null for none, the student's name to stay close to the start
+# The method. For a recipe's (rlgkd train on-policy-kd run.yaml) leave out these two lines, which are put over it.
 agent: Reinforce
 alpha: 0.25 # the divergence weighs alpha / (1 - alpha) of the reward
 learning_rate: 0.001 # for a pretrained model that is trained whole 1e-5, with lora_rank 1e-4

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from rlgkd.agents.guards import GUARDS
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.config.recipes import recipe_names
-from rlgkd.scripts.config.run import read
 from rlgkd.scripts.runs.train import start
 
 NAMES = {re.sub(r"\\{.*?\\}", ".*", re.escape(guard.message)): guard.name for guard in GUARDS}

@@ -65,9 +65,13 @@ class PretendedTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Self:
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
             device=torch.device(NAME, 0),
-        )  # fmt: skip
+        )
 
     def __init__(self, inner: torch.Tensor) -> None:
         self.inner = inner

@@ -196,8 +196,9 @@ class Texts(BaseCallback):
     def _on_rollout_end(self) -> None:
         if not self.locals["going"]:
             return
-        texts = [[t.item.key, t.item.prompt, t.sample, t.tokens_T.tolist(), t.score.reward] for t in
-                 self.model.trajectories]  # fmt: skip
+        texts = [
+            [t.item.key, t.item.prompt, t.sample, t.tokens_T.tolist(), t.score.reward] for t in self.model.trajectories
+        ]
         self.updates.append([self.model.num_timesteps, texts])
 
     def _on_step(self) -> bool:

@@ -77,10 +77,21 @@ OF_TIME = ("seconds", "speed", "times.csv")
 LARGE = 200_000
 """Bytes above which a file is compared by its hash alone."""
 LIBRARIES = (
-    "accelerate", "matplotlib.pyplot", "peft", "pydantic", "rich.table", "rouge_score.rouge_scorer", "sacrebleu",
-    "scipy.stats", "stable_baselines3", "torch._dynamo", "torch.utils.tensorboard", "transformers.modeling_utils",
-    "transformers.models.llama.modeling_llama", "typer",
-)  # fmt: skip
+    "accelerate",
+    "matplotlib.pyplot",
+    "peft",
+    "pydantic",
+    "rich.table",
+    "rouge_score.rouge_scorer",
+    "sacrebleu",
+    "scipy.stats",
+    "stable_baselines3",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama",
+    "typer",
+)
 """What takes its time to import; where one is absent, the runs say so if they need it."""
 ABSENT = "(nothing)"
 
@@ -315,9 +326,11 @@ def _without_times(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def fields(text: str) -> Any:
     """JSON without what tells of times; its numbers as they are written."""
     return json.loads(
-        text, parse_float=str, parse_constant=str,
+        text,
+        parse_float=str,
+        parse_constant=str,
         object_pairs_hook=_without_times,
-    )  # fmt: skip
+    )
 
 
 BARS = re.compile(r"Loading weights:[^\n]*\n?")

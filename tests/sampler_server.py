@@ -29,9 +29,26 @@ from rlgkd.lm.stop_strings import StopStrings
 from rlgkd.ops.sampling import uniforms
 
 SAMPLE_FAULTS = (
-    "status", "busy", "refused", "garbage", "other_model", "few", "no_ids", "empty", "long", "bad_token", "text_token",
-    "short_logp", "nan", "above_one", "other_prompt", "after_end", "no_end", "aborted", "null",
-)  # fmt: skip
+    "status",
+    "busy",
+    "refused",
+    "garbage",
+    "other_model",
+    "few",
+    "no_ids",
+    "empty",
+    "long",
+    "bad_token",
+    "text_token",
+    "short_logp",
+    "nan",
+    "above_one",
+    "other_prompt",
+    "after_end",
+    "no_end",
+    "aborted",
+    "null",
+)
 """What a request for texts may get in the place of a right answer."""
 
 

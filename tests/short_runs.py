@@ -15,16 +15,24 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.config.reading import dump, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.rewind import rewind
 from rlgkd.scripts.runs.stopping import stoppable
 
 SMALL = [
-    "agent=Reinforce", "tokens=300", "prompts_per_update=2", "group_size=2", "eval_prompts=2", "threads=1",
-    "learning_rate=0.003", "env_settings.max_new_tokens=16", "checkpoint_every=2",
-]  # fmt: skip
+    "agent=Reinforce",
+    "tokens=300",
+    "prompts_per_update=2",
+    "group_size=2",
+    "eval_prompts=2",
+    "threads=1",
+    "learning_rate=0.003",
+    "env_settings.max_new_tokens=16",
+    "checkpoint_every=2",
+]
 """Some six updates."""
 
 
@@ -73,7 +81,7 @@ def outcome(out: Path) -> dict[str, Any]:
         **trained(out),
         **{name: (out / name).read_bytes() for name in files},
         **{name: (newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")},
-        "state": (state["training"], state["run"]),
+        "state": [state[name] for name in ("training", "run", "guards", "training_rewards")],
     }
 
 

@@ -19,9 +19,27 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FAULTS = (
-    "status", "busy", "refused", "late", "garbage", "html", "half", "short", "long", "nan", "infinity", "text",
-    "above_one", "no_token", "few", "null_position", "other_model", "no_choices", "bad_id", "list",
-)  # fmt: skip
+    "status",
+    "busy",
+    "refused",
+    "late",
+    "garbage",
+    "html",
+    "half",
+    "short",
+    "long",
+    "nan",
+    "infinity",
+    "text",
+    "above_one",
+    "no_token",
+    "few",
+    "null_position",
+    "other_model",
+    "no_choices",
+    "bad_id",
+    "list",
+)
 """What a request may get in the place of a right answer."""
 
 

@@ -9,7 +9,7 @@ from rlgkd.envs.tasks.grounded.env import classifier, grounded_summary
 from rlgkd.envs.tasks.grounded.pairs import pair
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.lm import LanguageModel, load, load_tokenizer
-from rlgkd.lm.loading import ASSETS
+from rlgkd.lm.model_names import ASSETS
 from rlgkd.scripts.assets.build import STAGES
 from rlgkd.scripts.assets.procedural import TASKS, build_tokenizer
 from rlgkd.types import Task

@@ -12,10 +12,10 @@ from rlgkd.cutting import best_cut, cuts, jeffreys
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError, ModelError, SettingError
 from rlgkd.lm import load, load_tokenizer, open_by_name
-from rlgkd.lm.loading import weights_digest
+from rlgkd.lm.copies import weights_digest
 from rlgkd.rollout import sample_episodes
 from rlgkd.scripts.cli import main
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.cut import cut
 from rlgkd.scripts.runs.train import start
 
@@ -41,8 +41,10 @@ def test_each_cut_is_as_far_from_the_whole_as_plain_transformers_says(task):
         for episode in episodes:
             ids, actions = torch.from_numpy(episode.tokens_T)[None].long(), torch.from_numpy(episode.action_mask_T)[1:]
             with torch.no_grad():
-                p, q = (m(ids, use_cache=False).logits[0, :-1][actions].double().log_softmax(-1)
-                        for m in (whole.module, module))  # fmt: skip
+                p, q = (
+                    m(ids, use_cache=False).logits[0, :-1][actions].double().log_softmax(-1)
+                    for m in (whole.module, module)
+                )
             kls["forward"].append((p.exp() * (p - q)).sum(-1))
             kls["reverse"].append((q.exp() * (q - p)).sum(-1))
         assert one.forward_kl == pytest.approx(float(torch.cat(kls["forward"]).mean()), rel=1e-3)

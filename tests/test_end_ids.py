@@ -18,7 +18,7 @@ from rlgkd.lm import load, load_tokenizer, open_by_name, save
 from rlgkd.lm.model import LanguageModel
 from rlgkd.lm.text_format import model_end_ids
 from rlgkd.rollout import replay_episodes
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import evaluate as command
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.generate import complete
@@ -49,9 +49,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def writes(token: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A model that writes one token, whatever stands before it."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=32, bos_token_id=None, eos_token_id=END, pad_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=32,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=END,
+        tie_word_embeddings=False,
+    )
     module = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         # The state is made (c, 0, ..., 0), by an embedding of ones in the first unit and layers that add nothing.

@@ -78,6 +78,21 @@ def test_the_divergence_by_position_averages_to_that_of_the_text(
     assert lengths.tolist() == found.measures["length"].tolist()
 
 
+def test_the_forward_divergence_is_measured_on_request_and_changes_nothing_else(
+    student: LanguageModel, teacher: LanguageModel
+) -> None:
+    plain = evaluate(student, teacher, grounded_summary(), prompts=3, group=2)
+    both = evaluate(student, teacher, grounded_summary(), prompts=3, group=2, forward_kl=True)
+    assert both.measures.keys() - plain.measures.keys() == {"forward_kl", "forward_kl_data"}
+    assert all((both.measures[name] == values).all() for name, values in plain.measures.items())
+    # The other way round the roles change; the references' prefixes stay the same.
+    swapped = evaluate(teacher, student, grounded_summary(), prompts=3)
+    assert both.measures["forward_kl_data"] == pytest.approx(swapped.measures["reverse_kl_data"], rel=1e-5)
+    assert both.measures["forward_kl"] != pytest.approx(both.measures["reverse_kl"], rel=1e-2)
+    itself = evaluate(student, student, grounded_summary(), prompts=3, forward_kl=True).measures
+    assert itself["forward_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_filters_choose_the_texts_and_the_divergence_is_of_the_whole_distributions(
     student: LanguageModel, teacher: LanguageModel
 ) -> None:

@@ -389,8 +389,9 @@ def test_off_policy_texts_and_the_entropy_bonus_are_not_weighed() -> None:
         torch.testing.assert_close(
             gradient(bonus, student, teacher, own, ADVANTAGES),
             gradient(alone, student, student, own, nothing),
-            atol=1e-9, rtol=1e-6,
-        )  # fmt: skip
+            atol=1e-9,
+            rtol=1e-6,
+        )
     finally:
         del gate.GATES["silent"]
 

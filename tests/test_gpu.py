@@ -20,9 +20,15 @@ def trained(kind, device: str, precision: str) -> tuple[list[list[int]], torch.T
     AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps to the first device of a process
     task = tiny.WordTask(TOKENIZER, lambda text: float(text.startswith("B")), max_new_tokens=8)
     agent = kind(
-        tiny.model(vocabulary=4), TextVecEnv(task), teacher=tiny.model(vocabulary=4, seed=1), device=device,
-        precision=precision, prompts_per_update=8, group_size=4, learning_rate=1e-3,
-    )  # fmt: skip
+        tiny.model(vocabulary=4),
+        TextVecEnv(task),
+        teacher=tiny.model(vocabulary=4, seed=1),
+        device=device,
+        precision=precision,
+        prompts_per_update=8,
+        group_size=4,
+        learning_rate=1e-3,
+    )
     for _ in range(3):
         agent.learn(1)
     weights = torch.cat([p.detach().float().cpu().flatten() for p in agent.student.module.parameters()])

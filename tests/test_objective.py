@@ -39,10 +39,17 @@ def policy(seed: int, temperature: float = 1.0) -> LanguageModel:
 def trajectory(prompt: Sequence[int], completion: Sequence[int], source: Source = Source.STUDENT) -> Trajectory:
     length = len(prompt) + len(completion)
     return Trajectory(
-        item=Item(key="", prompt=""), tokens_T=np.array([*prompt, *completion]),
-        action_mask_T=np.arange(length) >= len(prompt), logp_T=np.zeros(length), entropy_T=np.zeros(length),
-        stop=StopReason.END, source=source, sample=0, text="", score=Score(reward=0.0),
-    )  # fmt: skip
+        item=Item(key="", prompt=""),
+        tokens_T=np.array([*prompt, *completion]),
+        action_mask_T=np.arange(length) >= len(prompt),
+        logp_T=np.zeros(length),
+        entropy_T=np.zeros(length),
+        stop=StopReason.END,
+        source=source,
+        sample=0,
+        text="",
+        score=Score(reward=0.0),
+    )
 
 
 # Prompts and completions of several lengths, the end token (which is the padding too) as an action and in a prompt.
@@ -95,9 +102,7 @@ def slow_gradient(
     for t, advantage in zip(BATCH, ADVANTAGES[:, 0].double(), strict=True):
         ids = torch.from_numpy(t.tokens_T)[None]
         log_q, log_p = ((lm.module(ids).logits[0] / lm.temperature).log_softmax(-1) for lm in (student, teacher))
-        weight = {
-            "sequence_mean": 1 / (t.length * sequences), "token_mean": 1 / tokens, "sequence_sum": 1 / sequences
-        }  # fmt: skip
+        weight = {"sequence_mean": 1 / (t.length * sequences), "token_mean": 1 / tokens, "sequence_sum": 1 / sequences}
         for place in np.flatnonzero(t.action_mask_T):
             q, p = log_q[place - 1], log_p[place - 1].detach()
             if t.source is Source.STUDENT:
@@ -125,9 +130,11 @@ def test_the_gradient_is_that_of_equation_5_for_every_reduction(alpha, policy_re
     for reduction in ("sequence_mean", "token_mean", "sequence_sum"):
         objective = equation_5(alpha=alpha, policy_reduction=policy_reduction, divergence_reduction=reduction)
         torch.testing.assert_close(
-            gradient(objective, student, teacher), slow_gradient(objective, student, teacher, reverse_kl),
-            atol=1e-7, rtol=1e-6,
-        )  # fmt: skip
+            gradient(objective, student, teacher),
+            slow_gradient(objective, student, teacher, reverse_kl),
+            atol=1e-7,
+            rtol=1e-6,
+        )
 
 
 def test_the_gradient_with_jsd_is_the_papers():

@@ -28,6 +28,7 @@ MAINTAINERS = (
     "rlgkd/scripts/frontier/",
     "rlgkd/scripts/paper/",
     "rlgkd/scripts/reproduction/",
+    "rlgkd/scripts/rl_gkd/",
 )
 
 

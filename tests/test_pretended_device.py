@@ -17,7 +17,9 @@ FEW = {"prompts_per_update": 2, "group_size": 2, "learning_rate": 1e-3, "gradien
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "REINFORCE with a divergence": ("Reinforce", "llama", {"alpha": 0.5}),
     "sampled estimator, in the reward": (
-        "Reinforce", "llama", {"alpha": 0.5, "estimator": "sampled", "combination": "in_reward"},
+        "Reinforce",
+        "llama",
+        {"alpha": 0.5, "estimator": "sampled", "combination": "in_reward"},
     ),
     "a ratio of sequences, twice": ("GRPO", "llama", {"alpha": 0.5, "epochs": 2, "ratio": "sequence"}),
     "answering for later tokens": ("GRPO", "llama", {"alpha": 0.5, "horizon": 1.0, "teacher_top_k": 2}),
@@ -31,16 +33,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "an encoder": ("Reinforce", "t5", {"alpha": 0.5}),
     "a teacher elsewhere": ("Distill", "llama", {"teacher_device": "cpu", "epochs": 2}),
     "a teacher elsewhere, who writes": (
-        "Distill", "gemma", {"teacher_device": "cpu", "student_fraction": 0.0, "off_policy": "teacher"},
+        "Distill",
+        "gemma",
+        {"teacher_device": "cpu", "student_fraction": 0.0, "off_policy": "teacher"},
     ),
     "a teacher elsewhere, in the reward": (
-        "GRPO", "llama", {"alpha": 0.5, "teacher_device": "cpu", "estimator": "sampled", "combination": "in_reward"},
+        "GRPO",
+        "llama",
+        {"alpha": 0.5, "teacher_device": "cpu", "estimator": "sampled", "combination": "in_reward"},
     ),
     "a teacher elsewhere, who writes along": (
-        "Distill", "llama", {"teacher_device": "cpu", "behaviour": "teacher_mixed"},
+        "Distill",
+        "llama",
+        {"teacher_device": "cpu", "behaviour": "teacher_mixed"},
     ),
     "an encoder, a teacher elsewhere": ("Reinforce", "t5", {"alpha": 0.5, "teacher_device": "cpu"}),
-}  # fmt: skip
+}
 
 
 HERE = [case for case in CASES if "elsewhere" not in case]
@@ -78,10 +86,12 @@ def main() -> None:
             }
 
         found = {
-            case: [updated(name, kind, token_budget=budget, **settings)
-                   for budget in ((1, 10**6) if case in HERE else (10**6,))]
+            case: [
+                updated(name, kind, token_budget=budget, **settings)
+                for budget in ((1, 10**6) if case in HERE else (10**6,))
+            ]
             for case, (name, kind, settings) in CASES.items()
-        }  # fmt: skip
+        }
     print(json.dumps(found))
 
 

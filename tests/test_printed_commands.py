@@ -116,6 +116,7 @@ def test_start_and_teacher_of_the_quickstart_are_those_of_the_readme(tmp_path: P
 
 
 @minutes
+@pytest.mark.timeout(1800)
 def test_the_quickstart_finds_what_the_readme_says(tmp_path: Path) -> None:
     table = table_under("What `./scripts/quickstart` printed")
     summary = quickstart(tmp_path / "run")

@@ -13,7 +13,7 @@ import yaml
 from printed import ROOT, examples
 
 from rlgkd.ops import behaviour_policy, divergence, gate, returns
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.tracking.protocol import TrackedRun
 
 

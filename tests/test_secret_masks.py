@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rlgkd.errors import SettingError
-from rlgkd.scripts.config.run import check, dump
+from rlgkd.scripts.config.reading import check, dump
 from rlgkd.secret_masks import masked
 
 SERVED = {

@@ -23,8 +23,11 @@ LOADED = re.compile(r'<(?:script|img)[^>]* src="([^"]+)"|<link rel="stylesheet" 
 def test_the_site_builds_without_a_warning_and_reads_without_a_network(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     for name in recipe_names():
         assert f"rlgkd train {name}" in (tmp_path / "recipes" / f"{name}.html").read_text()

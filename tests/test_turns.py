@@ -30,10 +30,17 @@ def answer(item, turns) -> str | None:
 
 
 def talk(**settings) -> TextTask:
-    return TextTask(**{
-        "prompts": ["A", "B C", "C A B"], "tokenizer": TOKENIZER, "max_new_tokens": 12, "max_prompt_tokens": 4,
-        "reply": answer, "reward": lambda turns: [len(said) + said[-1].count("A") / 10 for said in turns], **settings,
-    })  # fmt: skip
+    return TextTask(
+        **{
+            "prompts": ["A", "B C", "C A B"],
+            "tokenizer": TOKENIZER,
+            "max_new_tokens": 12,
+            "max_prompt_tokens": 4,
+            "reply": answer,
+            "reward": lambda turns: [len(said) + said[-1].count("A") / 10 for said in turns],
+            **settings,
+        }
+    )
 
 
 def items(task):
@@ -131,8 +138,10 @@ def test_at_the_limit_a_text_is_scored_or_cut(form):
             assert step[3][0]["TimeLimit.truncated"] == (at_limit == "truncate")
         else:
             assert (np.ravel(step[1])[0], np.ravel(step[2])[0], np.ravel(step[3])[0]) == (
-                pytest.approx(reward), at_limit == "terminate", at_limit == "truncate"
-            )  # fmt: skip
+                pytest.approx(reward),
+                at_limit == "terminate",
+                at_limit == "truncate",
+            )
 
 
 def test_a_reward_that_failed_is_shown_as_a_truncation():
@@ -167,10 +176,12 @@ def test_a_text_that_was_cut_has_no_policy_term_and_its_reward_is_not_asked_for(
 
 @pytest.mark.parametrize(
     ("said", "words"),
-    [(lambda item, turns: {}["answer"], r"it raised KeyError: 'answer' \(.*_turns.py:\d+, in <lambda>\); return a"),
-     (lambda item, turns: 3, "it returned 3; return a text, or None"),
-     (lambda item, turns: ["A"], r"it returned \['A'\]; return a text, or None")],
-)  # fmt: skip
+    [
+        (lambda item, turns: {}["answer"], r"it raised KeyError: 'answer' \(.*_turns.py:\d+, in <lambda>\); return a"),
+        (lambda item, turns: 3, "it returned 3; return a text, or None"),
+        (lambda item, turns: ["A"], r"it returned \['A'\]; return a text, or None"),
+    ],
+)
 def test_a_reply_that_raises_or_is_no_text_is_one_line_that_says_where(said, words):
     task = talk(reply=said)
     with pytest.raises(SettingError, match=f"reply: '<lambda>' does not work; {words}") as caught:
@@ -238,9 +249,14 @@ def beginner(task: TextTask) -> LanguageModel:
     """Taught the numbers themselves, it guesses any of the range, and does not know what to make of an answer."""
     model = tiny.model(vocabulary=len(task.tokenizer), scale=0.1)
     taught = Distill(
-        model, TextVecEnv(task), divergence="forward_kl", estimator="sampled", student_fraction=0.0,
-        prompts_per_update=64, learning_rate=0.01,
-    )  # fmt: skip
+        model,
+        TextVecEnv(task),
+        divergence="forward_kl",
+        estimator="sampled",
+        student_fraction=0.0,
+        prompts_per_update=64,
+        learning_rate=0.01,
+    )
     return taught.learn(20_000).student
 
 
@@ -272,10 +288,18 @@ def test_stock_ppo_learns_to_use_the_answers():
     lm = beginner(task)
     before = score(task, lm)
     StockPPO(
-        LanguageModelActorCritic, TextVecEnv(task, num_envs=64), n_steps=32, batch_size=2048, n_epochs=4,
-        learning_rate=3e-3, gamma=1.0, gae_lambda=1.0, seed=0, device="cpu",
+        LanguageModelActorCritic,
+        TextVecEnv(task, num_envs=64),
+        n_steps=32,
+        batch_size=2048,
+        n_epochs=4,
+        learning_rate=3e-3,
+        gamma=1.0,
+        gae_lambda=1.0,
+        seed=0,
+        device="cpu",
         policy_kwargs={"model": lm.module, "tokenizer": task.tokenizer},
-    ).learn(16_000)  # fmt: skip
+    ).learn(16_000)
     assert score(task, lm) > before + 0.1
 
 

@@ -28,6 +28,7 @@ RETIRED = {
     "companions?": "co-sampler, teacher",
     "guide[sd]?": "teacher",
     "laid out": "prepacked",
+    r'(?-i:(?<=""")Of|(?<=: )Of)(?= )': "a noun first: the weights of ..., that of ...",
 }
 """Each word, as a pattern, and what to say instead."""
 RETIRED_IN_LM = {"turned": "rotated (rotary position embedding)"}
@@ -75,6 +76,15 @@ def test_a_room_uses_no_retired_word(room: str) -> None:
         pytest.fail("\n".join([f"{len(found)} retired words:", *found]), pytrace=False)
 
 
+def test_the_table_of_words_names_none_that_is_not_looked_for() -> None:
+    section = re.search(r"^## Words$.*?(?=^## )", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert section
+    table = [line for line in section[0].splitlines() if line.startswith("| ")]
+    last = [line.rstrip(" |").rpartition("|")[2] for line in table if not line.endswith("| |")][2:]
+    words = [word.strip() for column in last for word in column.split(",")]
+    assert len(words) > 9 and [word for word in words if not findings(word, RETIRED | RETIRED_IN_LM)] == []
+
+
 def test_each_allowed_phrase_is_still_there() -> None:
     for name, phrases in ALLOWED.items():
         text = (ROOT / name).read_text()
@@ -92,6 +102,7 @@ def test_each_allowed_phrase_is_still_there() -> None:
         ("besides, we recommend to amend a guideline in a folder", []),
         ("as of now. As of `Policy`.", ["As of"]),
         ("laid out once, thin products", ["laid out", "thin products"]),
+        ('"""Of the text."""\nseed: Of all. It is one: of many. Of course.', ["Of", "Of"]),
     ],
 )
 def test_words_are_found_in_names_and_with_their_endings(text: str, words: list[str]) -> None:

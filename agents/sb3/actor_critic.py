@@ -48,13 +48,13 @@ class LanguageModelActorCritic(ActorCriticPolicy):
         """Open the model and make the optimizer.
 
         Args:
-            observation_space: Of a text environment.
-            action_space: Of a text environment.
+            observation_space: A text environment's.
+            action_space: The same environment's.
             lr_schedule: SB3's.
             use_sde: SB3's; there is none for tokens.
             model: A name, or a loaded model, which is trained in place; it is needed.
-            tokenizer: Of a loaded model; it must be the environment's.
-            temperature: Of the actor, in sampling and scoring alike.
+            tokenizer: A loaded model's; it must be the environment's.
+            temperature: The actor's, in sampling and scoring alike.
             mask: Which tokens may come next, see rlgkd.ops.token_masks; None allows all.
             **settings: SB3's `optimizer_class` and `optimizer_kwargs`.
 
@@ -85,10 +85,11 @@ class LanguageModelActorCritic(ActorCriticPolicy):
             )
         if self.language_model.context < tokens.shape[0]:
             raise ModelError(
-                "model", name,
+                "model",
+                name,
                 f"its context of {self.language_model.context} tokens is shorter than the environment's "
                 f"{tokens.shape[0]}; lower max_prompt_tokens or max_new_tokens",
-            )  # fmt: skip
+            )
         self.module, self.mask, self.reader = model, mask, PrefixCache(self.language_model)
         self.value_net = nn.Linear(self.language_model.head.in_features, 1, device=self.language_model.device)
         nn.init.zeros_(self.value_net.weight)
@@ -131,7 +132,7 @@ class LanguageModelActorCritic(ActorCriticPolicy):
         return self._value(states_BH), distribution.log_prob(actions), entropy_B
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """Of the next token."""
+        """The distribution of the next token."""
         assert isinstance(obs, Tensor)
         return self._distribution(self.reader.last_states(obs), obs)
 

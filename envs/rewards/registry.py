@@ -105,7 +105,9 @@ def _named_reward(name: str, settings: dict[str, Any]) -> Reward:
         inspect.signature(maker).bind(**settings)
     except TypeError as error:
         taken = ", ".join(inspect.signature(maker).parameters) or "no settings"
-        raise SettingError("reward", {"name": name, **settings}, f"{error}; {name} takes {taken}") from error
+        about = (inspect.getdoc(maker) or "").partition("\n")[0]
+        remedy = f"{error}; {name} takes {taken}" + (f": {about}" if about else "")
+        raise SettingError("reward", {"name": name, **settings}, remedy) from error
     reward = maker(**settings)
     if not callable(reward):
         raise SettingError("reward", name, f"its maker returned {type(reward).__name__}, not a function")

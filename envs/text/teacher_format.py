@@ -35,7 +35,7 @@ def teacher_format(
         end_ids: The teacher's.
         encode: Encodes an item's prompt with an encoder.
         most_replies: How many replies there can be after a prompt.
-        template: Of its prompts, which `encode` fills; empty if it sees what the student sees.
+        template: That of its prompts, which `encode` fills; empty if it sees what the student sees.
 
     Raises: SettingError if the teacher's chat template has no place for one of the task's messages.
     """

@@ -23,12 +23,8 @@ writers either.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,22 +38,37 @@ from rlgkd.checkpoint.files import (
     atomic_write,
     dump_json,
     fitting,
-    leftovers,
     publish,
     read_json,
     reason,
     remove_stale,
-    restore_replaced,
     sync,
     temporary_name,
     write,
     writing,
 )
+from rlgkd.checkpoint.folders import (
+    FILES,
+    FORMAT,
+    MANIFEST,
+    SHARDED_FORMAT,
+    SHARDS,
+    TENSORS,
+    TEXTS,
+    check_whole,
+    checksum,
+    damages,
+    find_damage,
+    is_checkpoint,
+    latest,
+    steps,
+    whole,
+)
 from rlgkd.checkpoint.growing import GrowingFile
 from rlgkd.checkpoint.shards import read_shards, write_shards
-from rlgkd.checkpoint.state import JSON, MODEL, OPTIMIZER, Contents, checked_restore, contents, counterparts, storable
+from rlgkd.checkpoint.state import Contents, checked_restore, contents, counterparts, storable
+from rlgkd.checkpoint.tagged_json import JSON
 from rlgkd.errors import CheckpointError, SettingError, one_line
-from rlgkd.file_kinds import check_file
 from rlgkd.ranks import ALONE, Ranks
 
 __all__ = [
@@ -80,18 +91,8 @@ __all__ = [
     "writing",
 ]
 
-FORMAT = "rlgkd-checkpoint-1"
-SHARDED_FORMAT = "rlgkd-sharded-checkpoint-1"
-MANIFEST = "manifest.json"
-TENSORS = {MODEL: "model.safetensors", OPTIMIZER: "optimizer.safetensors"}
-"""Files of whole tensors by kind."""
-TEXTS = ("model.json", "optimizer.json", "random.json", "state.json")
-FILES = (*TENSORS.values(), *TEXTS)
-SHARDS = "shards"
-"""Folder of tensors in parts."""
 _FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
 """What files that are whole, and were not written by `save`, may lead to."""
-_STEP = re.compile(r"step-(\d+)")
 
 
 def save(
@@ -148,7 +149,7 @@ def convert(folder: Path, to: Path, *, sharded: bool) -> Path:
     Raises: CheckpointError if it is damaged, or cannot be written.
     """
     folder, to = Path(folder), Path(to)
-    _check_whole(folder)
+    check_whole(folder)
     with _foreign(folder):
         tensors = _read_tensors(folder, lambda kind, name: None)
         texts = {name: (folder / name).read_text(encoding="utf-8") for name in TEXTS}
@@ -173,40 +174,13 @@ def load(folder: Path, *, model: nn.Module, optimizer: Optimizer) -> dict[str, A
             same parent, if there is one), or the checkpoint is of another model or optimizer.
     """
     folder = Path(folder)
-    _check_whole(folder)
+    check_whole(folder)
     with _foreign(folder):
         tensors = _read_tensors(folder, counterparts(model, optimizer))
         restore = checked_restore(folder, tensors, model, optimizer)
         state: dict[str, Any] = read_json(folder / "state.json")
         restore()
     return state
-
-
-def latest(parent: Path) -> Path | None:
-    """Return the whole `step-N` in `parent` with the highest number, skipping temporary and damaged ones, or None."""
-    return next(whole(parent), None)
-
-
-def whole(parent: Path) -> Iterator[Path]:
-    """Yield the whole `step-N` in `parent`, highest number first, skipping temporary and damaged ones."""
-    for path, match in leftovers(parent):
-        if match["kind"] == "old":  # a process died between the two renames of `publish`
-            restore_replaced(path, match["name"])
-    yield from (folder for folder in _steps(parent) if not _damage(folder))
-
-
-def damages(parent: Path) -> list[str]:
-    """Return what is wrong with each `step-N` in `parent` that is not whole, highest number first.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as run:
-        ...     (Path(run) / "step-7").mkdir()
-        ...     damages(Path(run))
-        ['step-7/manifest.json is missing']
-    """
-    found = ((folder, _damage(folder)) for folder in _steps(parent))
-    return [f"{damage[0].relative_to(parent)} is {damage[1]}" for folder, damage in found if damage]
 
 
 def read_state(folder: Path) -> Any:
@@ -234,9 +208,9 @@ def prune(parent: Path, keep: int = 2) -> list[Path]:
     removed = []
     try:
         remove_stale(parent)
-        for folder in _steps(parent):
+        for folder in steps(parent):
             if keep > 0:
-                keep -= not _damage(folder)
+                keep -= not find_damage(folder)
                 continue
             renamed = folder.rename(temporary_name(folder, "tmp"))  # half a checkpoint never has a whole one's name
             removed.append(folder)
@@ -253,7 +227,7 @@ def _write(folder: Path, written: Contents, sharded: bool, ranks: Ranks) -> None
         sums: dict[str, dict[str, Any]] = {}
         if sharded:
             own = write_shards(temporary / SHARDS, written.tensors, ranks)
-            for more in ranks.gather(lambda: {f"{SHARDS}/{path.name}": _checksum(path) for path in own}):
+            for more in ranks.gather(lambda: {f"{SHARDS}/{path.name}": checksum(path) for path in own}):
                 sums |= more
         whole = {} if sharded else {TENSORS[k]: storable(t, writes=ranks.main) for k, t in written.tensors.items()}
 
@@ -261,7 +235,7 @@ def _write(folder: Path, written: Contents, sharded: bool, ranks: Ranks) -> None
             files: dict[str, str | dict[str, Tensor]] = {**whole, **written.texts}
             for name, content in files.items():
                 write(temporary / name, content)
-                sums[name] = _checksum(temporary / name)
+                sums[name] = checksum(temporary / name)
             if sharded:
                 if unseen := [name for name in sums if not (temporary / name).exists()]:
                     remedy = f"the main process does not see {unseen[0]}; put it on a disk that all processes share"
@@ -285,7 +259,7 @@ def _written(folder: Path, ranks: Ranks) -> Iterator[Path]:
     def begin() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(folder.parent)
-        if folder.exists() and not _is_checkpoint(folder):
+        if folder.exists() and not is_checkpoint(folder):
             raise CheckpointError("checkpoint", str(folder), "it holds something else; save under another name")
         temporary_name(folder, "tmp").mkdir()
         return temporary_name(folder, "tmp")
@@ -315,19 +289,6 @@ def _read_tensors(folder: Path, like: Callable[[str, str], Tensor | None]) -> di
     return {kind: load_file(folder / file) for kind, file in TENSORS.items()}
 
 
-def _check_whole(folder: Path) -> None:
-    """Raise CheckpointError, which names another one that is whole, if a checkpoint is not."""
-    damage = _damage(folder)
-    if damage is not None:
-        file, problem = damage
-        others = (other for other in _steps(folder.parent) if other.name != folder.name and not _damage(other))
-        other = next(others, None)
-        advice = "no whole checkpoint is next to it; start again"
-        if other:
-            advice = f"use {'a later' if _number(other) > _number(folder) else 'an earlier'} checkpoint: {other}"
-        raise CheckpointError("checkpoint", str(file), f"it is {problem}; {advice}")
-
-
 @contextmanager
 def _foreign(folder: Path) -> Iterator[None]:
     """Raise CheckpointError for what files that are whole, and were not written by `save`, lead to."""
@@ -338,68 +299,3 @@ def _foreign(folder: Path) -> Iterator[None]:
     except _FOREIGN as error:
         remedy = f"its files are not those of a checkpoint ({one_line(repr(error), 200)}); use another one"
         raise CheckpointError("checkpoint", str(folder), remedy) from error
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds nothing but a checkpoint's files, whole or not; shards alone may be anybody's."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {SHARDS}
-    return names <= {*FILES, SHARDS, MANIFEST} and names != {SHARDS}
-
-
-def _number(folder: Path) -> float:
-    """Return N of `step-N`; a folder with another name counts as later than all."""
-    match = _STEP.fullmatch(folder.name)
-    return int(match[1]) if match else math.inf
-
-
-def _steps(parent: Path) -> list[Path]:
-    """Return the folders `step-N` in `parent`, highest number first."""
-    folders = Path(parent).iterdir() if Path(parent).is_dir() else ()
-    numbered = [folder for folder in folders if _STEP.fullmatch(folder.name) and folder.is_dir()]
-    return sorted(numbered, key=_number, reverse=True)
-
-
-def _checksum(file: Path) -> dict[str, Any]:
-    """Return size in bytes and SHA-256 of a file."""
-    with file.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        return {"size": os.fstat(content.fileno()).st_size, "sha256": sha256}
-
-
-def _names(folder: Path, manifest: Any) -> Sequence[str]:
-    """Return the names of a checkpoint's files, which its manifest has to have; none if it is no checkpoint's."""
-    kind = manifest.get("format") if isinstance(manifest, dict) else None
-    if kind != SHARDED_FORMAT:
-        return FILES if kind == FORMAT else ()
-    shards = {name for name in manifest["files"] if name not in TEXTS}
-    there = folder / SHARDS
-    # One that the manifest does not have would be read, too.
-    shards |= {f"{SHARDS}/{path.name}" for path in there.iterdir()} if there.is_dir() else set()
-    return (*sorted(shards), *TEXTS)
-
-
-def _damage(folder: Path) -> tuple[Path, str] | None:
-    """Return the first file of a checkpoint that is not as written, and the problem; None if all are whole."""
-    file = folder / MANIFEST
-    try:
-        if not folder.is_dir():
-            return folder, "missing"
-        manifest = read_json(file)
-        names = _names(folder, manifest)
-        if not names:
-            return file, f"foreign (no {FORMAT!r} in it)"
-        for name in names:
-            file = folder / name
-            expected = manifest["files"][name]
-            check_file(file)
-            if (size := file.stat().st_size) < expected["size"]:
-                return file, f"truncated ({size} of {expected['size']} bytes)"
-            if _checksum(file)["sha256"] != expected["sha256"]:
-                return file, "damaged (its checksum differs from the manifest's)"
-    except FileNotFoundError:
-        return file, "missing"
-    except OSError as error:
-        return file, f"unreadable ({reason(error)})"
-    except (ValueError, KeyError, TypeError, RecursionError):  # JSON that is malformed, or not a manifest
-        return folder / MANIFEST, "damaged (not the manifest of a checkpoint)"
-    return None

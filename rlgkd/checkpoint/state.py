@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlgkd.checkpoint.files import dump_json, read_json
+from rlgkd.checkpoint.tagged_json import JSON, decode, encode, plain
 from rlgkd.errors import CheckpointError
 from rlgkd.sharding import full, is_shard, shard_like
-
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-
 
 MODEL, OPTIMIZER = "model", "optimizer"
 """The two kinds of tensors in a checkpoint."""
@@ -32,7 +29,7 @@ class Contents:
     """What a checkpoint holds; its tensors are the live ones, of which some may be shards."""
 
     tensors: dict[str, dict[str, Tensor]]
-    """Of the model each once, and of the optimizer, by kind and name."""
+    """The model's, each once, and the optimizer's, by kind and name."""
     texts: dict[str, str]
     """The JSON files."""
 
@@ -60,9 +57,9 @@ def contents(model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) 
     optimizer_json = {
         "class": type(inner).__name__,
         "parameters": parameters,
-        "groups": [_encode(group, f"group-{i}", tensors) for i, group in enumerate(optimizer_state["param_groups"])],
+        "groups": [encode(group, f"group-{i}", tensors) for i, group in enumerate(optimizer_state["param_groups"])],
         "state": {
-            str(index): _encode(values, f"{index}/{parameters[index]}", tensors)
+            str(index): encode(values, f"{index}/{parameters[index]}", tensors)
             for index, values in optimizer_state["state"].items()
         },
     }
@@ -72,8 +69,8 @@ def contents(model: nn.Module, optimizer: Optimizer, state: Mapping[str, JSON]) 
             "model.json": dump_json({"ties": ties}),
             "optimizer.json": dump_json(optimizer_json),
             # Without indent, which would give each number a line.
-            "random.json": json.dumps(_encode(_random_states(), "random", {})),
-            "state.json": dump_json(_plain(state, "state")),
+            "random.json": json.dumps(encode(_random_states(), "random", {})),
+            "state.json": dump_json(plain(state, "state")),
         },
     )
 
@@ -193,8 +190,8 @@ def _checked_optimizer(
         if name != saved_name:
             remedy = f"{folder} has {saved_name!r} in its place; keep the parameters' order"
             raise CheckpointError("optimizer", name, remedy)
-    state = {int(index): _decode(values, tensors) for index, values in saved["state"].items()}
-    groups = _decode(saved["groups"], tensors)
+    state = {int(index): decode(values, tensors) for index, values in saved["state"].items()}
+    groups = decode(saved["groups"], tensors)
     _check_hyperparameters(inner, groups)
     _check_moments(inner, state)
     return {"state": state, "param_groups": groups}
@@ -261,7 +258,7 @@ def _random_states() -> dict[str, Any]:
 
 
 def _checked_random(folder: Path) -> dict[str, Any]:
-    states: dict[str, Any] = _decode(read_json(folder / "random.json"), {})
+    states: dict[str, Any] = decode(read_json(folder / "random.json"), {})
     current = np.random.get_state(legacy=False)["bit_generator"]
     saved = states["numpy"]["bit_generator"]
     if current != saved:
@@ -283,48 +280,3 @@ def _restore_random(states: dict[str, Any]) -> None:
             "random draws on a GPU will differ from the run's",
             stacklevel=3,
         )
-
-
-# JSON with tags for tuples, arrays and tensors, so that each comes back with its type.
-
-
-def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    """Return `value` as JSON, adding tensors to `tensors` under `where`. A float's shortest decimal form is exact."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _encode(item, f"{where}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_encode(item, f"{where}/{i}", tensors) for i, item in enumerate(value)]
-        return items if isinstance(value, list) else {"__tuple__": items}
-    if isinstance(value, np.ndarray):
-        return {"__array__": base64.b64encode(value.tobytes()).decode(), "dtype": value.dtype.str}
-    if isinstance(value, Tensor):
-        tensors[where] = value
-        return {"__tensor__": where}
-    raise CheckpointError(where, type(value).__name__, "hold tensors, numbers, text, lists and dicts with text as keys")
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "__tuple__" in value:
-        return tuple(_decode(item, tensors) for item in value["__tuple__"])
-    if "__array__" in value:
-        return np.frombuffer(base64.b64decode(value["__array__"]), dtype=value["dtype"]).copy()
-    if "__tensor__" in value:
-        return tensors[value["__tensor__"]].clone()  # a copy, independent of the memory-mapped file
-    return {key: _decode(item, tensors) for key, item in value.items()}
-
-
-def _plain(value: JSON, where: str) -> JSON:
-    """Return `value` if JSON preserves it; json.dumps itself would silently turn a key 1 into "1"."""
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise CheckpointError(where, value, "make it numbers, text, lists and dicts with text as keys")

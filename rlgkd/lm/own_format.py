@@ -101,7 +101,7 @@ def tokens_as_read(
 
     Args:
         form: The format.
-        item: Of the prompt.
+        item: The prompt's.
         tokens: As the student reads them.
         actions: Which of them are.
         turns: Texts of the policy and of the task in alternation; of one turn alone they may be left out.

@@ -28,7 +28,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, *, field: str = "teacher", n
     """Return the bytes that each token writes, by id; special tokens write their names.
 
     Args:
-        tokenizer: Of a known family.
+        tokenizer: One of a known family.
         field: The setting that named its model.
         name: The model's name.
 

@@ -12,7 +12,7 @@ from rlgkd.errors import SettingError
 
 Term = Literal["policy", "divergence"]
 Weights = tuple[Tensor | None, Tensor | None]
-"""Of the policy term and of the divergence term, each [B, L] or [B, 1]; None is 1."""
+"""The weights of the policy term and of the divergence term, each [B, L] or [B, 1]; None is 1."""
 Gate = Callable[..., Weights]
 G = TypeVar("G", bound=Gate)
 

@@ -310,6 +310,18 @@ def get(name: str, **settings: float | bool) -> Divergence:
     return bind("divergence", name, DIVERGENCES, settings, reduces=True)
 
 
+def greatest(divergence: Divergence) -> float:
+    """Return what a divergence is at most, in nats: that of two distributions without a common token.
+
+    Thousands where it has no bound.
+
+    Examples:
+        >>> round(greatest(get("jsd", beta=0.5)), 4), greatest(total_variation)
+        (0.6931, 1.0)
+    """
+    return float(divergence(torch.tensor([1e4, 0.0]), torch.tensor([0.0, 1e4])))
+
+
 def _mixed_kls(
     student_logits: Tensor,
     p_V: Tensor,

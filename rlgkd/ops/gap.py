@@ -20,7 +20,7 @@ from rlgkd.ops._gate import check_range
 from rlgkd.ops._registry import Pairwise, bind
 
 SMALLEST_EXPONENT = 1e-6
-"""Of `power`; its limit at 0 is `log`."""
+"""The smallest exponent that `power` takes; its limit at 0 is `log`."""
 
 
 def log(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:

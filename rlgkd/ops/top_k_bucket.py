@@ -92,7 +92,7 @@ class KnownTokens:
     """What is known of a teacher at N actions, where its logits are not: some tokens' log-probabilities, in nats."""
 
     logp_NK: Tensor
-    """Of its K most probable tokens, in descending order; -inf fills rows of which fewer are known."""
+    """Those of its K most probable tokens, in descending order; -inf fills rows of which fewer are known."""
     ids_NK: Tensor
     """int64: the ids of these tokens."""
     rest_N: Tensor

@@ -26,7 +26,7 @@ from rlgkd.types import Batch, Episode, Item, Source, StopReason
 from rlgkd.vllm_server import VllmServer
 
 TOKENS = 48
-"""Of the fixed text."""
+"""Length of the fixed text."""
 SAMPLED = 8
 """Tokens that the server samples after it, if texts are long enough."""
 EXACT = 1e-3
@@ -58,9 +58,16 @@ class Canary:
         actions_T = np.arange(len(tokens_T)) >= (len(self.ids) if len(more) else 1)
         zeros_T = np.zeros(len(tokens_T), dtype=np.float32)
         episode = Episode(
-            item=Item(key="canary", prompt=""), tokens_T=tokens_T, action_mask_T=actions_T, logp_T=zeros_T,
-            entropy_T=zeros_T, stop=StopReason.LENGTH, source=Source.DATA, sample=0, text="",
-        )  # fmt: skip
+            item=Item(key="canary", prompt=""),
+            tokens_T=tokens_T,
+            action_mask_T=actions_T,
+            logp_T=zeros_T,
+            entropy_T=zeros_T,
+            stop=StopReason.LENGTH,
+            source=Source.DATA,
+            sample=0,
+            text="",
+        )
         lm = self.student
         batch = Batch.collate([episode], pad=lm.pad, device=lm.device)
         logits_NV = lm.logits(lm.states(batch))

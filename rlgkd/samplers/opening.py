@@ -12,7 +12,7 @@ from rlgkd.samplers.weights import ServedWeights
 from rlgkd.vllm_server import VllmServer
 
 BYTES_OF_TOKEN = 256
-"""Of JSON, at most, for one sampled token (some 60 are usual)."""
+"""Bytes of JSON, at most, for one sampled token (some 60 are usual)."""
 
 
 def open_sampler(

@@ -116,6 +116,7 @@ def _completion(choice: dict[str, Any], wanted: Wanted, ends: Ends, vocabulary: 
         size = len(logp) if isinstance(logp, list) else "no"
         raise ValueError(f"it answered with {size} log-probabilities of {len(ids)} tokens")
     for value in logp:
+        # A log-softmax in 16 bits may be rounded to just above 0; `isinstance` holds True and False for integers.
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 < value < 1e-3:
             raise ValueError(f"it has {one_line(value, 40)!r} as a log-probability")
     first_end = next((n for n, id_ in enumerate(ids, 1) if id_ in ends.ids), None)
@@ -125,4 +126,5 @@ def _completion(choice: dict[str, Any], wanted: Wanted, ends: Ends, vocabulary: 
         raise ValueError(f"it stopped after {len(ids)} of {wanted.limit} tokens")
     if finish not in ("length", "stop") or (finish == "stop" and first_end is None and not ends.strings):
         raise ValueError(f"it stopped by {one_line(finish, 40)!r} without an end token")
+    # A server does not give entropies: the student's are filled in when it runs over the text (rlgkd.agents.mismatch).
     return Completion(ids, [min(float(value), 0.0) for value in logp], [math.nan] * len(ids))

@@ -48,7 +48,7 @@ class ServedWeights:
             exact = float(np.max([scored for scored, _ in found])) <= EXACT
             self.tolerance = EXACT if exact else SIXTEEN_BITS
             self._check_agreement(found, "before any training")
-            self._check_following()
+            self._check_following()  # which leaves perturbed weights on the servers
         self._send()
         self._check_agreement(self._differences(), "after the weights were sent")
 

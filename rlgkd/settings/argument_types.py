@@ -39,12 +39,21 @@ def checked_arguments(function: F) -> F:
         Traceback (most recent call last):
         ...
         rlgkd.errors.SettingError: words: 'x' does not work; give a whole number
+        >>> length(1, 2)
+        Traceback (most recent call last):
+        ...
+        TypeError: length: too many positional arguments; give by name: words
     """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind_partial(*args, **kwargs).arguments
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            taken = ", ".join(name for name in signature.parameters if name != "self")
+            called = function.__qualname__.removesuffix(".__init__")
+            raise TypeError(f"{called}: {error}; give by name: {taken}") from None
         hints = _hints(function)
         for name, value in given.items():
             parameter = signature.parameters[name]

@@ -77,7 +77,7 @@ class AlignedTeacher:
     special: Mapping[int, int]
     """The student's special tokens -> the teacher's of the same name."""
     map: VocabularyMap | None = None
-    """Of its vocabulary to the student's; None sees the written tokens alone."""
+    """The map of its vocabulary to the student's; None sees the written tokens alone."""
 
     def read(self, episodes: Sequence[Episode]) -> list[AlignedText]:
         """The texts as the teacher reads them, aligned.
@@ -130,7 +130,7 @@ class AlignedTeacher:
         for is_action, run in groupby(zip(actions[start:], tokens[start:], strict=True), key=itemgetter(0)):
             part = [token for _, token in run]
             if is_action:
-                closed = part[-1] in self.ends
+                closed = part[-1] in self.ends  # else the reply has to close the turn, in the teacher's own way
                 part = [id_ for segment in self._segments(part) for id_ in found.add(*segment)]
             elif self.form is not None:
                 assert self.form.encode_reply is not None, "its tokens are others, so replies are written again"

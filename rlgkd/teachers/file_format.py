@@ -49,7 +49,7 @@ class Contents:
     teacher: str
     """The teacher's name."""
     texts: TextsOf
-    """Whose texts they are."""
+    """Who has written the texts."""
     tokenizer: str
     """Fingerprint of the student's tokenizer (`fingerprint`)."""
     end_ids: tuple[int, ...]

@@ -75,7 +75,7 @@ class FileTeacher:
             answers.append(answer)
         return answers
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Nothing is pending."""
 
     def cancel(self) -> None:
@@ -130,10 +130,16 @@ class FileTeacher:
         texts, actions, tokens = len(self._rows), int(self._offsets[-1]), int(self._token_offsets[-1])
         k = shapes["logp"][-1]
         expected = {
-            "keys": [texts, 16], "tokens": [tokens], "actions": [tokens], "token_offsets": [texts + 1],
-            "logp": [actions, k], "ids": [actions, k], "rest": [actions], "token_logp": [actions],
+            "keys": [texts, 16],
+            "tokens": [tokens],
+            "actions": [tokens],
+            "token_offsets": [texts + 1],
+            "logp": [actions, k],
+            "ids": [actions, k],
+            "rest": [actions],
+            "token_logp": [actions],
             "offsets": [texts + 1],
-        }  # fmt: skip
+        }
         if self._checks is not None and self._checks.shape != (texts, 16):
             raise ValueError(f"its {CHECKS} has the shape {list(self._checks.shape)}, not {[texts, 16]}")
         if wrong := [name for name in TENSORS if shapes[name] != expected[name]]:

@@ -23,7 +23,7 @@ class KnownText:
     """A teacher's log-probabilities, in nats, at the L actions of a text, on the host."""
 
     logp_LK: Floats
-    """Of the K most probable tokens, in descending order; -inf where fewer are known."""
+    """Those of the K most probable tokens, in descending order; -inf where fewer are known."""
     ids_LK: Ids
     """The ids of these tokens."""
     rest_L: Floats

@@ -39,13 +39,13 @@ class Coverage:
     """What a map is made of, in tokens."""
 
     same: int
-    """Of the teacher's: those whose bytes, or whose name as a special token, the student has as a token."""
+    """The teacher's tokens whose bytes, or whose name as a special token, the student has as a token."""
     first_piece: int
-    """Of the teacher's: those that go to the first of several tokens with which the student writes them."""
+    """The teacher's tokens that go to the first of several tokens with which the student writes them."""
     unmapped: int
-    """Of the teacher's: special tokens that the student does not have."""
+    """The teacher's special tokens that the student does not have."""
     reached: int
-    """Of the student's: those to which something goes."""
+    """The student's tokens to which something goes."""
     student_size: int
 
     def __str__(self) -> str:

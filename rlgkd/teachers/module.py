@@ -40,7 +40,7 @@ class ModuleTeacher:
             start += episode.length
         return answers
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Nothing is pending."""
 
     def cancel(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FILE_ENDING = ".safetensors"
-"""Of a file that `rlgkd teach` has written."""
+"""How the name of a file that `rlgkd teach` has written ends."""
 SELF = "self"
 """The student as it is when training begins, or an average of it (`teacher_decay`)."""
 

@@ -29,7 +29,7 @@ class Chat:
 
     messages: Sequence[Message]
     variables: Mapping[str, Any]
-    """Of the chat template."""
+    """The variables of the chat template."""
     ids: Sequence[int]
 
 

@@ -37,7 +37,7 @@ class OutsideTeacher(Protocol):
         """
         ...
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Wait until all that was submitted is answered, and count what failed.
 
         Raises: TeacherError if too many texts have failed; ModelError if it is another model than it was.

@@ -29,7 +29,7 @@ from rlgkd.types import Episode
 from rlgkd.vllm_server import headers
 
 BYTES_OF_TOKEN = 128
-"""Of JSON, at most, for one token of the top k (85 are usual)."""
+"""Bytes of JSON, at most, for one token of the top k (85 are usual)."""
 MOVED = 0.25
 """Mean difference, in nats a token, beyond which the fixed text was scored by another model; in 16 bits the order of
 sums changes it by some 0.05."""
@@ -74,7 +74,7 @@ class ServedTeacher:
         self._pending.append(batch)
         return answers
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Wait for all answers and count what failed.
 
         Raises: TeacherError if too many texts have failed; ModelError if the server has another model than it had.

@@ -21,7 +21,7 @@ from rlgkd.errors import SettingError
 from rlgkd.scripts.benchmarks import workloads
 from rlgkd.scripts.benchmarks.env_stepping import stepping
 from rlgkd.scripts.benchmarks.quality import QualitySettings, quality
-from rlgkd.scripts.config.run import check, override
+from rlgkd.scripts.config.reading import check, override
 
 FIXED_WORKLOADS: dict[str, Callable[[], dict[str, Any]]] = {
     "stepping": stepping,

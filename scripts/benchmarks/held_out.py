@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
 
 from rlgkd.envs import TextGenerationEnv
 from rlgkd.envs.rewards import rouge
@@ -13,6 +16,17 @@ from rlgkd.scripts.benchmarks.job import BenchmarkJob
 MEASURES = ("reverse_kl", "reward", "ended")
 """KL(student || teacher) on the student's own prefixes in nats per token; ROUGE-L against references, in [0, 1]; the
 share of texts that end by themselves."""
+
+
+@contextmanager
+def own_forward(module: nn.Module) -> Iterator[None]:
+    """Have a model without what a trainer has put around its forward pass: autocast, where it trains in bfloat16."""
+    around = module.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if around is not None:
+            module.__dict__["forward"] = around
 
 
 class HeldOut:

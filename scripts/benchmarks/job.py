@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LORA_RANK = 16
-"""Of `sft`."""
+"""Rank of the adapters in `sft`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,10 @@ class BenchmarkJob:
     bounded: bool = True
     """Whether the bound is measured too; it takes as long as some steps."""
     references: Sequence[str] = ()
-    """Of `sft`, one for each prompt."""
+    """The texts of `sft`, one for each prompt."""
     learning_rate: float = 1e-5
+    precision: str = "float32"
+    """Precision of training: float32, or bfloat16 for mixed precision."""
     student_share: float = 1.0
     """lambda of GKD: the share of batches that the student samples; the others are references."""
     held_out: Sequence[Mapping[str, str]] = ()

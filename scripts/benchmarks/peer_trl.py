@@ -4,8 +4,8 @@
 
 TRL runs as its users run it on a CPU, with the settings that are to its advantage: attention by sdpa, the fused AdamW,
 heads multiplied in chunks, no gradient checkpointing, nothing saved. The rest of its advice on speed (vLLM,
-Liger, other kernels, fewer bits) needs a GPU. All is float32. In both of its distilling trainers `beta` is 0 for
-forward and 1 for reverse KL.
+Liger, other kernels, fewer bits) needs a GPU. All is float32, or with a job's `precision` mixed by its `bf16`. In both
+of its distilling trainers `beta` is 0 for forward and 1 for reverse KL.
 
 With held-out prompts it also measures how good the student becomes (rlgkd.scripts.benchmarks.held_out).
 """
@@ -91,12 +91,15 @@ def measure(job: BenchmarkJob) -> dict[str, Any]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     held_out = None
     if job.held_out:
-        from rlgkd.scripts.benchmarks.held_out import HeldOut
+        from rlgkd.scripts.benchmarks.held_out import HeldOut, own_forward
 
         held_out = HeldOut(job)
-        meter.held_out = lambda: held_out.measure(
-            len(meter.seconds), sum(meter.seconds), LanguageModel(student, tokenizer)
-        )
+
+        def measure_student() -> None:
+            with own_forward(student):
+                held_out.measure(len(meter.seconds), sum(meter.seconds), LanguageModel(student, tokenizer))
+
+        meter.held_out = measure_student
         meter.held_out()
     KINDS[job.kind](job, student, tokenizer, meter)
     steps = job.warmup + job.steps
@@ -274,7 +277,7 @@ def _train(
             "learning_rate": job.learning_rate,
             "lr_scheduler_type": "constant",
             "use_cpu": True,
-            "bf16": False,
+            "bf16": job.precision == "bfloat16",
             "gradient_checkpointing": False,
             "dataloader_pin_memory": False,
             "logging_steps": 1,

@@ -123,6 +123,7 @@ def make_agent(job: BenchmarkJob) -> TextAlgorithm:
         "prompts_per_update": job.batch // job.group,
         "group_size": job.group,
         "learning_rate": job.learning_rate,
+        "precision": job.precision,
         "seed": job.seed,
         "device": "cpu",  # `device=auto` takes an accelerator
     }

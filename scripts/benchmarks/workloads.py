@@ -61,9 +61,15 @@ STEP_WORKLOADS: dict[str, dict[str, Any]] = {
     for kind in ("distill", "rl", "both", "generate")
 } | {
     "smollm2-sft": {
-        "kind": "sft", "batch": 16, "group": 1, "new_tokens": 32, "warmup": 5, "steps": 195, "bounded": False
+        "kind": "sft",
+        "batch": 16,
+        "group": 1,
+        "new_tokens": 32,
+        "warmup": 5,
+        "steps": 195,
+        "bounded": False,
     }
-}  # fmt: skip
+}
 GROWTH_BATCHES, GROWTH_LENGTHS = (8, 16, 32, 64), (32, 64, 128, 256, 512)
 MEMORY_FACTORS = (1, 4, 16)
 """Multiples of the batch for which the memory of the loss is measured."""

@@ -28,15 +28,15 @@ def check(
 ) -> None:
     """Prove an environment: limits, splits, reward on right and wrong answers, checkers. Exit code 1 if one fails."""
     from rlgkd.scripts import env_check
-    from rlgkd.scripts.config import run as run_config
+    from rlgkd.scripts.config import reading
     from rlgkd.scripts.config.recipes import recipe_names
 
     is_settings = environment.endswith((".yaml", ".yml")) or environment in recipe_names()
     given = overrides or ()
     settings = (
-        run_config.read(environment, given)
+        reading.read(environment, given)
         if is_settings
-        else run_config.check(run_config.override({"env": environment}, given))
+        else reading.check(reading.override({"env": environment}, given))
     )
     failed = 0
     for outcome in env_check.check_environment(settings, prompts):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rlgkd.errors import SettingError, shown
 from rlgkd.scripts._errors import check_one_process
 from rlgkd.scripts.cli.arguments import Quiet, RecipeArguments, split_names
+
+if TYPE_CHECKING:
+    from rlgkd.scripts.config.run import RunConfig
 
 DEFAULT_ALPHAS = "0,0.25,0.5,1"
 
@@ -29,8 +33,6 @@ def train(
 ) -> None:
     """Train a student on a task reward and a teacher, from a recipe or a file."""
     from rlgkd import ranks
-    from rlgkd.scripts.config import run as run_config
-    from rlgkd.scripts.config.choices import chooser
     from rlgkd.scripts.config.paths import folder_name
     from rlgkd.scripts.runs import train as training
 
@@ -40,8 +42,7 @@ def train(
             raise SettingError("--dry-run", str(resume), "it is for a run that begins; leave --resume out")
         from rlgkd.scripts.runs import dry_run as trial
 
-        recipe, source, overrides = split_names(arguments, "quickstart")
-        for line in trial.dry_run(run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))):
+        for line in trial.dry_run(_read(arguments, "quickstart")):
             typer.echo(shown(line))
         return
     if resume is not None:
@@ -49,10 +50,7 @@ def train(
             raise SettingError("--out", str(out), "a run goes on in its own folder; leave it out")
         report = training.resume(resume, arguments or (), quiet=quiet)
     else:
-        recipe, source, overrides = split_names(arguments, "quickstart")
-        settings = training.agreed_settings(
-            lambda: run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))
-        )
+        settings = training.agreed_settings(lambda: _read(arguments, "quickstart"))
         folder = out or Path("runs") / f"{folder_name(settings.name)}-{datetime.now():%Y%m%d-%H%M%S}"
         report = training.start(settings, folder, quiet=quiet)
     if report is not None:
@@ -76,15 +74,12 @@ def compare(
     """Compare runs over the values of some settings and seeds: how much teacher, and does it help?"""
     from rlgkd.scripts.comparison import compare as comparison
     from rlgkd.scripts.comparison.grid import grid, parse_seeds, parse_variation
-    from rlgkd.scripts.config import run as run_config
-    from rlgkd.scripts.config.choices import chooser
     from rlgkd.scripts.config.paths import folder_name
 
     variations = list(vary or [])
     if alphas or not variations:
         variations.insert(0, f"alpha={alphas or DEFAULT_ALPHAS}")
-    recipe, source, overrides = split_names(arguments, "compare")
-    base = run_config.read(source, overrides, recipe=recipe, choose=chooser(_say))
+    base = _read(arguments, "compare")
     varied: dict[str, list[object]] = {}
     for variation in variations:
         key, values = parse_variation(variation)
@@ -128,6 +123,17 @@ def teach(
         split=split,
         prompts=prompts,
     )
+
+
+def _read(arguments: Sequence[str] | None, default: str) -> RunConfig:
+    """The settings of a run; says what a file replaces of the recipe before it, and what is chosen."""
+    from rlgkd.scripts.config import reading
+    from rlgkd.scripts.config.choices import chooser
+
+    recipe, source, overrides = split_names(arguments, default)
+    if replaced := reading.replaced(recipe, source) if recipe else "":
+        _say(replaced)
+    return reading.read(source, overrides, recipe=recipe, choose=chooser(_say))
 
 
 def _say(line: str) -> None:

@@ -36,7 +36,8 @@ from rlgkd.scripts.comparison.results import (
 )
 from rlgkd.scripts.comparison.run_cell import check_same, is_measured, measure_untrained, train_and_measure
 from rlgkd.scripts.comparison.terminal import answer_sentences, answer_table
-from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.config.reading import read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.folder import CONFIG, check_files, locked
 from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.text_ids import DAY, with_day

@@ -18,10 +18,14 @@ import yaml
 from rlgkd.errors import SettingError, unknown_remedy
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import folder_name, settled
-from rlgkd.scripts.config.run import RunConfig, check, put_over, setting_names
+from rlgkd.scripts.config.reading import check, put_over
+from rlgkd.scripts.config.run import RunConfig, setting_names
 from rlgkd.scripts.config.stages import check_heard, stage_name
 
-COMMON = ("name", "env", "seed", "threads", "device", "eval_split", "eval_prompts", "eval_seed", "checkpoint_every")
+COMMON = (
+    *("name", "env", "seed", "threads", "device", "checkpoint_every"),
+    *("eval_split", "eval_prompts", "eval_seed", "eval_forward_kl"),
+)
 """Settings that all cells share."""
 
 
@@ -126,7 +130,7 @@ def parse_variation(argument: str) -> tuple[str, list[Any]]:
 
 
 MAX_SEEDS = 10_000
-"""Of a comparison, each of which is a run."""
+"""Seeds of a comparison, each of which is a run."""
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -160,6 +160,7 @@ def _measured(folder: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
     del found["by"]
+    found.pop("first_texts", None)  # for those who compare whole texts; the report shows some
     found["by_position"] = {name: _position_means(rows) for name, rows in found["by_position"].items()}
     return found
 

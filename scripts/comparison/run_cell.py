@@ -18,15 +18,16 @@ import numpy as np
 from rich.console import Console
 
 from rlgkd import checkpoint
+from rlgkd.agents.agent_settings import TeacherSettings
 from rlgkd.agents.algorithm import TextAlgorithm
-from rlgkd.agents.config import TeacherSettings
 from rlgkd.agents.teachers import fitted, open_outside_teacher, open_several, open_teacher
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import Evaluation, evaluate
 from rlgkd.file_kinds import check_file
 from rlgkd.lm.loading import load
 from rlgkd.lm.model import LanguageModel
-from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.config.reading import dump, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs.fit import fit
@@ -51,6 +52,7 @@ CURVE_POINTS = 200
 HOW_IT_MOVES = ("teacher_decay", "divergence_target", "alpha_rate", "sibling_from")
 """Settings of the teacher on which it does not depend as it is before training."""
 EVALUATION_SETTINGS = ("eval_split", "eval_prompts", "eval_seed")
+OF_EVERY_EVALUATION = (*EVALUATION_SETTINGS, "eval_forward_kl")
 CURVES = {
     "tokens": "time/total_timesteps",
     "reward": "rollout/ep_rew_mean",
@@ -123,7 +125,7 @@ def check_same(settings: RunConfig, out: Path) -> None:
         return
     theirs, ours = masked(read(out / CONFIG).flat()), masked(settings.flat())
     for name, value in theirs.items():
-        if name not in EVALUATION_SETTINGS and value != ours.get(name):
+        if name not in OF_EVERY_EVALUATION and value != ours.get(name):
             remedy = f"its {name} is {value!r}, not {ours.get(name)!r}; give another --out"
             raise CheckpointError("out", str(out), remedy)
 
@@ -140,6 +142,7 @@ def measure(
         prompts=base.eval_prompts,
         seed=base.eval_seed,
         group=samples,
+        forward_kl=base.eval_forward_kl,
     )
     first_rows = range(0, len(evaluation.trajectories), samples)
     return {
@@ -147,6 +150,7 @@ def measure(
         "measures": {name: rounded(values) for name, values in evaluation.measures.items()},
         "by_position": {name: [rounded(row) for row in rows] for name, rows in evaluation.by_position.items()},
         "texts": [_text_record(evaluation, row) for row in first_rows[:SHOWN_TEXTS]],
+        "first_texts": [evaluation.trajectories[row].transcript for row in first_rows],
     }
 
 
@@ -187,6 +191,8 @@ def _fingerprint(base: RunConfig, samples: int) -> dict[str, Any]:
         for name in ("teacher_dtype", "teacher_quantization")
         if given[name] != TeacherSettings.model_fields[name].default
     }
+    if base.eval_forward_kl:
+        later["eval_forward_kl"] = True
     if is_outside(base.teacher):
         later["teacher_top_k"] = given["teacher_top_k"]
     return {"samples": samples, **{name: given[name] for name in names}, **later}

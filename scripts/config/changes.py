@@ -39,6 +39,7 @@ AROUND_TRAINING: Final = (
     "eval_split",
     "eval_prompts",
     "eval_seed",
+    "eval_forward_kl",
     "checkpoint_every",
     "checkpoint_minutes",
     "checkpoint_format",

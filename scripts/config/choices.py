@@ -40,7 +40,7 @@ def _of_the_run(config: RunConfig, given: frozenset[str]) -> list[Choice]:
     if size is None:
         return []
     if size.parameters <= SMALL:
-        reason = "several wait for one another at each small product, for long where other programs run"
+        reason = "for a model as small as this, threads cost more waiting for one another than they save"
         return [] if "threads" in given else [Choice("threads", 1, reason)]
     reason = f"for {size.parameters / 1e6:,.0f} million parameters without an accelerator; more give narrower intervals"
     return [Choice(name, ON_A_PROCESSOR[name], reason) for name in open_names]

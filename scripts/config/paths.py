@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.agents.config import AlgorithmConfig
-from rlgkd.lm.loading import EMBEDDED, SMOLLM2
+from rlgkd.lm.model_names import EMBEDDED, SMOLLM2
 from rlgkd.settings import marks
 from rlgkd.teachers.names import is_self
 
@@ -117,7 +117,7 @@ def _reward(value: Any, folders: Sequence[Path]) -> Any:
 def _code(value: str, folders: Sequence[Path]) -> str:
     """`module:name` or `file.py:name` with the file's whole path, where there is one."""
     module, _, name = value.rpartition(":")
-    if not module:
+    if not module or module.startswith("rlgkd."):  # this package's own are modules, also in a checkout
         return value
     stem = module.removesuffix(".py") if module.endswith(".py") else module.replace(".", "/")
     file = _found(f"{stem}.py", folders) or _found(f"{stem}/__init__.py", folders)

@@ -15,6 +15,19 @@ from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.config.paths import settled
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+METHOD = (
+    "agent",
+    "alpha",
+    "divergence",
+    "student_fraction",
+    "estimator",
+    "horizon",
+    "advantage",
+    "policy_loss",
+    "gate",
+    "gap",
+)
+"""Settings that say where a recipe stands in the space of methods."""
 
 
 def recipe_names() -> list[str]:

@@ -21,7 +21,7 @@ COMMON_SETTINGS = (
 """Settings of a recipe that the comparison gives all methods alike."""
 SHARED: Mapping[str, Any] = {"prompts_per_update": 16, "group_size": 4, "threads": 1}
 ALPHAS = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Of Eq. 5."""
+"""Weights of the divergence in Eq. 5."""
 EVALUATIONS = 8
 """Held-out measurements while a run trains, each on VALIDATION_PROMPTS prompts."""
 VALIDATION_PROMPTS = 100
@@ -175,8 +175,8 @@ def task_grid(task: Task, seeds: int, teacher: str = "", *, tokens: int = 0, pro
         task: The task.
         seeds: How many.
         teacher: The folder of a teacher that had to be made.
-        tokens: Of a run; 0 are the task's own.
-        prompts: Of the evaluation at the end, with two texts each.
+        tokens: Those of a run; 0 are the task's own.
+        prompts: Those of the evaluation at the end, with two texts each.
 
     Raises: SettingError.
     """

@@ -17,19 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from rlgkd.devices import best_device
-from rlgkd.lm import open_by_name
 from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.results import RESULTS
-from rlgkd.scripts.comparison.run_cell import MEASURED, is_measured, measure, write
+from rlgkd.scripts.comparison.run_cell import MEASURED, is_measured
 from rlgkd.scripts.paper.cells import COMPARED_DIVERGENCES, TASKS, PaperTask, on_policy, paper_grid
 from rlgkd.scripts.paper.page import write_page
 from rlgkd.scripts.reproduction.command import Given, read_command
-from rlgkd.scripts.runs.train import make_env
+from rlgkd.scripts.reproduction.runs import measured
+from rlgkd.scripts.runs.folder import MODEL
 from rlgkd.scripts.runs.workers import Job, run_jobs
 
 TEMPERATURES = (0.3, 0.6)
@@ -77,11 +75,7 @@ def _sample_colder(grid: Grid, out: Path, *, jobs: int, quiet: bool) -> list[str
 
 def _evaluate_colder(run: Path, grid: Grid, temperature: float, folder: Path) -> None:
     """Evaluate a run's model at a temperature, in the job's process."""
-    base = grid.base
-    torch.set_num_threads(base.threads)
-    task = make_env(base.env, base.env_settings, student=base.student, seed=0).task
-    student = open_by_name(str(run / "model"), temperature=temperature, device=best_device())
-    write(measure(student, None, task, base, grid.samples), base, grid.samples, folder)
+    measured(str(run / MODEL), grid.base, folder, samples=grid.samples, temperature=temperature, teacher=False)
 
 
 def _colder_measures(grid: Grid, out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -15,7 +15,7 @@ from rlgkd.statistics import Floats
 
 PREFIX: Final = "agreement/"
 LINE_STYLES: Final = ("-", "--", ":")
-"""Of the lines of a panel, besides their colours: a reader may not see colours."""
+"""Styles of a panel's lines, besides their colours: a reader may not see colours."""
 LINE_COLOURS: Final = ("after", "teacher", "before")
 
 

@@ -125,7 +125,16 @@ METRICS: Final = {
             unit="nats/token",
             relative=True,
             limits=POSITIVE,
-            note="teacher to student",
+            note="teacher to student, on the student's texts",
+        ),
+        Metric(
+            key="forward_kl_data",
+            label="Forward KL on references",
+            better=-1,
+            unit="nats/token",
+            relative=True,
+            limits=POSITIVE,
+            note="the same on the references' prefixes",
         ),
         Metric(
             key="length",
@@ -179,10 +188,12 @@ MARKS: Final = {
     "better": "\N{BLACK UP-POINTING TRIANGLE} better",
     "worse": "\N{BLACK DOWN-POINTING TRIANGLE} worse",
     "changed": "\N{BLACK DIAMOND} changed",
+    "doubtful": "\N{WHITE UP-POINTING TRIANGLE} in doubt",
     "unclear": "\N{WHITE CIRCLE} not clear",
     "": DASH,
 }
-"""Verdict -> how it is shown. The first three: the 95% interval of the change excludes zero."""
+"""Verdict -> how it is shown. The first four: the 95% interval of the change excludes zero; doubtful is a rise that
+texts gone wrong have, too (rlgkd.scripts.report.remarks)."""
 
 
 def metric_of(key: str) -> Metric:

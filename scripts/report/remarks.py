@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from rlgkd.scripts._change_text import change_text
 from rlgkd.scripts.report.formatting import whole
-from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
+from rlgkd.scripts.report.lenient import to_float, to_interval, to_list, to_mapping
 from rlgkd.scripts.report.metrics import MeasureRow, measure_rows, metric_of
 
 COLLAPSED: Final = 0.1
@@ -21,6 +22,8 @@ LEFT_TEACHER: Final = 3.0
 """The student has left the teacher if the reverse KL is above this multiple of the start's, and above 1 nat."""
 NEVER_ENDED: Final = 0.05
 """Texts do not end if fewer than this share of them end by themselves."""
+RAISED: Final = ("reward", "ended")
+"""Measures that are raised by texts that have gone wrong: a short word again and again ends by itself."""
 OTHER_LENGTH: Final = 1.3
 """The factor in length from which on a rise of the reward may be one of length alone."""
 
@@ -29,7 +32,15 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     """Return the sentences on a `summary.json`, each with what to look at or to change."""
     of_reward = _of_reward(to_mapping(summary.get("rewards")))
     of_evaluations = _of_evaluations(to_mapping(summary.get("held_out")), to_float(summary.get("tokens")))
-    return [*_changes(summary.get("changes")), *of_evaluations, *of_reward, *_of_texts(summary)]
+    return [*_changes(summary.get("changes")), *of_evaluations, *of_reward, *_doubts(summary), *_of_ends(summary)]
+
+
+def judged_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
+    """The rows of the table; a rise that texts gone wrong have, too, is called in doubt and not better."""
+    rows = measure_rows(summary)
+    if not _doubts(summary):
+        return rows
+    return [replace(row, mark="doubtful") if row.mark == "better" and row.metric.key in RAISED else row for row in rows]
 
 
 def _changes(value: object) -> list[str]:
@@ -83,7 +94,7 @@ def _of_reward(rewards: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _of_texts(summary: Mapping[str, Any]) -> list[str]:
+def _doubts(summary: Mapping[str, Any]) -> list[str]:
     """One for each way in which the texts have gone wrong; a comparison with an unknown value is false."""
     by_key = {row.metric.key: row for row in measure_rows(summary)}
     trained_on = to_list(summary.get("trained_on")) or ["reward", "teacher"]  # what older runs do not say
@@ -106,11 +117,6 @@ def _of_texts(summary: Mapping[str, Any]) -> list[str]:
             f"The student has left its teacher: the reverse KL went from {kl.before.mean:.3f} to {kl.after.mean:.3f} "
             "nats/token. Read the texts; lower learning_rate, or raise alpha."
         )
-    if (ended := by_key.get("ended")) and ended.after.mean < NEVER_ENDED:
-        sentences.append(
-            f"{100 * ended.after.mean:.1f}% of the texts end by themselves; the others are cut at the limit. Raise "
-            "max_new_tokens, give a stop string, or teach the student to end."
-        )
     reward, length = by_key.get("reward"), by_key.get("length")
     if reward and length and reward.mark == "better" and "reward" in trained_on:
         before, after = length.before.mean, length.after.mean
@@ -120,6 +126,17 @@ def _of_texts(summary: Mapping[str, Any]) -> list[str]:
                 "that pays for length is raised by length alone."
             )
     return sentences
+
+
+def _of_ends(summary: Mapping[str, Any]) -> list[str]:
+    """One if hardly a text ends."""
+    ended = to_interval(to_mapping(summary.get("after")).get("ended")).mean
+    if not ended < NEVER_ENDED:
+        return []
+    return [
+        f"{100 * ended:.1f}% of the texts end by themselves; the others are cut at the limit. Raise max_new_tokens, "
+        "give a stop string, or teach the student to end."
+    ]
 
 
 def _range_with_teacher(row: MeasureRow) -> tuple[float, float]:

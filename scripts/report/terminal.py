@@ -11,14 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from rlgkd.scripts.report.formatting import visible
-from rlgkd.scripts.report.metrics import MARKS, measure_rows
+from rlgkd.scripts.report.metrics import MARKS
+from rlgkd.scripts.report.remarks import judged_rows
 
 STYLES = {"better": "green", "worse": "red", "changed": "cyan"}
 
 
 def score_table(summary: Mapping[str, Any]) -> Table:
     """Return the table of a `summary.json`: before, after, teacher, change."""
-    rows = measure_rows(summary)
+    rows = judged_rows(summary)
     with_teacher = any(math.isfinite(row.teacher.mean) for row in rows)
     table = Table(title=_title(summary), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.caption = "Changes are paired by prompt; not clear: their 95% interval holds 0"

@@ -12,9 +12,9 @@ from rlgkd.scripts.report.agreement import agreement_panels
 from rlgkd.scripts.report.examples import Example, read_example
 from rlgkd.scripts.report.formatting import duration, whole
 from rlgkd.scripts.report.lenient import to_float, to_list, to_mapping
-from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow, measure_rows
+from rlgkd.scripts.report.metrics import DIVERGENCE_LABELS, MARKS, METRICS, MeasureRow
 from rlgkd.scripts.report.plots import dumbbells, held_out_curves, training_curves
-from rlgkd.scripts.report.remarks import remarks
+from rlgkd.scripts.report.remarks import judged_rows, remarks
 from rlgkd.scripts.report.run_files import RunFiles
 from rlgkd.statistics import Floats
 
@@ -27,7 +27,7 @@ UNSEEN_BY_REWARD: Final = ("truth", "parsable", "coverage", "rouge2")
 def run_view(files: RunFiles) -> dict[str, Any]:
     """Return what the template `report.html` shows of a run."""
     summary = files.summary
-    rows = measure_rows(summary)
+    rows = judged_rows(summary)
     examples = read_examples(summary)
     return {
         "title": str(summary.get("name") or files.config.get("name") or files.name),

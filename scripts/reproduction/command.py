@@ -24,16 +24,22 @@ class Given(Generic[Task]):
     """Folder of the page."""
     seeds: int
     tokens: int
-    """Of a run; 0 are the task's own."""
+    """Tokens of a run; 0 are the task's own."""
     prompts: int
-    """Of the evaluation."""
+    """Prompts of the evaluation."""
     jobs: int
     """Runs at the same time; 0 is one for each core."""
     quiet: bool
 
 
 def read_command(
-    script: str, doc: str | None, tasks: Mapping[str, Task], name: str, arguments: Sequence[str] | None
+    script: str,
+    doc: str | None,
+    tasks: Mapping[str, Task],
+    name: str,
+    arguments: Sequence[str] | None,
+    *,
+    seeds: int = 5,
 ) -> Given[Task]:
     """Read the command line of a script; leave with a message if it cannot be understood.
 
@@ -41,12 +47,13 @@ def read_command(
         script: The script's name, for an error.
         doc: What `--help` shows.
         tasks: Name -> task, all of them by default.
-        name: Of the folders in runs/ and docs/.
+        name: That of the folders in runs/ and docs/.
         arguments: Those of the process by default.
+        seeds: How many where the command line says nothing.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=Path("docs") / name, help="folder of the page")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=seeds)
     return Given(**parsed(parser, script, tasks, name, arguments))
 
 

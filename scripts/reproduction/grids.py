@@ -7,8 +7,8 @@ from typing import Any
 
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import Cell, Grid
+from rlgkd.scripts.config.reading import check
 from rlgkd.scripts.config.recipes import RECIPES
-from rlgkd.scripts.config.run import check
 
 
 def method_of(recipe: str, alike: Collection[str]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from rlgkd.agents.state import TrainingState
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import Change, changes, course_of_schedules
-from rlgkd.scripts.config.run import RunConfig, check
+from rlgkd.scripts.config.reading import check
+from rlgkd.scripts.config.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

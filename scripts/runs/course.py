@@ -31,7 +31,7 @@ from rlgkd.scripts.runs.folder import EVALUATIONS
 from rlgkd.scripts.runs.goal import Goal
 from rlgkd.scripts.runs.model_folders import publish, save_better
 from rlgkd.scripts.runs.overfitting import TrainingRewards, warn
-from rlgkd.scripts.runs.run_state import NONE_UNKNOWN, RunState
+from rlgkd.scripts.runs.run_state import NONE_UNKNOWN, Rewound
 from rlgkd.scripts.runs.stages import check_goals, ended_early, follow, goals, why_over
 from rlgkd.scripts.runs.stopping import StopRequest
 from rlgkd.scripts.runs.tables import ProgressCsv
@@ -51,27 +51,25 @@ class Course(BaseCallback):
         settings: RunConfig,
         out: Path,
         teacher: Teacher | None,
-        state: RunState,
+        found: Rewound,
         stop: StopRequest,
         *,
         console: Console,
     ) -> None:
-        """Go on from a state.
+        """Go on from where a run was found.
 
         Raises: SettingError for a measure of which neither direction is better.
         """
         super().__init__()
         self.settings, self.out, self.teacher, self.stop, self.console = settings, out, teacher, stop, console
-        self.state = state
+        self.state = found.state
         self.goal, self.stage_goals = goals(settings)
         self.scores: Mapping[str, Interval] = {}
         """Those of the newest evaluation since the run was started or resumed."""
         self.unknown: Mapping[str, Sequence[int]] = NONE_UNKNOWN
         """Measures of it that are not known at some prompts, with the prompts' numbers."""
         self.model: TextAlgorithm
-        self._rewards = TrainingRewards()
-        self._first_held_out = Interval()
-        """The reward of the first evaluation since the run was started or resumed."""
+        self._rewards = found.rewards
         self._whole = True
         """Whether the update that was begun last was finished."""
 
@@ -80,6 +78,8 @@ class Course(BaseCallback):
         found: dict[str, Any] = {}
         if self.settings.eval_every or self.settings.stages:
             found["run"] = self.state.to_json()
+        if self.settings.eval_every:
+            found["training_rewards"] = self._rewards.to_json()
         if isinstance(served := self.model.outside_teacher, ServedTeacher):
             found["served_teacher"] = served.fixed_logp_T.tolist()
         return found
@@ -143,6 +143,7 @@ class Course(BaseCallback):
             split=settings.eval_every_split,
             prompts=settings.eval_every_prompts,
             seed=settings.eval_seed,
+            forward_kl=settings.eval_forward_kl,
             ranks=model.ranks,
         )
         # In the row of the update that follows it in times.csv.
@@ -150,10 +151,10 @@ class Course(BaseCallback):
         self.scores, self.unknown = evaluation.scores(), evaluation.unknown_prompts()
         prompts = f"{settings.eval_every_prompts} {settings.eval_every_split} prompts"
         if settings.eval_every_split != model.split:
-            if math.isnan(self._first_held_out.mean):
-                # Texts from before it, of a run that was resumed, are of another student.
-                self._first_held_out, self._rewards = self.scores["reward"], TrainingRewards()
-            warn(model.watch, self._rewards, self._first_held_out, self.scores["reward"], prompts)
+            if math.isnan(self._rewards.held_out.mean):
+                # Texts from before it, of a run that now evaluates otherwise, are of another student.
+                self._rewards = TrainingRewards(self.scores["reward"])
+            warn(model.watch, self._rewards, self.scores["reward"], prompts)
         check_goals(settings, self.scores)
         self.state = self.state.after_evaluation(
             self.scores,

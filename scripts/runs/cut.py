@@ -15,7 +15,7 @@ from rlgkd.errors import CheckpointError
 from rlgkd.lm import check_same_vocabulary, load, open_by_name, save
 from rlgkd.rollout import share_end_ids
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config.run import override
+from rlgkd.scripts.config.reading import override
 from rlgkd.scripts.runs.train import make_env
 
 

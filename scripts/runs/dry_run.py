@@ -117,8 +117,10 @@ def _train(agent: TextAlgorithm, tokens: int) -> tuple[int, int, float]:
 
 def _evaluation(agent: TextAlgorithm, settings: RunConfig) -> Generator[str, None, float]:
     """Yield a line on the evaluations; return their seconds."""
-    prompts = min(TRIAL_PROMPTS, settings.eval_prompts)
+    measured = min(settings.eval_prompts, agent.task.size(settings.eval_split))
+    prompts = min(TRIAL_PROMPTS, measured)
     given: dict[str, Any] = {"split": settings.eval_split, "prompts": prompts, "seed": settings.eval_seed}
+    given["forward_kl"] = settings.eval_forward_kl
     seconds = 0.0
     parts = []
     models: list[tuple[str, LanguageModel | RoutedTeachers, int]] = [("the student before and after", agent.student, 2)]
@@ -127,15 +129,16 @@ def _evaluation(agent: TextAlgorithm, settings: RunConfig) -> Generator[str, Non
     for name, model, times in models:
         began = time.perf_counter()
         evaluate(model, agent.teacher, agent.task, **given)
-        one = (time.perf_counter() - began) * settings.eval_prompts / prompts
+        one = (time.perf_counter() - began) * measured / prompts
         seconds += times * one
         parts.append(f"{name} {duration(times * one)}")
         if model is agent.student and settings.eval_every:
+            on_the_way = min(settings.eval_every_prompts, agent.task.size(settings.eval_every_split))
             number = 1 + math.ceil(settings.tokens / settings.eval_every)
-            held_out = number * one * settings.eval_every_prompts / settings.eval_prompts
+            held_out = number * one * on_the_way / measured
             seconds += held_out
             parts.append(f"{number} on the way {duration(held_out)}")
-    yield f"evaluation: {settings.eval_prompts} {settings.eval_split} prompts, {', '.join(parts)}"
+    yield f"evaluation: {measured} {settings.eval_split} prompts, {', '.join(parts)}"
     return seconds
 
 

@@ -21,7 +21,8 @@ from rlgkd.lm import check_same_vocabulary, load_tokenizer, open_by_name, shared
 from rlgkd.lm.own_format import read_in_own_format
 from rlgkd.rollout import share_end_ids
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config.run import RunConfig, override, read
+from rlgkd.scripts.config.reading import override, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.train import make_env

@@ -49,7 +49,7 @@ def fit(
     """
     remaining, ranks = settings.tokens - agent.num_timesteps, agent.ranks
     trains = remaining > 0 and not ended_early(settings, found.state, agent.num_timesteps)
-    course = Course(settings, out, teacher, found.state, stop, console=console)
+    course = Course(settings, out, teacher, found, stop, console=console)
     with ExitStack() as held:
         callbacks: list[BaseCallback] = [course, _OfOthers(settings, out, stop)]
         agent.set_logger(Logger(None, []))

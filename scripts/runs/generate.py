@@ -20,7 +20,8 @@ from rlgkd.lm import LanguageModel, open_by_name
 from rlgkd.ops.logit_filters import Filters
 from rlgkd.rollout import rollout
 from rlgkd.scripts._yaml import load_yaml
-from rlgkd.scripts.config.run import RunConfig, read_without_code
+from rlgkd.scripts.config.reading import read_without_code
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.folder import BEST, CONFIG, MODEL
 
 OF_TEXTS = ("end_tokens", "skip_special_tokens", "stop", "prompt", "max_new_tokens")
@@ -61,9 +62,9 @@ def complete(
     Args:
         model: A model's name or path, or the folder of a run.
         prompts: Texts; where a run's prompts have a template of several columns, rows of JSON.
-        seed: Of the samples.
+        seed: That of the samples.
         greedy: Take the likeliest token.
-        filters: Of the tokens.
+        filters: Which tokens may be sampled.
         say: Takes a line on how prompts are written.
         given: The fields of `Format`.
 

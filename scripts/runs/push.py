@@ -38,7 +38,7 @@ def push(run: Path, repository: str, *, public: bool = False, message: str = "")
         repository: `owner/name` of the hub, made private if it is not there; or a folder that stands for one, which is
             a path that begins with `/`, `./`, `../` or `~`, or is there already. Files of other names in it stay.
         public: Make a repository that is not there yet public.
-        message: Of the commit.
+        message: The commit's.
 
     Raises: CheckpointError if the run has no model, settings or summary that can be read, a link in the place of a file
         of it, or the folder cannot be written; DataError if the hub refuses.

@@ -224,7 +224,12 @@ class Recorder(BaseCallback):
     def _position(self) -> dict[str, Any]:
         """Return where the run stands; weights and optimizer stay as they are while texts are sampled."""
         course = {} if self.course is None else self.course.to_json()
-        return {"training": self.model.state.to_json(), "sizes": {ROLLOUTS: self.rollouts.size}, **course}
+        return {
+            "training": self.model.state.to_json(),
+            "guards": self.model.watch.seen.to_json(),
+            "sizes": {ROLLOUTS: self.rollouts.size},
+            **course,
+        }
 
     def _checkpoint(self, position: dict[str, Any]) -> None:
         updates = position["training"]["updates"]

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from rlgkd import checkpoint
 from rlgkd.agents.algorithm import TextAlgorithm
+from rlgkd.agents.config import CHANGEABLE
 from rlgkd.agents.state import TrainingState
+from rlgkd.agents.watch import Seen
 from rlgkd.errors import CheckpointError, SettingError
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.changes import AROUND_TRAINING, Change
@@ -24,8 +26,9 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.changed_settings import ChangedSettings, changed_settings, restore
 from rlgkd.scripts.runs.folder import CHECKPOINTS, CONFIG, EVALUATIONS, GROWING, PROGRESS, ROLLOUTS, SUMMARY, TIMES
 from rlgkd.scripts.runs.model_folders import settle
+from rlgkd.scripts.runs.overfitting import TrainingRewards
 from rlgkd.scripts.runs.rollouts import damaged_lines
-from rlgkd.scripts.runs.run_state import Rewound, RunState
+from rlgkd.scripts.runs.run_state import OF_THE_MEASURE, Rewound, RunState
 from rlgkd.scripts.runs.stages import ended_early, follow
 from rlgkd.scripts.runs.tables import cut_rows, number_of_rows, tokens_of_row
 from rlgkd.scripts.runs.text_ids import check_text_ids
@@ -70,10 +73,15 @@ def return_to(
                 f"{ROLLOUTS}: {len(damaged)} damaged lines are left out of what is counted, the first is {damaged[0]}"
             )
             say(console, lost)
-    state = found.state.after_changes([change.setting for change in found.changed.new])
+    names = [change.setting for change in found.changed.new]
+    state = found.state.after_changes(names)
+    agent.watch.seen = found.guards
+    if any(name in {*CHANGEABLE, *OF_THE_MEASURE} or name.startswith("env_settings.") for name in names):
+        agent.watch.seen = Seen(messages=found.guards.messages)  # what is usual now is not known yet
     if agent.ranks.main and (other := settle(out, state.watched.best)):
         say(console, other)
-    return Rewound(history=[*found.changed.earlier, *found.changed.new], state=state)
+    rewards = TrainingRewards() if state.evaluated is None else found.rewards
+    return Rewound(history=[*found.changed.earlier, *found.changed.new], state=state, rewards=rewards)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,11 @@ class Checkpoint:
     size: int
     """Bytes of rollouts.jsonl that it counts on."""
     state: RunState
-    changed: ChangedSettings
+    guards: Seen
+    rewards: TrainingRewards
+    content: dict[str, Any]
+    """All of its state.json."""
+    changed: ChangedSettings = dataclasses.field(default_factory=ChangedSettings)
 
 
 def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Checkpoint | None:
@@ -93,22 +105,21 @@ def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, cons
     checkpoint.remove_stale(out)
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
-        training, size, run, state = _position(folder)
-        stage = run.stage
-        if not settings.stages:
-            run = dataclasses.replace(run, stages=())
-        if lack := _lack(out, training, size, run):
+        found = _read(folder)
+        stage, training, content = found.state.stage, found.training, found.content
+        run = found.state if settings.stages else dataclasses.replace(found.state, stages=())
+        if lack := _lack(out, training, found.size, run):
             skipped.append(f"{lack} of {folder.name}")
             continue
         if skipped := [*checkpoint.damages(out / CHECKPOINTS), *skipped]:
             say(console, f"going on from {folder.name}: {'; '.join(skipped)}")
-        changed = changed_settings(folder, state, settings, training.timesteps, stage, console)
+        changed = changed_settings(folder, content, settings, training.timesteps, stage, console)
         new = changed.new
-        check_text_ids(state.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
+        check_text_ids(content.get("text_ids"), agent, settings.seed, out, [change.setting for change in new])
         _check_goes_on(settings, run, new, training.timesteps)
         if all(change.setting != "teacher" for change in new) and isinstance(agent.outside_teacher, ServedTeacher):
-            agent.outside_teacher.check_same(state.get("served_teacher", ()))
-        return Checkpoint(folder=folder, training=training, size=size, state=run, changed=changed)
+            agent.outside_teacher.check_same(content.get("served_teacher", ()))
+        return dataclasses.replace(found, state=run, changed=changed)
     _check_nothing_lost(settings, out, skipped)
     return None
 
@@ -128,8 +139,8 @@ def _check_goes_on(settings: RunConfig, run: RunState, new: Sequence[Change], to
         raise SettingError(idle[0].setting, idle[0].new, remedy)
 
 
-def _position(folder: Path) -> tuple[TrainingState, int, RunState, dict[str, Any]]:
-    """Return both states in a whole checkpoint, the size of rollouts.jsonl that it counts on, and the rest.
+def _read(folder: Path) -> Checkpoint:
+    """Return what a whole checkpoint holds besides weights.
 
     Raises: CheckpointError if it is not a run's, or names a file that runs do not have.
     """
@@ -141,6 +152,10 @@ def _position(folder: Path) -> tuple[TrainingState, int, RunState, dict[str, Any
         if lacking := {"updates", "timesteps"} - counts.keys():
             raise KeyError(*lacking)
         run = RunState.from_json(state.get("run", {}))
+        guards = Seen.from_json(state.get("guards", {}))
+        rewards = TrainingRewards()
+        if "training_rewards" in state:
+            rewards = TrainingRewards.from_json(state["training_rewards"])
         sizes = state["sizes"]
         unknown = sorted(sizes.keys() - {*GROWING})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -149,7 +164,9 @@ def _position(folder: Path) -> tuple[TrainingState, int, RunState, dict[str, Any
     if unknown or type(size) is not int or size < 0:
         remedy = f"its state.json has sizes of {sorted(sizes.items())}; a run's are those of {', '.join(GROWING)}"
         raise CheckpointError("checkpoint", str(folder), remedy)
-    return training, size, run, state
+    return Checkpoint(
+        folder=folder, training=training, size=size, state=run, guards=guards, rewards=rewards, content=state
+    )
 
 
 def _lack(out: Path, training: TrainingState, size: int, run: RunState) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from rlgkd.scripts.config.changes import Change
 from rlgkd.scripts.runs.goal import Goal
+from rlgkd.scripts.runs.overfitting import TrainingRewards
 from rlgkd.statistics import Interval
 
 OF_THE_MEASURE: Final = (
@@ -203,3 +204,4 @@ class Rewound:
     history: list[Change] = dataclasses.field(default_factory=list)
     """Settings that have changed since the run began."""
     state: RunState = dataclasses.field(default_factory=RunState)
+    rewards: TrainingRewards = dataclasses.field(default_factory=TrainingRewards)

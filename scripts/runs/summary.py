@@ -33,31 +33,44 @@ def summarise(
     def text(evaluation: Evaluation, row: int) -> dict[str, Any]:
         written = evaluation.trajectories[row]
         return {
-            "text": written.transcript, "reward": written.score.reward, "parts": dict(written.score.parts),
-            "quality": evaluation.qualities[row], "stop": str(written.stop),
-        }  # fmt: skip
+            "text": written.transcript,
+            "reward": written.score.reward,
+            "parts": dict(written.score.parts),
+            "quality": evaluation.qualities[row],
+            "stop": str(written.stop),
+        }
 
     return {
-        "name": settings.name, "env": settings.env, "agent": settings.agent,
-        "student": settings.student, "teacher": settings.shown_teacher,
+        "name": settings.name,
+        "env": settings.env,
+        "agent": settings.agent,
+        "student": settings.student,
+        "teacher": settings.shown_teacher,
         "alpha": settings.in_stage(0).algorithm.alpha(1.0),
         "alpha_end": agent.config.objective_at(0.0, alpha=agent.state.alpha).alpha,
-        "divergence": agent.config.objective.divergence.name, "updates": agent.state.updates,
-        "tokens": agent.num_timesteps, "trained_on": trained_on(settings),
+        "divergence": agent.config.objective.divergence.name,
+        "updates": agent.state.updates,
+        "tokens": agent.num_timesteps,
+        "trained_on": trained_on(settings),
         "distinct": len({t.transcript for t in after.trajectories}) / max(1, len(after.trajectories)),
-        "prompts": len(before.trajectories), "split": settings.eval_split,
-        "before": plain(before.scores()), "after": plain(after.scores()),
+        "prompts": len(before.trajectories),
+        "split": settings.eval_split,
+        "before": plain(before.scores()),
+        "after": plain(after.scores()),
         "teacher_scores": plain(taught.scores()) if taught else {},
         "change": plain(after.change_from(before)),
         "examples": [
             {
-                "key": item.key, "prompt": item.prompt, "reference": item.reference,
-                "before": text(before, row), "after": text(after, row),
+                "key": item.key,
+                "prompt": item.prompt,
+                "reference": item.reference,
+                "before": text(before, row),
+                "after": text(after, row),
                 **({"teacher": text(taught, row)} if taught else {}),
             }
             for row, item in enumerate(t.item for t in after.trajectories[:EXAMPLES])
         ],
-    }  # fmt: skip
+    }
 
 
 def trained_on(settings: RunConfig) -> list[str]:
@@ -80,10 +93,14 @@ def held_out(settings: RunConfig, state: RunState) -> dict[str, Any]:
     """How the evaluations on the way went: how many, the best of them, and whether they ended the training."""
     best = state.watched.best
     return {
-        "split": settings.eval_every_split, "prompts": settings.eval_every_prompts, "evaluations": state.evaluations,
-        "keep_best": settings.keep_best, "best": None if best is None else asdict(best),
-        "ended_early": state.out_of_patience(settings.patience), "since_best": state.watched.since,
-    }  # fmt: skip
+        "split": settings.eval_every_split,
+        "prompts": settings.eval_every_prompts,
+        "evaluations": state.evaluations,
+        "keep_best": settings.keep_best,
+        "best": None if best is None else asdict(best),
+        "ended_early": state.out_of_patience(settings.patience),
+        "since_best": state.watched.since,
+    }
 
 
 def stages(settings: RunConfig, state: RunState, tokens: int) -> list[dict[str, Any]]:
@@ -104,6 +121,8 @@ def rewards_of(out: Path, agent: TextAlgorithm) -> dict[str, Any]:
         if math.isnan(to_float(record["reward"])) and record["stop"] != StopReason.TRUNCATED:
             failures.append(str(record.get("failure", "")))
     return {
-        "scored": scored, "failed": len(failures), "first_failure": next(iter(failures), None),
+        "scored": scored,
+        "failed": len(failures),
+        "first_failure": next(iter(failures), None),
         "always": agent.constant_reward,
-    }  # fmt: skip
+    }

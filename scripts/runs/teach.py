@@ -14,10 +14,10 @@ from rlgkd import checkpoint
 from rlgkd.agents import Distill
 from rlgkd.errors import SettingError, TeacherError, one_line
 from rlgkd.file_kinds import other_kind
+from rlgkd.item_checks import MAX_CHECKED
 from rlgkd.lm.model import LanguageModel
-from rlgkd.rollout import MAX_CHECKED
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config import run as run_config
+from rlgkd.scripts.config import reading
 from rlgkd.scripts.config.paths import settled
 from rlgkd.scripts.config.recipes import recipe_names
 from rlgkd.scripts.config.run import RunConfig
@@ -119,12 +119,12 @@ def _settings(data: str, overrides: Sequence[str], teacher: str) -> RunConfig:
     """The settings of the run: a recipe's, a YAML file's, or those of a data file."""
     is_settings = data.endswith((".yaml", ".yml")) or data in recipe_names()
     if is_settings:
-        return run_config.read(data, overrides)
+        return reading.read(data, overrides)
     values: Mapping[str, Any] = {"env": "rlgkd/Dataset-v0", "env_settings": {"data": data}, "teacher": teacher}
     if not is_address(teacher):
         values = {**values, "student": teacher}  # its tokenizer, unless another student is named
     values = {key: settled(key, value, [Path()]) for key, value in values.items()}
-    return run_config.check(run_config.override(values, overrides))
+    return reading.check(reading.override(values, overrides))
 
 
 def _agent(settings: RunConfig, teacher: str, texts: TextsOf, top_k: int) -> Distill:
@@ -162,7 +162,7 @@ def _scored(teacher: OutsideTeacher, episodes: Sequence[Episode]) -> list[tuple[
     """
     answers = teacher.submit(episodes)
     errors = [error for answer in answers if (error := answer.exception()) is not None]
-    teacher.settle()
+    teacher.resolve()
     if errors:
         why = f"it failed for {len(errors)} of {len(answers)} texts: {one_line(errors[0], 200)}"
         raise TeacherError("teacher", teacher.name, f"{why}; nothing was written") from errors[0]

@@ -32,15 +32,16 @@ from rlgkd.lm.model import LanguageModel
 from rlgkd.ops._registry import UnknownSettingError
 from rlgkd.ranks import TIMEOUT_MINUTES, join
 from rlgkd.scripts._console import say
-from rlgkd.scripts.config.run import RunConfig, dump, read
+from rlgkd.scripts.config.reading import dump, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report import card, html, terminal
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs.allocator import keep_freed_memory
 from rlgkd.scripts.runs.fit import fit
 from rlgkd.scripts.runs.folder import CONFIG, PROGRESS, SUMMARY, check_names, check_new, locked
+from rlgkd.scripts.runs.input_files import input_files
 from rlgkd.scripts.runs.recorder import strict_json
 from rlgkd.scripts.runs.rewind import newest_checkpoint, return_to
-from rlgkd.scripts.runs.sources import sources
 from rlgkd.scripts.runs.speed import speed
 from rlgkd.scripts.runs.stages import check_agent, check_goals
 from rlgkd.scripts.runs.stopping import StopRequest, stoppable
@@ -249,9 +250,10 @@ def _evaluated_run(
         "split": settings.eval_split,
         "prompts": settings.eval_prompts,
         "seed": settings.eval_seed,
+        "forward_kl": settings.eval_forward_kl,
         "ranks": ranks,
     }
-    made_from = sources(settings)
+    made_from = input_files(settings)
     # Everything is measured against the teacher of the beginning, although training may move it.
     teacher = agent.teacher
     if agent.following_teacher is not None:
@@ -265,7 +267,8 @@ def _evaluated_run(
     whose = "the student and the teacher" if both else "the student"
     if teacher is not None and learns_from_references_alone(settings):
         say(console, "the teacher is measured and not learned from, for references are: teacher=null saves the time")
-    say(console, f"evaluating {whose} on up to {settings.eval_prompts} {settings.eval_split} prompts")
+    prompts = min(settings.eval_prompts, agent.task.size(settings.eval_split))
+    say(console, f"evaluating {whose} on {prompts} {settings.eval_split} prompts")
     before = evaluate(agent.student, teacher, agent.task, **scored)  # as it began, which a checkpoint will change
     taught = before if settings.teacher_writes_as_start else None
     if isinstance(teacher, LanguageModel | RoutedTeachers) and taught is None:

@@ -30,16 +30,25 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from rlgkd.ranks import join, leave
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.train import build_agent
 
 WORKLOADS: dict[str, tuple[list[str], int]] = {
     "embedded": (["prompts_per_update=32", "group_size=2"], 8),
     "smollm2": (
-        ["env=rlgkd/DocstringSummary-v0", "student=smollm2-135m", "teacher=smollm2-135m", "prompts_per_update=8",
-         "group_size=4", "learning_rate=1e-5", "precision=float32", "token_budget=5120"], 3,
+        [
+            "env=rlgkd/DocstringSummary-v0",
+            "student=smollm2-135m",
+            "teacher=smollm2-135m",
+            "prompts_per_update=8",
+            "group_size=4",
+            "learning_rate=1e-5",
+            "precision=float32",
+            "token_budget=5120",
+        ],
+        3,
     ),
-}  # fmt: skip
+}
 """Settings over quickstart's, and the updates that are measured, after one that is not."""
 PARTS = ("sampling", "update", "optimizer", "exchange")
 
@@ -99,8 +108,13 @@ def measure(workload: str) -> None:
 
 def run(workload: str, processes: int) -> dict[str, float]:
     """The seconds of an update in so many processes."""
-    command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-               if processes > 1 else []), __file__, workload, "0"]  # fmt: skip
+    command = [
+        sys.executable,
+        *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []),
+        __file__,
+        workload,
+        "0",
+    ]
     threads = {**os.environ, "OMP_NUM_THREADS": str(2 // processes)}
     out = subprocess.run(command, env=threads, stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, float] = json.loads(out.strip().splitlines()[-1])

@@ -142,9 +142,14 @@ def test_rewards_in_units_of_their_deviation_do_not_depend_on_their_scale():
     agents = []
     for reward in (many, few):
         agent = Reinforce(
-            tiny.model(vocabulary=3, scale=0.1), environment(reward), alpha=0.0, prompts_per_update=8, group_size=4,
-            learning_rate=0.01, normalise_rewards=True,
-        )  # fmt: skip
+            tiny.model(vocabulary=3, scale=0.1),
+            environment(reward),
+            alpha=0.0,
+            prompts_per_update=8,
+            group_size=4,
+            learning_rate=0.01,
+            normalise_rewards=True,
+        )
         agent.learn(600)
         agents.append(agent)
     for one, other in zip(*(agent.student.module.parameters() for agent in agents), strict=True):

@@ -17,10 +17,19 @@ TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 COLUMNS = {
     "agreement/" + name
     for name in (
-        "top20_shared", "top20_teacher_mass", "top20_student_mass", "gap_first_third", "gap_middle_third",
-        "gap_last_third", "gap_p99", "end_student", "end_teacher", "teacher_entropy", "teacher_entropy_last_third",
+        "top20_shared",
+        "top20_teacher_mass",
+        "top20_student_mass",
+        "gap_first_third",
+        "gap_middle_third",
+        "gap_last_third",
+        "gap_p99",
+        "end_student",
+        "end_teacher",
+        "teacher_entropy",
+        "teacher_entropy_last_third",
     )
-}  # fmt: skip
+}
 BY_REWARD = {"agreement/positive_good", "agreement/positive_bad"}
 
 
@@ -85,8 +94,11 @@ def test_it_is_measured_again_after_so_many_updates_and_never_without_a_teacher(
     alone = Reinforce(
         tiny.model(vocabulary=4),
         TextVecEnv(tiny.WordTask(TOKENIZER, lambda text: float("B" in text), max_new_tokens=4)),
-        teacher=None, alpha=0.0, agreement_every=1, prompts_per_update=2,
-    )  # fmt: skip
+        teacher=None,
+        alpha=0.0,
+        agreement_every=1,
+        prompts_per_update=2,
+    )
     (row,) = rows_of(alone, 1)
     assert not any(name.startswith("agreement/") for name in row)
 

@@ -30,13 +30,22 @@ PATIENCE = 20
 
 def learner(reward, kind=Reinforce, *, task=TextTask, max_failed_rewards=1.0, **settings):
     settings = {
-        "alpha": 0.4, "prompts_per_update": 6, "group_size": 3, "token_budget": 24, "learning_rate": 1e-2, **settings
-    }  # fmt: skip
+        "alpha": 0.4,
+        "prompts_per_update": 6,
+        "group_size": 3,
+        "token_budget": 24,
+        "learning_rate": 1e-2,
+        **settings,
+    }
     READ.clear()
     described = task(
-        prompts=["A", "B", "A B"], reward=reward, tokenizer=TOKENIZER, max_new_tokens=5, max_prompt_tokens=2,
+        prompts=["A", "B", "A B"],
+        reward=reward,
+        tokenizer=TOKENIZER,
+        max_new_tokens=5,
+        max_prompt_tokens=2,
         max_failed_rewards=max_failed_rewards,
-    )  # fmt: skip
+    )
     student, teacher = (tiny.model(vocabulary=3, seed=seed, scale=0.3) for seed in (0, 5))
     agent = kind(student, TextVecEnv(described), teacher=teacher, **settings)
     states = agent.teacher.states

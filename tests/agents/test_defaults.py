@@ -14,7 +14,7 @@ from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.lm.loading import load
 from rlgkd.lm.size import ModelSize, model_size
 from rlgkd.scripts.config.choices import chooser
-from rlgkd.scripts.config.run import dump, read
+from rlgkd.scripts.config.reading import dump, read
 
 GIB = 2**30
 

@@ -63,7 +63,7 @@ def test_a_gate_by_outcome_logs_how_many_texts_are_right_and_says_so_if_none_eve
             agent.learn(1, reset_num_timesteps=False)
         return rows
 
-    with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
+    with caplog.at_level(logging.WARNING, "rlgkd.agents.watch"):
         shares = [row["train/gate_right"] for row in rows_of(0.5)]
         assert all(0 < share < 1 for share in shares) and not caplog.records
         assert [row["train/gate_right"] for row in rows_of(1e6)] == [0.0] * 5

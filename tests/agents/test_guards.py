@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlgkd.agents import Distill, Reinforce
-from rlgkd.agents.guards import GUARDS, Watch
+from rlgkd.agents.guards import GUARDS, Greatest
+from rlgkd.agents.watch import Seen, Watch
 from rlgkd.envs.sb3 import TextVecEnv
 from rlgkd.scripts.runs.overfitting import TrainingRewards, warn
 from rlgkd.statistics import Interval
@@ -20,12 +22,22 @@ from rlgkd.types import Source
 
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 FINE = {
-    "train/entropy": 1.0, "train/divergence": 0.5, "train/grad_norm": 1.0, "train/alpha": 0.5, "train/mismatch": 1e-6,
-    "train/policy_grad_norm": 1.0, "train/divergence_grad_norm": 0.5, "agreement/gap_p99": 3.0,
-    "rollout/ended": 0.5, "rollout/ep_rew_mean": 0.5, "rollout/ep_len_mean": 16.0, "rollout/repeated": 0.05,
+    "train/entropy": 1.0,
+    "train/divergence": 0.5,
+    "train/grad_norm": 1.0,
+    "train/alpha": 0.5,
+    "train/mismatch": 1e-6,
+    "train/policy_grad_norm": 1.0,
+    "train/divergence_grad_norm": 0.5,
+    "agreement/gap_p99": 3.0,
+    "rollout/ended": 0.5,
+    "rollout/ep_rew_mean": 0.5,
+    "rollout/ep_len_mean": 16.0,
+    "rollout/repeated": 0.05,
     "train/gate_right": 0.5,
-}  # fmt: skip
-LOG_VOCABULARY = math.log(1000)
+    "rollout/student": 1.0,
+}
+GREATEST = Greatest(entropy=math.log(1000))
 
 
 @pytest.fixture
@@ -34,7 +46,7 @@ def said(caplog):
 
     def see(*updates: dict[str, float], fine: dict[str, float] = FINE) -> list[str]:
         caplog.clear()
-        watch = Watch(LOG_VOCABULARY)
+        watch = Watch(GREATEST)
         for metrics in updates:
             watch.see(fine | metrics)
         return [record.message.partition(":")[0] for record in caplog.records]
@@ -82,6 +94,56 @@ def test_a_first_update_that_was_low_by_chance_is_no_learning_rate(said):
     assert said({}, *[later] * 4, *[broken] * 5) == ["learning_rate"]
 
 
+def test_a_student_far_from_its_teacher_is_told_by_a_divergence_that_has_a_bound():
+    """As with recipe gkd at a learning rate of 0.03: a JSD of 0.023 went to 0.6, of at most ln 2."""
+
+    def said(greatest: float, *divergences: float) -> list[str]:
+        watch = Watch(Greatest(entropy=math.log(1000), divergence=greatest))
+        for divergence in divergences:
+            watch.see(FINE | {"train/divergence": divergence})
+        return watch.seen.reported
+
+    assert said(math.log(2), 0.02, 0.6, 0.6, 0.6) == ["divergence"] == said(math.log(2), 0.3, 0.6, 0.6, 0.6)
+    assert said(math.log(2), 0.02, 0.3, 0.3, 0.3) == [] == said(math.log(2), 0.6, 0.64, 0.64, 0.64)
+    assert said(math.inf, 0.02, 0.6, 0.6, 0.6) == []
+
+
+def test_the_bound_is_that_of_the_divergence_in_use():
+    given = {"updates": 1, "divergence": "jsd", "beta": 0.5}
+    agent = learner(Distill, **given)
+    assert agent.watch.greatest.divergence == pytest.approx(math.log(2), rel=1e-5)
+    assert agent.watch.greatest.entropy == math.log(agent.student.vocabulary)
+    agent.reconfigure(agent.Config(**{**agent.config.flat(), "divergence": "total_variation", "beta": None}))
+    assert agent.watch.greatest.divergence == 1.0
+    assert learner(Distill, updates=1).watch.greatest.divergence > 1e3
+
+
+def test_what_was_seen_goes_through_json():
+    fault = {"train/divergence": 13.0}
+    whole, parts = Watch(GREATEST), Watch(GREATEST)
+    for number in range(9):
+        for watch in (whole, parts):
+            watch.see(FINE | (fault if number > 3 else {"rollout/reward/part": math.nan}))
+        parts = Watch(GREATEST, seen=Seen.from_json(json.loads(json.dumps(parts.seen.to_json()))))
+    assert parts == whole and len(whole.messages) == 1
+    numbers: list[dict[str, object]] = [{"first": ["x"]}, {"first": [{"a": "b"}]}, {"streaks": [1]}]
+    for wrong in (*numbers, {"reported": "ab"}, {"messages": [1]}, {"x": 1}):
+        with pytest.raises((TypeError, ValueError, AttributeError)):
+            Seen.from_json(wrong)
+
+
+def test_references_between_the_students_texts_end_no_streak_and_are_not_compared_with(said):
+    """As in recipe docstring-smollm2, with a quarter of its updates on references, which end where its texts do not."""
+    references = {"rollout/student": 0.0, "rollout/ended": 1.0, "rollout/ep_rew_mean": 0.1, "rollout/ep_len_mean": 60.0}
+    never = {"rollout/ended": 0.0}
+    assert said(*[references, never] * 19) == []
+    assert said(*[references, never] * 20) == ["max_new_tokens"]
+    assert said(*[references] * 50) == []
+    assert said(*[references] * 9, *[{}] * 50) == [], "the reward of references is no beginning"
+    shorter = {"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 8.0}
+    assert said(*[references] * 9, {}, *[references, shorter] * 10) == ["reward"]
+
+
 def test_every_guard_is_among_them():
     assert len(GUARDS) == 13 == len({guard.name for guard in GUARDS})
 
@@ -111,21 +173,26 @@ def test_what_is_measured_at_some_updates_is_compared_at_these(said):
 
 
 def test_of_several_processes_one_speaks(caplog):
-    watch = Watch(LOG_VOCABULARY, speaks=False)
+    watch = Watch(GREATEST, speaks=False)
     for metrics in ({}, *[{"train/grad_norm": 0.0}] * 9):
         watch.see(FINE | metrics)
     assert not caplog.records
 
 
-def trained(kind, reward=lambda text: float(text.count("B")), *, updates: int, max_new_tokens: int = 6, **settings):
-    """Train a small student, with a callback if one is among the settings."""
+def learner(kind, reward=lambda text: float(text.count("B")), *, updates: int, max_new_tokens: int = 6, **settings):
+    """A small student after its training, with a callback if one is among the settings."""
     callback = settings.pop("callback", None)
     task = tiny.WordTask(TOKENIZER, reward, max_new_tokens=max_new_tokens)
     student, teacher = (tiny.model(vocabulary=4, seed=seed) for seed in (0, 1))
     agent = kind(student, TextVecEnv(task), teacher=teacher, prompts_per_update=8, group_size=4, **settings)
     for _ in range(updates):
         agent.learn(1, callback, reset_num_timesteps=False)
-    return agent.watch.messages
+    return agent
+
+
+def trained(*arguments, **settings) -> list[str]:
+    """What guards said of it."""
+    return learner(*arguments, **settings).watch.messages
 
 
 class ChangesTheModel(BaseCallback):
@@ -147,18 +214,33 @@ class ChangesTheModel(BaseCallback):
         ("the texts collapse into one", {"updates": 30, "alpha": 0.0, "learning_rate": 0.3}),
         (
             "while texts went from",
-            {"reward": lambda text: float(len(text.split())), "updates": 30, "alpha": 0.0, "learning_rate": 0.03,
-             "max_new_tokens": 16},
+            {
+                "reward": lambda text: float(len(text.split())),
+                "updates": 30,
+                "alpha": 0.0,
+                "learning_rate": 0.03,
+                "max_new_tokens": 16,
+            },
         ),
         (
             "while texts repeat themselves",
-            {"reward": lambda text: float(text.count("B")), "updates": 30, "alpha": 0.0, "learning_rate": 0.03,
-             "max_new_tokens": 16},
+            {
+                "reward": lambda text: float(text.count("B")),
+                "updates": 30,
+                "alpha": 0.0,
+                "learning_rate": 0.03,
+                "max_new_tokens": 16,
+            },
         ),
         (
             "no text of 20 updates ended by itself",
-            {"reward": lambda text: float(len(text.split()) == 3), "updates": 40, "alpha": 0.0, "learning_rate": 0.1,
-             "max_new_tokens": 3},
+            {
+                "reward": lambda text: float(len(text.split()) == 3),
+                "updates": 40,
+                "alpha": 0.0,
+                "learning_rate": 0.1,
+                "max_new_tokens": 3,
+            },
         ),
         ("few tokens decide", {"updates": 2, "teacher_temperature": 0.01, "agreement_every": 1}),
         ("one of them says nothing", {"updates": 2, "alpha": 1e-4, "gradient_norms_every": 1}),
@@ -166,7 +248,7 @@ class ChangesTheModel(BaseCallback):
         ("nothing is learnt", {"reward": lambda text: float("Z" in text), "updates": 6, "alpha": 0.0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_a_training_that_is_made_to_fail_hears_of_it(message, given):
     said = trained(Reinforce, **given)
     assert any(message in one for one in said) or (
@@ -175,7 +257,7 @@ def test_a_training_that_is_made_to_fail_hears_of_it(message, given):
 
 
 def test_a_distillation_that_works_hears_nothing(caplog):
-    with caplog.at_level(logging.WARNING, "rlgkd.agents.guards"):
+    with caplog.at_level(logging.WARNING, "rlgkd.agents.watch"):
         assert trained(Distill, updates=30, learning_rate=0.003, agreement_every=1) == []
     assert not caplog.records
 
@@ -201,8 +283,8 @@ def rewards_of(*parts: tuple[float, int]) -> TrainingRewards:
 
 def test_prompts_that_are_learnt_by_heart_are_told_by_held_out_ones():
     """The gap to the reward of training has grown by a fifth of it since the first updates."""
-    watch, begun = Watch(LOG_VOCABULARY), Interval(0.5, 0.4, 0.6)
-    learnt = rewards_of((0.5, 64), (0.9, 64))
+    watch, begun = Watch(GREATEST), Interval(0.5, 0.4, 0.6)
+    learnt = TrainingRewards.from_json(json.loads(json.dumps(rewards_of((0.5, 64), (0.9, 64)).to_json())))
     assert (learnt.first.mean, learnt.recent.mean) == pytest.approx((0.5, 0.9))
     assert learnt.recent.high - 0.9 == pytest.approx(1.96 * 0.1 / 63**0.5), "texts of one prompt are no more prompts"
     for training, first, held_out in (
@@ -215,9 +297,11 @@ def test_prompts_that_are_learnt_by_heart_are_told_by_held_out_ones():
         (rewards_of((0.65, 64), (0.68, 64)), Interval(0.45, 0.35, 0.55), Interval(0.47, 0.37, 0.57)),
         (rewards_of((0.6, 64), (0.5, 64)), begun, Interval(0.2, 0.1, 0.3)),  # whose reward falls learns nothing
     ):
-        warn(watch, training, first, held_out, "64 validation prompts")
+        training.held_out = first
+        warn(watch, training, held_out, "64 validation prompts")
     assert watch.messages == []
-    warn(watch, learnt, begun, Interval(0.6, 0.5, 0.7), "64 validation prompts")
+    learnt.held_out = begun
+    warn(watch, learnt, Interval(0.6, 0.5, 0.7), "64 validation prompts")
     assert watch.messages[0].startswith(
         "held-out: the reward went from 0.5 to 0.6 (0.5 to 0.7) on 64 validation prompts and from 0.5 to 0.9 on those"
     )

@@ -164,10 +164,19 @@ def test_every_logger_gets_a_row_for_each_update(tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "progress.csv").read_text().splitlines()))
     assert [row["time/iterations"] for row in rows] == [str(n + 1) for n in range(learner.state.updates)]
     names = {
-        "rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/ended", "rollout/student", "rollout/reward/word",
-        "time/total_timesteps", "train/loss", "train/divergence", "train/entropy", "train/grad_norm", "train/alpha",
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "rollout/ended",
+        "rollout/student",
+        "rollout/reward/word",
+        "time/total_timesteps",
+        "train/loss",
+        "train/divergence",
+        "train/entropy",
+        "train/grad_norm",
+        "train/alpha",
         "train/learning_rate",
-    }  # fmt: skip
+    }
     assert names <= rows[0].keys()
     assert all(row[name] for row in rows for name in names), "a row lacks what its own update measured"
     assert not any("second" in name for name in rows[0]), "a clock is no part of the curve"
@@ -390,9 +399,13 @@ def test_a_setting_that_does_not_work_is_refused_by_its_name(settings, field):
 
 @pytest.mark.parametrize(
     ("kind", "setting", "nearest"),
-    [(Reinforce, "alhpa", "alpha"), (Distill, "learningrate", "learning_rate"), (PPO, "gae_lamda", "gae_lambda"),
-     (PPO, "horizn", "horizon")],
-)  # fmt: skip
+    [
+        (Reinforce, "alhpa", "alpha"),
+        (Distill, "learningrate", "learning_rate"),
+        (PPO, "gae_lamda", "gae_lambda"),
+        (PPO, "horizn", "horizon"),
+    ],
+)
 def test_a_misspelt_keyword_is_refused_with_the_nearest(kind, setting, nearest):
     with pytest.raises(SettingError, match=f"^{setting}: 1 does not work; {kind.__name__} has .* mean '{nearest}'"):
         kind(model(), environment(), **{setting: 1})

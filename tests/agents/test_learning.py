@@ -151,9 +151,15 @@ def test_the_mixture_arrives_at_the_optimum_of_equation_5(settings, closed_form)
     tiny.set_distribution(LanguageModel(teacher, TOKENIZER), [1], TEACHER_P)
     reward = dict(zip(("", "A", "B", "C"), REWARD, strict=True)).__getitem__
     agent = Reinforce(
-        student(), environment(reward, max_new_tokens=1), teacher=teacher, alpha=0.3, **settings,
-        group_size=256, prompts_per_update=1, learning_rate=lambda remaining: 1e-2 * remaining,
-    )  # fmt: skip
+        student(),
+        environment(reward, max_new_tokens=1),
+        teacher=teacher,
+        alpha=0.3,
+        **settings,
+        group_size=256,
+        prompts_per_update=1,
+        learning_rate=lambda remaining: 1e-2 * remaining,
+    )
     agent.learn(100 * 256)
     torch.testing.assert_close(distribution(agent), expected, atol=0.02, rtol=0)
 
@@ -197,9 +203,12 @@ def test_a_mismatch_that_cannot_be_mended_is_avoided_where_tokens_answer_for_wha
     mismatch = (torch.tensor(even) * (torch.tensor(even) / torch.tensor(behind_b)).log()).sum().item()
     settings = {"divergence_reduction": "sequence_sum", "prompts_per_update": 1, "group_size": 256, **settings}
     agent = algorithm(
-        fork_model([1e-3, 0.2, 0.798, 1e-3], even, None), environment(prompts=("C",), max_new_tokens=2),
-        teacher=teacher, learning_rate=lambda remaining: 0.1 * remaining, **settings,
-    )  # fmt: skip
+        fork_model([1e-3, 0.2, 0.798, 1e-3], even, None),
+        environment(prompts=("C",), max_new_tokens=2),
+        teacher=teacher,
+        learning_rate=lambda remaining: 0.1 * remaining,
+        **settings,
+    )
     agent.learn(100 * 2 * settings["group_size"])
     to_a = 1 / (1 + math.exp(-mismatch)) if avoided else 0.5
     first = distribution(agent, prompt=[3])
@@ -210,9 +219,12 @@ def test_a_mismatch_that_cannot_be_mended_is_avoided_where_tokens_answer_for_wha
 
 def test_distillation_drives_the_divergence_to_zero():
     agent = Distill(
-        student(), environment(), teacher=student(1), prompts_per_update=4,
+        student(),
+        environment(),
+        teacher=student(1),
+        prompts_per_update=4,
         learning_rate=lambda remaining: 2e-2 * remaining,
-    )  # fmt: skip
+    )
     divergences = curve(agent, 6_000, "train/divergence")
     assert divergences[0] > 0.1 and max(divergences[-3:]) < 0.01
 
@@ -241,9 +253,13 @@ def test_on_policy_training_never_reads_a_reference(monkeypatch):
 def test_the_coin_of_the_student_fraction_falls_as_often_as_it_says(monkeypatch):
     sources = []
     agent = Distill(
-        student(), environment(references=("B",)), teacher=student(1), student_fraction=0.25, prompts_per_update=1,
+        student(),
+        environment(references=("B",)),
+        teacher=student(1),
+        student_fraction=0.25,
+        prompts_per_update=1,
         group_size=1,
-    )  # fmt: skip
+    )
     monkeypatch.setattr(agent, "train", lambda: sources.append(agent.trajectories[0].source))
     agent.learn(500)
     assert 0.15 < np.mean([source is Source.STUDENT for source in sources]) < 0.35
@@ -280,9 +296,14 @@ def test_the_own_start_as_teacher_stays_where_it_is():
 
 def run(folder, seed: int):
     agent = Reinforce(
-        student(), environment(references=("B",)), teacher=student(1), alpha=0.3, student_fraction=0.7, seed=seed,
+        student(),
+        environment(references=("B",)),
+        teacher=student(1),
+        alpha=0.3,
+        student_fraction=0.7,
+        seed=seed,
         learning_rate=1e-2,
-    )  # fmt: skip
+    )
     agent.set_logger(configure(str(folder), ["csv"]))
     torch.rand(seed + 1)  # nothing depends on the global generator
     agent.learn(1200)

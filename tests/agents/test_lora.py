@@ -23,8 +23,11 @@ from rlgkd.types import Batch
 TOKENIZER = tiny.word_tokenizer("A", "B", "C")
 SMALL = {"learning_rate": 2e-2, "prompts_per_update": 8, "lora_rank": 2}
 ALGORITHMS = {
-    Distill: {}, Reinforce: {"alpha": 0.3}, GRPO: {"alpha": 0.3, "epochs": 2}, PPO: {"alpha": 0.3, "epochs": 2}
-}  # fmt: skip
+    Distill: {},
+    Reinforce: {"alpha": 0.3},
+    GRPO: {"alpha": 0.3, "epochs": 2},
+    PPO: {"alpha": 0.3, "epochs": 2},
+}
 
 
 def environment() -> TextVecEnv:

@@ -131,9 +131,14 @@ def test_an_even_group_is_dropped_from_the_mean_only_where_that_is_asked():
 
 def test_evenness_is_of_what_was_earned_by_those_that_did_not_fail():
     agent = GRPO(
-        student(), environment(max_new_tokens=3), alpha=0.0, prompts_per_update=1, group_size=3, drop_even_groups=True,
+        student(),
+        environment(max_new_tokens=3),
+        alpha=0.0,
+        prompts_per_update=1,
+        group_size=3,
+        drop_even_groups=True,
         overlong_buffer=3,
-    )  # fmt: skip
+    )
     agent.train = lambda: None
     agent.learn(1)
     for rewards, even in (((1.0, math.nan, 1.0), True), ((1.0, 0.0, math.nan), False), ((math.nan,) * 3, True)):
@@ -173,9 +178,13 @@ def test_an_entropy_bonus_keeps_the_policy_from_collapsing():
     ends = []
     for bonus in (0.0, 0.5):
         agent = Reinforce(
-            student(), environment(max_new_tokens=1), alpha=0.0, learning_rate=2e-2, prompts_per_update=8,
+            student(),
+            environment(max_new_tokens=1),
+            alpha=0.0,
+            learning_rate=2e-2,
+            prompts_per_update=8,
             entropy_bonus=bonus,
-        )  # fmt: skip
+        )
         ends.append(rows_of(agent, 3000)[-1]["train/entropy"])
     assert ends[0] < 0.1 and ends[1] > 0.3
     # One step, J = q_B + 0.5 H: the optimum is proportional to exp(r / 0.5).
@@ -187,9 +196,16 @@ def test_an_entropy_bonus_keeps_the_policy_from_collapsing():
 def test_alpha_is_steered_until_the_divergence_is_what_was_asked(target):
     teacher = student(1)
     agent = Reinforce(
-        student(), environment(max_new_tokens=1), teacher=teacher, alpha=0.5, divergence_target=target, alpha_rate=0.05,
-        learning_rate=lambda remaining: 2e-2 * remaining, prompts_per_update=16, group_size=8,
-    )  # fmt: skip
+        student(),
+        environment(max_new_tokens=1),
+        teacher=teacher,
+        alpha=0.5,
+        divergence_target=target,
+        alpha_rate=0.05,
+        learning_rate=lambda remaining: 2e-2 * remaining,
+        prompts_per_update=16,
+        group_size=8,
+    )
     rows = rows_of(agent, 300 * 128)
     assert np.mean([row["train/divergence"] for row in rows[-50:]]) == pytest.approx(target, rel=0.15)
     alphas = [row["train/alpha"] for row in rows]
@@ -204,9 +220,15 @@ def test_alpha_is_steered_until_the_divergence_is_what_was_asked(target):
 def test_the_anchor_can_follow_the_student_slowly(tmp_path):
     module = student()
     agent = Reinforce(
-        module, environment(), teacher=module, alpha=0.1, teacher_decay=0.9, epochs=2, learning_rate=2e-2,
+        module,
+        environment(),
+        teacher=module,
+        alpha=0.1,
+        teacher_decay=0.9,
+        epochs=2,
+        learning_rate=2e-2,
         policy_loss="clipped",
-    )  # fmt: skip
+    )
     average = copy.deepcopy(agent.student.module)
     step = agent.policy.optimizer.step
 
@@ -286,9 +308,13 @@ def test_a_steered_alpha_can_be_overridden_on_load(tmp_path):
 
 def test_in_bfloat16_the_ratio_of_a_policy_that_has_not_moved_is_one():
     agent = GRPO(
-        tiny.model(vocabulary=4, scale=0.5), environment(max_new_tokens=16), alpha=0.0, precision="bfloat16",
-        ratio="sequence", group_size=8,
-    )  # fmt: skip
+        tiny.model(vocabulary=4, scale=0.5),
+        environment(max_new_tokens=16),
+        alpha=0.0,
+        precision="bfloat16",
+        ratio="sequence",
+        group_size=8,
+    )
     agent.gradient_step = lambda rollout, credit: Means()
     agent.learn(1)
     for part in agent.rollout.micro_batches:  # as the update reads them

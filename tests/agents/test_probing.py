@@ -50,10 +50,14 @@ def test_a_reward_that_fails_for_all_answers_trusts_nobody() -> None:
 
 def test_each_item_is_answered_by_its_own_teacher() -> None:
     task = talk()
-    models = {name: learner(teacher=tiny.model(vocabulary=len(WORDS) + 1, seed=seed)).teacher for name, seed in
-              (("one", 5), ("two", 6))}  # fmt: skip
-    items = [Item(key=f"{n}", prompt=task.item("train", 0, n).prompt, columns={"who": who})
-             for n, who in enumerate(("one", "two", "one"))]  # fmt: skip
+    models = {
+        name: learner(teacher=tiny.model(vocabulary=len(WORDS) + 1, seed=seed)).teacher
+        for name, seed in (("one", 5), ("two", 6))
+    }
+    items = [
+        Item(key=f"{n}", prompt=task.item("train", 0, n).prompt, columns={"who": who})
+        for n, who in enumerate(("one", "two", "one"))
+    ]
     routed = TeacherAnswers(RoutedTeachers(models, "who"), task, number=3, seed=0).rewards(items)
     alone = [TeacherAnswers(models[item.columns["who"]], task, number=3, seed=0).rewards([item])[0] for item in items]
     assert routed == alone

@@ -154,8 +154,10 @@ def test_checkpoints_in_parts_are_those_of_one_process_too(two: Path, tmp_path: 
         checkpoint.load(folder / "step-3", model=agent.modules, optimizer=agent.policy.optimizer)
     ours, theirs = (agent.modules.state_dict() for agent in agents)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    moments = [torch.cat([value.flatten() for of in agent.policy.optimizer.state.values() for value in of.values()])
-               for agent in agents]  # fmt: skip
+    moments = [
+        torch.cat([value.flatten() for of in agent.policy.optimizer.state.values() for value in of.values()])
+        for agent in agents
+    ]
     assert torch.equal(*moments)
 
 

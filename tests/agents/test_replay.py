@@ -21,9 +21,15 @@ BOTH = {"replay_terms": "both", "policy_loss": "clipped", "alpha": 0.0}
 def agent_of(kind=Reinforce, **given):
     task = tiny.WordTask(TOKENIZER, lambda text: float(text.startswith("B")), prompts=("A", "B C", "C A", "B"))
     settings = {
-        "prompts_per_update": 2, "group_size": 3, "learning_rate": 2e-2, "seed": 3, "replay_size": 4,
-        "replay_prompts": 2, "teacher": tiny.model(vocabulary=4, seed=1, scale=0.1), **given,
-    }  # fmt: skip
+        "prompts_per_update": 2,
+        "group_size": 3,
+        "learning_rate": 2e-2,
+        "seed": 3,
+        "replay_size": 4,
+        "replay_prompts": 2,
+        "teacher": tiny.model(vocabulary=4, seed=1, scale=0.1),
+        **given,
+    }
     if settings.get("alpha") == 0.0:
         del settings["teacher"]
     agent = kind(tiny.model(vocabulary=4, scale=0.1), TextVecEnv(task, num_envs=2), **settings)

@@ -27,9 +27,14 @@ def agent_of(kind=Reinforce, *, pays=lambda item, text: float(text.startswith("B
 
     task = Task(TOKENIZER, lambda text: 0.0, prompts=ONE_PROMPT_IN_THREE, max_new_tokens=2)
     settings = {
-        "alpha": 0.0, "prompts_per_update": 2, "group_size": 12, "learning_rate": 1e-2, "seed": 3,
-        "drop_even_groups": "resample", **given,
-    }  # fmt: skip
+        "alpha": 0.0,
+        "prompts_per_update": 2,
+        "group_size": 12,
+        "learning_rate": 1e-2,
+        "seed": 3,
+        "drop_even_groups": "resample",
+        **given,
+    }
     agent = kind(tiny.model(vocabulary=4, scale=0.1), TextVecEnv(task, num_envs=2), **settings)
     agent.rows = tiny.Rows()
     agent.set_logger(Logger(None, [agent.rows]))
@@ -100,9 +105,14 @@ def test_discarded_groups_are_distilled_if_asked() -> None:
 def test_off_policy_prompts_of_the_same_update_stay() -> None:
     teacher = tiny.model(vocabulary=4, seed=1, scale=0.1)
     agent = agent_of(
-        teacher=teacher, alpha=0.5, student_fraction=0.5, mixture="prompt", off_policy="teacher", prompts_per_update=6,
+        teacher=teacher,
+        alpha=0.5,
+        student_fraction=0.5,
+        mixture="prompt",
+        off_policy="teacher",
+        prompts_per_update=6,
         resample_rounds=9,
-    )  # fmt: skip
+    )
     agent.learn(1)
     wanted = int((agent.collector._coins(0, 6) < 0.5).sum())
     sources = [str(t.source) for t in agent.trajectories[::12]]

@@ -24,9 +24,11 @@ from rlgkd.scripts.runs.train import start
 
 WORDS = ("A", "B", "C", "D", "E")
 ROWS = [
-    {"prompt": "A B", "subject": "math"}, {"prompt": "B A", "subject": "code"},
-    {"prompt": "C A", "subject": None}, {"prompt": "D A", "subject": "math"},
-]  # fmt: skip
+    {"prompt": "A B", "subject": "math"},
+    {"prompt": "B A", "subject": "code"},
+    {"prompt": "C A", "subject": None},
+    {"prompt": "D A", "subject": "math"},
+]
 FEW: dict[str, Any] = {"prompts_per_update": 4, "group_size": 2}
 
 
@@ -64,9 +66,14 @@ def test_with_both_names_on_one_model_it_is_the_run_of_one_teacher_to_the_bit(ag
     teacher = lm(1)
     single = agent(one, env(), teacher=teacher, learning_rate=0.01, **FEW, **more)
     both = agent(
-        two, env(), teacher={"math": teacher, "code": teacher, "default": teacher}, teacher_column="subject",
-        learning_rate=0.01, **FEW, **more,
-    )  # fmt: skip
+        two,
+        env(),
+        teacher={"math": teacher, "code": teacher, "default": teacher},
+        teacher_column="subject",
+        learning_rate=0.01,
+        **FEW,
+        **more,
+    )
     assert len(both.teacher.distinct) == 1
     for learner in (single, both):
         learner.learn(80)
@@ -84,9 +91,14 @@ def test_with_both_names_on_one_model_it_is_the_run_of_one_teacher_to_the_bit(ag
 def test_each_text_has_the_log_probabilities_of_its_own_teacher() -> None:
     math, code = lm(1), lm(2)
     agent = Distill(
-        lm(0), env(), teacher={"math": math, "code": code, "default": math}, teacher_column="subject", token_budget=30,
-        prompts_per_update=8, group_size=2,
-    )  # fmt: skip
+        lm(0),
+        env(),
+        teacher={"math": math, "code": code, "default": math},
+        teacher_column="subject",
+        token_budget=30,
+        prompts_per_update=8,
+        group_size=2,
+    )
     own = lm(0)
     agent.learn(1)
     found_BL = agent.rollout.log_probabilities(agent.teacher, 30)
@@ -223,7 +235,7 @@ def test_what_does_not_work_is_refused_before_the_first_update() -> None:
         ({"teacher": None, "alpha": 0.0, "teacher_mix": "sum"}, "it is of several teachers"),
         ({"teacher": lm(1), "teacher_column": "subject"}, "it is of several teachers"),
         ({"teacher": lm(1), "teacher_mix": "sum"}, "it is of several teachers"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SettingError, match=message):
             Reinforce(lm(0), env(), **{"teacher": teachers, **FEW, **settings})
     with pytest.raises(ModelError, match="its head has 3 entries"):
@@ -240,12 +252,19 @@ def test_a_run_with_several_files_and_teachers_reports_each(tmp_path) -> None:
     settings = RunConfig(
         env="rlgkd/Dataset-v0",
         env_settings={
-            "data": data, "shares": {"math": 3, "code": 1}, "split_shares": None, "max_new_tokens": 4,
+            "data": data,
+            "shares": {"math": 3, "code": 1},
+            "split_shares": None,
+            "max_new_tokens": 4,
             "max_prompt_tokens": 8,
         },
-        student=names["student"], teacher={"math": names["math"], "code": names["code"]}, agent="GRPO", tokens=60,
-        eval_prompts=4, **FEW,
-    )  # fmt: skip
+        student=names["student"],
+        teacher={"math": names["math"], "code": names["code"]},
+        agent="GRPO",
+        tokens=60,
+        eval_prompts=4,
+        **FEW,
+    )
     start(settings, tmp_path / "run", quiet=True)
     header, *rows = (tmp_path / "run" / "progress.csv").read_text().splitlines()
     assert {"teacher/math/reward", "teacher/code/divergence"} <= {*header.split(",")} and len(rows) > 1

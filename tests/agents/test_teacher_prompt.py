@@ -238,9 +238,14 @@ def test_a_sibling_is_the_best_other_right_text_of_the_group() -> None:
 
 def test_a_text_without_a_sibling_is_not_distilled_and_counted() -> None:
     agent = Distill(
-        student(), words_env(reward=right), teacher=student(seed=1), teacher_prompt="{sibling} {prompt}",
-        prompts_per_update=6, group_size=2, learning_rate=1e-6,
-    )  # fmt: skip
+        student(),
+        words_env(reward=right),
+        teacher=student(seed=1),
+        teacher_prompt="{sibling} {prompt}",
+        prompts_per_update=6,
+        group_size=2,
+        learning_rate=1e-6,
+    )
     agent.learn(1)
     metrics, trajectories = agent.last_metrics, agent.trajectories
     without = [row for row, t in enumerate(trajectories) if "sibling" not in t.item.columns]
@@ -257,8 +262,13 @@ def test_a_text_without_a_sibling_is_not_distilled_and_counted() -> None:
 
 
 def test_where_no_text_is_right_nothing_is_distilled() -> None:
-    agent = Distill(student(), words_env(reward=lambda completions: [0.0] * len(completions)), teacher=student(seed=1),
-                    teacher_prompt="{sibling} {prompt}", **FEW)  # fmt: skip
+    agent = Distill(
+        student(),
+        words_env(reward=lambda completions: [0.0] * len(completions)),
+        teacher=student(seed=1),
+        teacher_prompt="{sibling} {prompt}",
+        **FEW,
+    )
     agent.learn(1)
     assert agent.last_metrics["train/no_sibling"] == 1.0 and np.isnan(agent.last_metrics["train/divergence"])
     assert all(
@@ -269,9 +279,14 @@ def test_where_no_text_is_right_nothing_is_distilled() -> None:
 def test_with_the_divergence_in_the_reward_a_text_without_a_sibling_keeps_its_reward() -> None:
     how = {"combination": "in_reward", "estimator": "sampled", "divergence": "reverse_kl", "alpha": 0.5}
     agent = GRPO(
-        student(), words_env(reward=right), teacher=student(seed=1), teacher_prompt="{sibling} {prompt}",
-        prompts_per_update=6, group_size=2, **how,
-    )  # fmt: skip
+        student(),
+        words_env(reward=right),
+        teacher=student(seed=1),
+        teacher_prompt="{sibling} {prompt}",
+        prompts_per_update=6,
+        group_size=2,
+        **how,
+    )
     agent.learn(1)
     costs_BL = agent._divergence_costs(agent.rollout)
     for row, t in enumerate(agent.trajectories):
@@ -281,9 +296,15 @@ def test_with_the_divergence_in_the_reward_a_text_without_a_sibling_keeps_its_re
 
 def test_a_gate_sees_no_gap_where_the_teacher_has_nothing_to_say() -> None:
     agent = GRPO(
-        student(), words_env(reward=right), teacher=student(seed=1), teacher_prompt="{sibling} {prompt}", alpha=0.0,
-        gate="rlsd", prompts_per_update=6, group_size=2,
-    )  # fmt: skip
+        student(),
+        words_env(reward=right),
+        teacher=student(seed=1),
+        teacher_prompt="{sibling} {prompt}",
+        alpha=0.0,
+        gate="rlsd",
+        prompts_per_update=6,
+        group_size=2,
+    )
     agent.learn(1)
     credit = agent.gated(agent.credit(agent.rollout.split(agent.student, 1000, agent.teacher)))
     for row, t in enumerate(agent.trajectories):
@@ -346,6 +367,6 @@ def test_what_does_not_work_is_one_line_before_the_first_update() -> None:
         ({"teacher_dtype": "bfloat16"}, "teacher=self has the student's precision: set it to float32"),
         ({"teacher_quantization": "8bit"}, "teacher=self is the student as it is"),
         ({"teacher_decay": 0.9, "lora_rank": 2}, "teacher_decay: 0.9 does not work"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SettingError, match=message):
             Reinforce(student(), words_env(), **{"teacher": "self", **FEW, **settings})

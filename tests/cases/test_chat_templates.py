@@ -16,7 +16,7 @@ from rlgkd.lm import load_tokenizer
 from rlgkd.lm.saving import save
 from rlgkd.scripts.comparison.compare import compare, on_one_day
 from rlgkd.scripts.comparison.grid import Grid, grid
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import text_ids, train
 from rlgkd.scripts.runs.generate import complete, parse_variables
 from rlgkd.types import Item

@@ -125,9 +125,15 @@ def _wrong(names: tuple[str, str], t: Trajectory) -> float:
 
 def test_evaluation_and_the_teachers_log_probability_in_the_reward_read_it_so_too(names) -> None:
     agent = Reinforce(
-        names[0], env(names[0]), teacher=names[1], alpha=0.5, estimator="sampled", combination="in_reward",
-        prompts_per_update=1, group_size=4,
-    )  # fmt: skip
+        names[0],
+        env(names[0]),
+        teacher=names[1],
+        alpha=0.5,
+        estimator="sampled",
+        combination="in_reward",
+        prompts_per_update=1,
+        group_size=4,
+    )
     agent.learn(1)
     costs_BL = agent._divergence_costs(agent.rollout)
     for row, t in enumerate(agent.trajectories):

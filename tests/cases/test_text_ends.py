@@ -18,7 +18,7 @@ from rlgkd.lm import load, load_tokenizer
 from rlgkd.lm.encoder_decoder import EncoderDecoderModel
 from rlgkd.lm.model import LanguageModel
 from rlgkd.rollout import rollout
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.generate import complete
 from rlgkd.types import Source

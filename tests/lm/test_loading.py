@@ -69,6 +69,8 @@ def test_offline_a_name_that_is_neither_a_folder_nor_cached_is_an_error_of_one_l
             opener("rlgkd/no-such-model")
         assert "'rlgkd/no-such-model'" in one_line(error) and "no such folder here" in one_line(error)
         assert "HF_HUB_OFFLINE" in one_line(error)
+        with pytest.raises(ModelError, match=r"no such folder here \(did you mean 'smollm2-135m'\?\)"):
+            opener("smollm2")
     assert not caplog.records
 
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlgkd.errors import DependencyError, ModelError, SettingError
 from rlgkd.lm import LanguageModel, decode, linear
+from rlgkd.lm.copies import copy_sharing_frozen
 from rlgkd.lm.fast import support, supported
 from rlgkd.lm.fast.support import FAMILIES
-from rlgkd.lm.loading import copy_sharing_frozen
 from rlgkd.lm.lora import add_adapters, check_adapters, merged_state_dict
 from rlgkd.lm.saving import save
 

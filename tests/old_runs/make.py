@@ -56,14 +56,23 @@ ENV, TEACHER = "rlgkd/Translate-v0", "embedded:translate-teacher"
 SMALL = {"prompts_per_update": 4, "group_size": 2, "learning_rate": 0.001, "seed": 3, "device": "cpu"}
 RUNS = {
     "reinforce": (
-        "translate", "divergence=jsd(0.9)", "alpha=0.4", "student_fraction=0.9", "student_fraction_end=0.3",
-        "student_fraction_shape=cosine", "mixture=prompt",
+        "translate",
+        "divergence=jsd(0.9)",
+        "alpha=0.4",
+        "student_fraction=0.9",
+        "student_fraction_end=0.3",
+        "student_fraction_shape=cosine",
+        "mixture=prompt",
     ),
     "ppo": (
-        "ppo", f"env={ENV}", f"teacher={STUDENT}", "teacher_decay=0.9", "divergence_target=0.05",
+        "ppo",
+        f"env={ENV}",
+        f"teacher={STUDENT}",
+        "teacher_decay=0.9",
+        "divergence_target=0.05",
         "normalise_rewards=true",
     ),
-}  # fmt: skip
+}
 OF_A_RUN = ("tokens=600", "eval_prompts=8", "checkpoint_every=3", "threads=1", f"student={STUDENT}")
 SAVED: dict[str, tuple[str, dict[str, Any]]] = {
     "reinforce": ("Reinforce", {"teacher": TEACHER, "alpha": 0.25, "divergence": "jsd", "beta": 0.9}),
@@ -73,9 +82,23 @@ SAVED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> the agent's class, and its settings beside SMALL."""
 COMPARISON = (
-    "compare", "translate", "--alphas", "0,0.5", "--seeds", "1", "--samples", "1", "--jobs", "1", "--quiet",
-    "tokens=300", "prompts_per_update=4", "group_size=2", "eval_prompts=6", "device=cpu",
-)  # fmt: skip
+    "compare",
+    "translate",
+    "--alphas",
+    "0,0.5",
+    "--seeds",
+    "1",
+    "--samples",
+    "1",
+    "--jobs",
+    "1",
+    "--quiet",
+    "tokens=300",
+    "prompts_per_update=4",
+    "group_size=2",
+    "eval_prompts=6",
+    "device=cpu",
+)
 PROMPTS = [
     f" English: {english}\nGerman:"
     for english in ("four and half past nine", "six thousand and fifty-seven letters", "Friday, the third of May")
@@ -194,10 +217,18 @@ def taught(module: PreTrainedModel, tokenizer: Any, *, tokens: int) -> PreTraine
 def llama(vocabulary: int) -> PreTrainedModel:
     """Of random weights."""
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.1, bos_token_id=None,
-        eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM(config)
 
@@ -205,9 +236,17 @@ def llama(vocabulary: int) -> PreTrainedModel:
 def t5(vocabulary: int) -> PreTrainedModel:
     """Of random weights."""
     config = T5Config(
-        vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, initializer_factor=0.5,
-        decoder_start_token_id=0, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        initializer_factor=0.5,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     return T5ForConditionalGeneration(config)
 

@@ -60,9 +60,15 @@ def test_tokenisations_of_other_bytes_have_no_spans(ours, theirs) -> None:
 def actions(logp_N: torch.Tensor) -> Actions:
     zeros_N, ones_N = torch.zeros_like(logp_N), torch.ones_like(logp_N)
     return Actions(
-        token_N=torch.arange(len(logp_N)), old_logp_N=logp_N, advantage_N=zeros_N, policy_weight_N=zeros_N,
-        divergence_weight_N=ones_N, future_N=zeros_N, policy_gate_N=ones_N, divergence_gate_N=ones_N,
-    )  # fmt: skip
+        token_N=torch.arange(len(logp_N)),
+        old_logp_N=logp_N,
+        advantage_N=zeros_N,
+        policy_weight_N=zeros_N,
+        divergence_weight_N=ones_N,
+        future_N=zeros_N,
+        policy_gate_N=ones_N,
+        divergence_gate_N=ones_N,
+    )
 
 
 @pytest.mark.parametrize(

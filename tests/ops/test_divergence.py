@@ -445,6 +445,8 @@ def test_distributions_without_a_common_token_reach_the_bounds_in_float32() -> N
     for beta in (0.01, 0.3, 0.5, 0.7, 0.99):
         bound = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
         assert D.jsd(teacher, student, beta=beta).item() == pytest.approx(bound, rel=1e-5)
+        assert D.greatest(D.get("jsd", beta=beta)) == pytest.approx(bound, rel=1e-5)
+        assert D.greatest(D.get("skew_forward_kl", skew=beta)) == pytest.approx(-math.log(beta), rel=1e-5)
     assert D.total_variation(teacher, student).item() == 1.0
     assert D.forward_kl(teacher, student).item() == INF and D.reverse_kl(teacher, student).item() == INF
 

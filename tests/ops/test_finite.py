@@ -128,9 +128,15 @@ def test_the_loss_in_float32_is_that_of_a_slow_reference_in_float64(estimator, l
         torch.from_numpy(values if values.dtype == np.int64 else values.astype(np.float32)) for values in rest.values()
     ]
     fields = (
-        "token_N", "old_logp_N", "advantage_N", "policy_weight_N", "divergence_weight_N", "future_N", "policy_gate_N",
+        "token_N",
+        "old_logp_N",
+        "advantage_N",
+        "policy_weight_N",
+        "divergence_weight_N",
+        "future_N",
+        "policy_gate_N",
         "divergence_gate_N",
-    )  # fmt: skip
+    )
     actions = Actions(**dict(zip(fields, tensors, strict=True)))
     given_loss, _ = objective.loss(torch.from_numpy(student), torch.from_numpy(teacher), actions)
     expected, size = slow_loss(objective, student, teacher, {k: t.numpy() for k, t in zip(rest, tensors, strict=True)})

@@ -46,19 +46,28 @@ class CopiedSampler(ServedTexts):
         )
         return Texts(episodes=episodes, indices=[index for index in range(len(items)) for _ in range(group)])
 
-    def settle_next(self, state) -> None:
+    def resolve_next(self, state) -> None:
         pass
 
 
 def trained(precision: str, importance: str, seed: int, tokens: int) -> dict[str, float]:
     """Scores on held-out prompts, and the mismatch while training."""
     agent = GRPO(
-        "embedded:grounded-student", "rlgkd/GroundedSummary-v0", teacher="embedded:grounded-teacher", device="cpu",
-        seed=seed, alpha=0.2, learning_rate=1e-3, prompts_per_update=16, group_size=4, gradient_norms_every=0,
-    )  # fmt: skip
+        "embedded:grounded-student",
+        "rlgkd/GroundedSummary-v0",
+        teacher="embedded:grounded-teacher",
+        device="cpu",
+        seed=seed,
+        alpha=0.2,
+        learning_rate=1e-3,
+        prompts_per_update=16,
+        group_size=4,
+        gradient_norms_every=0,
+    )
     agent.served_texts = agent.collector.served = CopiedSampler(agent, getattr(torch, precision))
-    agent.config = agent.config.model_copy(update={"served": SamplerSettings(
-        sampler=["http://here"], importance=importance, max_mismatch=10.0)})  # fmt: skip
+    agent.config = agent.config.model_copy(
+        update={"served": SamplerSettings(sampler=["http://here"], importance=importance, max_mismatch=10.0)}
+    )
     rows = tiny.Rows()
     agent.set_logger(Logger(None, [rows]))
     agent.learn(tokens)

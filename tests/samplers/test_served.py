@@ -52,14 +52,24 @@ def server() -> Iterator[SamplerServer]:
 def agent_of(kind: type = Reinforce, **settings: object):
     prompts = [{"prompt": prompt, "reference": "E"} for prompt in ("A B", "B", "C D A", "D")]
     env = TextGenerationEnv(
-        prompts=prompts, reward=lambda completion: float("E" in completion), tokenizer=TOKENIZER,
-        max_prompt_tokens=8, max_new_tokens=6,
-    )  # fmt: skip
+        prompts=prompts,
+        reward=lambda completion: float("E" in completion),
+        tokenizer=TOKENIZER,
+        max_prompt_tokens=8,
+        max_new_tokens=6,
+    )
     settings = {
-        "policy": tiny.model(vocabulary=7), "env": env, "teacher": tiny.model(vocabulary=7, seed=1),
-        "prompts_per_update": 4, "group_size": 2, "learning_rate": 1e-2, "alpha": 0.5, "gradient_norms_every": 0,
-        **({"sampler_retries": 0} if settings.get("sampler") else {}), **settings,
-    }  # fmt: skip
+        "policy": tiny.model(vocabulary=7),
+        "env": env,
+        "teacher": tiny.model(vocabulary=7, seed=1),
+        "prompts_per_update": 4,
+        "group_size": 2,
+        "learning_rate": 1e-2,
+        "alpha": 0.5,
+        "gradient_norms_every": 0,
+        **({"sampler_retries": 0} if settings.get("sampler") else {}),
+        **settings,
+    }
     agent = kind(settings.pop("policy"), settings.pop("env"), device="cpu", seed=0, **settings)
     agent.rows = tiny.Rows()
     agent.set_logger(Logger(None, [agent.rows]))

@@ -33,9 +33,12 @@ needs_server = pytest.mark.skipif(not URL, reason="needs a vLLM server: RLGKD_VL
 def agent_of(url: str = "", **settings: object) -> GRPO:
     served = {"sampler": url, "sampler_timeout": 300.0} if url else {}
     agent = GRPO(
-        "embedded:grounded-student", "rlgkd/GroundedSummary-v0", teacher="embedded:grounded-teacher", device="cpu",
+        "embedded:grounded-student",
+        "rlgkd/GroundedSummary-v0",
+        teacher="embedded:grounded-teacher",
+        device="cpu",
         **{"seed": 0, "alpha": 0.5, "prompts_per_update": 4, "learning_rate": 1e-3, **served, **settings},
-    )  # fmt: skip
+    )
     agent.rows = tiny.Rows()
     agent.set_logger(Logger(None, [agent.rows]))
     return agent

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlgkd.scripts import cli
-from rlgkd.scripts.config.run import check, read
+from rlgkd.scripts.config.reading import check, read
 from rlgkd.scripts.env_check import Outcome, check_environment
 from rlgkd.scripts.project import write_project
 from rlgkd.scripts.runs import train
@@ -82,6 +82,11 @@ def test_prompts_in_two_splits_and_references_that_do_not_fit_are_found(project:
     found = {o.what: o.text for o in outcomes(project, "env_settings.max_new_tokens=2") if o.mark == "FAIL"}
     assert "1 prompts are in train and in test, such as '5 and 6?'" in found["splits"]
     assert "6 of 6 do not fit; raise max_new_tokens" in found["references"]
+
+
+def test_few_prompts_of_the_evaluation_are_said(project: Path) -> None:
+    said = [outcome.text for outcome in outcomes(project) if outcome.mark == "note" and outcome.what == "splits"]
+    assert len(said) == 1 and said[0].startswith("the evaluation has 6 test prompts: ")
 
 
 def test_embedded_environments_pass() -> None:

@@ -27,8 +27,9 @@ from short_runs import go_on
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from rlgkd.lm import load_tokenizer, save
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.config.recipes import RECIPES, recipe_names
-from rlgkd.scripts.config.run import RunConfig, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs.train import start
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -50,8 +51,13 @@ CAUSAL_ALONE = (
 """Recipes whose T5 students are left out: `srpo` and `tip` stand for gates, of which these are others; `mopd` names its
 teachers, which cannot be replaced by one."""
 SMALL = (
-    "tokens=300", "prompts_per_update=2", "eval_prompts=2", "eval_split=validation", "warmup=0", "eval_every_prompts=2",
-)  # fmt: skip
+    "tokens=300",
+    "prompts_per_update=2",
+    "eval_prompts=2",
+    "eval_split=validation",
+    "warmup=0",
+    "eval_every_prompts=2",
+)
 PINNED = ("train/loss", "train/divergence", "rollout/ep_rew_mean")
 UPDATES = 3
 

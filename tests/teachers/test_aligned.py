@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import Logger
 from tokenizers import normalizers
 
 from rlgkd.agents import Distill, Reinforce
+from rlgkd.agents.micro_batch import micro_batches
 from rlgkd.envs import TextTask
 from rlgkd.errors import DataError, ModelError, SettingError
 from rlgkd.evaluation import evaluate
@@ -40,10 +41,16 @@ def lm_of(tokenizer, seed: int = 0) -> LanguageModel:
 
 
 def task_of(tokenizer, **settings) -> TextTask:
-    return TextTask(**{
-        "prompts": ["the sting and "], "tokenizer": tokenizer, "reward": chat_models.no_reward, "max_prompt_tokens": 64,
-        "max_new_tokens": 64, **settings,
-    })  # fmt: skip
+    return TextTask(
+        **{
+            "prompts": ["the sting and "],
+            "tokenizer": tokenizer,
+            "reward": chat_models.no_reward,
+            "max_prompt_tokens": 64,
+            "max_new_tokens": 64,
+            **settings,
+        }
+    )
 
 
 def aligned(student: LanguageModel, teacher: LanguageModel, task=None, **given) -> AlignedTeacher:
@@ -60,10 +67,16 @@ def episode(student: LanguageModel, actions: list[int], prompt: str = "the ") ->
         logp_TV = student.module(torch.from_numpy(tokens_T)[None]).logits[0].log_softmax(-1)
     logp_T = np.array([0.0, *logp_TV[range(len(tokens_T) - 1), tokens_T[1:]].tolist()], dtype=np.float32) * mask_T
     return Episode(
-        item=Item(key="0", prompt=prompt), tokens_T=tokens_T, action_mask_T=mask_T, logp_T=logp_T,
-        entropy_T=np.zeros(len(tokens_T), dtype=np.float32), stop=StopReason.END, source=Source.STUDENT, sample=0,
+        item=Item(key="0", prompt=prompt),
+        tokens_T=tokens_T,
+        action_mask_T=mask_T,
+        logp_T=logp_T,
+        entropy_T=np.zeros(len(tokens_T), dtype=np.float32),
+        stop=StopReason.END,
+        source=Source.STUDENT,
+        sample=0,
         text="",
-    )  # fmt: skip
+    )
 
 
 def test_by_hand() -> None:
@@ -95,9 +108,13 @@ def random_lm(merges, pieces: bool, seed: int) -> LanguageModel:
 
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    MERGES, MERGES, st.booleans(), st.lists(st.integers(1, 262), min_size=1, max_size=12), st.binary(max_size=8),
+    MERGES,
+    MERGES,
     st.booleans(),
-)  # fmt: skip
+    st.lists(st.integers(1, 262), min_size=1, max_size=12),
+    st.binary(max_size=8),
+    st.booleans(),
+)
 def test_the_sums_of_both_sides_are_the_log_probabilities_of_the_text(ours, theirs, pieces, ids, raw, ends) -> None:
     """For any two tokenizers and any tokens of the student's, halves of letters among them."""
     student, teacher = random_lm(ours, False, 0), random_lm(theirs, pieces, 1)
@@ -199,8 +216,9 @@ def test_spans_of_one_tokenizer_train_as_the_plain_path_does_to_the_bit() -> Non
 
 @pytest.mark.parametrize("name", ["reverse_kl", "jsd(0.1)"])
 def test_through_the_map_of_one_tokenizer_the_divergence_is_the_plain_one(name) -> None:
-    plain, mapped = (rows_of(TEACHER, estimator="exact", divergence=name, **given) for given in
-                     ({}, {"teacher_tokens": "map"}))  # fmt: skip
+    plain, mapped = (
+        rows_of(TEACHER, estimator="exact", divergence=name, **given) for given in ({}, {"teacher_tokens": "map"})
+    )
     assert {row["train/teacher_unmapped"] for row in mapped} == {0.0}
     assert len(plain) > 1
     assert [row["train/divergence"] for row in mapped] == pytest.approx(
@@ -220,9 +238,17 @@ def test_a_teacher_with_other_tokens_teaches(given) -> None:
 
 def test_in_the_reward_each_text_is_charged_the_log_ratio_of_its_bytes() -> None:
     agent = Reinforce(
-        *OTHER_TASK, teacher=TEACHER, device="cpu", seed=0, prompts_per_update=2, group_size=2, alpha=0.5,
-        combination="in_reward", estimator="sampled", teacher_tokens="spans",
-    )  # fmt: skip
+        *OTHER_TASK,
+        teacher=TEACHER,
+        device="cpu",
+        seed=0,
+        prompts_per_update=2,
+        group_size=2,
+        alpha=0.5,
+        combination="in_reward",
+        estimator="sampled",
+        teacher_tokens="spans",
+    )
     agent.learn(20)
     rollout_ = agent.rollout.split(agent.student, 4096, agent.teacher)
     ratio_BL = rollout_.log_ratios(agent.teacher, 4096)
@@ -234,6 +260,19 @@ def test_in_the_reward_each_text_is_charged_the_log_ratio_of_its_bytes() -> None
         columns = np.flatnonzero(text.episode.action_mask_T)
         theirs = logp_TV[columns - 1, tokens[0, columns]].sum().item()
         assert ratio_L.sum().item() == pytest.approx(t.logp_T.sum() - theirs, rel=1e-4)
+
+
+def test_every_micro_batch_is_padded_by_the_model_that_reads_it() -> None:
+    """The teacher's padding need not be a token of the student's, nor its device the student's."""
+    own, other = tiny.bpe_tokenizer(*ENGLISH), tiny.bpe_tokenizer(*OTHER, special="</s>")
+    other.add_special_tokens({"pad_token": "<pad>"})
+    student, teacher = lm_of(own), lm_of(other)
+    texts = [episode(student, [*own(" the" * words)["input_ids"], END]) for words in (9, 7, 5, 3, 1)]
+    parts = list(micro_batches(student, texts, 2 * len(texts[0].tokens_T), aligned(student, teacher)))
+    assert len(parts) > 1 and student.pad != teacher.pad
+    for lm, batches in ((student, [part.batch for part in parts]), (teacher, [part.teacher_batch for part in parts])):
+        padding = [batch.tokens_BT[batch.attention_mask_BT == 0].tolist() for batch in batches]
+        assert padding[0] and padding[1] and {id_ for some in padding for id_ in some} == {lm.pad}
 
 
 def test_evaluation_measures_both_ways() -> None:

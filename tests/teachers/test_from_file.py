@@ -16,7 +16,7 @@ from teacher_server import serving
 from rlgkd.agents import Distill, Reinforce
 from rlgkd.errors import CheckpointError, DataError, RlgkdError, SettingError, TeacherError
 from rlgkd.lm import load, load_tokenizer
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import evaluate, train
 from rlgkd.scripts.runs.teach import teach
 from rlgkd.teachers import collate
@@ -126,9 +126,18 @@ def test_a_run_with_a_file_has_no_divergence_in_its_evaluations_and_resumes(fold
     assert json.loads((tmp_path / "run/summary.json").read_text())["updates"] > summary["updates"]
     with pytest.raises(SettingError, match=r"teacher: .* give a live teacher"):
         evaluate.show(
-            STUDENT, env="", split="test", prompts=2, teacher=file.partition("=")[2], temperature=None, greedy=False,
-            seed=0, top_k=None, top_p=None, min_p=None,
-        )  # fmt: skip
+            STUDENT,
+            env="",
+            split="test",
+            prompts=2,
+            teacher=file.partition("=")[2],
+            temperature=None,
+            greedy=False,
+            seed=0,
+            top_k=None,
+            top_p=None,
+            min_p=None,
+        )
 
 
 @pytest.mark.parametrize(

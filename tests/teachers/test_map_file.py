@@ -20,16 +20,19 @@ ENGLISH = [(b"t", b"h"), (b"th", b"e"), (b"a", b"n"), (b"an", b"d")]
 
 def pairs_of(student, teacher) -> dict[str, str]:
     map, _ = make_map(student, teacher)
-    names = (teacher.convert_ids_to_tokens(map.teacher_ids_E.tolist()),
-             student.convert_ids_to_tokens(map.student_ids_E.tolist()))  # fmt: skip
+    names = (
+        teacher.convert_ids_to_tokens(map.teacher_ids_E.tolist()),
+        student.convert_ids_to_tokens(map.student_ids_E.tolist()),
+    )
     return dict(zip(*names, strict=True))
 
 
 @pytest.mark.parametrize("pieces", [False, True])
 def test_a_token_goes_to_that_of_the_same_bytes_or_to_the_first_with_which_the_student_writes_it(pieces) -> None:
     student = tiny.bpe_tokenizer(*ENGLISH)
-    teacher = tiny.bpe_tokenizer((b"t", b"h"), (b"th", b"a"), (b"a", b"n"), (b"an", b"s"), (b" ", b"an"),
-                                 pieces=pieces, special="</s>")  # fmt: skip
+    teacher = tiny.bpe_tokenizer(
+        (b"t", b"h"), (b"th", b"a"), (b"a", b"n"), (b"an", b"s"), (b" ", b"an"), pieces=pieces, special="</s>"
+    )
     found = pairs_of(student, teacher)
     space = "\u2581" if pieces else "\u0120"
     assert found["th"] == "th" and found["an"] == "an" and found["</s>"] == "<end>"
@@ -63,9 +66,15 @@ def test_the_command_writes_the_map_that_training_reads(tmp_path) -> None:
     rows = []
     for file in (None, out):
         agent = Distill(
-            STUDENT, "rlgkd/Arithmetic-v0", teacher=TEACHER, device="cpu", prompts_per_update=2, group_size=1,
-            teacher_tokens="map", teacher_map=file,
-        )  # fmt: skip
+            STUDENT,
+            "rlgkd/Arithmetic-v0",
+            teacher=TEACHER,
+            device="cpu",
+            prompts_per_update=2,
+            group_size=1,
+            teacher_tokens="map",
+            teacher_map=file,
+        )
         agent.learn(1)
         rows.append({name: value for name, value in agent.last_metrics.items() if name.startswith("train/")})
     assert rows[0] == rows[1] and rows[0]["train/divergence"] > 0

@@ -119,7 +119,7 @@ def test_a_divergence_at_k_equal_to_v_is_the_whole_and_below_it_is_no_more(serve
     for k in (1, 64, V):
         served = opened(server.url, teacher, top_k=k)
         known = collate([answer.result() for answer in served.submit(texts)], lengths, "cpu")
-        served.settle()
+        served.resolve()
         for name in ("forward_kl", "reverse_kl", "total_variation", "jeffreys"):
             function = divergence.get(name)
             whole_N = function(teacher_NV, student_NV).detach()
@@ -152,11 +152,11 @@ def test_a_prompt_at_which_the_teacher_fails_has_no_divergence_in_an_evaluation(
 def test_a_fault_is_a_failure_and_never_a_number(server, teacher, texts, fault) -> None:
     served = opened(server.url, teacher, timeout=2.0 if fault == "late" else 20.0, concurrency=1)
     right = [answer.result() for answer in served.submit(texts[:3])]
-    served.settle()
+    served.resolve()
     server.do_wrong(None, fault)
     answers = served.submit(texts[:3])
     assert [answer.exception() is None for answer in answers] == [True, False, True]
-    served.settle()
+    served.resolve()
     for row in (0, 2):
         for name in ("logp_LK", "ids_LK", "rest_L", "token_logp_L"):
             np.testing.assert_array_equal(getattr(answers[row].result(), name), getattr(right[row], name))
@@ -212,13 +212,13 @@ def test_too_many_failures_stop_the_run_with_the_address(server, teacher, texts)
     with pytest.raises(TeacherError, match=rf"{served.name}: \d+ of \d+ texts failed.*500"):
         for _ in range(40):
             served.submit(texts)
-            served.settle()
+            served.resolve()
     server.do_wrong()
     patient = opened(server.url, teacher, max_failed=1.0)
     server.do_wrong(*["status"] * 1000)
     for _ in range(20):
         patient.submit(texts)
-        patient.settle()
+        patient.resolve()
 
 
 def test_a_server_that_was_away_for_one_batch_stops_nothing(server, teacher, texts, monkeypatch) -> None:
@@ -227,11 +227,11 @@ def test_a_server_that_was_away_for_one_batch_stops_nothing(server, teacher, tex
     for batch in range(6):
         server.do_wrong(*["refused"] * (5 if batch == 3 else 0))
         served.submit(texts)
-        served.settle()
+        served.resolve()
     server.do_wrong(*["refused"] * 5)
     served.submit(texts)
     with pytest.raises(TeacherError, match="8 of 28 texts failed"):
-        served.settle()
+        served.resolve()
 
 
 def test_a_server_that_restarts_is_asked_again(teacher, texts) -> None:
@@ -241,7 +241,7 @@ def test_a_server_that_restarts_is_asked_again(teacher, texts) -> None:
     answers = served.submit(texts[:2])
     with serving(teacher.module, teacher.tokenizer, port=port):
         assert all(answer.exception() is None for answer in answers)
-        served.settle()
+        served.resolve()
 
 
 def test_another_model_after_a_restart_is_noticed(teacher, texts) -> None:
@@ -251,7 +251,7 @@ def test_another_model_after_a_restart_is_noticed(teacher, texts) -> None:
     with serving(load(STUDENT), teacher.tokenizer, port=port):
         served.submit(texts[:2])
         with pytest.raises(ModelError, match=r"another model than it was: .* moved by"):
-            served.settle()
+            served.resolve()
 
 
 def test_a_teacher_with_more_tokens_is_renormalised_over_those_of_the_student(teacher, texts) -> None:
@@ -264,7 +264,7 @@ def test_a_teacher_with_more_tokens_is_renormalised_over_those_of_the_student(te
         text = short[0] if short else texts[0]
         (answer,) = served.submit([text])
         known = answer.result()
-        served.settle()
+        served.resolve()
     logits_TV = module(input_ids=torch.from_numpy(text.tokens_T)[None]).logits[0, :, :V]
     logp_LV = logits_TV.log_softmax(-1)[np.flatnonzero(text.action_mask_T) - 1].detach().numpy()
     np.testing.assert_allclose(np.take_along_axis(logp_LV, known.ids_LK[:, :V], 1), known.logp_LK[:, :V], atol=1e-4)
@@ -333,7 +333,7 @@ def test_ids_are_sent_and_the_key_of_the_server_is_not_shown(
     server.do_wrong(*["status"] * 10)
     with caplog.at_level(logging.WARNING):
         served.submit(texts[:1])
-        served.settle()
+        served.resolve()
     assert server.asked[-2]["prompt"] in (texts[0].tokens_T.tolist(), list(served.fixed_text))
     assert server.headers[-1]["Authorization"] == ("Basic YTpzZWNyZXQ=" if user else "Bearer a:secret")
     assert "secret" not in caplog.text and "the teacher failed for a text" in caplog.text
@@ -434,14 +434,14 @@ def random_faults(server, served, texts, rounds: int) -> None:
     rng = random.Random(0)
     kinds = [fault for fault in FAULTS if fault != "late"]
     right = [answer.result() for answer in served.submit(texts)]
-    served.settle()
+    served.resolve()
     injected = failed = 0
     for _ in range(rounds):
         faults = [rng.choice([*kinds, None]) for _ in range(len(texts) + 1)]
         injected += sum(fault is not None for fault in faults)
         server.do_wrong(*faults)
         answers = served.submit(texts)
-        served.settle()
+        served.resolve()
         for answer, known in zip(answers, right, strict=True):
             if answer.exception() is not None:
                 failed += 1

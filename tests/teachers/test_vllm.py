@@ -23,9 +23,16 @@ def test_training_is_that_with_the_teacher_in_the_process(settings: dict[str, ob
     divergences = []
     for teacher in ("embedded:grounded-teacher", URL):
         agent = Reinforce(
-            "embedded:grounded-student", "rlgkd/GroundedSummary-v0", teacher=teacher, device="cpu", seed=0,
-            prompts_per_update=4, learning_rate=1e-3, teacher_timeout=300.0, **settings,
-        )  # fmt: skip
+            "embedded:grounded-student",
+            "rlgkd/GroundedSummary-v0",
+            teacher=teacher,
+            device="cpu",
+            seed=0,
+            prompts_per_update=4,
+            learning_rate=1e-3,
+            teacher_timeout=300.0,
+            **settings,
+        )
         rows = tiny.Rows()
         agent.set_logger(Logger(None, [rows]))
         agent.learn(400)

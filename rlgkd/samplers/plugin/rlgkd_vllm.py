@@ -33,7 +33,7 @@ class GroupInfo(WeightTransferInitInfo):  # type: ignore[misc]
     master_address: str
     master_port: int
     rank_offset: int
-    """Of this server's first process."""
+    """The rank of this server's first process."""
     world_size: int
     timeout: float
     """Seconds that a broadcast is waited for."""

@@ -109,9 +109,13 @@ def test_the_optimizer_is_the_one_that_sb3_asks_for():
     frozen.get_input_embeddings().requires_grad_(False)
     assert isinstance(policy().optimizer, torch.optim.RMSprop)  # A2C's own
     chosen = learner(
-        PPO, environment(2), n_steps=4, batch_size=8, learning_rate=0.125,
+        PPO,
+        environment(2),
+        n_steps=4,
+        batch_size=8,
+        learning_rate=0.125,
         policy={"model": frozen, "optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.5}},
-    ).policy.optimizer  # fmt: skip
+    ).policy.optimizer
     (group,) = chosen.param_groups
     assert isinstance(chosen, torch.optim.AdamW) and (group["lr"], group["weight_decay"]) == (0.125, 0.5)
     assert len(group["params"]) == len(list(frozen.parameters())) - 1 + 2
@@ -268,10 +272,16 @@ def test_the_teachers_reward_and_entropy_arrive_at_their_closed_form(
     env = TeacherRewardVecEnv(environment(64, score, max_new_tokens=length), teacher=copy.deepcopy(module), alpha=ALPHA)
     settings = {"n_epochs": 2, "batch_size": 512, "normalize_advantage": False} if algorithm is PPO else {}
     agent = learner(
-        algorithm, env, n_steps=8, gamma=1.0, gae_lambda=1.0, ent_coef=ent_coef,
-        learning_rate=lambda remaining: learning_rate * remaining, **settings,
+        algorithm,
+        env,
+        n_steps=8,
+        gamma=1.0,
+        gae_lambda=1.0,
+        ent_coef=ent_coef,
+        learning_rate=lambda remaining: learning_rate * remaining,
+        **settings,
         policy={"model": student, "optimizer_class": torch.optim.Adam},
-    )  # fmt: skip
+    )
     teacher = teacher_distributions(module)
     expected = optimum(teacher, length)
     assert total_variation(in_order(lambda prefix: distribution(agent, prefix), length), expected) > 0.2
@@ -337,9 +347,12 @@ def test_what_is_off_the_theory_of_the_entropys_place_is_said(name, value):
 def test_a_plain_policy_gradient_loop_learns_from_an_id_alone():
     settings = {"task": tiny.WordTask(TOKENIZER, lambda text: float(text == "B A"), prompts=("A", "C"))}
     gym.register(
-        id="tiny/Words-v0", entry_point="rlgkd.envs.text_env:TextGenerationEnv",
-        vector_entry_point="rlgkd.envs.vector_env:TextVectorEnv", kwargs=settings, order_enforce=False,
-    )  # fmt: skip
+        id="tiny/Words-v0",
+        entry_point="rlgkd.envs.text_env:TextGenerationEnv",
+        vector_entry_point="rlgkd.envs.vector_env:TextVectorEnv",
+        kwargs=settings,
+        order_enforce=False,
+    )
     env = gym.make_vec("tiny/Words-v0", num_envs=32)
     generator = torch.Generator().manual_seed(0)
     width, vocabulary = env.single_observation_space.shape[0], int(env.single_action_space.n)

@@ -117,10 +117,12 @@ VERL = {
         (VERL, {"prompt": "{prompt.0.content}", "reference": "extra_info.answers"}),
         ({"input": "1 + 1?", "label": "2"}, {"prompt": "input", "reference": "label"}),
         ({"context_messages": [ASKED], "label": "2"}, {"prompt": "context_messages", "reference": "label"}),
-        ({"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
-         {"prompt": "conversations"}),
+        (
+            {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+            {"prompt": "conversations"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_data_of_other_libraries_is_read_as_it_is(row: dict[str, Any], settings: dict[str, Any]) -> None:
     item = first([row], **settings)
     assert (item.prompt, item.reference) == ("1 + 1?", "2")

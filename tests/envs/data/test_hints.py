@@ -30,8 +30,12 @@ def test_a_sibling_is_a_column_that_only_some_items_have() -> None:
     assert hinted_by("{sibling} {prompt}")(item).prompt == "S P"
     assert hinted_by("sibling")(item).prompt == SIBLING_PROMPT.format(sibling="S", prompt="P")
     assert [reads_sibling(text) for text in ("{a}{sibling}", "sibling", "{{sibling}}", "siblings", "{prompt}")] == [
-        True, True, False, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_in_a_conversation_the_users_last_message_is_replaced() -> None:

@@ -14,8 +14,13 @@ def test_each_round_has_its_shares_and_each_source_its_own_order() -> None:
     items = read_items(DATA, shares={"math": 2, "code": 1})
     found = [items.item("test", 0, n) for n in range(6)]
     assert [(item.prompt, item.columns["source"]) for item in found] == [
-        ("a", "math"), ("x", "code"), ("b", "math"), ("c", "math"), ("y", "of its own"), ("a", "math"),
-    ]  # fmt: skip
+        ("a", "math"),
+        ("x", "code"),
+        ("b", "math"),
+        ("c", "math"),
+        ("y", "of its own"),
+        ("a", "math"),
+    ]
     assert [item.key for item in found[:2]] == ["math/0", "code/0"]
     assert items.size("test") == 3
     train = [items.item("train", 0, n) for n in range(300)]

@@ -107,6 +107,7 @@ def test_a_list_or_mapping_of_rewards_is_their_weighted_sum(make_task: Callable[
         ("exat", "did you mean 'exact'"),
         ({"name": "rouge"}, "kind"),
         ({"name": "exact", "ignorecase": 1}, "exact takes ignore_case"),
+        ("rouge", "rouge takes kind: ROUGE F1 .*`rougeL`"),
         ({"name": "exact", "weight": 1}, "weight"),
         ("nowhere:reward", "could not be imported"),
         ("/nowhere/mine.py:reward", "no file /nowhere/mine.py"),

@@ -13,7 +13,7 @@ from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import grid
 from rlgkd.scripts.comparison.results import timing, tokens_done
 from rlgkd.scripts.comparison.run_cell import MEASURED, is_measured, write
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 
 
 def test_a_measurement_that_is_not_whole_is_made_again(tmp_path: Path) -> None:

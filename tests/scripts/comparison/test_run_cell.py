@@ -14,7 +14,7 @@ from rlgkd.lm import open_by_name
 from rlgkd.scripts.comparison import run_cell
 from rlgkd.scripts.comparison.grid import grid
 from rlgkd.scripts.comparison.results import untrained_models
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.train import make_env
 
 SMALL = ("tokens=8", "prompts_per_update=1", "group_size=2", "eval_prompts=1", "env_settings={max_new_tokens: 4}")
@@ -56,9 +56,15 @@ def test_a_run_trains_with_one_teacher_in_memory_and_is_measured_against_the_com
 
 
 OTHER_TOKENS = (
-    "agent=Distill", "env=rlgkd/Arithmetic-v0", "student=embedded:arithmetic-student",
-    "teacher=embedded:grounded-teacher", "teacher_tokens=spans", "estimator=sampled", "eval_prompts=2", "alpha=1",
-)  # fmt: skip
+    "agent=Distill",
+    "env=rlgkd/Arithmetic-v0",
+    "student=embedded:arithmetic-student",
+    "teacher=embedded:grounded-teacher",
+    "teacher_tokens=spans",
+    "estimator=sampled",
+    "eval_prompts=2",
+    "alpha=1",
+)
 
 
 def test_a_teacher_with_other_tokens_is_aligned_for_cells_that_have_another_one(tmp_path: Path) -> None:

@@ -23,8 +23,12 @@ def test_every_cell_has_a_row_with_its_mean_and_interval() -> None:
     text = printed(found)
     lines = [line.split() for line in text.splitlines()]
     assert [line[0] for line in lines if line and (line[0] in ("start", "teacher") or "alpha" in line[0])] == [
-        "start", "alpha=0", "alpha=0.5", "alpha=1", "teacher",
-    ]  # fmt: skip
+        "start",
+        "alpha=0",
+        "alpha=0.5",
+        "alpha=1",
+        "teacher",
+    ]
     truth = found["cells"][1]["scores"]["truth"]
     assert metric_of("truth").value(truth["mean"]) in text
     assert f"({metric_of('truth').bounds(truth['low'], truth['high'], between=' to ')})" in text

@@ -15,7 +15,8 @@ from rlgkd.objective import Objective
 from rlgkd.ops.schedule import Schedule
 from rlgkd.scripts import cli
 from rlgkd.scripts.config import catalogue, docs
-from rlgkd.scripts.config.run import AgentName, RunConfig, agent_class, check, config_of, setting_names
+from rlgkd.scripts.config.reading import check
+from rlgkd.scripts.config.run import AgentName, RunConfig, agent_class, config_of, setting_names
 from rlgkd.scripts.listing import KINDS, show
 from rlgkd.settings import Settings, arguments_of
 

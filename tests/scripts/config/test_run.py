@@ -13,7 +13,8 @@ from torch.torch_version import TorchVersion
 from rlgkd.errors import SettingError
 from rlgkd.scripts.comparison.grid import grid, parse_variation
 from rlgkd.scripts.config.other_names import OTHERS
-from rlgkd.scripts.config.run import RunConfig, check, dump, read, setting_names
+from rlgkd.scripts.config.reading import check, dump, read, replaced
+from rlgkd.scripts.config.run import RunConfig, setting_names
 
 
 def parameters(settings: RunConfig) -> dict[str, float]:
@@ -110,8 +111,10 @@ def test_a_divergence_is_written_as_in_papers_and_brings_its_own_settings() -> N
     cells = grid(read("rl-gkd", []), {"divergence": ["jsd(0.1)", "jsd", "reverse_kl"]}, [0], samples=1).cells
     chosen = [cell.settings.flat() for cell in cells]
     assert [(settings["divergence"], settings.get("beta")) for settings in chosen] == [
-        ("jsd", 0.1), ("jsd", 0.9), ("reverse_kl", None)
-    ]  # fmt: skip
+        ("jsd", 0.1),
+        ("jsd", 0.9),
+        ("reverse_kl", None),
+    ]
 
 
 def test_a_teacher_left_empty_is_an_empty_name() -> None:
@@ -161,6 +164,15 @@ def test_a_file_is_put_over_a_recipe_and_overrides_over_both(tmp_path: Path) -> 
     assert settings["env_settings"] == {} and settings["teacher"] == "embedded:translate-teacher"  # not the recipe's
 
 
+def test_what_a_file_replaces_of_a_recipes_method_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("agent: Reinforce\nalpha: 0.25\nlearning_rate: 0.01\n")
+    said = replaced("on-policy-kd", file)
+    assert "mine.yaml is put over on-policy-kd: agent Reinforce instead of Distill, alpha 0.25 instead of 1.0;" in said
+    file.write_text("agent: Distill\ntokens: 100\n")
+    assert replaced("on-policy-kd", file) == ""
+
+
 def test_another_divergence_in_the_file_drops_the_recipes_parameters(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("divergence: reverse_kl\n")
@@ -188,21 +200,41 @@ def test_paths_of_a_file_are_its_folders_and_those_of_an_override_the_current_on
         {"name": "mine.py:right", "than": 3},
         {"name": "RewardModel", "model": "reward-model"},
     ]
-    (mine / "mine.yaml").write_text(yaml.safe_dump({
-        "name": "student", "env": "rlgkd/Dataset-v0", "student": "student", "teacher": "embedded:grounded-teacher",
-        "teacher_texts": "texts.jsonl", "off_policy": "teacher", "student_fraction": 0.5,
-        "env_settings": {"data": {"train": "rows.csv", "test": "only.csv"}, "reward": reward, "tokenizer": "gpt2"},
-    }))  # fmt: skip
+    (mine / "mine.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "student",
+                "env": "rlgkd/Dataset-v0",
+                "student": "student",
+                "teacher": "embedded:grounded-teacher",
+                "teacher_texts": "texts.jsonl",
+                "off_policy": "teacher",
+                "student_fraction": 0.5,
+                "env_settings": {
+                    "data": {"train": "rows.csv", "test": "only.csv"},
+                    "reward": reward,
+                    "tokenizer": "gpt2",
+                },
+            }
+        )
+    )
     settings = read(mine / "mine.yaml")
     assert (settings.name, settings.student, settings.algorithm.sampling.teacher_texts) == (
-        "student", f"{mine}/student", f"{mine}/texts.jsonl"
-    )  # fmt: skip
+        "student",
+        f"{mine}/student",
+        f"{mine}/texts.jsonl",
+    )
     assert settings.teacher == "embedded:grounded-teacher"
     assert settings.env_settings == {
-        "data": {"train": f"{mine}/rows.csv", "test": f"{here}/only.csv"}, "tokenizer": "gpt2",
-        "reward": ["exact", f"{mine}/mine.py:right", {"name": f"{mine}/mine.py:right", "than": 3},
-                   {"name": "RewardModel", "model": f"{mine}/reward-model"}],
-    }  # fmt: skip
+        "data": {"train": f"{mine}/rows.csv", "test": f"{here}/only.csv"},
+        "tokenizer": "gpt2",
+        "reward": [
+            "exact",
+            f"{mine}/mine.py:right",
+            {"name": f"{mine}/mine.py:right", "than": 3},
+            {"name": "RewardModel", "model": f"{mine}/reward-model"},
+        ],
+    }
     given = ["student=student", "env_settings.data=rows.csv", "env_settings.reward={a: 'package.inner:right'}"]
     settings = read("../mine/mine.yaml", given)
     assert settings.student == f"{here}/student"

@@ -11,7 +11,7 @@ from rlgkd.errors import SettingError
 from rlgkd.ops.schedule import Schedule
 from rlgkd.scripts._yaml import load_yaml
 from rlgkd.scripts.comparison.grid import grid, parse_variation
-from rlgkd.scripts.config.run import check, dump, read
+from rlgkd.scripts.config.reading import check, dump, read
 from rlgkd.scripts.config.stages import Plateau
 
 
@@ -24,12 +24,15 @@ def test_each_stage_is_put_over_the_settings_of_the_run() -> None:
         {"alpha": 1, "divergence": "jsd", "beta": 0.9, "until": 300},
         {"alpha": 0.2, "alpha_end": 0.1, "learning_rate": 0.002, "until": [0.8, "plateau(-length, 2)"]},
         {"name": "the rest", "until": "plateau(truth)"},
-        alpha=0.5, learning_rate=0.001,
-    )  # fmt: skip
+        alpha=0.5,
+        learning_rate=0.001,
+    )
     first, second, third = settings.parts
     assert [part.name for part in settings.parts] == [
-        "alpha=1 divergence=jsd beta=0.9", "alpha=0.2 alpha_end=0.1 learning_rate=0.002", "the rest",
-    ]  # fmt: skip
+        "alpha=1 divergence=jsd beta=0.9",
+        "alpha=0.2 alpha_end=0.1 learning_rate=0.002",
+        "the rest",
+    ]
     assert [part.end for part in settings.parts] == [300, 800, 1000]
     assert [part.plateau for part in settings.parts] == [None, Plateau("-length", 2), Plateau("truth", 3)]
     assert first.algorithm.objective.divergence.name == "jsd" and first.algorithm.alpha == Schedule(1.0)

@@ -13,7 +13,8 @@ from rlgkd.scripts.frontier import findings
 from rlgkd.scripts.frontier.cells import ALPHAS, CONTROL, DISTILLATION, EQ_5, OPD, RL, TASKS, eq_5, methods, task_grid
 from rlgkd.scripts.frontier.findings import best_alpha, differences, speeds, tokens_to, verdict
 from rlgkd.scripts.frontier.page import write_page
-from rlgkd.scripts.frontier.reproduce import held_out_curve, main
+from rlgkd.scripts.frontier.reproduce import main
+from rlgkd.scripts.reproduction.curves import held_out_curve
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,22 @@ import sample_run
 from sample_run import interval
 
 from rlgkd.scripts.report.metrics import measure_rows
-from rlgkd.scripts.report.remarks import remarks
+from rlgkd.scripts.report.remarks import judged_rows, remarks
 
 
 def of(measures: dict[str, tuple[float, ...]], change: float = 1.0, **more: object) -> list[str]:
-    """The remarks on a run whose measures are (before, after[, teacher])."""
+    """The remarks on such a run."""
+    return remarks(summary_of(measures, change, **more))
+
+
+def summary_of(measures: dict[str, tuple[float, ...]], change: float = 1.0, **more: object) -> dict[str, object]:
+    """That of a run whose measures are (before, after[, teacher])."""
     names = ("before", "after", "teacher_scores")
     summary = {
         name: {key: interval(values[place], 0.01) for key, values in measures.items() if place < len(values)}
         for place, name in enumerate(names)
     }
-    return remarks(summary | {"change": {key: interval(change, 0.01) for key in measures}} | more)
+    return summary | {"change": {key: interval(change, 0.01) for key in measures}} | more
 
 
 def test_failed_rewards_are_reported_with_the_first_reason() -> None:
@@ -111,3 +116,11 @@ def test_what_fine_tuning_is_for_is_no_fault(measures, known):
 )
 def test_what_a_run_was_trained_on_leaves_other_faults(measures, known):
     assert len(of(measures, **known)) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"entropy": (3.5, 0.1)}, {"reverse_kl": (1.1, 13.2)}, {"length": (16.0, 8.0)}])
+def test_what_texts_gone_wrong_raise_is_in_doubt_and_not_better(wrong):
+    raised = {"reward": (0.6, 0.97), "ended": (0.3, 1.0), "truth": (0.2, 0.3)}
+    for measures, mark in ((raised, "better"), (raised | wrong, "doubtful")):
+        marks = {row.metric.key: row.mark for row in judged_rows(summary_of(measures))}
+        assert (marks["reward"], marks["ended"], marks["truth"]) == (mark, mark, "better")

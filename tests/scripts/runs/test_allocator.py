@@ -37,7 +37,7 @@ allocate_and_free()
 """
 LEARNING = """
 from stable_baselines3.common.callbacks import BaseCallback
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.train import build_agent
 
 class Probe(BaseCallback):

@@ -19,7 +19,8 @@ from rich.console import Console
 from rlgkd import checkpoint
 from rlgkd.errors import SettingError
 from rlgkd.scripts.config.changes import NEEDS_A_NEW_RUN, changes
-from rlgkd.scripts.config.run import RunConfig, check, read
+from rlgkd.scripts.config.reading import check, read
+from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.runs import train
@@ -27,9 +28,17 @@ from rlgkd.scripts.runs.changed_settings import changed_settings
 from rlgkd.scripts.runs.tables import read_rows
 
 SMALL = [
-    "alpha=0.5", "tokens=300", "prompts_per_update=4", "group_size=2", "eval_prompts=2", "checkpoint_every=2",
-    "threads=1", "learning_rate=0.001", "weight_decay=0.1", "env_settings.max_new_tokens=16",
-]  # fmt: skip
+    "alpha=0.5",
+    "tokens=300",
+    "prompts_per_update=4",
+    "group_size=2",
+    "eval_prompts=2",
+    "checkpoint_every=2",
+    "threads=1",
+    "learning_rate=0.001",
+    "weight_decay=0.1",
+    "env_settings.max_new_tokens=16",
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +89,11 @@ def test_more_tokens_and_other_settings_are_honoured_and_said_everywhere(
     train.resume(run, ["tokens=800"], quiet=True)
     found = json.loads((run / "summary.json").read_text())["changes"]
     assert sorted((change["setting"], change["tokens"] == tokens) for change in found) == [
-        ("alpha", True), ("tokens", False), ("tokens", True), ("weight_decay", True),
-    ]  # fmt: skip
+        ("alpha", True),
+        ("tokens", False),
+        ("tokens", True),
+        ("weight_decay", True),
+    ]
     sentences = remarks(read_run(run).summary)
     assert f"A setting was changed while the run was stopped: alpha: 0.5 -> 0.25 after {tokens} tokens." in sentences
     assert "alpha: 0.5 -&gt; 0.25 after" in (run / "report.html").read_text()
@@ -157,18 +169,34 @@ STEERED = {"agent": "Reinforce", "tokens": 1000, "divergence_target": 0.1}
         ({"alpha": 0.5}, {"alpha": 0.5}, 0, False),
         ({"alpha": 0.5}, {"alpha": 0.7}, 0, True),
         ({"alpha": 0.5}, {"alpha": 0.5, "divergence_target": 0.2}, 0, False),
-        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
-         {"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.7}]}, 1, True),
-        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
-         {"stages": [{"alpha": 0.9, "until": 0.4}, {"alpha": 0.2}]}, 1, False),
-        ({"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]},
-         {"alpha": 0.9, "stages": [{"until": 0.5}, {"alpha": 0.2}]}, 1, False),
-        ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
-         {"stages": [{"alpha": 0.5, "until": 0.4}, {"alpha": 0.6, "until": 0.8}, {"alpha": 0.2}]}, 1, True),
+        (
+            {"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
+            {"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.7}]},
+            1,
+            True,
+        ),
+        (
+            {"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
+            {"stages": [{"alpha": 0.9, "until": 0.4}, {"alpha": 0.2}]},
+            1,
+            False,
+        ),
+        (
+            {"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]},
+            {"alpha": 0.9, "stages": [{"until": 0.5}, {"alpha": 0.2}]},
+            1,
+            False,
+        ),
+        (
+            {"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]},
+            {"stages": [{"alpha": 0.5, "until": 0.4}, {"alpha": 0.6, "until": 0.8}, {"alpha": 0.2}]},
+            1,
+            True,
+        ),
         ({"alpha": 0.5, "stages": [{"until": 0.5}, {"alpha": 0.2}]}, {"alpha": 0.5, "stages": []}, 1, True),
         ({"stages": [{"alpha": 0.5, "until": 0.5}, {"alpha": 0.2}]}, {"stages": [{"alpha": 0.2}]}, 1, False),
     ],
-)  # fmt: skip
+)
 def test_a_steered_alpha_begins_again_if_the_present_stages_own_is_another(
     before: dict[str, object], now: dict[str, object], stage: int, again: bool, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from on_request import minutes
@@ -21,7 +22,7 @@ from short_runs import SMALL, begin, begin_and_end, crash, evaluations, go_on, i
 
 from rlgkd import checkpoint
 from rlgkd.errors import CheckpointError, SettingError
-from rlgkd.scripts.config.run import check, read
+from rlgkd.scripts.config.reading import check, read
 from rlgkd.scripts.report.html import write_report
 from rlgkd.scripts.report.remarks import remarks
 from rlgkd.scripts.runs import train
@@ -44,6 +45,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("runs") / "whole", *WATCHED)
 
 
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "progress.csv").open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def guards_of(out: Path) -> dict[str, list[Any]]:
+    newest = checkpoint.latest(out / "checkpoints")
+    assert newest is not None
+    return json.loads((newest / "state.json").read_text())["guards"]
+
+
 def tokens_of(rows: list[dict[str, float]]) -> list[float]:
     return [row["time/total_timesteps"] for row in rows]
 
@@ -59,8 +71,7 @@ def test_evaluations_change_no_bit_of_what_is_trained(whole: Path, tmp_path: Pat
 
 def test_there_is_a_row_before_training_at_each_multiple_and_at_the_end(whole: Path) -> None:
     rows = evaluations(whole)
-    with (whole / "progress.csv").open(newline="") as file:
-        totals = [0.0, *(float(row["time/total_timesteps"]) for row in csv.DictReader(file))]
+    totals = [0.0, *(float(row["time/total_timesteps"]) for row in rows_of(whole))]
     passed = [after for before, after in pairwise(totals) if after // 60 > before // 60]
     assert tokens_of(rows) == sorted({0.0, *passed, totals[-1]}) and len(rows) > 5
     assert all(row["reward/low"] <= row["reward"] <= row["reward/high"] for row in rows)
@@ -98,16 +109,38 @@ def test_the_report_shows_them_and_rings_the_best(whole: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("end", "update"),
     [
-        (interrupt, 3), (crash, 4),
+        (interrupt, 3),
+        (crash, 4),
         *(pytest.param(end, update, marks=minutes) for end in (interrupt, crash) for update in range(6)),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_ended_at_any_update_and_was_resumed_is_the_one_that_was_not(
     end: Callable[[], None], update: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_and_end(tmp_path / "run", *WATCHED, end=end, update=update, monkeypatch=monkeypatch)
     go_on(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_guards_go_on_with_what_they_have_seen_and_do_not_say_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ["learning_rate=0.3", "alpha=0.1", "tokens=400"]
+    begin(tmp_path / "whole", *given)
+    said = [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.watch"]
+    assert any("the student leaves its teacher" in line for line in said)
+    caplog.clear()
+    late = len(rows_of(tmp_path / "whole")) - 2
+    begin_and_end(tmp_path / "run", *given, end=interrupt, update=late, monkeypatch=monkeypatch)
+    go_on(tmp_path / "run")
+    assert [record.getMessage() for record in caplog.records if record.name == "rlgkd.agents.watch"] == said
+    seen = guards_of(tmp_path / "run")
+    assert seen == guards_of(tmp_path / "whole") and seen["messages"] == said
+    # With another objective, what is usual is not known yet; what was said stays in the summary.
+    go_on(tmp_path / "run", "tokens=500", "alpha=0.2")
+    changed = guards_of(tmp_path / "run")
+    assert changed["messages"][: len(said)] == said
+    assert changed["first"][0] not in seen["first"] and len(changed["first"]) < len(seen["first"])
 
 
 def test_a_model_that_no_checkpoint_knows_of_is_not_the_best(whole: Path, tmp_path: Path) -> None:
@@ -240,9 +273,14 @@ def test_the_state_counts_what_is_no_better_and_comes_back_from_json() -> None:
     assert RunState.from_json(json.loads(json.dumps(state.to_json()))) == state
     assert state.after_changes(["stages"]).stage_watched == Watched()
     for bad in (
-        {"evaluations": -1}, {"watched": {"since": "2"}}, {"more": 1}, {"watched": {"best": {"value": "x"}}},
-        {"stages": [{"updates": "3", "tokens": 1}]}, {"stages": [{"updates": 3}]}, {"stage_watched": 3},
-    ):  # fmt: skip
+        {"evaluations": -1},
+        {"watched": {"since": "2"}},
+        {"more": 1},
+        {"watched": {"best": {"value": "x"}}},
+        {"stages": [{"updates": "3", "tokens": 1}]},
+        {"stages": [{"updates": 3}]},
+        {"stage_watched": 3},
+    ):
         with pytest.raises((TypeError, ValueError, KeyError, AttributeError)):
             RunState.from_json(bad)
 
@@ -284,11 +322,19 @@ def test_a_reward_that_fails_at_the_hard_prompt_makes_no_model_the_best(
     )
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": f" Say {n}."}) + "\n" for n in range(4)))
     settings = [
-        "env=rlgkd/Dataset-v0", f"env_settings.data={tmp_path / 'data.jsonl'}", "env_settings.split_shares=null",
-        f"env_settings.reward={tmp_path / 'fails_later.py'}:reward", "env_settings.max_failed_rewards=1",
-        "env_settings.max_prompt_tokens=16", "student=embedded:grounded-student", "teacher=", "alpha=0",
-        *WATCHED, "learning_rate=1e-12", "tokens=120",
-    ]  # fmt: skip
+        "env=rlgkd/Dataset-v0",
+        f"env_settings.data={tmp_path / 'data.jsonl'}",
+        "env_settings.split_shares=null",
+        f"env_settings.reward={tmp_path / 'fails_later.py'}:reward",
+        "env_settings.max_failed_rewards=1",
+        "env_settings.max_prompt_tokens=16",
+        "student=embedded:grounded-student",
+        "teacher=",
+        "alpha=0",
+        *WATCHED,
+        "learning_rate=1e-12",
+        "tokens=120",
+    ]
     out = run(tmp_path / "run", *settings)
     rows = evaluations(out)
     assert rows[0]["reward"] == 0.75 and rows[-1]["reward"] == 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlgkd.scripts import cli
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.dry_run import dry_run
 
 SMALL = ("prompts_per_update=2", "group_size=2", "eval_prompts=4", "threads=1")

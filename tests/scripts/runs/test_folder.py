@@ -36,7 +36,7 @@ from rlgkd.lm.loading import load_config
 from rlgkd.scripts import cli
 from rlgkd.scripts._console import say
 from rlgkd.scripts.config.paths import LONGEST_NAME, folder_name
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import folder
 from rlgkd.scripts.runs.stopping import stoppable
 from rlgkd.scripts.runs.workers import LOG, Job, run_jobs
@@ -165,12 +165,29 @@ def test_other_files_that_are_named_are_refused_by_their_kind(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "saved",
     [
-        [], 3, None, {}, {"agent": "Reinforce", "settings": 3, "state": {}}, {"agent": "Reinforce", "settings": {}},
-        *({"agent": "Reinforce", "settings": {}, "state": state}
-          for state in ([], {"timesteps": "x"}, {"updates": -1}, {"rewards": [1, "x"]}, {"alpha": "x"}, {"more": 1},
-                        {"alpha": 7.0}, {"alpha": math.nan}, {"rewards": [1, 2]}, {"rewards": [1, math.nan, 0.0]})),
+        [],
+        3,
+        None,
+        {},
+        {"agent": "Reinforce", "settings": 3, "state": {}},
+        {"agent": "Reinforce", "settings": {}},
+        *(
+            {"agent": "Reinforce", "settings": {}, "state": state}
+            for state in (
+                [],
+                {"timesteps": "x"},
+                {"updates": -1},
+                {"rewards": [1, "x"]},
+                {"alpha": "x"},
+                {"more": 1},
+                {"alpha": 7.0},
+                {"alpha": math.nan},
+                {"rewards": [1, 2]},
+                {"rewards": [1, math.nan, 0.0]},
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_foreign_agent_file_is_one_line(saved: object, tmp_path: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(saved))
     with pytest.raises(CheckpointError, match="give a folder that save\\(\\) wrote") as caught:
@@ -204,9 +221,12 @@ def test_help_keeps_what_stands_in_brackets() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_jobs_save_when_they_are_stopped(
-    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     jobs = [
         Job(name=name, folder=tmp_path / name, function=wait_to_be_stopped, arguments=(tmp_path / name,))

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from rlgkd.errors import DependencyError, SettingError
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.lm_eval_tasks import compared, models_of, table
 
 STUDENT, TEACHER = "embedded:arithmetic-student", "embedded:arithmetic-teacher"
@@ -24,11 +24,16 @@ def task(tmp_path: Path) -> str:
     rows = [{"q": f"What is {n} plus {n}?", "choices": [str(2 * n), "a dog"], "label": 0} for n in range(1, 7)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "task": "tiny_sums", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+        "task": "tiny_sums",
+        "dataset_path": "json",
+        "test_split": "test",
+        "output_type": "multiple_choice",
         "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}", "doc_to_target": "label",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
         "metric_list": [{"metric": "acc"}],
-    }  # fmt: skip
+    }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return str(tmp_path / "tiny.yaml")
 
@@ -60,8 +65,9 @@ def test_a_teacher_that_is_no_model_and_a_start_that_was_cut_are_left_out(teache
     served = ["agent=Distill", "alpha=1", "student_fraction=0", "teacher_top_k=8", f"teacher={teacher}"]
     assert models_of("run", read("quickstart", served)) == {"model": "run", "start": "embedded:grounded-student"}
     assert models_of("run", read("quickstart", ["student_layers=[0]"])) == {
-        "model": "run", "teacher": "embedded:grounded-teacher",
-    }  # fmt: skip
+        "model": "run",
+        "teacher": "embedded:grounded-teacher",
+    }
 
 
 def test_without_lm_eval_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from rlgkd.errors import ModelError
 from rlgkd.scripts.cli import main
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs.train import build_agent
 
 SETTINGS = {

@@ -23,10 +23,18 @@ from safetensors.torch import load_file
 from rlgkd import checkpoint
 
 SMALL = (
-    "agent=Reinforce", "tokens=900", "prompts_per_update=4", "group_size=4", "eval_prompts=4",
-    "checkpoint_every=1", "learning_rate=0.001", "eval_every=300", "eval_every_prompts=4", "keep_best=rouge2",
+    "agent=Reinforce",
+    "tokens=900",
+    "prompts_per_update=4",
+    "group_size=4",
+    "eval_prompts=4",
+    "checkpoint_every=1",
+    "learning_rate=0.001",
+    "eval_every=300",
+    "eval_every_prompts=4",
+    "keep_best=rouge2",
     "stages=[{alpha: 1, until: 0.5}, {alpha: 0.3}]",
-)  # fmt: skip
+)
 """Some updates of 16 texts, in two stages, with evaluations on the way."""
 LONGER = "tokens=1500"
 """Some updates more."""
@@ -96,11 +104,17 @@ def test_what_one_process_refuses_ends_both_in_one_line(tmp_path: Path) -> None:
     )
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "A farm"}\n{"prompt": "A school"}\n' * 8)
     settings = (
-        "env=rlgkd/Dataset-v0", "student=embedded:grounded-student", "alpha=0", "eval_prompts=1",
-        "prompts_per_update=64", "env_settings.split_shares=null", "env_settings.max_new_tokens=4",
+        "env=rlgkd/Dataset-v0",
+        "student=embedded:grounded-student",
+        "alpha=0",
+        "eval_prompts=1",
+        "prompts_per_update=64",
+        "env_settings.split_shares=null",
+        "env_settings.max_new_tokens=4",
         "env_settings.max_prompt_tokens=16",
-        f"env_settings.data={tmp_path / 'prompts.jsonl'}", f"env_settings.reward={tmp_path / 'failing.py'}:reward",
-    )  # fmt: skip
+        f"env_settings.data={tmp_path / 'prompts.jsonl'}",
+        f"env_settings.reward={tmp_path / 'failing.py'}:reward",
+    )
     began = time.monotonic()
     failed = run(TWO, "quickstart", "--out", str(tmp_path / "out"), "--quiet", *settings)
     assert time.monotonic() - began < 120  # far below process_timeout
@@ -137,7 +151,7 @@ def reward(completions):
         *(pytest.param("hang", rank, "full", marks=minutes) for rank in (0, 1)),
         pytest.param("hang", 0, "none", marks=minutes),
     ],
-)  # fmt: skip
+)
 def test_a_full_disk_or_a_process_that_hangs_ends_all_in_a_line_and_the_run_goes_on(
     tmp_path: Path, how: str, fails: int, sharding: str
 ) -> None:
@@ -145,12 +159,23 @@ def test_a_full_disk_or_a_process_that_hangs_ends_all_in_a_line_and_the_run_goes
     (tmp_path / "failing.py").write_text(FAILING)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "A farm"}\n{"prompt": "A school"}\n' * 8)
     settings = (
-        "env=rlgkd/Dataset-v0", "student=embedded:grounded-student", "teacher=null", "alpha=0", "eval_prompts=1",
-        "prompts_per_update=2", "group_size=2", "env_settings.split_shares=null", "env_settings.max_new_tokens=4",
-        "env_settings.max_prompt_tokens=16", "tokens=48", "checkpoint_every=1", "process_timeout=0.2",
-        f"env_settings.data={tmp_path / 'prompts.jsonl'}", f"env_settings.reward={tmp_path / 'failing.py'}:reward",
+        "env=rlgkd/Dataset-v0",
+        "student=embedded:grounded-student",
+        "teacher=null",
+        "alpha=0",
+        "eval_prompts=1",
+        "prompts_per_update=2",
+        "group_size=2",
+        "env_settings.split_shares=null",
+        "env_settings.max_new_tokens=4",
+        "env_settings.max_prompt_tokens=16",
+        "tokens=48",
+        "checkpoint_every=1",
+        "process_timeout=0.2",
+        f"env_settings.data={tmp_path / 'prompts.jsonl'}",
+        f"env_settings.reward={tmp_path / 'failing.py'}:reward",
         *f"sharding={sharding}".split(),
-    )  # fmt: skip
+    )
     env = {**ENV, "FAILS": str(fails), "HOW": how, "OUT": str(out)}
     command = [*TWO, "quickstart", "--out", str(out), "--quiet", *settings]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
@@ -195,9 +220,11 @@ def test_a_run_of_two_with_one_killed_ends_at_once_and_goes_on_to_the_bit(
     out, other, sharding = tmp_path / "killed", tmp_path / "other", "full" if kill % 3 == 2 else "none"
     whole, moment = wholes(sharding), random.Random(kill).uniform(0.0, 6.0)
     launcher = subprocess.Popen(
-        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER, f"sharding={sharding}"], env=ENV,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER, f"sharding={sharding}"],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 200
     while not (out / "rollouts.jsonl").exists():
         assert launcher.poll() is None and time.monotonic() < deadline
@@ -230,9 +257,12 @@ def test_a_signal_stops_both_at_a_whole_update_and_the_run_goes_on_to_the_bit(
 ) -> None:
     out = tmp_path / "stopped"
     launcher = subprocess.Popen(
-        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER], env=ENV,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*TWO, "quickstart", "--out", str(out), "--quiet", *SMALL, LONGER],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not any(out.glob("checkpoints/step-*")):
         time.sleep(0.02)
     ranks = children(launcher.pid)

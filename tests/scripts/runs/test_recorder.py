@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from rlgkd import checkpoint
+from rlgkd.agents.watch import Seen
 from rlgkd.scripts.report.metrics import measure_rows
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.report.run_files import read_run
@@ -84,7 +85,8 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
         settings = SimpleNamespace(tokens=100, flat=dict, checkpoint_format="whole")
         recorder = Recorder(settings, tmp_path, rollouts, StopRequest(), quiet=True, console=Console())  # type: ignore[arg-type]
         parts = {"policy": SimpleNamespace(optimizer=None), "student": SimpleNamespace(module=torch.nn.Identity())}
-        recorder.model = SimpleNamespace(state=state, modules=None, **parts)  # type: ignore[assignment]
+        watch = SimpleNamespace(seen=Seen())
+        recorder.model = SimpleNamespace(state=state, watch=watch, modules=None, **parts)  # type: ignore[assignment]
         rollouts.write("1234567")
         recorder._checkpoint(recorder._position())
     assert done[:3] == ["progress.csv 5", "times.csv 5", "rollouts.jsonl 7"] and tmp_path.name in done[3]
@@ -122,8 +124,9 @@ def test_scores_that_are_not_finite_are_null_in_json_and_unknown_in_a_report(tmp
         {"before": {"reward": score, "truth": {"mean": 0.5}}, "examples": ({"reward": np.float64("nan")},)}
     )
     assert json.loads(text, parse_constant=pytest.fail) == {
-        "before": {"reward": dict.fromkeys(score), "truth": {"mean": 0.5}}, "examples": [{"reward": None}],
-    }  # fmt: skip
+        "before": {"reward": dict.fromkeys(score), "truth": {"mean": 0.5}},
+        "examples": [{"reward": None}],
+    }
     (tmp_path / "summary.json").write_text(text)
     assert len(measure_rows(read_run(tmp_path).summary)) == 1
 

@@ -12,15 +12,25 @@ from sampler_server import SamplerServer, sampling
 
 from rlgkd.errors import SamplerError
 from rlgkd.lm import load, load_tokenizer
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs import train
 
 STUDENT = "embedded:grounded-student"
 SMALL = (
-    "agent=GRPO", "tokens=240", "prompts_per_update=2", "group_size=2", "eval_prompts=1", "warmup=0", "threads=1",
-    "checkpoint_every=1", "staleness=1", "policy_loss=clipped", "max_mismatch=5", "sampler_retries=0",
-)  # fmt: skip
+    "agent=GRPO",
+    "tokens=240",
+    "prompts_per_update=2",
+    "group_size=2",
+    "eval_prompts=1",
+    "warmup=0",
+    "threads=1",
+    "checkpoint_every=1",
+    "staleness=1",
+    "policy_loss=clipped",
+    "max_mismatch=5",
+    "sampler_retries=0",
+)
 
 
 @pytest.fixture

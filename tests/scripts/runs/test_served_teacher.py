@@ -17,7 +17,7 @@ from rlgkd.lm import load, load_tokenizer
 from rlgkd.scripts.comparison.grid import grid
 from rlgkd.scripts.comparison.results import untrained_models
 from rlgkd.scripts.comparison.run_cell import measure_untrained, train_and_measure
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.report.progress_csv import read_table
 from rlgkd.scripts.runs import evaluate, train
 from rlgkd.scripts.runs.teach import teach
@@ -75,9 +75,18 @@ def test_a_server_that_has_another_model_at_a_resume_is_refused(server, tmp_path
 
 def test_evaluate_measures_the_divergence_to_a_server(server, capsys) -> None:
     evaluate.show(
-        "embedded:grounded-student", env="", split="test", prompts=2, teacher=server.url, temperature=None,
-        greedy=False, seed=0, top_k=None, top_p=None, min_p=None,
-    )  # fmt: skip
+        "embedded:grounded-student",
+        env="",
+        split="test",
+        prompts=2,
+        teacher=server.url,
+        temperature=None,
+        greedy=False,
+        seed=0,
+        top_k=None,
+        top_p=None,
+        min_p=None,
+    )
     assert "reverse_kl_data" in capsys.readouterr().out
     assert server.asked[-1]["prompt_logprobs"] == 64
 

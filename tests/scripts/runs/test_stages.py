@@ -22,7 +22,7 @@ from short_runs import SMALL, begin, begin_and_end, crash, evaluations, go_on, i
 from rlgkd import agents, checkpoint
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import SettingError
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.report.run_files import read_run
 from rlgkd.scripts.report.view import stage_beginnings
 from rlgkd.scripts.runs import train
@@ -94,10 +94,11 @@ def test_the_report_has_bands(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "update"),
     [
-        (interrupt, 1), (crash, 4),
+        (interrupt, 1),
+        (crash, 4),
         *(pytest.param(end, update, marks=minutes) for end in (interrupt, crash) for update in range(6)),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_ended_in_any_stage_and_was_resumed_is_the_one_that_was_not(
     end: Callable[[], None], update: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

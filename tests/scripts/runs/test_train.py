@@ -28,15 +28,21 @@ from rlgkd.agents.micro_batch import MicroBatch
 from rlgkd.envs import make_sb3_vec_env
 from rlgkd.errors import CheckpointError
 from rlgkd.evaluation import evaluate
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import rewind, train
 from rlgkd.scripts.runs.summary import rewards_of
 
 SMALL = (
-    "agent=Reinforce", "alpha=0.5",
-    "tokens=5000", "prompts_per_update=4", "group_size=4", "eval_prompts=8", "checkpoint_every=1", "threads=1",
+    "agent=Reinforce",
+    "alpha=0.5",
+    "tokens=5000",
+    "prompts_per_update=4",
+    "group_size=4",
+    "eval_prompts=8",
+    "checkpoint_every=1",
+    "threads=1",
     "learning_rate=0.001",
-)  # fmt: skip
+)
 """About 20 updates of 16 sequences."""
 
 
@@ -325,9 +331,12 @@ with stoppable("rlgkd train --resume 'a run'", Console(stderr=True)) as stop:
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(
-    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     from rlgkd.scripts.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -495,10 +504,21 @@ def _reward_of(run: Path, monkeypatch: pytest.MonkeyPatch, reward: str, *more: s
         f"{{reward: 'some_rewards:{reward}', max_prompt_tokens: 64, max_new_tokens: 16, max_failed_rewards: 1}}"
     )
     page = train.start(
-        read("quickstart", [*SMALL, "env=rlgkd/Dataset-v0", "student=embedded:grounded-student",
-            "teacher=embedded:grounded-teacher", f"env_settings={env_settings}", "tokens=2000", *more]), run,
+        read(
+            "quickstart",
+            [
+                *SMALL,
+                "env=rlgkd/Dataset-v0",
+                "student=embedded:grounded-student",
+                "teacher=embedded:grounded-teacher",
+                f"env_settings={env_settings}",
+                "tokens=2000",
+                *more,
+            ],
+        ),
+        run,
         quiet=True,
-    )  # fmt: skip
+    )
     return json.loads((run / "summary.json").read_text())["rewards"], page.read_text()
 
 
@@ -531,9 +551,11 @@ def _strictly(text: str) -> Any:
 
 
 def test_a_run_says_that_its_reward_was_always_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     told, page = _reward_of(tmp_path / "there" / "run", monkeypatch, "zero")
     assert told["always"] == 0.0 and told["failed"] == 0
     assert "reward: the same, 0.000, for all" in caplog.text

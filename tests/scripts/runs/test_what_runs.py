@@ -8,7 +8,7 @@ import pytest
 from chat_models import folder, model, tokenizer
 
 from rlgkd.scripts.cli import main
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.generate import complete
 

@@ -20,9 +20,13 @@ ROWS = [
 def track(name: str, folder: Path, environment: Mapping[str, str], tokens: int, *, resumed: bool, whole: bool) -> None:
     """One process of a run: a number and two texts."""
     run = {
-        "id": "0123abcd", "name": "mine", "project": "tests", "folder": str(folder),
-        "settings": {"alpha": 0.25, "env_settings": {"max_new_tokens": 8}, "layers": [0, 1]}, "resumed": resumed,
-    }  # fmt: skip
+        "id": "0123abcd",
+        "name": "mine",
+        "project": "tests",
+        "folder": str(folder),
+        "settings": {"alpha": 0.25, "env_settings": {"max_new_tokens": 8}, "layers": [0, 1]},
+        "resumed": resumed,
+    }
     calls = [
         {"call": "start", "content": run},
         {"call": "numbers", "content": {"train/divergence": 0.5}, "tokens": tokens},
@@ -55,9 +59,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
     local = {
-        "WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio"), "HF_HOME": str(folder / "hf"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }  # fmt: skip
+        "WANDB_MODE": "offline",
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "HF_HOME": str(folder / "hf"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     for name, value in local.items():
         monkeypatch.setenv(name, value)
     return dict(os.environ)

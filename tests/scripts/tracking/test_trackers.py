@@ -11,16 +11,23 @@ from pathlib import Path
 import pytest
 
 from rlgkd.errors import CheckpointError, DependencyError, SettingError
-from rlgkd.scripts.config.run import read
+from rlgkd.scripts.config.reading import read
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.tracking import trackers
 from rlgkd.scripts.tracking.libraries import check_trackers
 
 FAULTY = Path(__file__).with_name("faulty_trackers.py")
 TINY = (
-    "agent=Reinforce", "alpha=0.5", "tokens=1600", "prompts_per_update=1", "group_size=2", "eval_prompts=2",
-    "checkpoint_every=20", "threads=1", "tracker_texts_every=1",
-)  # fmt: skip
+    "agent=Reinforce",
+    "alpha=0.5",
+    "tokens=1600",
+    "prompts_per_update=1",
+    "group_size=2",
+    "eval_prompts=2",
+    "checkpoint_every=20",
+    "threads=1",
+    "tracker_texts_every=1",
+)
 """Some sixty updates of two texts."""
 
 

@@ -13,7 +13,7 @@ OF_FILES = ("data", "reward", "quality", "tools")
 """Settings of an environment that may name files."""
 
 
-def sources(settings: RunConfig) -> list[dict[str, str]]:
+def input_files(settings: RunConfig) -> list[dict[str, str]]:
     """Return setting, name and SHA-256 of each file of data or code that the environment's settings name.
 
     Of a folder it is the hash of its files' names and hashes. What is not on this machine's disk, such as a data set of
