@@ -127,7 +127,7 @@ def _mismatch(first: Metrics, now: Metrics, greatest: Greatest) -> bool:
 GUARDS: Final = (
     Guard(
         name="collapsed",
-        reads=("train/entropy",),
+        reads=("train/entropy", STUDENT),
         fires=_collapsed,
         updates=3,
         message="entropy: it fell from {first_entropy:.3g} to {entropy:.3g} nats a token: the texts collapse into one; "

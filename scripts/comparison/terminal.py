@@ -32,7 +32,7 @@ def answer_table(results: Mapping[str, Any]) -> Table:
     names = sorted([*own, *known], key=lambda name: name != "reward")
     names = [*names[:MOST_MEASURES], *([DISTANCE] if DISTANCE in named else [])]
     best = {name: clearly_best(cells, name) for name in names}
-    runs, prompts = max(len(cell["runs"]) for cell in cells), results["evaluation"]["prompts"]
+    runs, prompts = max(len(cell["runs"]) for cell in cells), len(results["prompts"])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = f"Seeds: {runs}, prompts: {prompts}; means, 95% intervals; *: clearly the best"
     table.add_column("")

@@ -83,6 +83,21 @@ def trained_on(settings: RunConfig) -> list[str]:
     return sorted(found)
 
 
+def objective_text(settings: RunConfig) -> str:
+    """What the first update is for, in words: `0.5 of the reward, 0.5 of jsd(0.9) to the teacher`."""
+    algorithm = settings.in_stage(0).algorithm
+    alpha, divergence = algorithm.alpha(1.0), algorithm.objective.divergence
+    parameters = ", ".join(f"{value:g}" for _, value in divergence.parameters if isinstance(value, float))
+    spelled = f"{divergence.name}({parameters})" if parameters else divergence.name
+    taught = f"{spelled} to the teacher"
+    if algorithm.objective.cross_entropy:
+        taught = "the cross-entropy of given texts, which is shown as divergence"
+    elif not settings.teacher:
+        taught = f"the estimator {algorithm.objective.estimator}"
+    shares = {"the reward": 1 - alpha, taught: alpha}
+    return ", ".join(f"{share:.4g} of {what}" for what, share in shares.items() if share)
+
+
 def learns_from_references_alone(settings: RunConfig) -> bool:
     """Whether neither a reward nor a teacher, by its probabilities or its texts, has a part in what is trained."""
     texts = {stage.algorithm.sampling.off_policy for stage in settings.parts}

@@ -48,6 +48,7 @@ from rlgkd.scripts.runs.stopping import StopRequest, stoppable
 from rlgkd.scripts.runs.summary import (
     held_out,
     learns_from_references_alone,
+    objective_text,
     rewards_of,
     stages,
     summarise,
@@ -243,6 +244,7 @@ def _evaluated_run(
     ranks = agent.ranks
     processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
     say(console, f"{settings.name}: {agent.task.name}, {settings.tokens:,} tokens, {processes}, into {out}")
+    say(console, f"it learns from {objective_text(settings)}")
     if work := extra_work(agent.objective.gate.name):
         say(console, f"gate {agent.objective.gate.name}: before its gradient, each update {work}")
     began = time.perf_counter()

@@ -139,6 +139,7 @@ def test_references_between_the_students_texts_end_no_streak_and_are_not_compare
     assert said(*[references, never] * 19) == []
     assert said(*[references, never] * 20) == ["max_new_tokens"]
     assert said(*[references] * 50) == []
+    assert said(references, *[references | {"train/entropy": 0.002}] * 50) == [], "references are learned by heart"
     assert said(*[references] * 9, *[{}] * 50) == [], "the reward of references is no beginning"
     shorter = {"rollout/ep_rew_mean": 0.8, "rollout/ep_len_mean": 8.0}
     assert said(*[references] * 9, {}, *[references, shorter] * 10) == ["reward"]

@@ -34,6 +34,12 @@ def test_every_cell_has_a_row_with_its_mean_and_interval() -> None:
     assert f"({metric_of('truth').bounds(truth['low'], truth['high'], between=' to ')})" in text
 
 
+def test_the_number_of_prompts_is_that_of_the_split_and_not_the_setting() -> None:
+    found = sample_comparison.results()
+    found["evaluation"]["prompts"] = 1000
+    assert f"prompts: {len(found['prompts'])};" in printed(found)
+
+
 def test_what_is_clearly_best_has_a_mark_that_is_no_colour() -> None:
     found = sample_comparison.results()
     for cell in found["cells"]:
