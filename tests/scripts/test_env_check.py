@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sys
 
 from rlgkd.scripts import cli
 from rlgkd.scripts.config.reading import check, read
@@ -106,7 +107,8 @@ def test_the_command_line_exits_with_one_after_a_failure(
     assert "FAIL  wrong answers: an empty text earns 1.000 on average" in capsys.readouterr().out
 
 
-def test_a_project_passes_its_check_and_trains(tmp_path: Path) -> None:
+def test_a_project_passes_its_check_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "reward", raising=False)  # another test's project has a file of that name
     paths = write_project(tmp_path / "mine")
     assert {path.name for path in paths} == {"README.md", "run.yaml", "reward.py", "train.jsonl", "test.jsonl"}
     settings = read(tmp_path / "mine" / "run.yaml", ["tokens=200", "eval_prompts=2", "prompts_per_update=2"])
