@@ -10,12 +10,12 @@ import json
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import from_scratch
 import nbformat
 import pytest
-import sys
 from nbclient import NotebookClient
 
 from rlgkd.scripts.config.reading import read

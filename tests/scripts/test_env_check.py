@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import pytest
-import sys
 
 from rlgkd.scripts import cli
 from rlgkd.scripts.config.reading import check, read
