@@ -10,7 +10,6 @@ import json
 import re
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import from_scratch
@@ -46,7 +45,6 @@ def test_a_project_is_sound_and_trains(project: Path, tmp_path: Path) -> None:
 def test_the_first_job_makes_its_data_and_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/first-job.md runs it with SmolLM2; here is a small model, without the chat that this one does not know."""
     shutil.copytree(EXAMPLES / "first_job", tmp_path / "job")
-    monkeypatch.delitem(sys.modules, "reward", raising=False)  # another test's project has a file of that name
     monkeypatch.chdir(tmp_path / "job")
     runpy.run_path("make_data.py", run_name="__main__")
     rows = {name: Path(f"{name}.jsonl").read_text().splitlines() for name in ("train", "test", "validation")}

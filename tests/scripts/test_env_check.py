@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,6 @@ from rlgkd.scripts.env_check import Outcome, check_environment
 from rlgkd.scripts.project import write_project
 from rlgkd.scripts.runs import train
 
-NUMBERS = itertools.count()
-"""For files of rewards: a process imports a name once."""
 RIGHT = "return [float(c == r) for c, r in zip(completions, references)]"
 FAULTS = {
     "random": (
@@ -45,11 +41,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def write_reward(project: Path, body: str) -> None:
-    name = f"reward{next(NUMBERS)}"
-    (project / f"{name}.py").write_text(f"def reward(completions, references):\n    {body}\n")
+    (project / "reward.py").write_text(f"def reward(completions, references):\n    {body}\n")
     (project / "run.yaml").write_text(
         "env: rlgkd/Dataset-v0\nstudent: embedded:grounded-student\nteacher: null\nalpha: 0\nenv_settings:\n"
-        f"  data: {{train: train.jsonl, test: test.jsonl}}\n  reward: {name}.py:reward\n"
+        "  data: {train: train.jsonl, test: test.jsonl}\n  reward: reward.py:reward\n"
         "  max_new_tokens: 16\n  max_prompt_tokens: 64\n"
     )
 
@@ -107,8 +102,7 @@ def test_the_command_line_exits_with_one_after_a_failure(
     assert "FAIL  wrong answers: an empty text earns 1.000 on average" in capsys.readouterr().out
 
 
-def test_a_project_passes_its_check_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "reward", raising=False)  # another test's project has a file of that name
+def test_a_project_passes_its_check_and_trains(tmp_path: Path) -> None:
     paths = write_project(tmp_path / "mine")
     assert {path.name for path in paths} == {"README.md", "run.yaml", "reward.py", "train.jsonl", "test.jsonl"}
     settings = read(tmp_path / "mine" / "run.yaml", ["tokens=200", "eval_prompts=2", "prompts_per_update=2"])

@@ -499,7 +499,6 @@ def _reward_of(run: Path, monkeypatch: pytest.MonkeyPatch, reward: str, *more: s
     run.parent.mkdir()
     (run.parent / "some_rewards.py").write_text(REWARDS)
     monkeypatch.syspath_prepend(run.parent)
-    monkeypatch.delitem(sys.modules, "some_rewards", raising=False)
     env_settings = (
         f"{{reward: 'some_rewards:{reward}', max_prompt_tokens: 64, max_new_tokens: 16, max_failed_rewards: 1}}"
     )
