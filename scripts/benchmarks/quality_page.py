@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rlgkd.checkpoint import atomic_write
+from rlgkd.scripts._figures import COLOURS, plain, save_png
 from rlgkd.scripts._machine import machine
 
 LABELS = {"reverse_kl": "reverse KL, nats/token", "reward": "ROUGE-L"}
 HOW = {"same_recipe": "the same recipe", "each_at_its_best": "each at its best"}
-COLOURS, DASHES = ("#0072b2", "#d55e00"), {"same_recipe": "-", "each_at_its_best": "--"}
+DASHES = {"same_recipe": "-", "each_at_its_best": "--"}
 
 Curves = Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, float]]]]]
 """How it was compared -> side -> a curve for each seed."""
@@ -79,9 +80,6 @@ def _draw(curves: Curves, picture: Path) -> None:
                     seconds, values = ([point[name] for point in curve] for name in ("seconds", measure))
                     name = f"{side}, {HOW[how]}" if seed == 0 else None
                     axes.plot(seconds, values, color=COLOURS[number], ls=DASHES[how], lw=1.2, label=name)
-        axes.set_xlabel("seconds of training", fontsize=8)
-        axes.set_ylabel(label, fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes, "seconds of training", label)
     figure.axes[0].legend(fontsize=7, frameon=False)
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    save_png(figure, picture)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.reproduction import payments
-from rlgkd.scripts.reproduction.grids import method_of, named_grid
+from rlgkd.scripts.reproduction.grids import held_out, method_of, named_grid
 
 SHARED: Mapping[str, Any] = {"threads": 1, "checkpoint_every": 10, "learning_rate_end": 0.1, "eval_forward_kl": True}
 CELL_TOKENS = 10_000
@@ -159,9 +159,7 @@ def healing_grid(
         "teacher": teacher,
         "tokens": tokens,
         "learning_rate": task.healing["learning_rate"],
-        "eval_prompts": prompts,
-        "eval_every": max(1, tokens // EVALUATIONS),
-        "eval_every_prompts": min(VALIDATION_PROMPTS, prompts),
+        **held_out(tokens, prompts, times=EVALUATIONS, validation_prompts=VALIDATION_PROMPTS),
     }
     settings = {
         name: {**method_of(recipe, OF_THE_COMPARISON), **changes} for name, (recipe, changes) in part.methods.items()

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlgkd import checkpoint
 from rlgkd.envs.rewards import rouge
 from rlgkd.scripts.comparison.cell_statistics import paired_change, scores
 from rlgkd.scripts.comparison.grid import Grid
-from rlgkd.scripts.comparison.results import plain_intervals
 from rlgkd.scripts.compression.cells import OURS, Task
 from rlgkd.scripts.reproduction.curves import SECONDS, at_seconds, draw_curves, held_out_curves
 from rlgkd.scripts.reproduction.entries import cell_entries, entry, measures_in, missing_of
+from rlgkd.scripts.reproduction.pages import kept_scores, write_results
+from rlgkd.scripts.reproduction.runs import MEASURED_IN
 from rlgkd.scripts.reproduction.tables import (
     Entry,
     change_table,
@@ -27,7 +27,7 @@ from rlgkd.scripts.reproduction.tables import (
 
 WHOLE = {"raw": "the model as it came", "teacher": "teacher", "student": "cut student", "healed": "healed student"}
 """Models that are made on the way: folder of their measures -> name."""
-MEASURED_IN, SPEED = "measured", "speed.json"
+SPEED = "speed.json"
 LIKE_TEACHER = "teacher_rougeL"
 MEASURES = {
     LIKE_TEACHER: "ROUGE-L to the teacher's texts",
@@ -69,36 +69,23 @@ def gathered(task: Task, folder: Path, grids: Mapping[str, Grid]) -> dict[str, A
     return {"models": models, "cells": cells, "missing": missing, "curves": curves, "speed": speed}
 
 
-def write_page(found: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], docs: Path, machine: str) -> Path:
+def write_page(found: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], docs: Path) -> Path:
     """Write results.md, results.json and each task's curves; return the page's path.
 
     Args:
         found: Task -> what `gathered` returns.
         tasks: By name.
         docs: The folder.
-        machine: In a line.
     """
     docs.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "<!-- written by scripts/reproduce_compression.py -->",
-        "",
-        "# Compression: results",
-        "",
-        f"{machine}.",
-        "",
-    ]
-    for name, results in found.items():
-        lines += [f"## {name}", "", *_task_lines(tasks[name], results, docs), ""]
+    lines = {name: _task_lines(tasks[name], results, docs) for name, results in found.items()}
     kept = {
-        name: {
-            "scores": {e["name"]: plain_intervals(scores(e)) for e in [*results["models"], *results["cells"]]},
-            **{key: results[key] for key in ("missing", "curves", "speed")},
-        }
-        for name, results in found.items()
+        name: {"scores": kept_scores([*one["models"], *one["cells"]])}
+        | {key: one[key] for key in ("missing", "curves", "speed")}
+        for name, one in found.items()
     }
-    checkpoint.atomic_write(docs / "results.json", json.dumps(kept, indent=1) + "\n")
-    checkpoint.atomic_write(docs / "results.md", "\n".join(lines).rstrip() + "\n")
-    return docs / "results.md"
+    script = "reproduce_compression.py"
+    return write_results(docs, script=script, title="Compression: results", tasks=lines, kept=kept)
 
 
 def _task_lines(task: Task, results: Mapping[str, Any], docs: Path) -> list[str]:

@@ -23,16 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlgkd import checkpoint
-from rlgkd.errors import CheckpointError
 from rlgkd.scripts._errors import one_line_errors
-from rlgkd.scripts._machine import machine
-from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.compression.cells import SHARED, TASKS, Task, healing_grid
-from rlgkd.scripts.compression.page import MEASURED_IN, SPEED, gathered, write_page
+from rlgkd.scripts.compression.page import SPEED, gathered, write_page
 from rlgkd.scripts.compression.speed import ROWS, speed
 from rlgkd.scripts.reproduction.command import parsed
-from rlgkd.scripts.reproduction.runs import measured, share_measures, trained
+from rlgkd.scripts.reproduction.runs import MEASURED_IN, compared, measured, trained
 from rlgkd.scripts.runs.cut import cut
 from rlgkd.scripts.runs.folder import MODEL
 from rlgkd.scripts.runs.train import make_env
@@ -82,8 +79,9 @@ def reproduce(task: Task, given: Given) -> Path:
         models["healed"] = trained("on-policy-kd", folder / "healed", settings, quiet=given.quiet)
     grids = grids_of(task, folder, given)
     base = next(iter(grids.values())).base
+    measures = folder / MEASURED_IN
     for name, model in models.items():
-        measured(model, base, folder / MEASURED_IN / name)
+        measured(model, base, measures / name)
     if "healed" in models and not (folder / SPEED).is_file():
         task_made = make_env(task.env, task.env_settings, student=teacher, seed=0).task
         prompts = [task_made.encode_prompt(task_made.item("test", 0, index)) for index in range(max(ROWS))]
@@ -92,11 +90,7 @@ def reproduce(task: Task, given: Given) -> Path:
         checkpoint.atomic_write(folder / SPEED, json.dumps(found, indent=1) + "\n")
     if "compared" in parts:
         for name, grid in grids.items():
-            share_measures(grid, folder / MEASURED_IN, folder / name, start="student")
-            try:
-                compare(grid, folder / name, jobs=given.jobs, quiet=given.quiet)
-            except CheckpointError as error:  # not one cell could be run; the page says so of each
-                print(error)
+            compared(grid, measures, folder / name, start="student", jobs=given.jobs, quiet=given.quiet)
     return folder
 
 
@@ -124,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = {
             name: gathered(task, folders[name], grids_of(task, folders[name], given)) for name, task in tasks.items()
         }
-        print(write_page(results, tasks, given.docs, machine()))
+        print(write_page(results, tasks, given.docs))
         if given.until == PARTS[-1] and any(one["missing"] for one in results.values()):
             raise SystemExit("some cells are missing, as the page says; run again")
 

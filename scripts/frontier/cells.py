@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from rlgkd.scripts.comparison.grid import Grid
-from rlgkd.scripts.reproduction.grids import method_of, named_grid
+from rlgkd.scripts.reproduction.grids import held_out, method_of, named_grid
 
 COMMON_SETTINGS = (
     *("name", "env", "student", "tokens", "eval_prompts", "threads", "learning_rate", "prompts_per_update"),
@@ -188,9 +188,7 @@ def task_grid(task: Task, seeds: int, teacher: str = "", *, tokens: int = 0, pro
         "env": task.env,
         "name": task.name,
         "tokens": tokens,
-        "eval_prompts": prompts,
-        "eval_every": max(1, tokens // EVALUATIONS),
-        "eval_every_prompts": min(VALIDATION_PROMPTS, prompts),
+        **held_out(tokens, prompts, times=EVALUATIONS, validation_prompts=VALIDATION_PROMPTS),
     }
     settings = {
         name: {"learning_rate": method.rate * common["learning_rate"], **method.settings}

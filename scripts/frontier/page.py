@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlgkd import checkpoint
+from rlgkd.scripts._figures import BLUE, GREEN, GREY, ORANGE, plain, save_png
 from rlgkd.scripts.frontier.cells import CONTROL, DISTILLATION, EQ_5, OPD, RL, methods
 from rlgkd.scripts.frontier.findings import COLUMNS, Results, best_alpha, differences, speeds, verdict
 from rlgkd.scripts.reproduction.tables import score_table, table_head
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEASURES = ("reward", "truth", "coverage", "rouge2", "exact", "chrf", "steps", "self_bleu", "reverse_kl", "length")
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 
 
 def write_page(task: str, results: Results, docs: Path) -> Path:
@@ -52,10 +52,8 @@ def draw(results: Results, picture: Path) -> None:
         axes.annotate(name, (mean, -0.7), ha="center", fontsize=7, color=GREY)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -1.2)
-    axes.set_xlabel(f"{results['quality']}, which no training sees", fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    plain(axes, f"{results['quality']}, which no training sees")
+    save_png(figure, picture)
 
 
 def _head(results: Results) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlgkd.scripts._figures import AMBER, BLUE, GREEN, GREY, ORANGE, SKY, plain, save_png
 from rlgkd.scripts.paper.cells import (
     ALPHAS,
     BASELINES,
@@ -25,8 +26,7 @@ from rlgkd.scripts.paper.claims import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
-DIVERGENCE_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+DIVERGENCE_COLOURS = (BLUE, SKY, GREEN, AMBER, ORANGE)
 DIVERGENCE_MARKERS = "osD^v"
 
 
@@ -48,9 +48,8 @@ def draw(found: Mapping[str, Results], docs: Path) -> None:
             task = TASKS[task_name]
             draw_panel(axes, results, task)
             axes.set_title(f"{task.name} (for {task.paper})", fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=8)
-        figure.savefig(docs / f"{name}.png", dpi=110, metadata={"Software": None})
+            plain(axes)
+        save_png(figure, docs / f"{name}.png")
 
 
 def _scores(results: Results, cell: str) -> Mapping[str, Any]:

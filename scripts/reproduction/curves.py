@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlgkd.scripts._figures import COLOURS, plain, save_png
 from rlgkd.scripts.comparison.grid import Cell, Grid
 from rlgkd.scripts.comparison.run_cell import rounded
 from rlgkd.scripts.report.lenient import to_float
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 SECONDS = "seconds"
 OF_TRAINING = ("time/sampling", "time/update")
 """Columns of times.csv: an evaluation is no part of training."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 DASHES = ("-", "--", ":", "-.")
 
 Curve = Mapping[str, Sequence[float | None]]
@@ -78,10 +78,9 @@ def draw_curves(curves: Mapping[str, Curve], measures: Mapping[str, str], pictur
     for row, over in enumerate(("tokens", SECONDS)):
         for axes, (measure, label) in zip(panels[row], measures.items(), strict=True):
             _draw_panel(axes, curves, over, measure)
-            axes.set_xlabel(over, fontsize=8)
-            axes.set_ylabel(label, fontsize=8)
+            plain(axes, over, label)
     panels[0][0].legend(fontsize=7, frameon=False)
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    save_png(figure, picture)
 
 
 def _draw_panel(axes: Axes, curves: Mapping[str, Curve], over: str, measure: str) -> None:
@@ -92,5 +91,3 @@ def _draw_panel(axes: Axes, curves: Mapping[str, Curve], over: str, measure: str
                 "ls": DASHES[number // len(COLOURS) % len(DASHES)],
             }
             axes.plot(np.array(curve[over], float), np.array(curve[measure], float), label=name, lw=1.4, **look)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)

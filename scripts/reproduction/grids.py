@@ -17,6 +17,22 @@ def method_of(recipe: str, alike: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in alike}
 
 
+def held_out(tokens: int, prompts: int, *, times: int, validation_prompts: int) -> dict[str, int]:
+    """Return the settings of a cell's evaluations.
+
+    Args:
+        tokens: Those of the cell.
+        prompts: Test prompts of the evaluation at its end.
+        times: How many evaluations there are while it trains.
+        validation_prompts: Their prompts, or all of the test's number if those are fewer.
+    """
+    return {
+        "eval_prompts": prompts,
+        "eval_every": max(1, tokens // times),
+        "eval_every_prompts": min(validation_prompts, prompts),
+    }
+
+
 def named_grid(
     common: Mapping[str, Any],
     settings: Mapping[str, Mapping[str, Any]],

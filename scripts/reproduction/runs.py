@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from rlgkd.devices import best_device
+from rlgkd.errors import CheckpointError
 from rlgkd.lm import open_by_name
 from rlgkd.rollout import share_end_ids
+from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.comparison.results import TEACHER, untrained_models
 from rlgkd.scripts.comparison.run_cell import is_measured, measure, write
@@ -21,6 +23,9 @@ from rlgkd.scripts.config.run import RunConfig
 from rlgkd.scripts.runs import train
 from rlgkd.scripts.runs.folder import CONFIG, MODEL, SUMMARY
 from rlgkd.scripts.runs.train import make_env
+
+MEASURED_IN = "measured"
+"""Folder of the measures of models that are not the comparison's."""
 
 
 def trained(recipe: str, out: Path, settings: Mapping[str, Any], *, quiet: bool) -> str:
@@ -63,11 +68,16 @@ def measured(
     write(measure(student, distance_to, task, base, samples), base, samples, folder)
 
 
-def share_measures(grid: Grid, measures: Path, out: Path, *, start: str) -> None:
-    """Give a comparison in `out` the measures of its untrained models, which `measured` has left in `measures`.
+def compared(grid: Grid, measures: Path, out: Path, *, start: str, jobs: int, quiet: bool) -> None:
+    """Run the cells that have not been run, and print why if none could be.
 
-    Those of the teacher are in `measures/teacher`, those of the student before training in `measures/{start}`.
+    The comparison takes the measures of its untrained models from where `measured` has left them: those of the teacher
+    from `measures/teacher`, those of the student before training from `measures/{start}`.
     """
     for model in untrained_models(grid):
         own = measures / (TEACHER if model.is_teacher else start)
         shutil.copytree(own, out / model.folder, dirs_exist_ok=True)
+    try:
+        compare(grid, out, jobs=jobs, quiet=quiet)
+    except CheckpointError as error:  # not one cell could be run; the page says so of each
+        print(error)

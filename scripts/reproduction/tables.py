@@ -100,4 +100,4 @@ def table_head(first: str, columns: Sequence[str]) -> list[str]:
 def _score_text(score: Mapping[str, Any] | None) -> str:
     if score is None or score["mean"] is None:
         return ""
-    return f"{score['mean']:.3f} ± {(score['high'] - score['low']) / 2:.3f}"
+    return _interval_text(Interval(mean=score["mean"], low=score["low"], high=score["high"]))

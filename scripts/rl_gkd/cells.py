@@ -11,7 +11,7 @@ from typing import Any
 
 from rlgkd.scripts.comparison.grid import Grid
 from rlgkd.scripts.reproduction import payments
-from rlgkd.scripts.reproduction.grids import method_of, named_grid
+from rlgkd.scripts.reproduction.grids import held_out, method_of, named_grid
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0)
 STAGES = "distil, then RL"
@@ -115,9 +115,7 @@ def rl_gkd_grid(task: Task, seeds: int, *, start: str, teacher: str, tokens: int
         "student": start,
         "teacher": teacher,
         "tokens": tokens,
-        "eval_prompts": prompts,
-        "eval_every": max(1, tokens // EVALUATIONS),
-        "eval_every_prompts": min(VALIDATION_PROMPTS, prompts),
+        **held_out(tokens, prompts, times=EVALUATIONS, validation_prompts=VALIDATION_PROMPTS),
     }
     one_step = {**method_of("grpo", OF_THE_TASK), "epochs": 1, "divergence": "reverse_kl"}
     settings = {name_of(alpha): {**one_step, "alpha": alpha} for alpha in ALPHAS}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlgkd import checkpoint
+from rlgkd.scripts._figures import COLOURS, plain, save_png
 from rlgkd.scripts.comparison.cell_statistics import paired_change, scores
 from rlgkd.scripts.comparison.grid import Grid
-from rlgkd.scripts.comparison.results import plain_intervals
-from rlgkd.scripts.reproduction.curves import COLOURS, draw_curves, held_out_curves
+from rlgkd.scripts.reproduction.curves import draw_curves, held_out_curves
 from rlgkd.scripts.reproduction.entries import cell_entries, entry, missing_of
+from rlgkd.scripts.reproduction.pages import kept_scores, write_results
+from rlgkd.scripts.reproduction.runs import MEASURED_IN
 from rlgkd.scripts.reproduction.tables import (
     Entry,
     change_table,
@@ -25,7 +25,7 @@ from rlgkd.scripts.rl_gkd.cells import DISTILLATION, MIXTURES, RL, STAGES, Task
 
 MODELS = {"raw": "the model as it came", "start": "start", "teacher": "teacher"}
 """Models that are not the comparison's: folder of their measures -> name."""
-MEASURED_IN, CELLS = "measured", "cells"
+CELLS = "cells"
 TEXTS = 20
 
 
@@ -77,25 +77,21 @@ def claim(results: Mapping[str, Any], quality: str, label: str) -> str:
     return f"The mixture with {best['name']} {said} in {label}: {sizes}.{exploited}"
 
 
-def write_page(found: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], docs: Path, machine: str) -> Path:
+def write_page(found: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task], docs: Path) -> Path:
     """Write results.md, results.json and each task's figures; return the page's path."""
     docs.mkdir(parents=True, exist_ok=True)
-    lines = ["<!-- written by scripts/reproduce_rl_gkd.py -->", "", "# RL + GKD on a pretrained model", ""]
-    lines += [f"{machine}.", ""]
-    for name, results in found.items():
-        lines += [f"## {name}", "", *_task_lines(tasks[name], results, docs), ""]
+    lines = {name: _task_lines(tasks[name], results, docs) for name, results in found.items()}
     kept = {
         name: {
             "claim": claim(results, tasks[name].quality, tasks[name].measures[tasks[name].quality]),
-            "scores": {e["name"]: plain_intervals(scores(e)) for e in [*results["models"], *results["cells"]]},
+            "scores": kept_scores([*results["models"], *results["cells"]]),
             "missing": results["missing"],
             "curves": results["curves"],
         }
         for name, results in found.items()
     }
-    checkpoint.atomic_write(docs / "results.json", json.dumps(kept, indent=1) + "\n")
-    checkpoint.atomic_write(docs / "results.md", "\n".join(lines).rstrip() + "\n")
-    return docs / "results.md"
+    title = "RL + GKD on a pretrained model"
+    return write_results(docs, script="reproduce_rl_gkd.py", title=title, tasks=lines, kept=kept)
 
 
 def _task_lines(task: Task, results: Mapping[str, Any], docs: Path) -> list[str]:
@@ -138,10 +134,7 @@ def draw_frontier(entries: Sequence[Entry], x: str, y: str, labels: Mapping[str,
         bars = [[[score.mean - score.low], [score.high - score.mean]] for score in (own[x], own[y])]
         look |= {"xerr": bars[0], "yerr": bars[1], "marker": "o", "ls": "", "ms": 6, "capsize": 2, "lw": 1}
         axes.errorbar(own[x].mean, own[y].mean, label=one["name"], **look)
-    axes.set_xlabel(labels[x], fontsize=8)
-    axes.set_ylabel(f"{labels[y]}, which no training sees", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, labels[x], f"{labels[y]}, which no training sees")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False)
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    save_png(figure, picture)

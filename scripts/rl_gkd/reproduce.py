@@ -13,14 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlgkd.errors import CheckpointError
 from rlgkd.scripts._errors import one_line_errors
-from rlgkd.scripts._machine import machine
-from rlgkd.scripts.comparison.compare import compare
 from rlgkd.scripts.reproduction.command import Given, read_command
-from rlgkd.scripts.reproduction.runs import measured, share_measures, trained
+from rlgkd.scripts.reproduction.runs import MEASURED_IN, compared, measured, trained
 from rlgkd.scripts.rl_gkd.cells import REFERENCE_SEED, SHARED, TASKS, Task, rl_gkd_grid
-from rlgkd.scripts.rl_gkd.page import CELLS, MEASURED_IN, gathered, write_page
+from rlgkd.scripts.rl_gkd.page import CELLS, gathered, write_page
 
 
 def reproduce(given: Given[Task]) -> Path:
@@ -30,7 +27,7 @@ def reproduce(given: Given[Task]) -> Path:
     """
     tasks = {task.name: task for task in given.tasks}
     found = {name: _results(task, given) for name, task in tasks.items()}
-    page = write_page(found, tasks, given.docs, machine())
+    page = write_page(found, tasks, given.docs)
     if any(results["missing"] for results in found.values()):
         raise SystemExit(f"some cells are missing, as {page} says; run again")
     return page
@@ -45,11 +42,7 @@ def _results(task: Task, given: Given[Task]) -> dict[str, Any]:
     grid = rl_gkd_grid(task, given.seeds, **models, tokens=given.tokens, prompts=given.prompts)
     for name, model in {"raw": task.model, **models}.items():
         measured(model, grid.base, folder / MEASURED_IN / name)
-    share_measures(grid, folder / MEASURED_IN, folder / CELLS, start="start")
-    try:
-        compare(grid, folder / CELLS, jobs=given.jobs, quiet=given.quiet)
-    except CheckpointError as error:  # not one cell could be run; the page says so of each
-        print(error)
+    compared(grid, folder / MEASURED_IN, folder / CELLS, start="start", jobs=given.jobs, quiet=given.quiet)
     return gathered(folder, grid)
 
 

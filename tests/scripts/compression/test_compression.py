@@ -75,12 +75,12 @@ def test_a_student_is_taught_cut_and_healed_and_no_part_is_made_twice(tmp_path, 
     # Without a comparison the page has the models, their speed and what is missing.
     results = gathered(SMALL, folder, grids_of(SMALL, folder, given))
     assert results["missing"] == [f"{name} seed {seed}" for name in PAIR for seed in range(2)] + ["forward KL seed 0"]
-    page = write_page({"small": results}, {"small": SMALL}, tmp_path / "docs", "a machine").read_text()
+    page = write_page({"small": results}, {"small": SMALL}, tmp_path / "docs").read_text()
     assert "Missing so far: SFT seed 0" in page and "| SFT | missing |" in page
     assert "The healed student keeps" in page and "| 8 | " in page
     assert page.count("| reference |") == 4  # all of the four prompts
     results["models"][1]["runs"][0]["measures"]["rouge2"] = [0.0] * 4
-    page = write_page({"small": results}, {"small": SMALL}, tmp_path / "docs", "a machine").read_text()
+    page = write_page({"small": results}, {"small": SMALL}, tmp_path / "docs").read_text()
     assert "The teacher has not learned the task: its ROUGE-2 is 0." in page
     # One that was stopped goes on.
     (folder / "healed" / "summary.json").unlink()

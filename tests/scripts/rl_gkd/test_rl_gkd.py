@@ -94,7 +94,7 @@ def test_the_claim_is_what_the_intervals_bear(right: dict[str, float], said: str
 
 def test_the_page_says_what_is_missing_and_waits_with_the_claim(tmp_path: Path) -> None:
     found = results(rl=0.2, mix=0.6, start=0.3)
-    page = write_page({"payments": found}, {"payments": TASK}, tmp_path, "a machine").read_text()
+    page = write_page({"payments": found}, {"payments": TASK}, tmp_path).read_text()
     assert "Missing so far: teacher." in page and f"| {DISTILLATION} | missing |" in page
     assert "The claim waits for" in page and f"| {MIXTURES[1]} less {RL} |" in page
     assert page.count("| reference | ` a line ` |") == 20 and r"` b \| c `" in page
