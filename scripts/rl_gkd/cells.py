@@ -66,8 +66,8 @@ TASKS = {
                 "max_new_tokens": 32,
             },
             model="smollm2-135m",
-            start={**_REFERENCES, "tokens": 600},
-            teacher={**_REFERENCES, "tokens": 1600},
+            start={**_REFERENCES, "tokens": 1000},
+            teacher={**_REFERENCES, "tokens": 3200},
             cells={"learning_rate": 1e-3, "prompts_per_update": 4, "group_size": 4, "tokens": 8_000},
             quality="right",
             measures={

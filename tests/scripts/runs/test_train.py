@@ -179,6 +179,17 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_like_one_never_stopped(fini
     result = rlgkd(*arguments)
     assert result.returncode == 0, result.stderr
     assert _outcome(out) == _outcome(finished)
+    assert _shown_by_tensorboard(out) == _shown_by_tensorboard(finished)
+
+
+def _shown_by_tensorboard(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves that repeat, as TensorBoard shows them: one run, whatever the number of its files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run / "tensorboard")).Reload()
+    names = [name for name in shown.Tags()["scalars"] if not name.startswith("time/")]
+    assert {"train/loss", "rollout/ep_rew_mean"} <= {*names}
+    return {name: [(event.step, event.value) for event in shown.Scalars(name)] for name in names}
 
 
 def test_a_run_that_was_asked_to_stop_saves_the_last_whole_update_and_goes_on(finished: Path, tmp_path: Path) -> None:
