@@ -52,7 +52,7 @@ class Rewards:
     """Rewards of the actions of on-policy trajectories."""
 
     values_BL: Tensor
-    """float64 [B, L]; 0 where a reward failed. A reward without per-action parts is the last action's."""
+    """float64 [B, L]; of no meaning where a reward failed. A reward without parts by action is the last one's."""
     valid_B: Tensor
     """bool [B]: whether the trajectory's reward is known."""
 
@@ -123,7 +123,7 @@ def credit_of(
 
 
 def no_credit(trajectories: Sequence[Trajectory]) -> Credit:
-    """The credit of a rollout whose rewards do not count."""
+    """The credit of a rollout whose rewards do not count, so that one which failed takes no text out of it."""
     zeros_B1 = torch.zeros(len(trajectories), 1, dtype=torch.float64, device="cpu")
     return Credit(zeros_B1, torch.ones(len(trajectories), dtype=torch.bool, device="cpu"))
 

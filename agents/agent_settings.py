@@ -106,7 +106,7 @@ class TeacherSettings(Settings):
     teacher_quantization: Literal["8bit", "4bit"] | None = None
     """Bits of the weights of a teacher that is opened by name, by bitsandbytes; null is those of teacher_dtype."""
     teacher_tokens: Literal["same", "spans", "map"] = "same"
-    """The teacher's tokens: the student's, or others, of which bytes (spans) or, mapped, all probabilities are seen."""
+    """The teacher's tokens: the student's, or others, compared over spans of the same bytes or by a map."""
     teacher_map: PathText | None = None
     """File of the map of teacher_tokens, as rlgkd align writes it; null makes the map at the start."""
     teacher_device: str | None = None

@@ -18,7 +18,7 @@ from rlgkd.objective import POLICY_LOSS, Objective
 
 
 class GRPOConfig(AlgorithmConfig):
-    """What makes GRPO of Reinforce."""
+    """What makes GRPO of Reinforce, whose own are `leave_one_out`, `reinforce` and `constant`."""
 
     owner = "GRPO"
 

@@ -198,7 +198,8 @@ def term_weights(
     counted_B = lengths_B * (valid_B | ~on_policy_B)
     policy_B = on_policy_B * _reduced(of_policy, counted_B, max_new_tokens)
     if on_policy_B.any():
-        # One batch in 1 / lambda is on-policy: with this weight its policy term has Eq. 5's expectation.
+        # The mean is over all rows, of which a share of lambda is on-policy (of one batch in 1 / lambda: all of them):
+        # with this weight the policy term has Eq. 5's expectation.
         policy_B = policy_B / objective.student_fraction
     return policy_B, _reduced(of_divergence, _lengths(trajectories, left_out_B), max_new_tokens)
 

@@ -2,15 +2,15 @@
 
     J(theta) = E_x [ (1-alpha) E_{y~p_S} r(x,y)  -  alpha E_{y~mu} D(p_T || p_S)(y|x) ]
 
-The loss whose gradient estimates -grad J, over the actions n of a batch:
+The loss whose gradient estimates -grad J, over the actions n of a batch (`Objective.loss`):
 
     L = (1-alpha) sum_n w_n * (-A_n log p_S(y_n))  +  alpha sum_n v_n * D_n
 
-A is the advantage of the task reward, w and v the weights of the two reductions. With one `reduction` for both, D_n has
-beta = alpha / (1-alpha) times the weight of the policy term, however long the texts are: the beta of E[r] - beta KL, as
-RLHF, TRL and verl write it. Eq. 5 to the letter has two: `sequence_sum` for the policy term (the gradient of E[r] sums
-over a sequence's tokens), `sequence_mean` for the divergence, the paper's (1/L_y) sum_n D_n, in which 1/L_y is held
-constant; then beta = alpha / ((1-alpha) L_y).
+A is the advantage of the task reward, w and v the weights of the two reductions (`term_weights` of agents/update.py).
+With one `reduction` for both, D_n has beta = alpha / (1-alpha) times the weight of the policy term, however long the
+texts are: the beta of E[r] - beta KL, as RLHF, TRL and verl write it. Eq. 5 to the letter has two: `sequence_sum` for
+the policy term (the gradient of E[r] sums over a sequence's tokens), `sequence_mean` for the divergence, the paper's
+(1/L_y) sum_n D_n, in which 1/L_y is held constant; then beta = alpha / ((1-alpha) L_y).
 
 `estimator` says what stands for D_n, with l = log p_S(y_n) - log p_T(y_n) of the token that was written:
 

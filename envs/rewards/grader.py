@@ -1,7 +1,8 @@
 """Calls a reward, and keeps its failures from doing harm.
 
-A failure costs its sample and nothing else: the sample's reward is NaN, which takes it out of the update, and it is
-counted. It is never scored as a number. If too many samples fail, the run stops, with the first failure as the cause.
+A failure costs its sample and nothing else: the sample's reward is NaN, which takes it out of the policy term (its
+divergence still counts), and it is counted. It is never scored as a number. If too many samples fail, the run stops,
+with the first failure as the cause.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The operations of a decode step apart from linear layers: norm, rotary embedding and attention of one token a row.
 
-`CpuDecodeOps` is for float32 on a CPU, where each call of torch takes longer than its arithmetic on a small model, and
-torch's own kernels do not help: its attention is made for blocks of queries and takes up to twice as long for one, and
-its RMSNorm is ten calls. `TorchDecodeOps` uses those kernels: they sum half precision in float32, and on accelerators
-or under torch.compile each is one kernel.
+`CpuDecodeOps` is for float32 and float64 on a CPU, where each call of torch takes longer than its arithmetic on a small
+model, and torch's own kernels do not help: its attention is made for blocks of queries and takes up to twice as long
+for one, and its RMSNorm is ten calls. `TorchDecodeOps` uses those kernels: they sum half precision in float32, and on
+accelerators or under torch.compile each is one kernel.
 
 Dimensions: S slots, G key heads, Z = S G, Q query heads of a key head, K heads of a token in all (queries, keys,
 values), T columns of the cache or positions of a table, D numbers of a head, d = D / 2.
