@@ -240,6 +240,7 @@ with stoppable("rlgkd train --resume 'a run'", console) as stop:
 """
     process, terminal = pty.fork()
     if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, for all children too
         os.execv(sys.executable, [sys.executable, "-c", script])
     while b"ready" not in os.read(terminal, 1000):
         pass
