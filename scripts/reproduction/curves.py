@@ -10,7 +10,7 @@ import numpy as np
 
 from rlgkd.scripts._figures import COLOURS, plain, save_png
 from rlgkd.scripts.comparison.grid import Cell, Grid
-from rlgkd.scripts.comparison.run_cell import rounded
+from rlgkd.scripts.comparison.run_cell import MEASURED, rounded
 from rlgkd.scripts.report.lenient import to_float
 from rlgkd.scripts.runs.course import TOKENS
 from rlgkd.scripts.runs.folder import EVALUATIONS, TIMES
@@ -38,7 +38,7 @@ def held_out_curve(cell: Cell, grid: Grid, folder: Path) -> dict[str, list[float
     seeds = []
     for seed in grid.seeds:
         run = folder / cell.run_folder(seed)
-        if not (run / EVALUATIONS).is_file():
+        if not (run / MEASURED).is_file():  # of one that still trains the last measures are not those at the end
             continue
         columns = _columns(run / EVALUATIONS)
         own = {name: np.interp(at, columns[TOKENS], values) for name, values in columns.items() if "/" not in name}

@@ -107,6 +107,9 @@ def test_a_held_out_curve_is_a_mean_over_seeds_at_the_same_tokens(tmp_path: Path
         file.parent.mkdir(parents=True)
         lines = [f"{tokens},{exact},{exact}" for tokens, exact in rows[seed]]
         file.write_text("\n".join(["time/total_timesteps,exact,exact/low", *lines, ""]))
+        assert held_out_curve(cell, grid, tmp_path) == {}  # none has ended
+    for seed in grid.seeds:
+        (tmp_path / cell.run_folder(seed) / "measured.json").touch()
     curve = held_out_curve(cell, grid, tmp_path)
     assert curve["tokens"] == [0, 50, 100, 150, 200, 250, 300, 350, 400]
     assert curve["exact"][:3] == pytest.approx([0.0, 0.5, 1.0]) and curve.keys() == {"tokens", "exact"}
