@@ -55,7 +55,7 @@ class TextAlgorithm(TextAgent):
         `env` is not stepped: the agent decodes whole texts of the environment's task. Returns whether to go on.
         """
         callback.on_rollout_start()
-        if self.ends:
+        if self.ends:  # a callback may have said so just now
             return False
         self.policy.forget()
         self._began, reward_began = time.perf_counter(), self.collector.seconds_of_reward
@@ -103,7 +103,7 @@ class TextAlgorithm(TextAgent):
         self.state.waiting = None
         # Steps counted this rank's tokens as they came; what training is measured by are those of all ranks.
         self.num_timesteps = before + self.rollout.tokens
-        going = not self.rollout.stopped
+        going = not self.rollout.stopped  # callbacks read it by this name, in their `locals`
         if going:
             seen = [*self.rollout.on_policy, *self.rollout.discarded]
             rewards = [t.score.reward for t in seen]
@@ -212,7 +212,7 @@ class TextAlgorithm(TextAgent):
     def _objective_progress(self) -> float:
         """The remaining progress of the objective's schedules, 1 to 0; that of `learn` unless they are reconfigured."""
         (begin, end), now = self.objective_schedules, self._current_progress_remaining
-        return now if (begin, end) == (1.0, 0.0) else min(1.0, max(0.0, (now - end) / (begin - end)))
+        return min(1.0, max(0.0, (now - end) / (begin - end)))
 
     @property
     def outside_teacher(self) -> OutsideTeacher | None:

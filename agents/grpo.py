@@ -18,7 +18,10 @@ from rlgkd.objective import POLICY_LOSS, Objective
 
 
 class GRPOConfig(AlgorithmConfig):
-    """What makes GRPO of Reinforce, whose own are `leave_one_out`, `reinforce` and `constant`."""
+    """What makes GRPO of Reinforce, whose own are `leave_one_out`, `reinforce` and `constant`.
+
+    docs/mathematics.md ("Advantages and policy losses") has all agents in a table.
+    """
 
     owner = "GRPO"
 

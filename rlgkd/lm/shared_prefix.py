@@ -155,6 +155,8 @@ def _visible_tokens(segment_RT: Tensor) -> Tensor:
     key_R1T = segment_RT[:, None, :]
     visible_RTT = (key_R1T == 0) | (key_R1T == segment_RT[:, :, None])
     visible_RTT &= torch.ones(length, length, dtype=torch.bool, device=segment_RT.device).tril() & (key_R1T >= 0)
+    # Padding sees itself: for a row that sees nothing, torch's attention on a GPU has returned NaN, though the mask was
+    # finite (pytorch/pytorch#110213).
     visible_RTT |= torch.eye(length, dtype=torch.bool, device=segment_RT.device)
     return visible_RTT
 

@@ -101,6 +101,7 @@ class _OfOthers(BaseCallback):
         return self.stop.number is None
 
     def _on_rollout_start(self) -> None:
+        # Whether a checkpoint is due is the Recorder's answer, in the main process; the one given here does not count.
         if is_sharded(self.model.student.module) and self.model.ranks.from_main(lambda: False):
             self._bring_shards()
 

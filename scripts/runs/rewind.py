@@ -44,7 +44,7 @@ def rewind(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Consol
 
 
 def newest_checkpoint(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Checkpoint | None:
-    """Find the newest checkpoint that the growing files fit, or None if there is none yet; nothing changes.
+    """Find the newest checkpoint that the growing files fit, or None if there is none yet; none changes.
 
     Raises: CheckpointError if checkpoints that the folder had are lost, or none fits; SettingError if a setting has
     changed with which it cannot go on; ModelError if a server has another teacher than it had.
@@ -102,7 +102,7 @@ class Checkpoint:
 
 def _newest_that_fits(settings: RunConfig, agent: TextAlgorithm, out: Path, console: Console) -> Checkpoint | None:
     """See `newest_checkpoint`."""
-    checkpoint.remove_stale(out)
+    checkpoint.remove_stale(out)  # what a process that was killed left half-written or half-replaced
     skipped: list[str] = []
     for folder in checkpoint.whole(out / CHECKPOINTS):
         found = _read(folder)

@@ -161,7 +161,7 @@ def build_agent(settings: RunConfig) -> TextAlgorithm:
     """The agent on its environment, as the settings say."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    keep_freed_memory()
+    keep_freed_memory()  # for the evaluation at the start; `fit` begins once more, with what training keeps in place
     env = make_env(settings.env, settings.env_settings, student=settings.student, seed=settings.seed)
     agent = settings.algorithm_class(env=env, **settings.in_stage(0).agent_arguments())
     check_agent(settings, agent)

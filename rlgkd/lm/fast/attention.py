@@ -158,7 +158,11 @@ def plan_attention(
 
 
 def _next_rows(start: int, ends: Sequence[int], columns: int) -> slice:
-    """The rows of the next block: as many as fit into so many columns, and no small block at the end."""
+    """The rows of the next block: as many as fit into so many columns, and no small block at the end.
+
+    A row counts as the longest of all that are left, which is the first one in a micro-batch, whose rows are sorted; of
+    others a block is smaller than it might be, never larger.
+    """
     left = len(ends) - start
     most = max(1, columns // max(ends[start:]))
     blocks = -(-left // most)

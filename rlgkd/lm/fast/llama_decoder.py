@@ -230,6 +230,7 @@ class LlamaDecoder:
             # Free slots take part, and nobody reads what they write; the clamp keeps their positions within the table.
             self.token_S[self.gather_index_B] = token_B
             self.position_S.clamp_(max=self.size - 1)
+        # Of the free slots too, so that no row of scores is -inf alone, which would be NaN.
         self.mask_Z1T.select(-1, column).zero_()
         # A graph takes the column from memory; elsewhere a number saves the scatter.
         where = self.column_1.fill_(column) if self.lm.compile_decoding else column
