@@ -134,6 +134,7 @@ def draw_frontier(entries: Sequence[Entry], x: str, y: str, labels: Mapping[str,
         bars = [[[score.mean - score.low], [score.high - score.mean]] for score in (own[x], own[y])]
         look |= {"xerr": bars[0], "yerr": bars[1], "marker": "o", "ls": "", "ms": 6, "capsize": 2, "lw": 1}
         axes.errorbar(own[x].mean, own[y].mean, label=one["name"], **look)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))  # of shares, whose intervals over few seeds may pass 0 and 1
     plain(axes, labels[x], f"{labels[y]}, which no training sees")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False)
